@@ -1,0 +1,75 @@
+"""Pure functions on boxes. Every function takes and returns numpy arrays or torch tensors of the same kind."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+
+Boxes = TypeVar("Boxes")
+"""[N, 4] of a floating type; numpy or torch."""
+
+
+def _stack(columns: list, like: Boxes) -> Boxes:
+    if isinstance(like, np.ndarray):
+        return np.stack(columns, axis=-1)
+    import torch
+
+    return torch.stack(columns, dim=-1)
+
+
+def xywh_to_xyxy(boxes: Boxes) -> Boxes:
+    """Turns (left, top, width, height), as COCO writes boxes, into (x1, y1, x2, y2), in the same units."""
+    x, y, w, h = (boxes[..., i] for i in range(4))
+    return _stack([x, y, x + w, y + h], boxes)
+
+
+def xyxy_to_xywh(boxes: Boxes) -> Boxes:
+    """Turns (x1, y1, x2, y2) into (left, top, width, height), in the same units."""
+    x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
+    return _stack([x1, y1, x2 - x1, y2 - y1], boxes)
+
+
+def _per_corner(image_size: tuple[int, int], like: Boxes) -> Boxes:
+    height, width = image_size
+    if isinstance(like, np.ndarray):
+        return np.asarray([width, height, width, height], dtype=like.dtype)
+    return like.new_tensor([width, height, width, height])
+
+
+def normalize(boxes_px: Boxes, image_size: tuple[int, int]) -> Boxes:
+    """Divides pixel boxes by the picture's size; image_size: (height, width). Values outside [0, 1] are kept."""
+    return boxes_px / _per_corner(image_size, boxes_px)
+
+
+def denormalize(boxes: Boxes, image_size: tuple[int, int]) -> Boxes:
+    """Multiplies boxes in [0, 1] by the picture's size; image_size: (height, width)."""
+    return boxes * _per_corner(image_size, boxes)
+
+
+def clip(boxes_px: Boxes, image_size: tuple[int, int]) -> Boxes:
+    """Moves corners outside the picture to its border; image_size: (height, width)."""
+    limits = _per_corner(image_size, boxes_px)
+    if isinstance(boxes_px, np.ndarray):
+        return np.minimum(np.maximum(boxes_px, 0), limits)
+    return boxes_px.clamp(min=0).minimum(limits)
+
+
+def keep_valid(boxes_px: Boxes, min_side: float = 0.0) -> Boxes:
+    """Returns bool[N]: true where width and height are both greater than min_side (same units as the boxes)."""
+    return ((boxes_px[..., 2] - boxes_px[..., 0]) > min_side) & ((boxes_px[..., 3] - boxes_px[..., 1]) > min_side)
+
+
+def to_rois(boxes: list, image_size: tuple[int, int]):
+    """Joins the boxes of a batch into RoI rows.
+
+    boxes: list of float[N_i, 4] tensors, xyxy in [0, 1]; N_i may be 0. image_size: (height, width) of the model's input.
+    Returns float[sum N_i, 5]: batch index, x1, y1, x2, y2 in input pixels, in batch order.
+    """
+    import torch
+
+    rows = []
+    for index, of_image in enumerate(boxes):
+        scaled = denormalize(of_image, image_size)
+        rows.append(torch.cat([scaled.new_full((len(scaled), 1), index), scaled], dim=1))
+    return torch.cat(rows) if rows else torch.zeros(0, 5)
