@@ -63,7 +63,8 @@ def keep_valid(boxes_px: Boxes, min_side: float = 0.0) -> Boxes:
 def to_rois(boxes: list, image_size: tuple[int, int]):
     """Joins the boxes of a batch into RoI rows.
 
-    boxes: list of float[N_i, 4] tensors, xyxy in [0, 1]; N_i may be 0. image_size: (height, width) of the model's input.
+    boxes: list of float[N_i, 4] tensors, xyxy in [0, 1]; N_i may be 0.
+    image_size: (height, width) of the model's input.
     Returns float[sum N_i, 5]: batch index, x1, y1, x2, y2 in input pixels, in batch order.
     """
     import torch

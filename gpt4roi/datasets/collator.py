@@ -1,0 +1,47 @@
+"""Makes one batch of several encoded samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gpt4roi.errors import InputError
+from gpt4roi.padding import pad_features
+
+_TENSOR_LISTS = ("feature_maps",)
+_STACKED = ("image_tokens",)
+
+
+class RegionCollator:
+    """Pads encoded samples to one batch for training; what could not be encoded is left out.
+
+    features: outputs of GPT4RoIProcessor.encode; instead of `pixel_values` they may hold what the vision tower made of
+        the picture: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
+    Returns the model's arguments, plus `skipped`: the reasons of the samples that were left out.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        whole = [feature for feature in features if "input_ids" in feature]
+        skipped = [feature["skipped"] for feature in features if "input_ids" not in feature]
+        if not whole:
+            raise InputError(f"no sample of this batch could be used: {'; '.join(skipped)}")
+        cached = [{key: f[key] for key in (*_TENSOR_LISTS, *_STACKED) if key in f} for f in whole]
+        batch = pad_features(
+            [{key: value for key, value in f.items() if key not in (*_TENSOR_LISTS, *_STACKED)} for f in whole],
+            pad_token_id=self.pad_token_id,
+            side="right",
+        )
+        with_picture = [entry for entry in cached if entry]
+        if with_picture:
+            batch["image_tokens"] = torch.stack([entry["image_tokens"] for entry in with_picture])
+            batch["feature_maps"] = [
+                torch.stack(level) for level in zip(*(e["feature_maps"] for e in with_picture), strict=True)
+            ]
+        if skipped:
+            batch["skipped"] = skipped
+        return batch

@@ -1,0 +1,50 @@
+"""What the training reads: samples drawn by seed, epoch and index, and encoded."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from gpt4roi.datasets.mixture import Mixture
+from gpt4roi.errors import InputError
+from gpt4roi.processor import GPT4RoIProcessor
+
+
+class PictureFeatures(Protocol):
+    """Keeps what a frozen tower made of each picture."""
+
+    def get(self, image: str) -> dict[str, Any]:
+        """Returns `image_tokens` and `feature_maps` of one picture."""
+
+
+class EncodedDataset(Dataset):
+    """Encodes sample `index` of a mixture; the same seed, epoch and index give the same tensors on every worker.
+
+    features: where given, pictures are not opened: the tower's outputs are taken from there.
+    """
+
+    def __init__(
+        self, mixture: Mixture, processor: GPT4RoIProcessor, seed: int, features: PictureFeatures | None = None
+    ) -> None:
+        self.mixture, self.processor, self.seed, self.features = mixture, processor, seed, features
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tells which epoch's draws are handed out from now on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns one encoded sample, or `skipped` with the reason when what it was drawn from cannot be used."""
+        sample = self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
+        try:
+            if self.features is None or sample.image is None:
+                return self.processor.encode(sample)
+            size = self.features.image_size(sample.image)
+            return self.processor.encode_text(sample, image_size=size) | self.features.get(sample.image)
+        except InputError as error:
+            return {"skipped": str(error)}
