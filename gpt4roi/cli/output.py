@@ -1,0 +1,46 @@
+"""What the command line writes, and where: answers to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+
+def line(text: str) -> None:
+    """Writes one answer line to stdout, at once, so that a pipe sees it."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def record(value: Any, indent: int | None = 2) -> None:
+    """Writes one JSON value to stdout; text stays readable in any language."""
+    line(json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+def error(command: str, message: str) -> None:
+    """Writes one line `COMMAND: error: MESSAGE` to stderr."""
+    sys.stderr.write(f"{command}: error: {' '.join(message.split())}\n")
+    sys.stderr.flush()
+
+
+class _Stderr(logging.StreamHandler):
+    """The handler of one command; a later command in the same process replaces it."""
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Sends the log to stderr: this package's from `level` on, the libraries' from warnings on."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Stderr)]:
+        root.removeHandler(handler)
+    handler = _Stderr(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(handler)
+    logging.getLogger("gpt4roi").setLevel(level)
+
+
+def silence_stdout() -> None:
+    """Points stdout at nothing, so that the interpreter's last flush does not complain about a closed pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
