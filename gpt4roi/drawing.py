@@ -1,0 +1,47 @@
+"""Numbered boxes on a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+PALETTE = (
+    "#e6194b", "#1f77d4", "#2e9e3f", "#f58231", "#911eb4", "#00a3a3", "#d6219c", "#8a6d00", "#5b4be0", "#7a4a2b",
+)  # fmt: skip
+"""One colour a region, in order; dark enough for white digits, and starts again after the last."""
+
+
+def region_color(index: int) -> str:
+    """Returns the colour, as #rrggbb, of the region with this index, counted from 0."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def draw_boxes(picture: Image.Image, boxes_px: Sequence, labels: Sequence[str] | None = None) -> Image.Image:
+    """Returns a copy of the picture, RGB, with every box in its colour and its number (or label) in a corner.
+
+    boxes_px: N boxes, xyxy in pixels of the picture. labels: N texts; by default "1", "2", …
+    """
+    drawn = picture.convert("RGB")
+    pen = ImageDraw.Draw(drawn)
+    shorter = min(drawn.size)
+    line_width = max(2, round(shorter / 160))
+    font = ImageFont.load_default(size=max(11, round(shorter / 22)))
+    for index, box in enumerate(boxes_px):
+        x1, y1, x2, y2 = (float(value) for value in box)
+        color = region_color(index)
+        pen.rectangle((x1, y1, x2, y2), outline=color, width=line_width)
+        text = str(index + 1) if labels is None else str(labels[index])
+        _draw_label(pen, (x1, y1), text, font, color, drawn.size)
+    return drawn
+
+
+def _draw_label(pen: ImageDraw.ImageDraw, corner, text: str, font, color: str, picture_size) -> None:
+    """Writes a label on a filled plate whose top left is the corner, moved as far as needed to stay in the picture."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    pad = max(2, (bottom - top) // 5)
+    width, height = right - left + 2 * pad, bottom - top + 2 * pad
+    x = min(max(corner[0], 0), max(picture_size[0] - width, 0))
+    y = min(max(corner[1], 0), max(picture_size[1] - height, 0))
+    pen.rectangle((x, y, x + width, y + height), fill=color)
+    pen.text((x + pad - left, y + pad - top), text, fill="white", font=font)
