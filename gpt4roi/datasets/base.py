@@ -27,3 +27,7 @@ class RegionDataset:
     def sample(self, index: int, rng: np.random.Generator) -> RegionSample:
         """Draws the dialogue of item `index`; every random choice comes from `rng`."""
         raise NotImplementedError
+
+    def region_texts(self, index: int) -> dict[int, str]:
+        """Returns the text that names each box of item `index` (box number from 0 -> text), where the data say so."""
+        return {}

@@ -18,6 +18,9 @@ class PictureFeatures(Protocol):
     def get(self, image: str) -> dict[str, Any]:
         """Returns `image_tokens` and `feature_maps` of one picture."""
 
+    def image_size(self, image: str) -> tuple[int, int]:
+        """Returns the (height, width) that pixel boxes on this picture are measured in."""
+
 
 class EncodedDataset(Dataset):
     """Encodes sample `index` of a mixture; the same seed, epoch and index give the same tensors on every worker.

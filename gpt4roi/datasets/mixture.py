@@ -39,3 +39,8 @@ class Mixture:
         """Draws sample `index` of the joined list from the data set it lies in."""
         part, inner = self.order[index]
         return self.parts[part].sample(int(inner), rng)
+
+    def region_texts(self, index: int) -> dict[int, str]:
+        """Returns the text that names each box (number from 0) of sample `index`, where its data set says so."""
+        part, inner = self.order[index]
+        return self.parts[part].region_texts(int(inner))

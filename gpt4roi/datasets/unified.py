@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 from gpt4roi.datasets.base import RegionDataset
 from gpt4roi.errors import InputError
 from gpt4roi.structures import RegionSample, Turn
+
+MENTION = re.compile(r"<region(\d+)>")
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
@@ -68,6 +71,18 @@ class UnifiedDataset(RegionDataset):
             source=item["source"],
         )
 
+    def region_texts(self, index: int) -> dict[int, str]:
+        """Returns the answers to questions about exactly one region; only `caption` ones where tasks are told."""
+        item = self.items[index]
+        turns = item["conversations"]
+        tasks = item.get("tasks") or ["caption"] * (len(turns) // 2)
+        texts = {}
+        for pair, task in enumerate(tasks):
+            mentioned = set(MENTION.findall(turns[2 * pair]["value"]))
+            if task == "caption" and len(mentioned) == 1:
+                texts[int(mentioned.pop()) - 1] = turns[2 * pair + 1]["value"]
+        return texts
+
     def _draw_pairs(self, turns: list[Turn], tasks: list[str], rng: np.random.Generator) -> list[Turn]:
         of_task: dict[str, list[int]] = {}
         for pair, task in enumerate(tasks):
@@ -103,7 +118,8 @@ def read_objects(path: Path):
     for position, item in objects:
         source = f"{path}#{position}"
         if not isinstance(item, dict):
-            raise InputError(f"{source}: expected an object with image, boxes, conversations; got {type(item).__name__}")
+            got = type(item).__name__
+            raise InputError(f"{source}: expected an object with image, boxes, conversations; got {got}")
         yield source, item
 
 
@@ -138,5 +154,6 @@ def _checked(item: dict[str, Any], source: str, pairs_per_visit: Mapping[str, in
         if not item.get("independent"):
             raise InputError(f"{source}: pairs_per_visit needs independent questions; add \"independent\": true")
         if 2 * len(item["tasks"]) != len(turns):
-            raise InputError(f"{source}: {len(item['tasks'])} tasks for {len(turns)} turns; expected one a pair of turns")
+            got = f"{len(item['tasks'])} tasks for {len(turns)} turns"
+            raise InputError(f"{source}: {got}; expected one task for each pair of turns")
     return {**item, "source": source}

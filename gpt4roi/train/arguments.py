@@ -1,0 +1,113 @@
+"""What a training can be told, and what each stage is told when nothing else is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments as HFTrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which parts the model is made of; a GPT4RoI folder needs no tower."""
+
+    model_name_or_path: str = field(
+        default="./vicuna-7b", metadata={"help": "a language model's folder, or a GPT4RoI folder to start from"}
+    )
+    vision_tower: str = field(
+        default="openai/clip-vit-large-patch14", metadata={"help": "folder or name of the frozen vision tower"}
+    )
+    pretrain_mm_mlp_adapter: str | None = field(default=None, metadata={"help": "a LLaVA mm_projector file"})
+    mm_vision_select_layer: int = field(default=-2, metadata={"help": "hidden state the image tokens come from"})
+    mm_use_im_start_end: bool = field(default=True, metadata={"help": "put <im_start> and <im_end> around the picture"})
+    model_max_length: int = field(default=2048, metadata={"help": "longest sequence; whole turns are dropped beyond"})
+    prompt_format: str = field(default="v0", metadata={"help": "v0, v1, or chat: the tokenizer's own chat template"})
+    region_encoder_type: str = field(default="gpt4roi", metadata={"help": "gpt4roi, or light for timm pyramids"})
+    image_grid_size: int | None = field(
+        default=None, metadata={"help": "light: image tokens per side, by pooling the last map"}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or flash_attention_2"})
+
+
+@dataclass
+class DataArguments:
+    """What is learnt from."""
+
+    dataset_config: str = field(
+        default="gpt4roi/configs/dataset_config.json", metadata={"help": "list of data sets, or a unified file"}
+    )
+    eval_dataset: str | None = field(default=None, metadata={"help": "the same, for the validation loss"})
+    picture_features: str | None = field(
+        default=None,
+        metadata={"help": "folder to keep the frozen tower's outputs in, so that each picture is looked at once"},
+    )
+    max_bad_fraction: float = field(default=0.01, metadata={"help": "stop when more samples than this are unusable"})
+
+
+@dataclass
+class RegionArguments:
+    """What is ours, not the original's: off unless asked for."""
+
+    align_regions: int = field(
+        default=0, metadata={"help": "epochs of aligning region embeddings with words before training; 0: none"}
+    )
+    align_learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the alignment"})
+    align_batch_size: int = field(default=16, metadata={"help": "pictures in a step of the alignment"})
+    align_weight: float = field(default=0.0, metadata={"help": "weight of the alignment loss kept during training"})
+    region_mixup: float = field(
+        default=0.0, metadata={"help": "light: largest share of another region's features mixed in while training"}
+    )
+    region_noise: float = field(
+        default=0.0, metadata={"help": "light: channel noise while training, in standard deviations"}
+    )
+
+
+@dataclass
+class TrainingArguments(HFTrainingArguments):
+    """The Trainer's own arguments, with what is particular to the stages."""
+
+    stage: int = field(default=1, metadata={"help": "1: region encoder; 2: everything but the vision tower"})
+    trainable_modules: str | None = field(
+        default=None, metadata={"help": "comma-separated: region_encoder, mm_projector, language_model"}
+    )
+    learning_rates: str | None = field(
+        default=None, metadata={"help": "learning rates that differ, as region_encoder=5e-4,mm_projector=5e-4"}
+    )
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "samples a step over all devices; kept by accumulation"}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "kept off: the model reads every column"})
+
+
+STAGE_DEFAULTS: dict[int, dict[str, object]] = {
+    1: {
+        "trainable_modules": "region_encoder",
+        "global_batch_size": 4,
+        "per_device_train_batch_size": 1,
+        "num_train_epochs": 2,
+        "learning_rate": 2e-5,
+        "weight_decay": 0.01,
+        "warmup_steps": 0.003,
+        "lr_scheduler_type": "cosine",
+        "logging_steps": 1,
+        "save_steps": 1000,
+        "save_total_limit": 2,
+        "dataset_config": "gpt4roi/configs/stage1.py",
+    },
+    2: {
+        "trainable_modules": "region_encoder,mm_projector,language_model",
+        "global_batch_size": 16,
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 1,
+        "learning_rate": 2e-5,
+        "weight_decay": 0.0,
+        "warmup_steps": 3000,
+        "lr_scheduler_type": "cosine",
+        "gradient_checkpointing": True,
+        "logging_steps": 1,
+        "save_steps": 1000,
+        "save_total_limit": 2,
+        "dataset_config": "gpt4roi/configs/stage2.py",
+    },
+}
+"""The original's hyper-parameters (its two training scripts); warmup_steps below 1 is a fraction of all steps."""

@@ -1,0 +1,45 @@
+"""What is looked at before the first step, so that no training learns nothing in silence."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from gpt4roi.constants import IGNORE_INDEX
+from gpt4roi.errors import InputError
+from gpt4roi.processor import GPT4RoIProcessor
+
+logger = logging.getLogger(__name__)
+
+
+def check_first_batch(batch: dict[str, Any], processor: GPT4RoIProcessor) -> None:
+    """Logs how the first sample reads, what it supervises and its boxes; raises InputError where nothing is learnt."""
+    supervised = int((batch["labels"] != IGNORE_INDEX).sum())
+    if supervised == 0:
+        raise InputError(
+            f"no token of the first batch is supervised (prompt format {processor.prompt_format!r}); "
+            "the answers are empty, or --model_max_length leaves no room for them"
+        )
+    shapes = {key: tuple(value.shape) for key, value in batch.items() if hasattr(value, "shape")}
+    logger.info("First batch: %d supervised tokens; %s", supervised, shapes)
+    logger.info("First sample, supervised parts between «»:\n%s", render(batch, processor))
+    if batch.get("boxes"):
+        logger.info("Its boxes, xyxy in [0, 1]: %s", [[round(v, 3) for v in box] for box in batch["boxes"][0].tolist()])
+
+
+def render(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int = 0) -> str:
+    """Writes one sample of a batch as text, runs of picture tokens shortened, supervised runs between « and »."""
+    ids, labels = batch["input_ids"][row].tolist(), batch["labels"][row].tolist()
+    length = int(batch["attention_mask"][row].sum())
+    runs: list[tuple[str, list[int]]] = []
+    for token, label in zip(ids[:length], labels[:length], strict=True):
+        picture = token == processor.image_patch_token_id
+        kind = "picture" if picture else "learnt" if label != IGNORE_INDEX else "given"
+        if not runs or runs[-1][0] != kind:
+            runs.append((kind, []))
+        runs[-1][1].append(token)
+    parts = []
+    for kind, run in runs:
+        text = f"[{len(run)} picture tokens]" if kind == "picture" else processor.tokenizer.decode(run)
+        parts.append(f"«{text}»" if kind == "learnt" else text)
+    return "".join(parts)

@@ -1,0 +1,127 @@
+"""Looks at every training picture once: a frozen tower without augmentation always says the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+
+from gpt4roi.datasets.mixture import Mixture
+from gpt4roi.errors import InputError
+from gpt4roi.processor import GPT4RoIProcessor
+
+logger = logging.getLogger(__name__)
+
+
+class KeptFeatures:
+    """Holds the tower's outputs for a list of pictures in memory, as float16.
+
+    tensors: `image_tokens` [N, P, C] and `level0` … [N, C, H, W], shallow first; sizes: (height, width) of each picture.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], images: list[str], sizes: list[tuple[int, int]]) -> None:
+        self.tensors, self.sizes = tensors, sizes
+        self.row = {image: row for row, image in enumerate(images)}
+        self.levels = sorted(name for name in tensors if name.startswith("level"))
+
+    def get(self, image: str) -> dict[str, Any]:
+        """Returns `image_tokens` float16[P, C] and `feature_maps`, a list of float16[C, H, W], of one picture."""
+        row = self.row[image]
+        return {
+            "image_tokens": self.tensors["image_tokens"][row],
+            "feature_maps": [self.tensors[level][row] for level in self.levels],
+        }
+
+    def sample_maps(self, count: int = 256) -> list[torch.Tensor]:
+        """Returns the maps of the first pictures, a list of float16[count, C, H, W], to measure channels by."""
+        return [self.tensors[level][:count] for level in self.levels]
+
+    def image_size(self, image: str) -> tuple[int, int]:
+        """Returns (height, width) of the picture that the tower saw."""
+        return self.sizes[self.row[image]]
+
+
+def keep_features(
+    folder: Path, mixture: Mixture, processor: GPT4RoIProcessor, model: nn.Module, batch_size: int = 16
+) -> KeptFeatures:
+    """Returns the tower's outputs for every picture of a mixture, from `folder` where they were kept before.
+
+    They are kept under a name made of the tower's weights, the picture pipeline and each file's path, size and time of
+    change, so that nothing stale is read. Raises InputError where a sample augments its picture.
+    """
+    images, pipeline = _pictures(mixture)
+    path = folder / f"features-{_fingerprint(model.vision_tower, pipeline, images)}.safetensors"
+    if path.is_file():
+        logger.info("Picture features: %d pictures, kept in %s", len(images), path)
+        with safe_open(path, framework="pt") as file:
+            return KeptFeatures(
+                {key: file.get_tensor(key) for key in file.keys()},  # noqa: SIM118: not a mapping
+                images,
+                [tuple(size) for size in json.loads(file.metadata()["sizes"])],
+            )
+    kept = _look(images, pipeline, processor, model, batch_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}.partial")
+    save_file(kept.tensors, beside, metadata={"sizes": json.dumps(kept.sizes)})
+    beside.replace(path)
+    return kept
+
+
+def _pictures(mixture: Mixture) -> tuple[list[str], str]:
+    """Returns the distinct pictures of a mixture in order of appearance, and the one pipeline they all go through."""
+    pipelines: dict[str, str] = {}
+    for index in range(len(mixture)):
+        sample = mixture.sample(index, np.random.default_rng(0))
+        if sample.augmentation is not None:
+            raise InputError(f"{sample.source}: --picture_features needs data sets that do not augment pictures")
+        if sample.image is not None:
+            pipelines[sample.image] = sample.picture_pipeline
+    if len(set(pipelines.values())) > 1:
+        raise InputError("--picture_features: the data sets use both picture pipelines; choose one for all of them")
+    return list(pipelines), next(iter(pipelines.values()), "bicubic")
+
+
+def _fingerprint(tower: nn.Module, pipeline: str, images: list[str]) -> str:
+    digest = hashlib.sha256(pipeline.encode())
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for image in images:
+        try:
+            facts = os.stat(image)
+        except OSError:
+            raise InputError(f"{image}: no such picture") from None
+        digest.update(f"{image} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def _look(
+    images: list[str], pipeline: str, processor: GPT4RoIProcessor, model: nn.Module, batch_size: int
+) -> KeptFeatures:
+    tensors: dict[str, torch.Tensor] = {}
+    sizes = []
+    parameter = next(model.vision_tower.parameters())
+    with tqdm(total=len(images), desc="looking at pictures", unit="picture") as bar:
+        for start in range(0, len(images), batch_size):
+            pictures = [processor.load_image(image, pipeline) for image in images[start : start + batch_size]]
+            sizes.extend((picture.height, picture.width) for picture in pictures)
+            pixels = torch.stack([processor.pixel_values(picture, pipeline) for picture in pictures])
+            tokens, maps = model.encode_picture(pixels.to(parameter.device, parameter.dtype))
+            parts = {"image_tokens": tokens} | {f"level{number}": level for number, level in enumerate(maps)}
+            for name, part in parts.items():
+                if name not in tensors:
+                    tensors[name] = torch.empty(len(images), *part.shape[1:], dtype=torch.float16)
+                tensors[name][start : start + len(part)] = part
+            bar.update(len(pictures))
+    return KeptFeatures(tensors, images, sizes)

@@ -1,0 +1,85 @@
+"""The HF Trainer, with what is particular to regions: learning rates by module, the alignment loss, skipped samples."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from gpt4roi.errors import InputError
+from gpt4roi.train.alignment import AlignmentLoss
+from gpt4roi.train.trainable import parameter_groups
+
+logger = logging.getLogger(__name__)
+
+_FOR_THE_TRAINER = ("skipped", "source", "n_dropped_turns", "text_ids")
+
+
+class GPT4RoITrainer(Trainer):
+    """Trains a GPT4RoI model on batches of RegionCollator.
+
+    rates: learning rates of modules that differ from the rest.
+    alignment, align_weight: the alignment loss that is kept during training, and its weight; None and 0 for none.
+    max_bad_fraction: the training stops once more than this share of the samples could not be used.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        rates: dict[str, float],
+        alignment: AlignmentLoss | None = None,
+        align_weight: float = 0.0,
+        max_bad_fraction: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.rates, self.alignment, self.align_weight = rates, alignment, align_weight
+        self.max_bad_fraction = max_bad_fraction
+        self.seen = self.skipped = self.dropped_turns = 0
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Builds the optimiser with one group for each learning rate."""
+        if self.optimizer is None:
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = parameter_groups(self.model, self.args.learning_rate, self.args.weight_decay, self.rates)
+            self.optimizer = kind(groups, **arguments)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Returns the language model's loss on the answers, plus the alignment loss where it is kept."""
+        extra = {key: inputs.pop(key) for key in _FOR_THE_TRAINER if key in inputs}
+        if model.training:
+            self._count(extra, len(inputs["input_ids"]))
+        outputs = model(**inputs, logits_at_labels_only=model.training, num_items_in_batch=num_items_in_batch)
+        loss = outputs.loss
+        if self.alignment is not None and self.align_weight and model.training and "feature_maps" in inputs:
+            encoder = self.accelerator.unwrap_model(model).region_encoder
+            maps = [level.to(loss.dtype) for level in inputs["feature_maps"]]
+            content = encoder.content(maps, inputs["boxes"])
+            aligned = self.alignment(content, extra["text_ids"].to(content.device))
+            loss = loss + self.align_weight * aligned / self.args.gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def _count(self, extra: dict[str, Any], used: int) -> None:
+        reasons = extra.get("skipped", [])
+        for reason in reasons:
+            logger.warning("Skipped a sample: %s", reason)
+        self.seen += used + len(reasons)
+        self.skipped += len(reasons)
+        self.dropped_turns += int(sum(extra.get("n_dropped_turns", [])))
+        if self.skipped > max(1, self.max_bad_fraction * self.seen) and self.seen >= 100:
+            raise InputError(
+                f"{self.skipped} of {self.seen} samples could not be used, more than --max_bad_fraction "
+                f"{self.max_bad_fraction}; the last: {reasons[-1] if reasons else 'see above'}"
+            )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the counts of skipped samples and dropped turns to every log line where there were any."""
+        for name in ("skipped", "dropped_turns"):
+            if getattr(self, name):
+                logs[name] = getattr(self, name)
+        super().log(logs, *args, **kwargs)

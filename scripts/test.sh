@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Makes or reuses the environment, then runs ruff and the test suite. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/environment.sh train,eval,dev
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+exec .venv/bin/python -m pytest -m "not slow and not gpu" "$@"
