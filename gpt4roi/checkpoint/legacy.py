@@ -1,0 +1,168 @@
+"""The original's folders: its parameter names, its configuration, and how its tower was rounded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from gpt4roi.errors import InputError
+
+LEGACY_MODEL_TYPE = "llava"
+
+NAMES = (
+    # the original's                            ours
+    ("model.spi_module.mlvl_fuse.input_conv.", "region_encoder.fusion.input_convs."),
+    ("model.spi_module.mlvl_fuse.fuse_convs.", "region_encoder.fusion.fuse_convs."),
+    ("model.spi_module.roi_align.pconvs.", "region_encoder.pooler.pool_convs."),
+    ("model.spi_module.roi_align.pos_embedd.", "region_encoder.pooler.position_embedding."),
+    ("model.spi_module.roi_align.updims.", "region_encoder.pooler.output_linear."),
+    ("model.spi_module.roi_align.flatten_linear.", "region_encoder.pooler.flatten_linear."),
+    ("model.mm_projector.", "mm_projector."),
+    ("model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+)
+"""Beginnings of parameter names; the first line that fits counts, in both directions."""
+
+NORM = (".gn.", ".norm.")
+"""The GroupNorm inside a fusion round: the original's name, and ours."""
+
+ROTARY_BUFFER = re.compile(r"rotary_emb\.inv_freq$")
+"""Saved by old versions of transformers; computed today."""
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def to_ours(name: str) -> str | None:
+    """Translates a parameter's name from the original's; None for a rotary buffer, which nobody needs.
+
+    A name that fits no line of the table is returned as it is.
+    """
+    if ROTARY_BUFFER.search(name):
+        return None
+    for old, new in NAMES:
+        if name.startswith(old):
+            ours = new + name.removeprefix(old)
+            return ours.replace(*NORM) if ".fuse_convs." in ours else ours
+    return name
+
+
+def to_original(name: str) -> str:
+    """Translates a parameter's name to the original's; a name that fits no line of the table is returned as it is."""
+    for old, new in NAMES:
+        if name.startswith(new):
+            original = old + name.removeprefix(new)
+            return original.replace(*reversed(NORM)) if ".fuse_convs." in original else original
+    return name
+
+
+def rename(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Renames an original state dict; rotary buffers are left out."""
+    return {ours: tensor for name, tensor in tensors.items() if (ours := to_ours(name)) is not None}
+
+
+def through_half(tensor: torch.Tensor) -> torch.Tensor:
+    """Rounds to float16 and back, as the original did to its vision tower before any training."""
+    return tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor
+
+
+def is_original(config: dict[str, Any]) -> bool:
+    """Tells whether a config.json is of the original's kind."""
+    return config.get("model_type") == LEGACY_MODEL_TYPE and "mm_vision_tower" in config
+
+
+def config_values(
+    config: dict[str, Any], shapes: dict[str, Sequence[int]], token_ids: dict[str, int]
+) -> dict[str, Any]:
+    """Translates the original's config.json to arguments of GPT4RoIConfig, without the tower's.
+
+    config: the file's content; shapes: shape of each tensor under its original name: every size that the
+    file leaves open is read from them; token_ids: ids of <im_patch>, <bbox>, <im_start>, <im_end>.
+    Raises InputError where a needed tensor is missing.
+    """
+    region = "model.spi_module."
+    try:
+        channels = shapes[region + "roi_align.updims.weight"][1]
+        cells = shapes[region + "roi_align.flatten_linear.weight"][1] // channels
+        position = shapes[region + "roi_align.pos_embedd.0.weight"][0]
+        vocabulary = shapes["model.embed_tokens.weight"][0]
+    except KeyError as missing:
+        raise InputError(
+            f"{missing.args[0]}: no such tensor in the original-format weights; a LLaVA or a bare language model is no "
+            "GPT4RoI model (to start a training from one, name it as --model_name_or_path)"
+        ) from None
+    text = {
+        name: value
+        for name, value in config.items()
+        if not name.startswith(("mm_", "_")) and name not in ("architectures", "model_type", "use_mm_proj")
+    }
+    return {
+        "text_config": {"model_type": "llama", **text, "vocab_size": vocabulary},
+        "mm_vision_select_layer": config.get("mm_vision_select_layer", -2),
+        "mm_use_im_start_end": config.get("mm_use_im_start_end", True),
+        "num_region_levels": _count(shapes, region + "roi_align.pconvs."),
+        "num_fusion_rounds": _count(shapes, region + "mlvl_fuse.fuse_convs."),
+        "roi_output_size": round(cells**0.5),
+        "position_hidden_size": position,
+        **token_ids,
+    }
+
+
+def _count(shapes: dict[str, Sequence[int]], prefix: str) -> int:
+    """Counts the members of a module list by the numbers after a prefix."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; raises InputError with the file's name where there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Reads all tensors of a checkpoint folder, safetensors or .bin, in one file or in shards with an index.
+
+    Raises InputError where there is no weight file, or a shard is missing.
+    """
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return read_file(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = sorted(set(read_json(index)["weight_map"].values()))
+            missing = [shard for shard in shards if not (folder / shard).is_file()]
+            if missing:
+                raise InputError(f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {missing[:3]}")
+            tensors: dict[str, torch.Tensor] = {}
+            for shard in shards:
+                tensors.update(read_file(folder / shard))
+            return tensors
+    raise InputError(f"{folder}: no weights, expected one of {', '.join(WEIGHT_FILES)} or an index of shards")
+
+
+def read_file(path: Path) -> dict[str, torch.Tensor]:
+    """Reads one file of tensors; raises InputError where it holds anything else."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: not a file of tensors ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise InputError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
+    return content
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"

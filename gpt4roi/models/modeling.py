@@ -1,0 +1,305 @@
+"""The model: pictures and boxes become embeddings that stand among the words of a decoder language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from gpt4roi.errors import InputError
+from gpt4roi.models.configuration import GPT4RoIConfig
+from gpt4roi.models.light import LightProjector, LightRegionEncoder
+from gpt4roi.models.loss import cross_entropy, next_tokens
+from gpt4roi.models.opening import OpensFolders
+from gpt4roi.models.region_encoder import FeatureFusion, RegionEncoder, RegionPooler
+from gpt4roi.models.splice import picture_rows, positions, scatter, segment_mask
+from gpt4roi.models.vision import VisionTower, flatten_map
+
+PREFILL_INPUTS = ("pixel_values", "boxes", "image_tokens", "feature_maps", "segment_ids")
+"""What is looked at once: afterwards it lies in the cache."""
+
+HEAD_IS_NOT_ALL = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Settings of language models that do more to their logits than the output layer does."""
+
+
+@dataclass
+class GPT4RoIOutput(ModelOutput):
+    """What the model returns.
+
+    loss: mean cross-entropy; logits: float[B, T, V] (float[N, V], rows in batch order, with logits_at_labels_only);
+    image_features: float[K, P, D]; region_features: float[M, D], row k is the k-th <bbox> of the batch.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_features: torch.Tensor | None = None
+    region_features: torch.Tensor | None = None
+
+
+class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationMixin):
+    """Answers about pictures and regions of them.
+
+    vision_backbone, language_model: built parts to use instead of fresh ones from the configuration.
+    """
+
+    config_class = GPT4RoIConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ("RegionEncoder", "LightRegionEncoder")
+
+    def __init__(
+        self,
+        config: GPT4RoIConfig,
+        vision_backbone: PreTrainedModel | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.vision_tower = VisionTower(config, vision_backbone)
+        config.image_seq_length = config.image_seq_length or self.vision_tower.num_image_tokens
+        if config.projector_type == "light":
+            self.mm_projector: nn.Module = LightProjector(config, self.vision_tower)
+        else:
+            self.mm_projector = nn.Linear(self.vision_tower.hidden_size, config.text_config.hidden_size)
+        encoder = LightRegionEncoder if config.region_encoder_type == "light" else RegionEncoder
+        self.region_encoder: nn.Module = encoder(config, self.vision_tower)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        for part in (vision_backbone, language_model):
+            for module in part.modules() if part is not None else ():
+                # transformers' mark of what must not be drawn anew.
+                module._is_hf_initialized = True
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draws fresh weights for our own modules; the tower and the language model draw their own."""
+        if isinstance(module, (FeatureFusion, RegionPooler, LightRegionEncoder, LightProjector)) or (
+            module is self.mm_projector
+        ):
+            module.reset_parameters()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the language model's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the language model's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Returns the language model's output layer."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the language model's output layer."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def encode_picture(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Returns what the frozen tower sees, to be kept and given to forward or generate instead of pixel_values.
+
+        pixel_values: float[K, 3, S, S]. Returns image tokens float[K, P, C] and feature maps, list of
+        float[K, C_l, H_l, W_l].
+        """
+        return self.vision_tower(pixel_values.to(self.vision_tower.dtype))
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Returns the projected image tokens, float[K, P, D]; pixel_values: float[K, 3, S, S]."""
+        return self._project(self.encode_picture(pixel_values)[0])
+
+    def get_region_features(self, pixel_values: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Returns the embeddings of regions, float[M, D]; boxes: list of K float[N_i, 4], xyxy in [0, 1]."""
+        return self.region_encoder(self.encode_picture(pixel_values)[1], boxes)
+
+    def calibrate(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor] | None = None) -> None:
+        """Lets the light encoder and projector measure the tower's channels, before any training.
+
+        feature_maps: list of float[K, C_l, H_l, W_l]; boxes: list of float[N_i, 4], xyxy in [0, 1].
+        """
+        if isinstance(self.region_encoder, LightRegionEncoder):
+            self.region_encoder.calibrate(feature_maps, boxes)
+        if isinstance(self.mm_projector, LightProjector):
+            self.mm_projector.calibrate(feature_maps)
+
+    def _project(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        weight = next(self.mm_projector.parameters())
+        return self.mm_projector(image_tokens.to(weight.device, weight.dtype))
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        boxes: list[torch.Tensor] | None = None,
+        image_tokens: torch.Tensor | None = None,
+        feature_maps: list[torch.Tensor] | None = None,
+        continued: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Embeds a prompt with its pictures and regions.
+
+        Arguments as in forward; continued: the pictures' own tokens may already lie in the cache.
+        Returns inputs_embeds float[B, T, D], image_features float[K, P, D] and region_features float[M, D]; the
+        features are None where nothing was given and no gradient is wanted. Raises InputError on any mismatch.
+        """
+        inputs_embeds = self.get_input_embeddings()(input_ids)
+        if feature_maps is None and pixel_values is not None:
+            image_tokens, feature_maps = self.encode_picture(pixel_values)
+        if feature_maps is None:
+            if continued and not boxes:
+                return inputs_embeds, None, None
+            feature_maps, image_tokens = (
+                [],
+                inputs_embeds.new_zeros(0, self.vision_tower.num_image_tokens, self.vision_tower.hidden_size),
+            )
+        elif image_tokens is None:
+            image_tokens = flatten_map(feature_maps[-1])
+        boxes = [image_tokens.new_zeros(0, 4)] * len(image_tokens) if boxes is None else list(boxes)
+        if len(boxes) != len(image_tokens):
+            raise InputError(f"{len(image_tokens)} pictures but boxes for {len(boxes)}; give one tensor a picture")
+        rows = picture_rows(input_ids, boxes, self.config, self.config.image_seq_length, continued)
+        if not rows and not torch.is_grad_enabled():
+            return inputs_embeds, None, None
+        image_mask = input_ids == self.config.image_token_id
+        if rows != list(range(len(boxes))):
+            image_tokens, feature_maps = image_tokens[rows], [level[rows] for level in feature_maps]
+        image_features = self._project(image_tokens)
+        region_features = self.region_encoder(feature_maps, [boxes[row] for row in rows])
+        if bool(image_mask.any()) or not continued:
+            inputs_embeds = scatter(inputs_embeds, image_mask, image_features.flatten(0, 1))
+        inputs_embeds = scatter(inputs_embeds, input_ids == self.config.region_token_id, region_features)
+        return inputs_embeds, image_features, region_features
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        boxes: list[torch.Tensor] | None = None,
+        labels: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        feature_maps: list[torch.Tensor] | None = None,
+        segment_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        logits_at_labels_only: bool = False,
+        **kwargs: Any,
+    ) -> GPT4RoIOutput:
+        """Runs the model.
+
+        input_ids: int64[B, T]; attention_mask: [B, T (+ cached)], 1 where there is a token;
+        pixel_values: float[K, 3, S, S], the pictures of the samples that hold one, in batch order (or one a sample);
+        boxes: list of K float[N_i, 4], xyxy in [0, 1], row k belonging to the sample's k-th <bbox>;
+        labels: int64[B, T], -100 where nothing is to be learnt;
+        image_tokens, feature_maps: what `encode_picture` returned, instead of pixel_values;
+        segment_ids: int64[B, T], segments beyond 0 (the shared prefix) do not see each other;
+        logits_at_labels_only: compute logits only where the next token has a label.
+        Raises InputError where tokens, pictures and boxes do not match.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give either input_ids or inputs_embeds")
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        image_features = region_features = None
+        if inputs_embeds is None:
+            inputs_embeds, image_features, region_features = self.embed(
+                input_ids, pixel_values, boxes, image_tokens, feature_maps, continued=past > 0
+            )
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = positions(attention_mask, inputs_embeds.shape[1])
+        if segment_ids is not None:
+            attention_mask = self._segment_mask(segment_ids, attention_mask, inputs_embeds, past)
+        if labels is not None and use_cache is None:
+            use_cache = False
+        num_items = kwargs.pop("num_items_in_batch", None)
+        kwargs.pop("return_dict", None)
+        inputs = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            **kwargs,
+        }
+        if labels is not None and logits_at_labels_only:
+            outputs, logits, targets = self._logits_at_labels(inputs, labels)
+        else:
+            outputs = self.language_model(**inputs, logits_to_keep=logits_to_keep)
+            logits = outputs.logits
+        loss = None
+        if labels is not None:
+            rows = logits
+            if not logits_at_labels_only:
+                wanted, targets = next_tokens(labels)
+                rows = logits[:, :-1][wanted.to(logits.device)]
+            loss = cross_entropy(rows, targets, num_items)
+        return GPT4RoIOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_features=image_features,
+            region_features=region_features,
+        )
+
+    def _logits_at_labels(
+        self, inputs: dict[str, Any], labels: torch.Tensor
+    ) -> tuple[ModelOutput, torch.Tensor, torch.Tensor]:
+        """Returns the language model's outputs, logits float[N, V] and targets int64[N]."""
+        wanted, targets = next_tokens(labels)
+        if any(getattr(self.config.text_config, name, None) is not None for name in HEAD_IS_NOT_ALL):
+            outputs = self.language_model(**inputs)
+            return outputs, outputs.logits[:, :-1][wanted], targets
+        outputs = self.language_model.base_model(**inputs)
+        return outputs, self.get_output_embeddings()(outputs.last_hidden_state[:, :-1][wanted]), targets
+
+    def _segment_mask(
+        self, segment_ids: torch.Tensor, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor, past: int
+    ) -> torch.Tensor:
+        chosen = self.config.text_config._attn_implementation
+        if chosen not in (None, "eager", "sdpa"):
+            raise InputError(f"segment_ids need attn_implementation eager or sdpa, got {chosen}")
+        if past:
+            raise InputError("segment_ids cannot be used with a cache that holds tokens; give the whole sequence")
+        device = inputs_embeds.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs_embeds.dtype
+        return segment_mask(segment_ids, attention_mask, dtype)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Gives pictures and boxes to the first step; later ones find them in the cache."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in PREFILL_INPUTS:
+                inputs.pop(name, None)
+        segment_ids = inputs.pop("segment_ids", None)
+        if segment_ids is not None and int(segment_ids.max()) > 1:
+            raise InputError("generate answers one question a sample; independent turns need one sample each")
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Repeats lists of pictures' tensors too, for beams and several answers to one prompt."""
+        if expand_size > 1:
+            if kwargs.get("boxes") is not None:
+                kwargs["boxes"] = [rows for rows in kwargs["boxes"] for _ in range(expand_size)]
+            if kwargs.get("feature_maps") is not None:
+                kwargs["feature_maps"] = [
+                    level.repeat_interleave(expand_size, dim=0) for level in kwargs["feature_maps"]
+                ]
+        return super()._expand_inputs_for_generation(expand_size, *args, **kwargs)

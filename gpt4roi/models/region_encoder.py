@@ -1,0 +1,193 @@
+"""The original's region encoder: a pyramid fused from the tower's levels, and boxes pooled from all of it.
+
+Formulas: GPT4RoI (arXiv:2307.03601), section 3, as the released model computes them.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from gpt4roi.boxes import to_rois
+from gpt4roi.models.configuration import GPT4RoIConfig
+from gpt4roi.models.roi_align import check_boxes, roi_align
+from gpt4roi.models.vision import VisionTower
+
+
+class FusionConv(nn.Module):
+    """One round's 3x3 convolution, GroupNorm and ReLU; the same one for all levels."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.GroupNorm(groups, channels)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Keeps the shape, float[K, C, H, W]."""
+        return F.relu(self.norm(self.conv(feature_map)))
+
+
+class FeatureFusion(nn.Module):
+    """Makes a pyramid of the levels and lets neighbours exchange channels, round by round.
+
+    level_channels: channels of each incoming level, shallow first; channels: C of the pyramid, a multiple of 4;
+    grid_size: side of the last, smallest map; each earlier one is twice as large.
+    """
+
+    def __init__(
+        self, level_channels: list[int], channels: int, grid_size: int, num_rounds: int = 5, groups: int = 64
+    ) -> None:
+        super().__init__()
+        self.sizes = [grid_size * 2**step for step in reversed(range(len(level_channels)))]
+        # Two more channels tell each cell where it is.
+        self.input_convs = nn.ModuleList(nn.Conv2d(width + 2, channels, 1) for width in level_channels)
+        self.fuse_convs = nn.ModuleList(FusionConv(channels, groups) for _ in range(num_rounds))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws fresh weights: torch's default for the input, Kaiming's normal (fan out) for the fusion."""
+        for conv in self.input_convs:
+            conv.reset_parameters()
+        for fuse in self.fuse_convs:
+            nn.init.kaiming_normal_(fuse.conv.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.ones_(fuse.norm.weight)
+            nn.init.zeros_(fuse.norm.bias)
+
+    def forward(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns a list of float[K, C, H_l, W_l], largest first; feature_maps: list of float[K, C_l, h_l, w_l]."""
+        maps = [
+            conv(_with_coordinates(_resize(level, size)))
+            for conv, level, size in zip(self.input_convs, feature_maps, self.sizes, strict=True)
+        ]
+        for fuse in self.fuse_convs:
+            maps = [fuse(_exchange(maps, level)) for level in range(len(maps))]
+        return maps
+
+
+def _resize(feature_map: torch.Tensor, size: int) -> torch.Tensor:
+    """Resizes to size x size, bilinear with aligned corners, computed in at least float32."""
+    if feature_map.shape[-2:] == (size, size):
+        return feature_map
+    exact = feature_map if feature_map.dtype == torch.float64 else feature_map.float()
+    return F.interpolate(exact, size=(size, size), mode="bilinear", align_corners=True).to(feature_map.dtype)
+
+
+def _with_coordinates(feature_map: torch.Tensor) -> torch.Tensor:
+    """Appends two channels, x then y, each from -1 to 1 over the map."""
+    pictures, _, height, width = feature_map.shape
+    x = torch.linspace(-1, 1, width, device=feature_map.device, dtype=feature_map.dtype)
+    y = torch.linspace(-1, 1, height, device=feature_map.device, dtype=feature_map.dtype)
+    coordinates = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+    return torch.cat([feature_map, coordinates.expand(pictures, 2, height, width)], dim=1)
+
+
+def _exchange(maps: list[torch.Tensor], level: int) -> torch.Tensor:
+    """Replaces the second half of a level's channels by quarters of its deeper and its shallower neighbour.
+
+    At both ends the level borrows from itself.
+    """
+    own = maps[level]
+    half, quarter = own.shape[1] // 2, own.shape[1] // 4
+    deeper, shallower = maps[min(level + 1, len(maps) - 1)], maps[max(level - 1, 0)]
+    size = own.shape[-1]
+    return torch.cat(
+        [
+            own[:, :half],
+            _resize(deeper[:, half + quarter :], size),
+            _resize(shallower[:, half : half + quarter], size),
+        ],
+        dim=1,
+    )
+
+
+class RegionPooler(nn.Module):
+    """Pools each box from every level of the pyramid and adds an embedding of its place.
+
+    channels: C of the pyramid; width: D; output_size: cells a side of a pooled box; linear_std: of the linear layers.
+    """
+
+    def __init__(self, channels: int, num_levels: int, width: int, config: GPT4RoIConfig) -> None:
+        super().__init__()
+        self.output_size, self.sampling_ratio = config.roi_output_size, config.roi_sampling_ratio
+        self.backend = config.roi_align_backend
+        self.linear_std = getattr(config.text_config, "initializer_range", 0.02)
+        hidden = config.position_hidden_size
+        self.pool_convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_levels))
+        self.flatten_linear = nn.Linear(channels * self.output_size**2, channels)
+        self.position_embedding = nn.Sequential(
+            nn.Linear(4, hidden),
+            nn.ReLU(),
+            nn.LayerNorm(hidden),
+            nn.Linear(hidden, channels),
+            nn.ReLU(),
+            nn.LayerNorm(channels),
+        )
+        self.output_linear = nn.Linear(channels, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws fresh weights: small normal for the convolutions, the language model's normal for the linear layers."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.normal_(module.weight, std=0.01 if isinstance(module, nn.Conv2d) else self.linear_std)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, maps: list[torch.Tensor], boxes: list[torch.Tensor], image_size: int, extent: int):
+        """Returns float[M, D], in batch order.
+
+        maps: list of float[K, C, H_l, W_l]; boxes: list of K float[N_i, 4], xyxy in [0, 1];
+        image_size: side of the input picture; extent: how many of its pixels the maps cover along a side.
+        """
+        rois = to_rois(boxes, (image_size, image_size))
+        pooled = sum(conv(self.pool(level, rois, extent)) for conv, level in zip(self.pool_convs, maps, strict=True))
+        flat = self.flatten_linear(rearrange(F.relu(pooled), "m c h w -> m (c h w)"))
+        place = self.position_embedding(torch.cat(boxes).to(flat.dtype))
+        return self.output_linear(flat + place)
+
+    def pool(self, level: torch.Tensor, rois: torch.Tensor, extent: int) -> torch.Tensor:
+        """RoIAligns rows of (picture, x1, y1, x2, y2) from one level; float[M, C, output_size, output_size]."""
+        scale = level.shape[-1] / extent
+        return roi_align(level, rois, self.output_size, scale, self.sampling_ratio, self.backend)
+
+
+class RegionEncoder(nn.Module):
+    """Turns each box of a picture into one embedding of the language model.
+
+    tower: the tower whose feature maps it will read; only its sizes are used.
+    """
+
+    def __init__(self, config: GPT4RoIConfig, tower: VisionTower) -> None:
+        super().__init__()
+        self.image_size = tower.image_size
+        self.extent = tower.grid_size * tower.level_strides[-1]
+        self.width = config.text_config.hidden_size
+        channels, levels = tower.hidden_size, tower.level_channels
+        self.fusion = FeatureFusion(levels, channels, tower.grid_size, config.num_fusion_rounds, config.fusion_groups)
+        self.pooler = RegionPooler(channels, len(levels), self.width, config)
+
+    def forward(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Returns float[M, D]: row k belongs to the k-th box of the batch.
+
+        feature_maps: list of float[K, C_l, H_l, W_l], shallow first (unused, may be empty, where there is no box);
+        boxes: list of K float[N_i, 4], xyxy in [0, 1]; N_i may be 0. Without any box the result has no rows, and its
+        gradient to every parameter is zero, not missing. Raises InputError on boxes that are none.
+        """
+        check_boxes(boxes)
+        used = [picture for picture, rows in enumerate(boxes) if len(rows)]
+        if not used:
+            return empty_rows(self, self.width)
+        # A picture without boxes has no part in the result: the norms are of each picture by itself.
+        dtype, device = self.fusion.input_convs[0].weight.dtype, feature_maps[0].device
+        maps = self.fusion([level[used].to(dtype) for level in feature_maps])
+        return self.pooler(maps, [boxes[picture].to(device) for picture in used], self.image_size, self.extent)
+
+
+def empty_rows(module: nn.Module, width: int) -> torch.Tensor:
+    """Returns float[0, width] that depends on every parameter of a module with gradient zero."""
+    nothing = sum(parameter.reshape(-1)[:0].sum() for parameter in module.parameters())
+    return nothing + nothing.new_zeros(0, width)

@@ -1,0 +1,49 @@
+"""RoIAlign: the mean of bilinear samples in each cell of a box."""
+
+from __future__ import annotations
+
+import torch
+from torchvision.ops import roi_align as torchvision_roi_align
+
+from gpt4roi.errors import InputError
+
+
+def check_boxes(boxes: list[torch.Tensor]) -> None:
+    """Raises InputError where a box is not four numbers, not finite, or has its corners exchanged.
+
+    boxes: list of float[N_i, 4], xyxy in [0, 1]; corners outside [0, 1] and boxes without area are allowed.
+    """
+    for picture, rows in enumerate(boxes):
+        if rows.ndim != 2 or rows.shape[1] != 4:
+            raise InputError(f"picture {picture} of the batch: boxes must be [N, 4], got {tuple(rows.shape)}")
+        bad = ~torch.isfinite(rows).all(1) | (rows[:, 2] < rows[:, 0]) | (rows[:, 3] < rows[:, 1])
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            raise InputError(
+                f"picture {picture} of the batch: box {row + 1} is {[round(x, 4) for x in rows[row].tolist()]}, "
+                "expected finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2"
+            )
+
+
+def roi_align(
+    feature_map: torch.Tensor,
+    rois: torch.Tensor,
+    output_size: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    backend: str = "torchvision",
+) -> torch.Tensor:
+    """Pools boxes from a map with the half-pixel shift; samples more than one cell outside count as 0.
+
+    feature_map: float[K, C, H, W]; rois: float[M, 5], (picture, x1, y1, x2, y2) in input pixels;
+    spatial_scale: cells of the map to an input pixel. Computed in float32 (float64 for float64 maps).
+    Returns float[M, C, output_size, output_size] in the map's dtype.
+    """
+    if backend != "torchvision":
+        raise InputError(f"roi_align_backend is {backend!r}, expected torchvision")
+    exact = torch.float64 if feature_map.dtype == torch.float64 else torch.float32
+    with torch.autocast(feature_map.device.type, enabled=False):
+        pooled = torchvision_roi_align(
+            feature_map.to(exact), rois.to(exact), output_size, spatial_scale, sampling_ratio, aligned=True
+        )
+    return pooled.to(feature_map.dtype)

@@ -1,0 +1,106 @@
+"""Counts placeholder tokens, puts embeddings in their place, and says which tokens may see which."""
+
+from __future__ import annotations
+
+import torch
+
+from gpt4roi.errors import InputError
+from gpt4roi.models.configuration import GPT4RoIConfig
+
+
+def picture_rows(
+    input_ids: torch.Tensor, boxes: list[torch.Tensor], config: GPT4RoIConfig, num_image_tokens: int, continued: bool
+) -> list[int]:
+    """Finds the picture of each sample that has one, after checking every count.
+
+    input_ids: int64[B, T]; boxes: one tensor a picture: pictures are those of the samples that hold image tokens, in
+    batch order, or one for each sample of the batch; num_image_tokens: P; continued: the picture's tokens may
+    lie in the cache, so that a sample without them still has its row's picture.
+    Returns the rows of the pictures in use, in batch order. Raises InputError with both numbers on a mismatch.
+    """
+    ids = input_ids.detach().cpu()
+    image_mask, region_mask = ids == config.image_token_id, ids == config.region_token_id
+    image_counts, region_counts = image_mask.sum(1).tolist(), region_mask.sum(1).tolist()
+    for sample, count in enumerate(image_counts):
+        if count not in (0, num_image_tokens):
+            raise InputError(
+                f"sample {sample} of the batch: {count} <im_patch> tokens, but a picture has {num_image_tokens}; "
+                "a sample holds one picture or none"
+            )
+    if config.mm_use_im_start_end:
+        _check_frames(ids, image_mask, config, num_image_tokens)
+    owners = [sample for sample, count in enumerate(image_counts) if count or continued]
+    if len(boxes) == len(owners):
+        row_of = dict(zip(owners, range(len(owners)), strict=True))
+    elif len(boxes) == len(ids):
+        row_of = {sample: sample for sample in owners}
+    else:
+        raise InputError(
+            f"{len(owners)} of {len(ids)} samples hold a picture's tokens, but {len(boxes)} pictures were given; "
+            "give one for each sample that holds a picture, or one for each sample"
+        )
+    for sample, count in enumerate(region_counts):
+        given = len(boxes[row_of[sample]]) if sample in row_of else 0
+        if count != given:
+            raise InputError(f"sample {sample} of the batch: {count} <bbox> tokens but {given} boxes")
+    unused = [row for row in range(len(boxes)) if row not in row_of.values() and len(boxes[row])]
+    if unused:
+        raise InputError(
+            f"picture {unused[0]} of the batch: {len(boxes[unused[0]])} boxes, but its sample is text alone"
+        )
+    return [row_of[sample] for sample in owners]
+
+
+def _check_frames(ids: torch.Tensor, image_mask: torch.Tensor, config: GPT4RoIConfig, num_image_tokens: int) -> None:
+    """Raises InputError unless <im_start>, the P image tokens and <im_end> follow each other in every picture."""
+    for sample in image_mask.any(1).nonzero().flatten().tolist():
+        first = int(image_mask[sample].nonzero()[0])
+        last = first + num_image_tokens - 1
+        row = ids[sample].tolist()
+        framed = (
+            first > 0
+            and row[first - 1] == config.image_start_token_id
+            and last + 1 < len(row)
+            and row[last + 1] == config.image_end_token_id
+            and bool(image_mask[sample, first : last + 1].all())
+        )
+        if not framed:
+            raise InputError(
+                f"sample {sample} of the batch: the {num_image_tokens} <im_patch> tokens must stand together between "
+                f"<im_start> and <im_end>; they begin at token {first}"
+            )
+
+
+def scatter(inputs_embeds: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Replaces the embeddings where mask is true by rows, in batch order.
+
+    inputs_embeds: float[B, T, D]; mask: bool[B, T] with N true; rows: float[N, D].
+    """
+    rows = rows.to(inputs_embeds.device, inputs_embeds.dtype)
+    return inputs_embeds.masked_scatter(mask.unsqueeze(-1), rows)
+
+
+def positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Numbers the tokens that are not padding from 0; int64[B, length] for the last `length` columns.
+
+    attention_mask: int or bool[B, T], T >= length, 1 where there is a token.
+    """
+    numbers = attention_mask.long().cumsum(-1) - 1
+    return numbers.clamp(min=0)[:, -length:]
+
+
+def segment_mask(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Builds the mask under which segments share the prefix but do not see each other.
+
+    segment_ids: int64[B, T], 0 for the shared prefix; attention_mask: [B, T], 1 where there is a token.
+    Returns float[B, 1, T, T] to add to attention scores: 0 where the column may be seen from the row: it is not
+    later, not padding, and of the prefix or of the row's own segment. Every token sees itself, so no row is empty.
+    """
+    length = segment_ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
+    visible = causal & ((segment_ids[:, None, :] == 0) | (segment_ids[:, None, :] == segment_ids[:, :, None]))
+    if attention_mask is not None:
+        visible = visible & attention_mask.bool()[:, None, :]
+    visible = visible | torch.eye(length, dtype=torch.bool, device=segment_ids.device)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
+    return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
