@@ -2,20 +2,159 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerBase
 
-from gpt4roi.constants import ADDED_TOKENS, PAD_TOKEN
+from gpt4roi.constants import ADDED_TOKENS, IGNORE_INDEX, PAD_TOKEN
+
+WORD_START = "▁"
+CACHED_TEXTS = 8192
 
 
-def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase, pad_with_unknown: bool = False) -> int:
     """Adds the padding, image and region tokens that the tokenizer lacks, and returns how many were added.
 
     They are added in the order of released checkpoints: PAD_TOKEN first, where the tokenizer has no padding token,
     then ADDED_TOKENS. Tokens that are already there keep their ids, so a second call adds nothing.
+    pad_with_unknown: pads with the tokenizer's unknown token instead, as models of the v1 format do.
     """
     known = len(tokenizer)
     if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        tokenizer.add_special_tokens({"pad_token": tokenizer.unk_token if pad_with_unknown else PAD_TOKEN})
     vocabulary = tokenizer.get_vocab()
     tokenizer.add_tokens([token for token in ADDED_TOKENS if token not in vocabulary], special_tokens=True)
     return len(tokenizer) - known
+
+
+def is_llama_style(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Says whether the tokenizer is LLaMA's kind: byte-fallback BPE whose pieces mark the start of a word."""
+    model = tokenizer.backend_tokenizer.model
+    vocabulary = tokenizer.get_vocab()
+    return isinstance(model, models.BPE) and model.byte_fallback and WORD_START in vocabulary and "<s>" in vocabulary
+
+
+class TextEncoder:
+    """Turns text into ids and tells, for every id, which character of the text it ends with.
+
+    piecewise: white space around added tokens is dropped, and each piece between them is tokenized by itself with its
+        own word start, as the tokenizer of the released models did. Today's tokenizers do neither.
+        Otherwise the tokenizer's own rules hold.
+    add_bos: puts the tokenizer's begin token first, where it has one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, piecewise: bool, add_bos: bool) -> None:
+        self.tokenizer = tokenizer
+        self.piecewise = piecewise
+        self.bos = [tokenizer.bos_token_id] if add_bos and tokenizer.bos_token_id is not None else []
+        self.added = dict(tokenizer.get_added_vocab())
+        sentence_tokens = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token} - {None}
+        self.added.update({token: tokenizer.convert_tokens_to_ids(token) for token in sentence_tokens})
+        # The begin, end and unknown token keep the blanks around them, whichever of them serve as such.
+        self.keeps_blanks = self.added.keys() & {"<s>", "</s>", "<unk>", *sentence_tokens}
+        longest_first = sorted(self.added, key=len, reverse=True)
+        self.splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self.pieces = _piece_tokenizer(tokenizer) if piecewise else tokenizer.backend_tokenizer
+        self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ids int64[T] and, for each, the index of its last character in the text (-1 for the begin token)."""
+        found = self._cache.get(text)
+        if found is None:
+            ids, chars = self._encode_pieces(text) if self.piecewise else self._encode_piece(text)
+            bos_chars = [-1] * len(self.bos)
+            found = np.asarray([*self.bos, *ids], dtype=np.int64), np.asarray([*bos_chars, *chars], dtype=np.int64)
+            if len(self._cache) >= CACHED_TEXTS:
+                self._cache.clear()
+            self._cache[text] = found
+        return found
+
+    def _encode_pieces(self, text: str) -> tuple[list[int], list[int]]:
+        ids: list[int] = []
+        chars: list[int] = []
+        parts = self.splitter.split(text)  # text, added token, text, added token, ..., text
+        start = 0
+        for index, part in enumerate(parts):
+            end = start + len(part)
+            if index % 2:
+                ids.append(self.added[part])
+                chars.append(end - 1)
+            else:
+                piece = part
+                if index > 0 and parts[index - 1] not in self.keeps_blanks:
+                    piece = piece.lstrip()
+                offset = end - len(piece)
+                if index + 1 < len(parts) and parts[index + 1] not in self.keeps_blanks:
+                    piece = piece.rstrip()
+                if piece:
+                    piece_ids, piece_chars = self._encode_piece(piece)
+                    ids.extend(piece_ids)
+                    chars.extend(offset + char for char in piece_chars)
+            start = end
+        return ids, chars
+
+    def _encode_piece(self, text: str) -> tuple[list[int], list[int]]:
+        encoding = self.pieces.encode(text, add_special_tokens=False)
+        # A word start that stands alone covers no character of the text; it belongs to the one after it.
+        return encoding.ids, [max(start, end - 1) for start, end in encoding.offsets]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        """Joins ids to text; added tokens stand between blanks where tokenization is piecewise.
+
+        skip_special_tokens: leaves out the begin, end, unknown and padding tokens, not the image and region tokens.
+        """
+        skipped = set(self.tokenizer.all_special_ids) if skip_special_tokens else set()
+        kept = [int(token) for token in ids if int(token) not in skipped]
+        if not self.piecewise:
+            return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        texts: list[str] = []
+        run: list[str] = []
+        sentence_ids = {self.added[token] for token in self.keeps_blanks}
+        of_id = {token_id: token for token, token_id in self.added.items()}
+        for token in kept:
+            if token in of_id and token not in sentence_ids:
+                texts += [self._join(run), of_id[token]]
+                run = []
+            else:
+                run.append(self.tokenizer.convert_ids_to_tokens(token))
+        texts.append(self._join(run))
+        return " ".join(text for text in texts if text)
+
+    def _join(self, tokens: list[str]) -> str:
+        """Joins the pieces of one run; sentence tokens stay as they are, and the blank of a run's word start goes."""
+        text, run = "", []
+        for token in [*tokens, None]:
+            if token is None or token in self.keeps_blanks:
+                text += _PIECE_DECODER.decode(run) if run else ""
+                text, run = text + (token or ""), []
+            else:
+                run.append(token)
+        return text
+
+
+_PIECE_DECODER = decoders.Sequence(
+    [decoders.Replace(WORD_START, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+)
+
+
+def _piece_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Builds the merges of the tokenizer with SentencePiece's rule for blanks and no added tokens."""
+    pieces = Tokenizer(tokenizer.backend_tokenizer.model)
+    pieces.normalizer = normalizers.Sequence([normalizers.Prepend(WORD_START), normalizers.Replace(" ", WORD_START)])
+    return pieces
+
+
+def supervised_labels(
+    ids: np.ndarray, last_chars: np.ndarray, spans: tuple[tuple[int, int, int | None], ...]
+) -> np.ndarray:
+    """Returns labels int64[T]: the id where it is learnt, IGNORE_INDEX elsewhere.
+
+    spans: (first character, end, limit); the ids that end inside are learnt, at most the first `limit` of them.
+    """
+    labels = np.full_like(ids, IGNORE_INDEX)
+    for start, end, limit in spans:
+        inside = np.flatnonzero((last_chars >= start) & (last_chars < end))[:limit]
+        labels[inside] = ids[inside]
+    return labels

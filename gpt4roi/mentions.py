@@ -1,0 +1,59 @@
+"""How a dialogue refers to boxes: `<region1>` by number, or bare `<bbox>` in order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from gpt4roi.constants import REGION_TOKEN
+from gpt4roi.errors import InputError
+
+_MENTION = re.compile(r"<region(\d+)>")
+
+
+def number_boxes(texts: Sequence[str], num_boxes: int, where: str = "") -> list[list[int]]:
+    """Checks the references of a whole sample and returns, per text, the 0-based box of each bare `<bbox>`.
+
+    Raises InputError for a region without a box, for another number of bare `<bbox>` than boxes, and for a mixture.
+    """
+    mentioned = sorted({int(number) for text in texts for number in _MENTION.findall(text)})
+    bare = [text.count(REGION_TOKEN) for text in texts]
+    if mentioned and any(bare):
+        raise InputError(
+            f"a sample refers to boxes by <regionN> or by bare <bbox>, got both{where}; write one way throughout"
+        )
+    if mentioned and (mentioned[0] < 1 or mentioned[-1] > num_boxes):
+        wrong = mentioned[0] if mentioned[0] < 1 else mentioned[-1]
+        raise InputError(f"<region{wrong}> but {_boxes(num_boxes)}{where}; regions are numbered from 1")
+    if any(bare) and sum(bare) != num_boxes:
+        raise InputError(f"{sum(bare)} <bbox> in the text but {_boxes(num_boxes)}{where}; each box needs one <bbox>")
+    ends = [sum(bare[: index + 1]) for index in range(len(bare))]
+    return [list(range(end - count, end)) for end, count in zip(ends, bare, strict=True)]
+
+
+def _boxes(number: int) -> str:
+    return f"{number} box" if number == 1 else f"{number} boxes"
+
+
+def write_mentions(texts: Sequence[str], bare_boxes: Sequence[Sequence[int]]) -> tuple[list[str], list[int]]:
+    """Writes the references of one conversation as the model reads them.
+
+    The first mention of a region becomes `region1 <bbox>`, later ones `region1`. bare_boxes: as of number_boxes.
+    Returns the texts and, for each `<bbox>` in them in order, its 0-based box.
+    """
+    boxes: list[int] = []
+    introduced: set[int] = set()
+
+    def write(match: re.Match[str]) -> str:
+        number = int(match.group(1))
+        if number in introduced:
+            return f"region{number}"
+        introduced.add(number)
+        boxes.append(number - 1)
+        return f"region{number} {REGION_TOKEN}"
+
+    written = []
+    for text, bare in zip(texts, bare_boxes, strict=True):
+        boxes.extend(bare)
+        written.append(_MENTION.sub(write, text))
+    return written, boxes
