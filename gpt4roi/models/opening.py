@@ -52,6 +52,8 @@ class OpensFolders:
         if not tolerant:
             _refuse_gaps(str(path), info)
         model.vision_tower.requires_grad_(False)
+        kind = "the original's format" if legacy.is_original(values) else "our format"
+        logger.info("opened %s, in %s: %s", path, kind, describe(model))
         return (model, info) if wants_info else model
 
 
@@ -103,7 +105,6 @@ def _open_original(open_ours: Any, folder: Path, values: dict[str, Any], tower: 
     model, info = open_ours(None, config=config, state_dict=state, **kwargs)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    logger.info("%s: original format, %d tensors, tower %s", folder, len(tensors), name)
     return model, info
 
 
@@ -159,13 +160,37 @@ def load_tower(place: str, round_to_half: bool = False) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(place)
         config = getattr(config, "vision_config", config)
-        tower, info = AutoModel.from_pretrained(place, config=config, dtype=torch.float32, output_loading_info=True)
+        if config.model_type == "timm_backbone":
+            tower, missing = _load_pyramid(config, Path(place))
+        else:
+            tower, info = AutoModel.from_pretrained(place, config=config, dtype=torch.float32, output_loading_info=True)
+            missing = sorted(info["missing_keys"])
     except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"vision tower {place}: cannot be opened ({str(error).splitlines()[0]})") from None
-    missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(f"vision tower {place}: {len(missing)} tensors are missing: {_some(missing)}")
     if round_to_half:
         for parameter in tower.parameters():
             parameter.data = legacy.through_half(parameter.data)
     return tower
+
+
+def _load_pyramid(config: PreTrainedConfig, folder: Path) -> tuple[PreTrainedModel, list[str]]:
+    """Builds a timm backbone and fills it from a folder, which transformers would look for among timm's own."""
+    tower = AutoModel.from_config(config)
+    result = tower.load_state_dict(legacy.read_tensors(folder), strict=False)
+    return tower.float(), sorted(result.missing_keys)
+
+
+def describe(model: Any) -> str:
+    """Says in one line what a model is made of."""
+    text = model.config.text_config
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        f"{type(model.language_model).__name__} of {text.num_hidden_layers} layers and width {text.hidden_size}, "
+        f"{model.get_input_embeddings().weight.shape[0]} tokens, tower {model.config.vision_config.model_type} at "
+        f"{model.config.image_size} px, region encoder {model.config.region_encoder_type}, "
+        f"{count / 1e6:.1f}M parameters in {str(model.dtype).removeprefix('torch.')}"
+    )

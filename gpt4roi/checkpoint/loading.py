@@ -1,0 +1,248 @@
+"""Opens models with their processors, and builds new ones from parts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from gpt4roi.checkpoint import legacy
+from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
+from gpt4roi.errors import InputError
+from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
+from gpt4roi.models.opening import describe, find_tower, load_tower, relative_name
+from gpt4roi.models.vocabulary import embedding_rms, grow_vocabulary, initialize_rows
+from gpt4roi.processor import GPT4RoIProcessor
+from gpt4roi.tokenization import add_special_tokens
+
+logger = logging.getLogger(__name__)
+
+CLIP_NORM = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF_NORM = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""Mean and standard deviation of RGB values in [0, 1], as families of towers expect them."""
+
+V1_FORMATS = ("v1", "llava_v1")
+
+
+def load_model(path: str | Path, **kwargs: Any) -> GPT4RoIForConditionalGeneration:
+    """Opens a folder of ours or of the original's, or a hub name.
+
+    Arguments are those of GPT4RoIForConditionalGeneration.from_pretrained; the dtype is the saved one unless given.
+    Raises InputError where the folder cannot be used.
+    """
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    return GPT4RoIForConditionalGeneration.from_pretrained(path, **kwargs)
+
+
+def load_processor(path: str | Path) -> GPT4RoIProcessor:
+    """Opens the processor saved with a model; an original-format folder gets the one its model was trained with.
+
+    Raises InputError where the folder holds none.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        values = legacy.read_json(folder / "config.json")
+        if legacy.is_original(values):
+            return _original_processor(folder, values)
+    try:
+        return GPT4RoIProcessor.from_pretrained(str(path))
+    except OSError as error:
+        raise InputError(f"{path}: no processor can be opened there ({str(error).splitlines()[0]})") from None
+
+
+def _original_processor(folder: Path, values: dict[str, Any]) -> GPT4RoIProcessor:
+    tokenizer = load_tokenizer(folder)
+    place = find_tower(values["mm_vision_tower"], folder)
+    tower_config = vision_config(place)
+    size = tower_config.image_size
+    mean, std = picture_norm(place, tower_config)
+    return GPT4RoIProcessor(
+        tokenizer,
+        image_size=size,
+        image_mean=mean,
+        image_std=std,
+        image_seq_length=(size // tower_config.patch_size) ** 2,
+        prompt_format="v0",
+        model_max_length=min(tokenizer.model_max_length, values.get("max_position_embeddings", 2048)),
+        use_image_start_end=values.get("mm_use_im_start_end", True),
+    )
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Opens a tokenizer from a folder or the hub; raises InputError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: no tokenizer can be opened there ({str(error).splitlines()[0]})") from None
+
+
+def vision_config(place: str) -> Any:
+    """Reads a tower's configuration; of a model of pictures and texts only the part for pictures."""
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise InputError(f"vision tower {place}: cannot be opened ({str(error).splitlines()[0]})") from None
+    return getattr(config, "vision_config", config)
+
+
+def _preprocessing(place: str) -> dict[str, Any]:
+    path = Path(place) / "preprocessor_config.json"
+    return legacy.read_json(path) if path.is_file() else {}
+
+
+def picture_norm(place: str, config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation of RGB values in [0, 1]: the tower's own, else its family's."""
+    own = _preprocessing(place)
+    if "image_mean" in own and "image_std" in own:
+        return tuple(own["image_mean"]), tuple(own["image_std"])
+    kind = config.model_type
+    if kind == "timm_backbone":
+        import timm
+
+        settings = timm.get_pretrained_cfg(config.backbone)
+        return (settings.mean, settings.std) if settings else IMAGENET_NORM
+    if kind.startswith("clip"):
+        return CLIP_NORM
+    return HALF_NORM if kind.startswith("siglip") else IMAGENET_NORM
+
+
+def picture_size(place: str, config: Any) -> int:
+    """Returns S, the side in pixels of the pictures that a tower was made for."""
+    if isinstance(getattr(config, "image_size", None), int):
+        return config.image_size
+    size = _preprocessing(place).get("size", {})
+    side = size.get("height") or size.get("shortest_edge")
+    if side is None:
+        raise InputError(f"vision tower {place}: neither its config.json nor a preprocessor_config.json names a size")
+    return side
+
+
+def build_from_parts(
+    language_model: str | Path,
+    vision_tower: str | Path,
+    region_encoder_type: str = "gpt4roi",
+    projector: str | Path | None = None,
+    prompt_format: str = "v0",
+    model_max_length: int = 2048,
+    image_size: int | None = None,
+    mm_use_im_start_end: bool = True,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+    **choices: Any,
+) -> tuple[GPT4RoIForConditionalGeneration, GPT4RoIProcessor]:
+    """Joins a language model and a vision tower to a model whose region encoder is new.
+
+    language_model: folder or hub name; vision_tower: the same, of a ViT or a timm backbone; projector: a LLaVA
+    mm_projector file; image_size: side of the input picture, by default the tower's; choices: fields of GPT4RoIConfig
+    that differ from its defaults. Tokens are added once, in the original's order, and initialised as the original did.
+    Returns the model in `dtype` and its processor. Raises InputError where a part cannot be used.
+    """
+    tokenizer = load_tokenizer(language_model)
+    text_model = load_language_model(language_model, dtype, attn_implementation)
+    scale = embedding_rms(text_model)
+    known = tokenizer.get_vocab()
+    add_special_tokens(tokenizer, pad_with_unknown=prompt_format in V1_FORMATS)
+    added = {token: token_id for token, token_id in tokenizer.get_vocab().items() if token not in known}
+    grow_vocabulary(text_model, len(tokenizer))
+    initialize_rows(text_model, added, tokenizer.pad_token)
+
+    place = find_tower(str(vision_tower))
+    backbone = load_tower(place, round_to_half=region_encoder_type == "gpt4roi")
+    vocabulary = tokenizer.get_vocab()
+    config = GPT4RoIConfig(
+        vision_config=backbone.config,
+        text_config=text_model.config,
+        mm_vision_tower=relative_name(str(vision_tower)),
+        mm_use_im_start_end=mm_use_im_start_end,
+        image_size=image_size or picture_size(place, backbone.config),
+        image_token_id=vocabulary[IMAGE_PATCH_TOKEN],
+        region_token_id=vocabulary[REGION_TOKEN],
+        image_start_token_id=vocabulary[IMAGE_START_TOKEN],
+        image_end_token_id=vocabulary[IMAGE_END_TOKEN],
+        region_encoder_type=region_encoder_type,
+        **{name: value for name, value in choices.items() if value is not None},
+    )
+    model = GPT4RoIForConditionalGeneration(config, backbone, text_model).to(dtype)
+    for module in (model.region_encoder, model.mm_projector):
+        if hasattr(module, "init_output_rms"):
+            module.init_output_rms(scale)
+    if projector is not None:
+        load_projector(model, Path(projector))
+    model.generation_config = _generation_config(text_model, tokenizer)
+    mean, std = picture_norm(place, backbone.config)
+    processor = GPT4RoIProcessor(
+        tokenizer,
+        image_size=config.image_size,
+        image_mean=mean,
+        image_std=std,
+        image_seq_length=config.image_seq_length,
+        prompt_format=prompt_format,
+        model_max_length=model_max_length,
+        use_image_start_end=mm_use_im_start_end,
+    )
+    logger.info("built from %s and %s: %s; %d tokens added", language_model, vision_tower, describe(model), len(added))
+    return model.eval(), processor
+
+
+def load_language_model(
+    place: str | Path, dtype: torch.dtype, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """Opens a decoder language model; raises InputError where it cannot be had or lacks tensors."""
+    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(str(place), dtype=dtype, output_loading_info=True, **chosen)
+    except (OSError, ValueError) as error:
+        raise InputError(f"language model {place}: cannot be opened ({str(error).splitlines()[0]})") from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(f"language model {place}: {len(missing)} tensors are missing: {', '.join(missing[:8])}")
+    return model
+
+
+def _generation_config(text_model: PreTrainedModel, tokenizer: Tokenizer) -> GenerationConfig:
+    """Greedy, and ending where the language model ends."""
+    own = text_model.generation_config
+    return GenerationConfig(
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+@torch.no_grad()
+def load_projector(model: GPT4RoIForConditionalGeneration, path: Path) -> None:
+    """Fills mm_projector from a LLaVA file, and the rows of <im_start> and <im_end> where the file has them.
+
+    The keys' order and prefixes do not matter. Of a table of embedding rows the last two are taken: in the vocabularies
+    that LLaVA projectors were trained with, <im_start> and <im_end> come last. Raises InputError where the
+    file holds no single linear layer of the model's sizes.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such projector file")
+    tensors = legacy.read_file(path)
+    wanted = model.mm_projector.state_dict()
+    found: dict[str, torch.Tensor] = {}
+    rows = None
+    for name, tensor in tensors.items():
+        if name.endswith("embed_tokens.weight"):
+            rows = tensor
+        elif name in wanted or name.endswith(("mm_projector.weight", "mm_projector.bias")):
+            found[name.split(".")[-1]] = tensor
+    shapes = {name: list(tensor.shape) for name, tensor in found.items()}
+    expected = {name: list(tensor.shape) for name, tensor in wanted.items()}
+    if shapes != expected:
+        raise InputError(
+            f"{path}: expected a linear mm_projector of {expected}, found {shapes} among {sorted(tensors)}"
+        )
+    model.mm_projector.load_state_dict(found)
+    if rows is not None:
+        table = model.get_input_embeddings().weight
+        if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] != table.shape[1]:
+            raise InputError(f"{path}: embedding rows are {list(rows.shape)}, expected [2 or more, {table.shape[1]}]")
+        places = [model.config.image_start_token_id, model.config.image_end_token_id]
+        table[places] = rows[-2:].to(table.dtype)

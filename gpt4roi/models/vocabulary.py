@@ -1,0 +1,48 @@
+"""Rows for added tokens in a language model's embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from gpt4roi.constants import IMAGE_PATCH_TOKEN
+
+
+def grow_vocabulary(language_model: PreTrainedModel, size: int) -> None:
+    """Makes room for `size` tokens; a table that has more rows keeps them all, and no row ever moves."""
+    if size > language_model.get_input_embeddings().weight.shape[0]:
+        language_model.resize_token_embeddings(size, mean_resizing=False)
+
+
+def embedding_tables(language_model: PreTrainedModel) -> list[nn.Parameter]:
+    """Returns the input and the output embeddings, float[V, D] each; one table where they are tied."""
+    tables = [language_model.get_input_embeddings().weight]
+    output = language_model.get_output_embeddings()
+    if output is not None and output.weight is not tables[0]:
+        tables.append(output.weight)
+    return tables
+
+
+@torch.no_grad()
+def initialize_rows(language_model: PreTrainedModel, added: dict[str, int], pad_token: str | None) -> None:
+    """Draws the rows of tokens that were just added, as the original did.
+
+    The padding token starts at the mean of all rows before it and <im_patch> at random; then the other tokens all
+    start at the mean of the rows before the first of them.
+    added: id of each new token; pad_token: which of them, if any, is the padding token.
+    """
+    others = [token_id for token, token_id in added.items() if token not in (pad_token, IMAGE_PATCH_TOKEN)]
+    std = getattr(language_model.config, "initializer_range", 0.02)
+    for table in embedding_tables(language_model):
+        if pad_token in added:
+            table[added[pad_token]] = table[: added[pad_token]].float().mean(0).to(table.dtype)
+        if IMAGE_PATCH_TOKEN in added:
+            table[added[IMAGE_PATCH_TOKEN]].normal_(std=std)
+        if others:
+            table[others] = table[: min(others)].float().mean(0).to(table.dtype)
+
+
+def embedding_rms(language_model: PreTrainedModel) -> float:
+    """Returns the root mean square of the input embeddings: the scale that the language model is used to."""
+    return language_model.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt().item()
