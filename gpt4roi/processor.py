@@ -82,7 +82,8 @@ class GPT4RoIProcessor(ProcessorMixin):
         self.image_patch_token_id: int = vocabulary[IMAGE_PATCH_TOKEN]
         self._template = self._make_template()
         piecewise = self._template.piecewise and is_llama_style(tokenizer)
-        self._text_encoder = TextEncoder(tokenizer, piecewise, self._template.adds_bos)
+        own_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+        self._text_encoder = TextEncoder(tokenizer, piecewise, self._template.adds_bos and (piecewise or own_bos))
         self._dialogues = DialogueEncoder(
             self._template,
             self._text_encoder,
@@ -135,7 +136,7 @@ class GPT4RoIProcessor(ProcessorMixin):
 
         generation: up to the point where the model answers, without labels.
         Returns input_ids, labels int64[T]; pixel_values float32[3, S, S] and boxes float32[M, 4] (xyxy in [0, 1], row k
-        is the box of the k-th `<bbox>`) where it has a picture; segment_ids (0: shared, k: k-th pair) and position_ids
+        is the box of the k-th `<bbox>`) with box_indices int64[M] (which box of the sample that is) where it has a picture; segment_ids (0: shared, k: k-th pair) and position_ids
         int64[T] where its turns are independent; n_dropped_turns, the question-answer rounds that were too long;
         n_cut_answers, 1 where the only round left lost the end of its answer; source.
         Raises InputError, naming the sample's source, where picture, boxes and text do not fit together.
@@ -164,6 +165,7 @@ class GPT4RoIProcessor(ProcessorMixin):
             result["labels"] = torch.tensor(encoded.labels)
         if sample.image is not None:
             result["boxes"] = self._boxes(sample, encoded.boxes, image_size, where)
+            result["box_indices"] = torch.tensor(encoded.boxes, dtype=torch.int64)
         if encoded.segment_ids is not None:
             result["segment_ids"] = torch.tensor(encoded.segment_ids)
             result["position_ids"] = torch.tensor(encoded.position_ids)

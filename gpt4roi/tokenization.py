@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from gpt4roi.constants import ADDED_TOKENS, IGNORE_INDEX, PAD_TOKEN
 
 WORD_START = "▁"
-CACHED_TEXTS = 8192
+CACHED_PIECES = 8192
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, pad_with_unknown: bool = False) -> int:
@@ -61,44 +61,41 @@ class TextEncoder:
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns ids int64[T] and, for each, the index of its last character in the text (-1 for the begin token)."""
+        parts = self._encode_pieces(text) if self.piecewise else [self._encode_piece(text)]
+        bos = np.asarray(self.bos, dtype=np.int64)
+        ids = np.concatenate([bos, *(ids for ids, _ in parts)])
+        return ids, np.concatenate([np.full_like(bos, -1), *(chars for _, chars in parts)])
+
+    def _encode_pieces(self, text: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        parts = self.splitter.split(text)  # text, added token, text, added token, ..., text
+        encoded: list[tuple[np.ndarray, np.ndarray]] = []
+        end = 0
+        for index, piece in enumerate(parts):
+            end += len(piece)
+            if index % 2:
+                encoded.append((np.asarray([self.added[piece]]), np.asarray([end - 1])))
+                continue
+            if index > 0 and parts[index - 1] not in self.keeps_blanks:
+                piece = piece.lstrip()
+            start = end - len(piece)
+            if index + 1 < len(parts) and parts[index + 1] not in self.keeps_blanks:
+                piece = piece.rstrip()
+            if piece:
+                ids, chars = self._encode_piece(piece)
+                encoded.append((ids, chars + start))
+        return encoded
+
+    def _encode_piece(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         found = self._cache.get(text)
         if found is None:
-            ids, chars = self._encode_pieces(text) if self.piecewise else self._encode_piece(text)
-            bos_chars = [-1] * len(self.bos)
-            found = np.asarray([*self.bos, *ids], dtype=np.int64), np.asarray([*bos_chars, *chars], dtype=np.int64)
-            if len(self._cache) >= CACHED_TEXTS:
+            encoding = self.pieces.encode(text, add_special_tokens=False)
+            # A word start that stands alone covers no character of the text; it belongs to the one after it.
+            spans = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+            found = np.asarray(encoding.ids, dtype=np.int64), np.maximum(spans[:, 0], spans[:, 1] - 1)
+            if len(self._cache) >= CACHED_PIECES:
                 self._cache.clear()
             self._cache[text] = found
         return found
-
-    def _encode_pieces(self, text: str) -> tuple[list[int], list[int]]:
-        ids: list[int] = []
-        chars: list[int] = []
-        parts = self.splitter.split(text)  # text, added token, text, added token, ..., text
-        start = 0
-        for index, part in enumerate(parts):
-            end = start + len(part)
-            if index % 2:
-                ids.append(self.added[part])
-                chars.append(end - 1)
-            else:
-                piece = part
-                if index > 0 and parts[index - 1] not in self.keeps_blanks:
-                    piece = piece.lstrip()
-                offset = end - len(piece)
-                if index + 1 < len(parts) and parts[index + 1] not in self.keeps_blanks:
-                    piece = piece.rstrip()
-                if piece:
-                    piece_ids, piece_chars = self._encode_piece(piece)
-                    ids.extend(piece_ids)
-                    chars.extend(offset + char for char in piece_chars)
-            start = end
-        return ids, chars
-
-    def _encode_piece(self, text: str) -> tuple[list[int], list[int]]:
-        encoding = self.pieces.encode(text, add_special_tokens=False)
-        # A word start that stands alone covers no character of the text; it belongs to the one after it.
-        return encoding.ids, [max(start, end - 1) for start, end in encoding.offsets]
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Joins ids to text; added tokens stand between blanks where tokenization is piecewise.
