@@ -1,0 +1,46 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_model, tiny_processor, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Two cores are all there is, and results must not depend on them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def clip_model():
+    """A tiny LLaMA under the original's region encoder on a tiny CLIP (32 px, 16 image tokens)."""
+    return tiny_model("clip")
+
+
+@pytest.fixture
+def pyramid_model():
+    """A tiny LLaMA under the light region encoder on a tiny timm pyramid (64 px, 4 image tokens)."""
+    return tiny_model("pyramid")
+
+
+@pytest.fixture
+def tokenizer():
+    """A tokenizer of bytes with the region tokens."""
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def clip_processor(clip_model):
+    """The processor of clip_model, in chat format."""
+    return tiny_processor(clip_model.config)
+
+
+@pytest.fixture
+def pyramid_processor(pyramid_model):
+    """The processor of pyramid_model, in chat format."""
+    return tiny_processor(pyramid_model.config)
