@@ -1,0 +1,51 @@
+"""Pieces of stored tensors as torch numbers and back, and the digests that tell one set of weights from another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from gpt4roi.checkpoint.stored import StoredTensor
+
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+_SAMPLE = 512
+
+
+def half_pieces(
+    tensor: StoredTensor, buffer: bytearray, start: int = 0, stop: int | None = None
+) -> Iterator[torch.Tensor]:
+    """Yields the numbers [start, stop) as float16[n], rounded where they are stored wider; the next overwrites each."""
+    for piece in tensor.read(buffer, start, stop):
+        yield torch.frombuffer(piece, dtype=TORCH_DTYPES[tensor.dtype]).to(torch.float16)
+
+
+def as_bytes(numbers: torch.Tensor) -> memoryview:
+    """Returns the memory of a contiguous 1-D tensor, without a copy."""
+    return memoryview(numbers.numpy()).cast("B")
+
+
+def sample_digest(tensor: StoredTensor, buffer: bytearray) -> str:
+    """Digests up to 3 × 512 float16 numbers from the start, middle and end: quick, and different for other weights."""
+    count = tensor.numel
+    digest = hashlib.sha256(repr(tensor.shape).encode())
+    for start in sorted({0, max(0, count // 2 - _SAMPLE // 2), max(0, count - _SAMPLE)}):
+        for numbers in half_pieces(tensor, buffer, start, min(start + _SAMPLE, count)):
+            digest.update(as_bytes(numbers))
+    return digest.hexdigest()[:16]
+
+
+def stored_digest(tensor: StoredTensor, buffer: bytearray) -> str:
+    """Digests every byte of a tensor as it is stored."""
+    digest = hashlib.sha256()
+    for piece in tensor.read(buffer):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def fingerprint(records: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
+    """Makes one fingerprint of (name, dtype, shape, digest) records; their order does not matter, nor do files."""
+    lines = sorted(f"{name} {dtype} {list(shape)} {digest}\n" for name, dtype, shape, digest in records)
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,50 @@
+"""`gpt4roi apply-delta`: a base language model and a delta in, the model out, in a few megabytes of memory."""
+
+from __future__ import annotations
+
+import argparse
+
+from gpt4roi.cli import output
+
+HELP = "add a delta to its base: LLaMA-7B + GPT4RoI-7B-delta = GPT4RoI-7B"
+EXAMPLE = """
+  gpt4roi apply-delta --base ./llama-7b --target ./GPT4RoI-7B --delta ./GPT4RoI-7B-delta
+  gpt4roi apply-delta --base ./llama-7b --target ./GPT4RoI-7B --delta ./GPT4RoI-7B-delta --format original --verify
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", "--base-model-path", required=True, metavar="FOLDER", help="the language model")
+    parser.add_argument(
+        "--target", "--target-model-path", required=True, metavar="FOLDER", help="where the result goes"
+    )
+    parser.add_argument("--delta", "--delta-path", required=True, metavar="FOLDER", help="what is added to the base")
+    parser.add_argument(
+        "--format",
+        choices=("hf", "original"),
+        default="hf",
+        help="names in the result: ours (hf, default) or original",
+    )
+    parser.add_argument("--vision-tower", metavar="FOLDER", help="folder or hub name of the vision tower to put inside")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, such as 5GB (default)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a target that exists, once the new is whole")
+    parser.add_argument("--verify", action="store_true", help="read the result once more and print its fingerprint")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gpt4roi.checkpoint.delta import plan_apply
+    from gpt4roi.cli._progress import write_with_bar
+
+    plan = plan_apply(
+        args.base,
+        args.delta,
+        args.target,
+        output_format=args.format,
+        max_shard_size=args.max_shard_size,
+        overwrite=args.overwrite,
+        verify=args.verify,
+        vision_tower=args.vision_tower,
+    )
+    write_with_bar(plan, "apply-delta")
+    output.line(f"wrote {args.target}: {plan.summary}")
+    return 0

@@ -1,0 +1,30 @@
+"""`gpt4roi make-delta`: what a trained model adds to its base language model, for giving away without the base."""
+
+from __future__ import annotations
+
+import argparse
+
+from gpt4roi.cli import output
+
+HELP = "subtract the base from a trained model, so that it can be shared without the base's weights"
+EXAMPLE = """
+  gpt4roi make-delta --base ./llama-7b --target ./GPT4RoI-7B --delta ./GPT4RoI-7B-delta
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", "--base-model-path", required=True, metavar="FOLDER", help="the language model")
+    parser.add_argument("--target", "--target-model-path", required=True, metavar="FOLDER", help="the trained model")
+    parser.add_argument("--delta", "--delta-path", required=True, metavar="FOLDER", help="where the delta goes")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, such as 5GB (default)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a delta that exists, once the new is whole")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gpt4roi.checkpoint.delta import plan_make
+    from gpt4roi.cli._progress import write_with_bar
+
+    plan = plan_make(args.base, args.target, args.delta, max_shard_size=args.max_shard_size, overwrite=args.overwrite)
+    write_with_bar(plan, "make-delta")
+    output.line(f"wrote {args.delta}: {plan.summary}")
+    return 0

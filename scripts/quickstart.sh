@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# From nothing to a region-level model that answers: environment, data, alignment, stage 1, stage 2, evaluation, report.
+#   bash scripts/quickstart.sh [FOLDER]      default: exp/quickstart
+# Interrupted and run again, it goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=${1:-exp/quickstart}
+mkdir -p "$folder"
+phase() { # phase NAME COMMAND...: runs a phase and adds its seconds to the report's table
+    local name=$1 start=$SECONDS
+    shift
+    printf '\n== %s\n' "$name"
+    "$@"
+    printf '{"phase": "%s", "seconds": %d}\n' "$name" $((SECONDS - start)) >> "$folder/phases.jsonl"
+}
+phase "environment" bash scripts/environment.sh train
+gpt4roi=.venv/bin/gpt4roi
+phase "data: fetch the parts, compose the scenes" "$gpt4roi" data make-stamps --out "$folder/data"
+cat > "$folder/stage1.json" <<JSON
+[{"type": "unified", "ann_file": "$folder/data/train.jsonl", "picture_pipeline": "bilinear",
+  "pairs_per_visit": {"caption": 4}}]
+JSON
+cat > "$folder/stage2.json" <<JSON
+[{"type": "unified", "ann_file": "$folder/data/train.jsonl", "picture_pipeline": "bilinear",
+  "pairs_per_visit": {"caption": 4, "larger": 2, "left": 1, "above": 1}}]
+JSON
+common=(--picture_features "$folder/features" --attn_implementation eager --seed 0 --bf16 --report_to none
+    --save_total_limit 1 --region_mixup 0.3 --region_noise 0.2 --align_weight 0.5)
+phase "alignment and stage 1: the region encoder learns" bash train_stage1.sh "$folder/stage1" \
+    --model_name_or_path "$folder/data/parts/language_model" --vision_tower "$folder/data/parts/vision_tower" \
+    --region_encoder_type light --image_grid_size 4 --prompt_format chat --align_regions 8 \
+    --dataset_config "$folder/stage1.json" "${common[@]}" \
+    --max_steps 20 --global_batch_size 16 --per_device_train_batch_size 16 --learning_rate 1e-3 --warmup_steps 0.1
+phase "stage 2: everything but the vision tower learns" bash train_stage2.sh "$folder/stage2" "$folder/stage1" \
+    --dataset_config "$folder/stage2.json" "${common[@]}" \
+    --max_steps 230 --global_batch_size 8 --per_device_train_batch_size 8 --gradient_checkpointing false \
+    --learning_rate 5e-4 --learning_rates language_model=2e-4 --warmup_steps 0.1 --save_steps 100
+phase "evaluation on held-out scenes" "$gpt4roi" evaluate --model "$folder/stage2" --benchmark stamps \
+    --data "$folder/data" --out "$folder" --phases "$folder/phases.jsonl"
