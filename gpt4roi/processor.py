@@ -135,10 +135,11 @@ class GPT4RoIProcessor(ProcessorMixin):
         """Turns one sample into tensors.
 
         generation: up to the point where the model answers, without labels.
-        Returns input_ids, labels int64[T]; pixel_values float32[3, S, S] and boxes float32[M, 4] (xyxy in [0, 1], row k
-        is the box of the k-th `<bbox>`) with box_indices int64[M] (which box of the sample that is) where it has a picture; segment_ids (0: shared, k: k-th pair) and position_ids
-        int64[T] where its turns are independent; n_dropped_turns, the question-answer rounds that were too long;
-        n_cut_answers, 1 where the only round left lost the end of its answer; source.
+        Returns input_ids, labels int64[T]; where it has a picture, pixel_values float32[3, S, S], boxes float32[M, 4]
+        (xyxy in [0, 1], row k is the box of the k-th `<bbox>`) and box_indices int64[M] (its number in the sample, from
+        0); where its turns are independent, segment_ids (0: shared, k: k-th pair) and position_ids int64[T];
+        n_dropped_turns, the question-answer rounds that were too long; n_cut_answers, 1 where the only round left lost
+        the end of its answer; source.
         Raises InputError, naming the sample's source, where picture, boxes and text do not fit together.
         """
         if sample.image is None:
