@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-HELP = "make data sets"
+from gpt4roi.cli import output
+
+HELP = "make the embedded data set"
+EXAMPLE = """
+  gpt4roi data make-stamps --out exp/quickstart/data
+  gpt4roi data make-stamps --shapes --no-parts --scenes 50 --out exp/shapes
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,5 +67,5 @@ def _make_stamps(args: argparse.Namespace) -> int:
     manifest = make_stamps(args.out, arguments, keep_downloads=args.keep_downloads, workers=args.workers)
     splits = ", ".join(f"{name} {entry['scenes']} scenes" for name, entry in manifest["splits"].items())
     parts = " and parts/" if manifest["arguments"]["parts"] else ""
-    sys.stdout.write(f"{args.out}: {splits}{parts} (stamps: {manifest['stamps']})\n")
+    output.line(f"{args.out}: {splits}{parts} (stamps: {manifest['stamps']})")
     return 0

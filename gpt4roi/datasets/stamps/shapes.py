@@ -1,4 +1,4 @@
-"""Drawn shapes in place of the stamps, for machines without Debian packages, and for tests. Figures never count on them."""
+"""Drawn shapes in place of the stamps, for machines without Debian packages and for tests; figures never count."""
 
 from __future__ import annotations
 
@@ -34,17 +34,15 @@ def _polygon(corners: int, inner: float = 1.0, turn: float = 0.0) -> list[tuple[
     return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
 
 
+_CROSS = ((-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1))
+
 POLYGONS = {
     "square": _polygon(4, turn=math.pi / 4),
     "triangle": _polygon(3),
     "hexagon": _polygon(6),
     "star": _polygon(5, inner=0.4),
     "diamond": [(0, -1), (0.6, 0), (0, 1), (-0.6, 0)],
-    "cross": [
-        (x / 3, y / 3)
-        for x, y in [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1)]
-        + [(1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
-    ],
+    "cross": [(x / 3, y / 3) for x, y in _CROSS],
     "arrow": [(-1, -0.3), (0.2, -0.3), (0.2, -0.8), (1, 0), (0.2, 0.8), (0.2, 0.3), (-1, 0.3)],
 }
 ROUND = {"circle": (1.0, 1.0), "oval": (1.0, 0.6)}
