@@ -1,0 +1,218 @@
+"""Answers to many prompts at once: what prompts about a picture share is computed once, the rest in batches.
+
+Prompts about one picture begin alike (instructions, image tokens, the preamble). That beginning goes through the
+language model once for each picture; its keys and values are then handed to every prompt about the picture. What
+remains is batched with prompts of the same length, so nothing is padded and no answer depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from gpt4roi.errors import InputError
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are chosen.
+
+    max_new_tokens: where an answer is cut at the latest. temperature: None or 0 takes the likeliest token; above 0
+    draws from the softmax at this temperature, from the smallest set of tokens whose probabilities reach top_p.
+    seed: makes draws repeatable, and independent of other threads.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float | None = None
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+    def chooser(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Returns a function from logits float[R, V] to tokens int64[R]."""
+        if not self.temperature:
+            return lambda logits: logits.argmax(dim=-1)
+        generator = torch.Generator(device)
+        generator.seed() if self.seed is None else generator.manual_seed(self.seed)
+        return lambda logits: _draw(logits.float() / self.temperature, self.top_p, generator)
+
+
+def _draw(logits: torch.Tensor, top_p: float, generator: torch.Generator) -> torch.Tensor:
+    probabilities, tokens = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+    drawn = torch.multinomial(probabilities, 1, generator=generator)
+    return tokens.gather(-1, drawn).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and the embeddings that belong at its placeholder tokens.
+
+    input_ids: int64[T]. picture: which picture it is about; prompts of one picture share their beginning.
+    image_features: float[P, D], or None without a picture. region_features: float[M, D], row k for the k-th `<bbox>`.
+    """
+
+    input_ids: torch.Tensor
+    picture: int = 0
+    image_features: torch.Tensor | None = None
+    region_features: torch.Tensor | None = None
+
+
+Ended = Callable[[list[int]], bool]
+"""Tells from the new tokens of an answer whether it is complete."""
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, prompts: Sequence[Prompt], decoding: Decoding, ended: Ended, batch_size: int = 64
+) -> list[list[int]]:
+    """Answers every prompt and returns the new tokens of each, in the order of the prompts.
+
+    The answer to a prompt does not depend on the others (up to rounding); batch_size bounds the memory.
+    """
+    choose = decoding.chooser(model.device)
+    shared = shared_length(model, prompts)
+    answers: list[list[int]] = [[] for _ in prompts]
+    # Pictures are taken in turns small enough that the kept beginnings stay within the batch size too.
+    for members in _by_picture(prompts, batch_size):
+        cache, row_of_picture = _prefill_beginnings(model, prompts, members, shared)
+        for batch in _equal_lengths(prompts, members, batch_size):
+            suffixes = torch.stack([_embed(model, prompts[index])[shared:] for index in batch])
+            branch = _branch(model, cache, [row_of_picture[prompts[index].picture] for index in batch])
+            for steps in _continue(model, suffixes, branch, choose, decoding.max_new_tokens, ended):
+                for row, token in steps:
+                    answers[batch[row]].append(token)
+    return answers
+
+
+@torch.inference_mode()
+def stream(model: Any, prompt: Prompt, decoding: Decoding, ended: Ended) -> Iterator[int]:
+    """Yields the tokens of one answer as they come."""
+    choose = decoding.chooser(model.device)
+    embeddings = _embed(model, prompt)[None]
+    for steps in _continue(model, embeddings, _empty_cache(model), choose, decoding.max_new_tokens, ended):
+        yield steps[0][1]
+
+
+def shared_length(model: Any, prompts: Sequence[Prompt]) -> int:
+    """Returns how many first tokens all prompts have in common, before any `<bbox>`.
+
+    0 where no two prompts are about the same picture: then there is nothing to save.
+    """
+    if len({prompt.picture for prompt in prompts}) == len(prompts):
+        return 0
+    first = prompts[0].input_ids
+    length = min(len(prompt.input_ids) for prompt in prompts) - 1
+    regions = (first == model.config.region_token_id).nonzero()
+    length = min(length, int(regions[0])) if len(regions) else length
+    for prompt in prompts[1:]:
+        different = (prompt.input_ids[:length] != first[:length]).nonzero()
+        length = int(different[0]) if len(different) else length
+    return length
+
+
+def _by_picture(prompts: Sequence[Prompt], most_pictures: int) -> Iterator[list[int]]:
+    """Yields indices of prompts, whole pictures at a time."""
+    of_picture: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        of_picture.setdefault(prompt.picture, []).append(index)
+    groups = list(of_picture.values())
+    for start in range(0, len(groups), most_pictures):
+        yield [index for group in groups[start : start + most_pictures] for index in group]
+
+
+def _equal_lengths(prompts: Sequence[Prompt], members: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yields batches of indices whose prompts have the same length; what no batch fills is not padded up."""
+    of_length: dict[int, list[int]] = {}
+    for index in members:
+        of_length.setdefault(len(prompts[index].input_ids), []).append(index)
+    for _, group in sorted(of_length.items()):
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def _embed(model: Any, prompt: Prompt) -> torch.Tensor:
+    """Returns float[T, D]: token embeddings with the picture and the regions in their places."""
+    ids = prompt.input_ids.to(model.device)
+    embeddings = model.get_input_embeddings()(ids)
+    for token, features in (
+        (model.config.image_token_id, prompt.image_features),
+        (model.config.region_token_id, prompt.region_features),
+    ):
+        places = ids == token
+        wanted, given = int(places.sum()), 0 if features is None else len(features)
+        if wanted != given:
+            raise ValueError(f"the prompt has {wanted} tokens {token} but {given} embeddings for them")
+        if wanted:
+            embeddings = embeddings.clone()
+            embeddings[places] = features.to(embeddings)
+    return embeddings
+
+
+def _empty_cache(model: Any) -> DynamicCache:
+    return DynamicCache(config=model.language_model.config)
+
+
+def _prefill_beginnings(
+    model: Any, prompts: Sequence[Prompt], members: Sequence[int], shared: int
+) -> tuple[DynamicCache, dict[int, int]]:
+    """Runs the shared beginning once for each picture; returns the cache and the row of each picture in it."""
+    first_of = {prompts[index].picture: index for index in reversed(members)}
+    cache = _empty_cache(model)
+    if shared:
+        beginnings = torch.stack([_embed(model, prompts[index])[:shared] for index in first_of.values()])
+        model.language_model(inputs_embeds=beginnings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache, {picture: row for row, picture in enumerate(first_of)}
+
+
+def _branch(model: Any, cache: DynamicCache, rows: list[int]) -> DynamicCache:
+    """Copies rows of a cache into one that may grow; the first stays as it is."""
+    branch = copy.copy(cache)
+    branch.layers = [copy.copy(layer) for layer in cache.layers]
+    branch.batch_select_indices(torch.tensor(rows, device=model.device))
+    return branch
+
+
+def _continue(
+    model: Any,
+    embeddings: torch.Tensor,
+    cache: DynamicCache,
+    choose: Callable[[torch.Tensor], torch.Tensor],
+    max_new_tokens: int,
+    ended: Ended,
+) -> Iterator[list[tuple[int, int]]]:
+    """Yields, step by step, (row, token) for every row that still goes on; complete rows leave the batch.
+
+    embeddings: float[R, T, D], what follows the cache's content.
+    """
+    said: list[list[int]] = [[] for _ in embeddings]
+    rows = list(range(len(embeddings)))
+    embed = model.get_input_embeddings()
+    for _ in range(max_new_tokens):
+        output = model.language_model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        tokens = choose(output.logits[:, -1])
+        steps = list(zip(rows, tokens.tolist(), strict=True))
+        for row, token in steps:
+            said[row].append(token)
+        yield steps
+        going = [place for place, row in enumerate(rows) if not ended(said[row])]
+        if not going:
+            return
+        if len(going) < len(rows):
+            keep = torch.tensor(going, device=tokens.device)
+            cache.batch_select_indices(keep)
+            tokens, rows = tokens[keep], [rows[place] for place in going]
+        embeddings = embed(tokens)[:, None]

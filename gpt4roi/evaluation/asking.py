@@ -1,0 +1,91 @@
+"""Questions of a benchmark, and a model that answers all of them in batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpt4roi.decoding import Decoding, Prompt, generate
+from gpt4roi.encoded_picture import EncodedPicture, encode_pictures
+from gpt4roi.inference import answer_ended
+from gpt4roi.inputs import open_picture
+from gpt4roi.structures import RegionSample, Turn
+
+logger = logging.getLogger(__name__)
+
+PICTURES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question about a picture, on its own.
+
+    picture: path. question: mentions regions as `<region1>`. boxes_px: float[N, 4], xyxy in pixels; row 0 is region1.
+    blank: the regions' embeddings are replaced by the mean over all regions asked about, so that they tell nothing.
+    """
+
+    picture: Path
+    question: str
+    boxes_px: np.ndarray
+    blank: bool = False
+
+
+Answerer = Callable[[Sequence[Ask]], list[str]]
+"""Answers every question, in order. Anything that can be called like this can be evaluated."""
+
+
+class ModelAnswerer:
+    """Answers greedily with a model of ours: every picture is looked at once, everything else runs in batches.
+
+    batch_size: prompts at once. max_new_tokens: where an answer is cut.
+    """
+
+    def __init__(self, model: Any, processor: Any, batch_size: int = 64, max_new_tokens: int = 24) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.batch_size, self.decoding = batch_size, Decoding(max_new_tokens)
+
+    def __call__(self, asks: Sequence[Ask]) -> list[str]:
+        """Returns one answer for each question."""
+        pictures = list(dict.fromkeys(ask.picture for ask in asks))
+        encoded, sizes = self._look_at(pictures)
+        places = {picture: place for place, picture in enumerate(pictures)}
+        of_ask = [places[ask.picture] for ask in asks]
+        texts = [self._text(ask, sizes[place]) for ask, place in zip(asks, of_ask, strict=True)]
+        regions = self._embed_regions(texts, of_ask, encoded)
+        mean = torch.cat(regions).mean(dim=0) if regions else None
+        prompts = [
+            Prompt(text["input_ids"], place, encoded[place].image_features, mean.expand_as(rows) if ask.blank else rows)
+            for ask, place, text, rows in zip(asks, of_ask, texts, regions, strict=True)
+        ]
+        logger.info("answering %d questions about %d pictures", len(prompts), len(pictures))
+        answers = generate(self.model, prompts, self.decoding, answer_ended(self.processor), self.batch_size)
+        return [self.processor.decode(answer) for answer in answers]
+
+    def _look_at(self, pictures: Sequence[Path]) -> tuple[list[EncodedPicture], list[tuple[int, int]]]:
+        encoded, sizes = [], []
+        for start in range(0, len(pictures), PICTURES_AT_ONCE):
+            opened = [open_picture(path) for path in pictures[start : start + PICTURES_AT_ONCE]]
+            values = torch.stack([self.processor.pixel_values(picture, "bicubic") for picture in opened])
+            encoded += encode_pictures(self.model, values)
+            sizes += [(picture.height, picture.width) for picture in opened]
+        return encoded, sizes
+
+    def _text(self, ask: Ask, image_size: tuple[int, int]) -> dict:
+        sample = RegionSample(str(ask.picture), (Turn("user", ask.question),), ask.boxes_px, source=str(ask.picture))
+        return self.processor.encode_text(sample, generation=True, image_size=image_size)
+
+    @staticmethod
+    def _embed_regions(texts: list[dict], of_ask: list[int], encoded: list[EncodedPicture]) -> list[torch.Tensor]:
+        """Returns the region embeddings of every question; all regions of a picture are computed in one go."""
+        of_picture: dict[int, list[torch.Tensor]] = {}
+        for text, place in zip(texts, of_ask, strict=True):
+            of_picture.setdefault(place, []).append(text["boxes"])
+        for place, boxes in of_picture.items():
+            encoded[place].region_features(torch.cat(boxes))
+        return [encoded[place].region_features(text["boxes"]) for text, place in zip(texts, of_ask, strict=True)]

@@ -1,0 +1,116 @@
+"""The questions of the benchmark and their controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from gpt4roi.datasets.unified import MENTION, read_objects
+from gpt4roi.errors import InputError
+from gpt4roi.evaluation.asking import Ask
+from gpt4roi.evaluation.metrics import exact_match
+
+RELATIONS = ("larger", "left", "above")
+SEED = 0
+_OPPOSITE = {"yes": "no", "no": "yes"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of the benchmark with its truth, and how it was changed if it is a control.
+
+    given: for `permuted`, the caption of the box that was really shown. pair: measures of the two regions compared.
+    asked_as: index of the unchanged question among the items.
+    """
+
+    split: str
+    scene: str
+    task: str
+    truth: str
+    ask: Ask
+    control: str = ""
+    given: str | None = None
+    pair: dict | None = None
+    asked_as: int | None = None
+    kind: str | None = None
+    answer: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer has the words of the truth."""
+        return exact_match(self.answer, self.truth)
+
+
+def load_items(data_dir: Path, limit: int | None = None) -> list[Item]:
+    """Reads both splits and adds the controls."""
+    items: list[Item] = []
+    for split in ("test", "test_unseen"):
+        for number, (source, record) in enumerate(read_objects(data_dir / f"{split}.jsonl")):
+            if limit is None or number < limit:
+                items.extend(_items_of(split, source, record, data_dir, offset=len(items)))
+    return items
+
+
+def known_kinds(data_dir: Path) -> dict[str, str]:
+    """Returns the kind (animals, food, …) of every caption that occurs in a split of the data set."""
+    kinds: dict[str, str] = {}
+    for split in ("train", "test", "test_unseen"):
+        path = data_dir / f"{split}.jsonl"
+        for _, record in read_objects(path) if path.exists() else ():
+            kinds |= {thing["caption"]: thing["kind"] for thing in record["objects"]}
+    return kinds
+
+
+def _items_of(split: str, source: str, record: dict, data_dir: Path, offset: int) -> list[Item]:
+    """Returns a scene's questions and their controls; offset: how many items come before."""
+    try:
+        boxes = np.asarray(record["boxes"], dtype=np.float64).reshape(-1, 4)
+        captions = [thing["caption"] for thing in record["objects"]]
+        kinds = [thing["kind"] for thing in record["objects"]]
+        turns = [turn["value"] for turn in record["conversations"]]
+        tasks, pairs = record["tasks"], record["pairs"]
+        picture = data_dir / record["image"]
+    except KeyError as missing:
+        raise InputError(f"{source}: no {missing}; expected an object that `gpt4roi data make-stamps` wrote") from None
+    plain, controls = [], []
+    for question, truth, task, pair in zip(turns[::2], turns[1::2], tasks, pairs, strict=True):
+        if split == "test_unseen" and task != "caption":
+            continue
+        regions = [int(number) - 1 for number in MENTION.findall(question)]
+        kind = kinds[regions[0]] if task == "caption" else None
+        base = Item(split, record["id"], task, truth, Ask(picture, question, boxes), pair=pair, kind=kind)
+        base = replace(base, asked_as=offset + len(plain))
+        plain.append(base)
+        if split == "test" and task in ("caption", *RELATIONS):
+            controls += _controls(base, regions, captions, offset + len(plain) - 1)
+    return plain + controls
+
+
+def _controls(base: Item, regions: Sequence[int], captions: Sequence[str], asked_as: int) -> list[Item]:
+    boxes = base.ask.boxes_px
+    if base.task != "caption":
+        first, second = regions
+        swapped = boxes.copy()
+        swapped[[first, second]] = boxes[[second, first]]
+        other = second if base.truth == f"region{first + 1}" else first
+        truth = _OPPOSITE.get(base.truth) or f"region{other + 1}"
+        ask = replace(base.ask, boxes_px=swapped)
+        return [replace(base, truth=truth, control="swapped", ask=ask, asked_as=asked_as)]
+    controls = [replace(base, control="blank", ask=replace(base.ask, blank=True), asked_as=asked_as)]
+    order = _derangement(len(captions), base.scene)
+    given = captions[order[regions[0]]]
+    if given != base.truth:
+        ask = replace(base.ask, boxes_px=boxes[order])
+        controls.append(replace(base, control="permuted", ask=ask, given=given, asked_as=asked_as))
+    return controls
+
+
+def _derangement(length: int, scene: str) -> np.ndarray:
+    """Returns an order in which nothing keeps its place, the same for a scene every time."""
+    circle = np.random.default_rng([SEED, *scene.encode()]).permutation(length)
+    order = np.empty(length, dtype=int)
+    order[circle] = np.roll(circle, -1)
+    return order

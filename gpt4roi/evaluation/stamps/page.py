@@ -1,0 +1,137 @@
+"""The benchmark's HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt4roi.evaluation.stamps.items import RELATIONS, Item
+from gpt4roi.report import Answer, GalleryItem, Report, Share
+
+TITLE = "Regions on held-out scenes"
+LEAD = (
+    "Scenes composed from cut-out pictures on photographs that were never used in training. Every question is asked "
+    "by itself and answered greedily; right means the same words."
+)
+INTERVALS = "Bars: share right in percent; the two marks enclose 95 % of resamplings of whole scenes; n: answers."
+
+
+def write_page(path: Path, metrics: dict, items: Sequence[Item]) -> None:
+    """Writes the figures, the controls and every scene with its answers."""
+    page = Report(metrics.get("title", TITLE), LEAD)
+    page.facts(_facts(metrics["summary"], metrics))
+    for note in metrics.get("data_notes", []):
+        page.text(note)
+    if metrics.get("phases"):
+        _phases(page, metrics["phases"])
+    page.table("Captions", ["", "share"], _caption_rows(metrics), INTERVALS)
+    page.table("Relations", ["", "right", "chance", "regions exchanged"], _relation_rows(metrics))
+    page.table("Relations by difficulty", ["", "band", "right"], _band_rows(metrics))
+    page.table("Things never shown in training", ["", "share"], _unseen_rows(metrics))
+    page.gallery("Scenes", _gallery(items, "test"), "Held-out scenes, the unchanged questions.")
+    page.gallery("Scenes of things never shown", _gallery(items, "test_unseen"))
+    page.table("How it was measured", ["", ""], _provenance(metrics))
+    page.write(path)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _facts(summary: dict, metrics: dict) -> list[tuple[str, str, str]]:
+    exact = metrics["captions"]["exact"]
+    interval = f"{exact['n']} regions, {100 * exact['low']:.1f}–{100 * exact['high']:.1f}"
+    right = metrics["relations"]["all"]["right"]
+    return [
+        ("captions exact", _percent(summary["captions_exact"]), interval),
+        (
+            "relations right",
+            _percent(summary["relations"]),
+            f"{right['n']} questions, chance {100 * summary['relations_chance']:.0f}",
+        ),
+        (
+            "boxes permuted",
+            _percent(summary["permuted_asked"]),
+            f"of the asked; {100 * summary['permuted_given']:.1f} of the box shown",
+        ),
+        ("regions blank", _percent(summary["blank_exact"]), "captions exact without any region"),
+        (
+            "never shown",
+            _percent(summary["unseen_exact"]),
+            f"exact; {100 * summary['unseen_word_overlap']:.0f} % word overlap",
+        ),
+    ]
+
+
+def _phases(page: Report, phases: dict[str, float]) -> None:
+    rows = [[name, round(minutes, 1)] for name, minutes in phases.items()]
+    page.table("Phases", ["phase", "minutes"], [*rows, ["all", round(sum(phases.values()), 1)]])
+
+
+def _share(estimate: dict) -> Share:
+    return Share(estimate["value"], estimate["low"], estimate["high"], estimate["n"])
+
+
+def _caption_rows(metrics: dict) -> list[list]:
+    captions = metrics["captions"]
+    return [
+        ["exact", _share(captions["exact"])],
+        ["word overlap (F1)", _share(captions["word_overlap"])],
+        ["boxes permuted: of the region asked about (should be near 0)", _share(captions["permuted"]["asked"])],
+        ["boxes permuted: of the box really shown (should be as above)", _share(captions["permuted"]["given"])],
+        ["regions blank (should be near 0)", _share(captions["blank"]["exact"])],
+    ]
+
+
+def _relation_rows(metrics: dict) -> list[list]:
+    rows = []
+    for task in (*RELATIONS, "all"):
+        of_task = metrics["relations"][task]
+        if of_task["right"]["n"]:
+            swapped = _share(of_task["swapped"]["right"])
+            rows.append([task, _share(of_task["right"]), _percent(of_task["chance"]), swapped])
+    rows += [
+        [task, _share(found["right"]), _percent(found["chance"]), None] for task, found in metrics["other"].items()
+    ]
+    return rows
+
+
+def _band_rows(metrics: dict) -> list[list]:
+    rows = []
+    for task in RELATIONS:
+        for key, what in (("by_ratio", "ratio of areas"), ("by_offset", "offset, px"), ("by_distance", "distance, px")):
+            for band in metrics["relations"][task].get(key, []):
+                reach = f"{band['from']:g} and more" if band["to"] is None else f"{band['from']:g} to {band['to']:g}"
+                rows.append([f"{task}: {what}", reach, _share(band)])
+    return rows
+
+
+def _unseen_rows(metrics: dict) -> list[list]:
+    unseen = metrics["unseen"]
+    return [
+        ["exact", _share(unseen["exact"])],
+        ["word overlap (F1)", _share(unseen["word_overlap"])],
+        ["word overlap with another region's caption (chance)", _share(unseen["word_overlap_of_another"])],
+        ["names a thing of the right kind (animal, food, …)", _share(unseen["kind"])],
+        ["of another region's kind (chance)", _share(unseen["kind_of_another"])],
+    ]
+
+
+def _gallery(items: Sequence[Item], split: str) -> list[GalleryItem]:
+    scenes: dict[str, list[Item]] = {}
+    for item in items:
+        if item.split == split and not item.control:
+            scenes.setdefault(item.scene, []).append(item)
+    return [
+        GalleryItem(of_scene[0].ask.picture, of_scene[0].ask.boxes_px, scene, [_answer(item) for item in of_scene])
+        for scene, of_scene in scenes.items()
+    ]
+
+
+def _answer(item: Item) -> Answer:
+    return Answer(item.ask.question, item.answer, item.truth, item.right, item.task)
+
+
+def _provenance(metrics: dict) -> list[list[str]]:
+    shown = ("command", "model", "data", "data_arguments", "limit", "seconds", "versions")
+    return [[name.replace("_", " "), str(metrics[name])] for name in shown if metrics.get(name) is not None]
