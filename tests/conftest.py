@@ -7,6 +7,16 @@ import torch
 from tiny import tiny_model, tiny_processor, tiny_tokenizer
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what is slow unless it is asked for by mark or by name, and what needs a GPU where there is none."""
+    asked = "slow" in config.getoption("-m") or any("::" in argument for argument in config.args)
+    for item in items:
+        if item.get_closest_marker("slow") and not asked:
+            item.add_marker(pytest.mark.skip(reason="slow; run it by name or with -m slow"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Two cores are all there is, and results must not depend on them."""
