@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt4roi.checkpoint.numbers import one_thread
 from gpt4roi.checkpoint.safetensors_stream import PlannedTensor
 from gpt4roi.checkpoint.shards import parse_size, plan_shards, write_shards
 from gpt4roi.checkpoint.staging import StagedFolder, check_space, check_target
@@ -45,7 +46,7 @@ class FolderPlan:
 
     def write(self, progress: Callable[[int], None] = lambda count: None) -> None:
         """Writes the folder and renames it into place; `progress` hears of every byte of the tensors."""
-        with StagedFolder(self.target, self.identity) as staged:
+        with one_thread(), StagedFolder(self.target, self.identity) as staged:
             write_shards(staged, self.shards, progress)
             for name, content in (self.files | self.closing_files()).items():
                 staged.write_bytes(name, content)

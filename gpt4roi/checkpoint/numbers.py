@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -12,6 +13,17 @@ from gpt4roi.checkpoint.stored import StoredTensor
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 _SAMPLE = 512
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps torch on this thread: for pieces of this size, waiting for a second one costs more than the sum itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def half_pieces(
