@@ -1,0 +1,300 @@
+"""Conversations about regions, and one answer for each of many regions."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_model, tiny_processor, tiny_tokenizer
+
+from gpt4roi import GPT4RoIProcessor, InputError, RegionChat, RegionSample, Turn
+
+BOXES = [[5, 5, 40, 30], [30, 10, 90, 60], [50, 2, 70, 62], [2, 40, 30, 60], [60, 30, 95, 63]]
+QUESTION = "What is <region1>?"
+
+
+def picture(seed: int = 0) -> Image.Image:
+    """96 x 64 pixels of coarse noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((96, 64), Image.Resampling.NEAREST)
+
+
+def chat_with(kind: str = "clip", prompt_format: str = "chat", image: bool = False) -> RegionChat:
+    model = tiny_model(kind)
+    with torch.no_grad():  # fresh region embeddings are too faint to change an answer
+        for weight in model.region_encoder.parameters():
+            weight.mul_(8 if weight.ndim > 1 else 1)
+    chat = RegionChat(model, tiny_processor(model.config, prompt_format))
+    if image:
+        chat.set_image(picture())
+    return chat
+
+
+def fresh_answer(chat: RegionChat, turns, boxes, new_tokens: int = 12) -> str:
+    """The plain way: one prompt with the whole history through the model's own generate."""
+    batch = chat.processor([RegionSample(picture(), tuple(turns), np.asarray(boxes))], generation=True)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "boxes")}
+    ids = chat.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+    return chat.processor.decode(ids[0, batch["input_ids"].shape[1] :])
+
+
+@pytest.mark.parametrize("kind", ["clip", "pyramid"])
+@pytest.mark.parametrize("prompt_format", ["chat", "v0", "v1"])
+def test_many_regions_are_answered_as_each_by_itself(kind, prompt_format):
+    chat = chat_with(kind, prompt_format)
+
+    together = chat.describe(picture(), BOXES, QUESTION, max_new_tokens=12, batch_size=3)
+
+    assert together == [fresh_answer(chat, [Turn("user", QUESTION)], [box]) for box in BOXES]
+    if prompt_format == "chat":  # in the longer prompts these models hardly look at a region
+        assert len(set(together)) > 1
+
+
+def test_permuted_boxes_permute_the_answers():
+    chat = chat_with("pyramid")
+    order = [3, 0, 4, 1, 2]
+
+    answers = chat.describe(picture(), BOXES, max_new_tokens=12)
+
+    assert chat.describe(picture(), [BOXES[i] for i in order], max_new_tokens=12) == [answers[i] for i in order]
+
+
+def test_no_boxes_have_no_answers():
+    assert chat_with().describe(picture(), []) == []
+
+
+def test_every_round_is_answered_as_a_fresh_prompt_with_the_same_history():
+    chat = chat_with(image=True, prompt_format="v0")
+    rounds = [
+        ("What is <region1> near <region2>?", BOXES[:2]),
+        ("And why <region1>?", None),
+        ("What about <region3>, not <region2>?", BOXES[2:3]),
+    ]
+    for question, boxes in rounds:
+        history = [*chat.turns, Turn("user", question)]
+        known = [*chat.boxes_px.tolist(), *(boxes or [])]
+
+        answer = chat.ask(question, boxes, max_new_tokens=8)
+
+        assert answer == fresh_answer(chat, history, known, 8)
+    assert [turn.role for turn in chat.turns] == ["user", "assistant"] * 3
+    assert chat.boxes_px.tolist() == BOXES[:3]
+
+
+def test_short_mentions_mean_the_same():
+    assert chat_with(image=True).ask("What is <1>?", BOXES[:1], max_new_tokens=8) == chat_with(image=True).ask(
+        QUESTION, BOXES[:1], max_new_tokens=8
+    )
+
+
+def test_a_question_without_any_box_is_answered():
+    chat = chat_with(image=True)
+
+    assert chat.ask("What is this?", max_new_tokens=8) == fresh_answer(chat, [Turn("user", "What is this?")], [], 8)
+
+
+def test_the_pieces_of_a_stream_join_to_the_answer():
+    streamed, asked = chat_with(image=True), chat_with(image=True)
+
+    pieces = list(streamed.stream(QUESTION, BOXES[:1], max_new_tokens=12))
+
+    assert "".join(pieces) == asked.ask(QUESTION, BOXES[:1], max_new_tokens=12)
+    assert len(pieces) > 1
+    assert streamed.turns == asked.turns
+
+
+def test_an_abandoned_stream_leaves_the_conversation_as_it_was():
+    chat = chat_with(image=True)
+
+    stream = chat.stream(QUESTION, BOXES[:1], max_new_tokens=12)
+    next(stream)
+    stream.close()
+
+    assert chat.turns == () and len(chat.boxes_px) == 0
+
+
+def test_greedy_is_the_default_and_draws_repeat_with_their_seed():
+    def ask(**settings):
+        return chat_with(image=True).ask(QUESTION, BOXES[:1], max_new_tokens=12, **settings)
+
+    assert ask() == ask(temperature=0)
+    assert ask(temperature=2.0, seed=1) == ask(temperature=2.0, seed=1)
+    assert len({ask(temperature=2.0, seed=seed) for seed in range(4)}) > 1
+    assert ask(temperature=2.0, top_p=1e-9, seed=5) == ask()
+
+
+def test_the_tower_looks_once_at_a_picture_however_much_is_asked():
+    chat = chat_with("pyramid")
+    looks = []
+    chat.model.vision_tower.register_forward_hook(lambda *_: looks.append(1))
+
+    chat.set_image(picture())
+    chat.ask(QUESTION, BOXES[:1], max_new_tokens=2)
+    chat.ask("And <region2>?", BOXES[1:2], max_new_tokens=2)
+    assert len(looks) == 1
+    chat.describe(picture(), BOXES, max_new_tokens=2)
+    assert len(looks) == 2
+
+
+def test_a_new_picture_and_a_reset_begin_a_new_conversation():
+    chat = chat_with(image=True)
+    first = chat.ask(QUESTION, BOXES[:1], max_new_tokens=8)
+
+    chat.reset()
+    assert chat.turns == () and len(chat.boxes_px) == 0
+    assert chat.ask(QUESTION, BOXES[:1], max_new_tokens=8) == first
+    chat.set_image(picture(7))
+    assert chat.turns == ()
+
+
+def test_a_failed_question_leaves_the_conversation_as_it_was():
+    chat = chat_with(image=True)
+    chat.ask(QUESTION, BOXES[:1], max_new_tokens=4)
+    before = chat.turns, chat.boxes_px.tolist()
+
+    with pytest.raises(InputError, match="<region5> but 2 boxes"):
+        chat.ask("What is <region5>?", BOXES[1:2])
+
+    assert (chat.turns, chat.boxes_px.tolist()) == before
+
+
+def test_pictures_may_be_paths_bytes_arrays_or_pil(tmp_path):
+    chat = chat_with()
+    path = tmp_path / "p.png"
+    picture().save(path)
+    ways = [path, str(path), path.read_bytes(), np.asarray(picture()), picture()]
+
+    answers = [chat.describe(way, BOXES[:2], max_new_tokens=6) for way in ways]
+
+    assert answers == [answers[0]] * len(ways)
+
+
+def test_boxes_are_in_pixels_of_the_picture_as_people_see_it():
+    chat = chat_with()
+    turned = picture().transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    packed = io.BytesIO()
+    turned.save(packed, "PNG", exif=exif)
+
+    answers = chat.describe(packed.getvalue(), BOXES, max_new_tokens=6)
+
+    assert answers == chat.describe(picture(), BOXES, max_new_tokens=6)
+
+
+def test_threads_with_a_chat_each_do_not_mix_over_one_model():
+    model = tiny_model("pyramid")
+    processor = tiny_processor(model.config)
+    expected = [RegionChat(model, processor).describe(picture(i), BOXES, max_new_tokens=8) for i in range(4)]
+    found = [None] * 4
+
+    def work(index: int) -> None:
+        chat = RegionChat(model, processor)
+        chat.set_image(picture(index))
+        answers = []
+        for box in BOXES:
+            chat.reset()
+            answers.append(chat.ask(QUESTION, [box], max_new_tokens=8))
+        found[index] = answers
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert found == expected
+
+
+def test_a_conversation_that_outgrows_the_context_says_so():
+    model = tiny_model()
+    settings = {"image_size": 32, "image_seq_length": 16, "prompt_format": "chat", "model_max_length": 170}
+    chat = RegionChat(model, GPT4RoIProcessor(tiny_tokenizer(), **settings))
+    chat.set_image(picture())
+    chat.ask("What is it, in a few words?", max_new_tokens=2)
+
+    with pytest.raises(InputError, match="no longer fits into the model's 170 tokens"):
+        chat.ask("And what else may be seen here?")
+
+
+def test_a_question_before_any_picture_says_what_to_do():
+    with pytest.raises(InputError, match="call set_image first"):
+        chat_with().ask("What is this?")
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([40, 5, 5, 30], r"box 2 \(40,5,5,30\): corners are exchanged"),
+        ([5, 5, 5, 30], r"box 2 \(5,5,5,30\): has no area"),
+        ([float("nan"), 5, 40, 30], "box 2: expected finite numbers"),
+        ([200, 5, 240, 30], "reaches outside the picture, which is 96x64"),
+        ([5, -20, 40, 30], "reaches outside the picture"),
+        ([0.1, 0.1, 0.5, 0.9], "looks like fractions; give pixels"),
+        ([1, 2, 3], "box 2: expected four numbers x1, y1, x2, y2, got 3"),
+        (["a", 2, 3, 4], "box 2: expected four numbers"),
+        (7, "box 2: expected four numbers"),
+    ],
+)
+def test_a_wrong_box_is_named(box, message):
+    with pytest.raises(InputError, match=message):
+        chat_with().describe(picture(), [BOXES[0], box])
+
+
+def test_a_box_that_reaches_a_fraction_over_the_border_is_taken():
+    assert len(chat_with().describe(picture(), [[0, 0, 96.4, 64.2]], max_new_tokens=2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("", "the question is empty"),
+        ("What is it?", "mentions no region"),
+        ("Is <region1> left of <region2>?", "mentions <region1>, <region2>, expected one"),
+    ],
+)
+def test_describe_wants_a_question_about_one_region(question, message):
+    with pytest.raises(InputError, match=message):
+        chat_with().describe(picture(), BOXES[:1], question)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("nowhere.jpg", "not found"),
+        (b"no picture", "not a picture file"),
+        (np.zeros((4, 4, 3)), "uint8"),
+        (3, "got int"),
+    ],
+)
+def test_what_is_no_picture_is_refused(image, message):
+    with pytest.raises(InputError, match=message):
+        chat_with().set_image(image)
+
+
+def test_settings_of_decoding_are_checked():
+    for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            chat_with(image=True).ask("What is this?", **wrong)
+
+
+def test_a_saved_model_opens_with_its_processor_and_answers_the_same(tmp_path):
+    chat = chat_with("pyramid")
+    chat.model.save_pretrained(tmp_path)
+    chat.processor.save_pretrained(tmp_path)
+
+    opened = RegionChat.from_pretrained(tmp_path, device="cpu", dtype="float32")
+
+    assert opened.describe(picture(), BOXES, max_new_tokens=8) == chat.describe(picture(), BOXES, max_new_tokens=8)
+    assert RegionChat.from_pretrained(tmp_path, "cpu", torch.bfloat16).model.language_model.dtype == torch.bfloat16
+
+
+def test_an_unknown_device_or_dtype_is_refused(tmp_path):
+    with pytest.raises(InputError, match="device 'abacus'"):
+        RegionChat.from_pretrained(tmp_path, device="abacus")
+    with pytest.raises(InputError, match="dtype 'int3'"):
+        RegionChat.from_pretrained(tmp_path, device="cpu", dtype="int3")
