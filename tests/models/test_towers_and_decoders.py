@@ -114,7 +114,7 @@ def test_the_original_s_region_encoder_also_reads_a_native_pyramid():
     inputs = batch(model, "right")
     output = model(**inputs)
     assert output.region_features.shape == (3, 32)
-    assert [fusion for fusion in model.region_encoder.fusion.sizes] == [16, 8, 4, 2]
+    assert model.region_encoder.fusion.sizes == [16, 8, 4, 2]
 
 
 @pytest.mark.parametrize("kind", ["clip", "pyramid"])

@@ -1,0 +1,123 @@
+"""The original's region encoder: exchange of channels, initialisation, RoIAlign's grid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig
+
+from gpt4roi.checkpoint import legacy
+from gpt4roi.errors import InputError
+from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
+from gpt4roi.models.region_encoder import _exchange, _with_coordinates
+from gpt4roi.models.roi_align import roi_align
+
+FACTS = json.loads((Path(__file__).parents[1] / "golden" / "model" / "narrow_facts.json").read_text())
+
+
+def test_a_level_borrows_a_quarter_from_each_neighbour_and_from_itself_at_the_ends():
+    maps = [
+        torch.full((1, 8, 4 >> level, 4 >> level), 10.0 * level) + torch.arange(8.0).view(8, 1, 1) for level in range(3)
+    ]
+    mixed = [_exchange(maps, level)[0, :, 0, 0].tolist() for level in range(3)]
+    assert mixed == [
+        [0, 1, 2, 3, 16, 17, 4, 5],
+        [10, 11, 12, 13, 26, 27, 4, 5],
+        [20, 21, 22, 23, 26, 27, 14, 15],
+    ]
+
+
+def test_coordinates_are_appended_x_first():
+    marked = _with_coordinates(torch.zeros(2, 1, 2, 3))
+    assert marked[1, 1].tolist() == [[-1, 0, 1], [-1, 0, 1]]
+    assert marked[1, 2].tolist() == [[-1, -1, -1], [1, 1, 1]]
+
+
+def test_roi_align_is_shifted_by_half_a_cell():
+    ramp = torch.arange(25.0).view(1, 1, 5, 5)
+    pooled = roi_align(ramp, torch.tensor([[0.0, 1.0, 1.0, 3.0, 3.0]]), 2, 1.0, 2)
+    assert pooled[0, 0].tolist() == [[6.0, 7.0], [11.0, 12.0]]
+
+
+def test_roi_align_reads_half_precision_and_double_precision():
+    ramp = torch.arange(25.0).view(1, 1, 5, 5)
+    rois = torch.tensor([[0.0, 1.0, 1.0, 3.0, 3.0]])
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        pooled = roi_align(ramp.to(dtype), rois, 2, 1.0, 2)
+        assert pooled.dtype == dtype
+        assert pooled[0, 0].tolist() == [[6.0, 7.0], [11.0, 12.0]]
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(InputError, match="roi_align_backend is 'magic', expected"):
+        roi_align(torch.zeros(1, 1, 5, 5), torch.zeros(1, 5), 2, 1.0, 2, backend="magic")
+
+
+def test_pictures_without_boxes_do_not_change_the_others(clip_model):
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    box = torch.tensor([[0.1, 0.2, 0.6, 0.9]])
+    with torch.no_grad():
+        together = clip_model.get_region_features(pixels, [torch.zeros(0, 4), box, torch.zeros(0, 4)])
+        alone = clip_model.get_region_features(pixels[1:2], [box])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """A model of the recorded sizes with fresh weights."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=13, num_attention_heads=4, patch_size=14
+    )
+    text = {
+        "model_type": "llama",
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "vocab_size": 606,
+    }
+    return GPT4RoIForConditionalGeneration(GPT4RoIConfig(vision_config=vision, text_config=text))
+
+
+def test_fresh_weights_are_spread_as_the_original_s(fresh):
+    ours = {legacy.to_original(name): value.detach() for name, value in fresh.named_parameters()}
+    assert len(FACTS["init_stats"]) == 45
+    for name, (shape, mean, std) in FACTS["init_stats"].items():
+        value = ours[name]
+        assert [list(value.shape)] == [shape] or list(value.shape) == shape[0], name
+        if std == 0:
+            assert value.std() == 0 and value.mean().item() == mean, name
+            continue
+        count = value.numel()
+        # Both are samples of one distribution: five standard errors, with room for small tensors.
+        assert value.std().item() == pytest.approx(std, rel=5 / count**0.5 + 0.01), name
+        assert abs(value.mean().item() - mean) < 8 * std / count**0.5, name
+
+
+def test_fresh_weights_survive_parts_that_are_given(fresh):
+    language_model = fresh.language_model
+    before = {name: value.clone() for name, value in language_model.state_dict().items()}
+    tower = {name: value.clone() for name, value in fresh.vision_tower.backbone.state_dict().items()}
+    GPT4RoIForConditionalGeneration(fresh.config, fresh.vision_tower.backbone, language_model)
+    assert all(torch.equal(value, before[name]) for name, value in language_model.state_dict().items())
+    assert all(torch.equal(value, tower[name]) for name, value in fresh.vision_tower.backbone.state_dict().items())
+
+
+def test_the_released_model_s_names_and_shapes_map_both_ways():
+    listed = json.loads((Path(__file__).parents[1] / "golden" / "model" / "gpt4roi_7b_state_dict.json").read_text())
+    with torch.device("meta"):
+        model = GPT4RoIForConditionalGeneration(GPT4RoIConfig())
+    ours = {
+        name: list(value.shape) for name, value in model.state_dict().items() if not name.startswith("vision_tower.")
+    }
+    released = {name: shape for name, shape in listed["entries"].items() if not name.endswith("inv_freq")}
+    assert {legacy.to_ours(name): shape for name, shape in released.items()} == ours
+    assert {legacy.to_original(name): shape for name, shape in ours.items()} == released
+    assert all(legacy.to_ours(name) is None for name in listed["entries"].keys() - released.keys())
+    learnt = sum(value.numel() for name, value in model.named_parameters() if not name.startswith("vision_tower."))
+    assert learnt == listed["n_parameters"]
+    assert sum(value.numel() for value in model.region_encoder.parameters()) == listed["n_spi_parameters"]
