@@ -212,12 +212,13 @@ def test_threads_with_a_chat_each_do_not_mix_over_one_model():
 
 def test_a_conversation_that_outgrows_the_context_says_so():
     model = tiny_model()
-    settings = {"image_size": 32, "image_seq_length": 16, "prompt_format": "chat", "model_max_length": 170}
+    settings = {"image_size": 32, "image_seq_length": 16, "prompt_format": "chat", "model_max_length": 200}
     chat = RegionChat(model, GPT4RoIProcessor(tiny_tokenizer(), **settings))
     chat.set_image(picture())
     chat.ask("What is it, in a few words?", max_new_tokens=2)
+    chat.ask("And what else may be seen here?", max_new_tokens=2)
 
-    with pytest.raises(InputError, match="no longer fits into the model's 170 tokens"):
+    with pytest.raises(InputError, match="no longer fits into the model's 200 tokens"):
         chat.ask("And what else may be seen here?")
 
 
