@@ -56,7 +56,7 @@ class TextEncoder:
         self.keeps_blanks = self.added.keys() & {"<s>", "</s>", "<unk>", *sentence_tokens}
         longest_first = sorted(self.added, key=len, reverse=True)
         self.splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self.pieces = _piece_tokenizer(tokenizer) if piecewise else tokenizer.backend_tokenizer
+        self.pieces = _piece_tokenizer(tokenizer) if piecewise else _own_copy(tokenizer)
         self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -141,6 +141,14 @@ def _piece_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     pieces = Tokenizer(tokenizer.backend_tokenizer.model)
     pieces.normalizer = normalizers.Sequence([normalizers.Prepend(WORD_START), normalizers.Replace(" ", WORD_START)])
     return pieces
+
+
+def _own_copy(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Copies the tokenizer, because others may switch truncation and padding on in the original."""
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
 
 
 def supervised_labels(

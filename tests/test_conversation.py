@@ -1,17 +1,12 @@
 """Templates: what they write, what is learnt, and how mentions of regions are written."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from text_samples import CHATML, bytes_tokenizer
 
 from gpt4roi.conversation import V0, V1, ChatTemplate, role_of_speaker
 from gpt4roi.errors import InputError
 from gpt4roi.mentions import number_boxes, write_mentions
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 TRIMMING = (
     "{{ '<|im_start|>' }}{% for m in messages %}{{ '[' + m['role'] + ']\n\n' + m['content'] | trim + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]\n\n' }}{% endif %}"
@@ -27,17 +22,6 @@ DEMANDING = (
 )
 
 DIALOGUE = [("user", "Hi."), ("assistant", "Hello."), ("user", "Bye."), ("assistant", "So long.")]
-
-
-def bytes_tokenizer(chat_template=CHATML):
-    """A tokenizer of 256 bytes without merges, and the two marks of its chat template."""
-    backend = Tokenizer(models.BPE({char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    made.add_tokens(["<|im_start|>"], special_tokens=True)
-    made.chat_template = chat_template
-    return made
 
 
 def learnt(prompt):
