@@ -1,0 +1,31 @@
+"""A saved tiny model and a picture for the command line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_model, tiny_processor
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A folder as a training writes it."""
+    folder = tmp_path_factory.mktemp("model")
+    model = tiny_model("pyramid")
+    with torch.no_grad():
+        for weight in model.region_encoder.parameters():
+            weight.mul_(8 if weight.ndim > 1 else 1)
+    model.save_pretrained(folder)
+    tiny_processor(model.config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A file of 96 x 64 pixels of coarse noise."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).resize((96, 64), Image.Resampling.NEAREST).save(path)
+    return path

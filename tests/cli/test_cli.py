@@ -1,0 +1,123 @@
+"""The frame of the command line: verbs, help, exit codes, streams."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from gpt4roi import __version__, cli
+from gpt4roi.cli import main, output
+from gpt4roi.errors import InputError
+
+PYTHON = [sys.executable, "-c"]
+
+
+def test_help_lists_every_verb_with_its_line(capsys):
+    assert main(["--help"]) == 0
+
+    listed = capsys.readouterr().out
+    for verb in cli.verb_names():
+        assert f"  {verb} " in listed
+        assert cli.load_verb(verb).HELP in listed
+    assert {"describe", "evaluate"} <= set(cli.verb_names())
+
+
+def test_every_verb_explains_itself_with_an_example(capsys):
+    for verb in cli.verb_names():
+        assert main([verb, "--help"]) == 0
+        explained = capsys.readouterr().out
+        assert explained.startswith(f"usage: gpt4roi {verb}")
+        assert f"\n  gpt4roi {verb} " in explained, f"{verb} --help shows no example"
+
+
+def test_no_help_imports_torch():
+    program = "import sys; from gpt4roi.cli import main, verb_names\n"
+    program += "for words in [['--help'], *([verb, '--help'] for verb in verb_names())]: assert main(words) == 0\n"
+    program += "heavy = {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules); assert not heavy, heavy"
+
+    done = subprocess.run([*PYTHON, program], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gpt4roi {__version__}\n"
+
+
+def test_python_m_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt4roi.cli", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"gpt4roi {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "gpt4roi: error: which verb? One of "),
+        (["descibe"], "gpt4roi: error: unknown verb 'descibe'; did you mean 'describe'?\n"),
+        (["xyzzy"], "gpt4roi: error: unknown verb 'xyzzy'; verbs are "),
+        (["output"], "gpt4roi: error: unknown verb 'output'"),
+        (["_model"], "gpt4roi: error: unknown verb '_model'"),
+    ],
+)
+def test_a_wrong_verb_is_one_line_and_exit_code_2(capsys, words, message):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(message) and err.count("\n") == 1
+
+
+def run_verb(monkeypatch, raised: BaseException | None = None, returned=0) -> int:
+    """Runs `describe` with its work replaced."""
+
+    def run(args):
+        if raised is not None:
+            raise raised
+        return returned
+
+    monkeypatch.setattr(cli.load_verb("describe"), "run", run)
+    return main(["describe", "p.png", "--box", "1,2,3,4"])
+
+
+def test_a_wrong_input_is_one_line_even_if_its_message_has_several(monkeypatch, capsys):
+    assert run_verb(monkeypatch, InputError("first\n  second")) == 2
+    assert capsys.readouterr().err == "gpt4roi describe: error: first second\n"
+
+
+def test_an_interruption_exits_with_130(monkeypatch, capsys):
+    assert run_verb(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "gpt4roi describe: error: interrupted\n"
+
+
+def test_a_defect_of_ours_is_not_hidden(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        run_verb(monkeypatch, ZeroDivisionError())
+
+
+def test_what_a_verb_returns_is_the_exit_code(monkeypatch):
+    assert run_verb(monkeypatch, returned=None) == 0
+    assert run_verb(monkeypatch, returned=7) == 7
+
+
+def test_a_closed_pipe_ends_quietly():
+    program = "import sys; from gpt4roi.cli import main, output, load_verb; verb = load_verb('describe')\n"
+    program += "verb.run = lambda args: [output.line('x' * 99) for _ in range(9999)] and 0\n"
+    program += "sys.exit(main(['describe', 'p', '--box', '1']))"
+    with subprocess.Popen([*PYTHON, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read()
+
+    assert process.returncode == 141 and err == b""
+
+
+def test_the_log_goes_to_stderr_and_answers_to_stdout(capsys):
+    output.log_to_stderr()
+    cli.output.logging.getLogger("gpt4roi.somewhere").info("told")
+    output.line("answered")
+    output.record({"text": "é"}, indent=None)
+
+    assert capsys.readouterr() == ('answered\n{"text": "é"}\n', "told\n")

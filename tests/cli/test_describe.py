@@ -1,0 +1,91 @@
+"""`gpt4roi describe` on a tiny model: text, JSON, a drawing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from gpt4roi import RegionChat
+from gpt4roi.cli import main
+from gpt4roi.drawing import region_color
+
+BOXES = ["5,5,40,30", "50, 2, 70, 62"]
+
+
+@pytest.fixture
+def describe(model_folder, picture, capsys):
+    """Runs the verb on the picture and returns what it wrote to stdout."""
+
+    def run(*words: str, boxes=BOXES) -> str:
+        arguments = [part for box in boxes for part in ("--box", box)]
+        common = ["--model", str(model_folder), "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "8"]
+        assert main(["describe", str(picture), *arguments, *common, *words]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def chat(model_folder):
+    return RegionChat.from_pretrained(model_folder, "cpu", "float32")
+
+
+def pixels(boxes=BOXES) -> list[list[float]]:
+    return [[float(number) for number in box.split(",")] for box in boxes]
+
+
+def test_every_box_gets_a_line_with_its_number_its_corners_and_its_answer(describe, chat, picture):
+    answers = chat.describe(picture, pixels(), max_new_tokens=8)
+
+    lines = describe().split("\n")
+
+    assert lines[-1] == ""
+    assert [line.split("\t")[:2] for line in lines[:-1]] == [["1", "5,5,40,30"], ["2", "50,2,70,62"]]
+    assert [line.split("\t")[2] for line in lines[:-1]] == [" ".join(answer.split()) for answer in answers]
+
+
+def test_exchanged_boxes_exchange_the_answers(describe):
+    there, back = (json.loads(describe("--json", boxes=boxes))["regions"] for boxes in (BOXES, BOXES[::-1]))
+
+    assert [region["answer"] for region in there] == [region["answer"] for region in back[::-1]]
+    assert there[0]["answer"] != there[1]["answer"]
+
+
+def test_json_is_one_object_and_nothing_else_is_on_stdout(describe, model_folder, picture):
+    written = json.loads(describe("--json"))
+
+    assert written["picture"] == str(picture) and written["model"] == str(model_folder)
+    assert written["question"] == "What is <region1>?"
+    assert [region["box"] for region in written["regions"]] == pixels()
+    assert [region["region"] for region in written["regions"]] == [1, 2]
+
+
+def test_another_question_about_one_region_is_asked_about_each_box(describe, chat, picture):
+    question = "Name <1>!"
+
+    regions = json.loads(describe("--question", question, "--json"))["regions"]
+
+    assert [region["answer"] for region in regions] == chat.describe(picture, pixels(), question, max_new_tokens=8)
+
+
+def test_a_question_about_several_regions_is_asked_once_about_all_boxes(describe, chat, picture):
+    question = "Which is larger, <region1> or <region2>?"
+    chat.set_image(picture)
+    answer = chat.ask(question, pixels(), max_new_tokens=8)
+
+    written = json.loads(describe("--question", question, "--json"))
+
+    assert written["answer"] == answer
+    assert "answer" not in written["regions"][0]
+    assert describe("--question", question) == " ".join(answer.split()) + "\n"
+
+
+def test_the_drawing_shows_the_numbered_boxes(describe, tmp_path):
+    describe("--draw", str(tmp_path / "out.png"))
+
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.size == (96, 64)
+        color = tuple(int(region_color(0)[i : i + 2], 16) for i in (1, 3, 5))
+        assert drawn.getpixel((40, 25)) == color
