@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,6 +157,8 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError:
+        raise InputError(f"{path}: not a file of tensors, or one with code in it, which is not run") from None
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
         raise InputError(f"{path}: not a file of tensors ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
