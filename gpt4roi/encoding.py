@@ -89,8 +89,9 @@ class DialogueEncoder:
     def independent(self, steps: Sequence[DialogueStep], where: str) -> Encoded:
         """Encodes every question-answer pair as a conversation of its own behind what all of them begin with.
 
-        The shared ids (segment 0) end before the first question; in them nothing is learnt. Pair k has segment k, and
-        its positions go on where the shared ids end. Pairs that do not fit any more are left out from the end.
+        The shared ids (segment 0) end before the first question; in them nothing is learnt. Pair k has segment k, ends
+        with its last learnt id, and its positions go on where the shared ids end. Pairs that do not fit any more are
+        left out from the end.
         """
         pairs = _rounds(steps)
         if any([step.role for step in pair] != ["user", "assistant"] for pair in pairs):
@@ -103,15 +104,17 @@ class DialogueEncoder:
         boxes: list[int] = []
         total = shared
         for number, (single, _) in enumerate(singles, start=1):
-            total += len(single.ids) - shared
+            # Nothing is learnt after the end of the answer, and no other pair can see what stands there.
+            end = int(np.flatnonzero(single.labels != IGNORE_INDEX)[-1]) + 1
+            total += end - shared
             if total > self.max_length:
                 if number == 1:
                     raise self._too_long(total, where)
                 break
-            ids.append(single.ids[shared:])
-            labels.append(single.labels[shared:])
-            segments.append(np.full(len(single.ids) - shared, number))
-            positions.append(np.arange(shared, len(single.ids)))
+            ids.append(single.ids[shared:end])
+            labels.append(single.labels[shared:end])
+            segments.append(np.full(end - shared, number))
+            positions.append(np.arange(shared, end))
             boxes.extend(single.boxes)
         return Encoded(
             np.concatenate(ids),

@@ -87,10 +87,10 @@ def test_each_independent_pair_behind_the_shared_ids_is_its_own_prompt(prompt_fo
     for pair in range(3):
         single = processor.encode(sample(shown + QUESTIONS[2 * pair], QUESTIONS[2 * pair + 1]))
         suffix = segments == pair + 1
-        assert prefix + ids[suffix].tolist() == single["input_ids"].tolist()
-        assert labels[suffix].tolist() == single["labels"][len(prefix) :].tolist()
-        positions = packed["position_ids"][suffix].tolist()
-        assert positions == list(range(len(prefix), len(single["input_ids"])))
+        end = int((single["labels"] != IGNORE_INDEX).nonzero()[-1]) + 1  # what follows is neither learnt nor seen
+        assert prefix + ids[suffix].tolist() == single["input_ids"][:end].tolist()
+        assert labels[suffix].tolist() == single["labels"][len(prefix) : end].tolist()
+        assert packed["position_ids"][suffix].tolist() == list(range(len(prefix), end))
     assert packed["position_ids"][segments == 0].tolist() == list(range(len(prefix)))
 
 
