@@ -56,7 +56,7 @@ def _to_original(
 ) -> tuple[list[PlannedTensor], dict[str, bytes], dict[str, list[PlannedTensor]]]:
     original = layout.with_original_names(weights)
     tensors = [copied(stored, name) for name, stored in original.tensors.items()]
-    files = original_files(config, weights.path, layout.main_dtype(original))
+    files = original_files(config, original, layout.main_dtype(original))
     of_tower, tower_files, place = tower_folder(config, weights)
     if not of_tower:
         return tensors, files, {}
@@ -73,10 +73,10 @@ def our_files(config: dict, weights: WeightFolder, dtype: str, tower: Tower) -> 
     return files
 
 
-def original_files(config: dict, folder: Path, dtype: str) -> dict[str, bytes]:
-    """Makes the small files of the original's format for a model that lies in `folder`, in either format."""
-    files = layout.side_files(folder, layout.ORIGINAL)
-    files["config.json"] = layout.original_config(config, dtype)
+def original_files(config: dict, weights: WeightFolder, dtype: str) -> dict[str, bytes]:
+    """Makes the small files of the original's format for weights that lie under the original's names."""
+    files = layout.side_files(weights.path, layout.ORIGINAL)
+    files["config.json"] = layout.original_config(config, weights, dtype)
     return files
 
 

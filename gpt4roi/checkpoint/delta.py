@@ -87,7 +87,7 @@ def plan_apply(
     notes = [_UNVERIFIED if record is None else "the base is the one the delta was made from"]
     config = layout.read_config(delta_weights.path)
     if output_format == layout.ORIGINAL:
-        files = original_files(config, delta_weights.path, "F16")
+        files = original_files(config, delta_weights, "F16")
     else:
         tower = find_tower(config, delta_weights.path, vision_tower)
         files = our_files(config, delta_weights, "F16", tower)
@@ -146,7 +146,7 @@ def plan_make(
     tensors = [
         PlannedTensor(pair.name, _dtype(pair), pair.other.shape, _subtracted(pair, buffers, record)) for pair in pairs
     ]
-    files = original_files(layout.read_config(target_weights.path), target_weights.path, "F16")
+    files = original_files(layout.read_config(target_weights.path), target_weights, "F16")
     sources = {"base": base_weights, "target": target_weights}
     plan = plan_folder(Path(delta), tensors, files, sources, max_shard_size, overwrite)
     plan.identity = None  # the digests need every tensor to be read, so an interrupted run starts again

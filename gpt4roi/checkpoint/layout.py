@@ -46,6 +46,15 @@ _TOKEN_OF_ID = {
 }
 _TORCH_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _LONGEST = 2048
+_TOWER_FOLDER = "clip"
+_CLIP = "clip_vision_model"
+_BUILT_IN = {
+    "region_encoder_type": "gpt4roi",
+    "projector_type": "linear",
+    "region_level_stride": 3,
+    "fusion_groups": 64,
+    "roi_sampling_ratio": 2,
+}
 _NOT_OF_TEXT = ("torch_dtype", "dtype", "transformers_version")
 _TEXT_KEYS = (
     "vocab_size",
@@ -140,25 +149,17 @@ def processor_config(config: dict[str, Any], vision_config: dict[str, Any] | Non
     return _json_bytes(values)
 
 
-def original_config(config: dict[str, Any], dtype: str) -> bytes:
-    """Makes the original's config.json; raises InputError for a model that the original has no form for."""
+def original_config(config: dict[str, Any], weights: WeightFolder, dtype: str) -> bytes:
+    """Makes the original's config.json for `weights` under the original's names; `dtype` is that of the result.
+
+    Raises InputError for a model that the original has no form for.
+    """
     if layout_of(config) == ORIGINAL:
         values = {name: value for name, value in config.items() if name != "_name_or_path"}
         values["mm_vision_tower"] = portable_name(config.get("mm_vision_tower"))
         return _json_bytes(values | {"torch_dtype": _TORCH_NAMES[dtype]})
-    text, vision = config["text_config"], config.get("vision_config") or {}
-    wanted = ("llama", "gpt4roi", "linear", "clip_vision_model")
-    found = (
-        text.get("model_type"),
-        config.get("region_encoder_type", "gpt4roi"),
-        config.get("projector_type", "linear"),
-        vision.get("model_type", "clip_vision_model"),
-    )
-    if found != wanted:
-        raise InputError(
-            f"the original has no form for this model: language model, region encoder, projector and tower are "
-            f"{', '.join(map(str, found))}, it knows {', '.join(wanted)} only; keep the folder as it is"
-        )
+    _check_has_original_form(config)
+    text, projector = config["text_config"], weights.tensors["model.mm_projector.weight"]
     values = {key: text[key] for key in _TEXT_KEYS if key in text}
     theta = text.get("rope_theta", (text.get("rope_parameters") or {}).get("rope_theta", 10000.0))
     values |= {} if theta == 10000.0 else {"rope_theta": theta}
@@ -166,13 +167,24 @@ def original_config(config: dict[str, Any], dtype: str) -> bytes:
         "model_type": legacy.LEGACY_MODEL_TYPE,
         "architectures": ["SPILlavaMPTForCausalLM"],
         "torch_dtype": _TORCH_NAMES[dtype],
-        "mm_hidden_size": vision.get("hidden_size", 1024),
+        "mm_hidden_size": projector.shape[1],
         "mm_use_im_start_end": config.get("mm_use_im_start_end", True),
         "mm_vision_select_layer": config.get("mm_vision_select_layer", -2),
-        "mm_vision_tower": portable_name(config.get("mm_vision_tower")),
+        "mm_vision_tower": tower_name(config),
         "use_mm_proj": True,
     }
     return _json_bytes(values)
+
+
+def _check_has_original_form(config: dict[str, Any]) -> None:
+    """Raises InputError when a model of ours differs from what the original's code has built in."""
+    found = {name: config.get(name, value) for name, value in _BUILT_IN.items()}
+    found["text_config"] = (config.get("text_config") or {}).get("model_type")
+    found["vision_config"] = (config.get("vision_config") or {}).get("model_type", _CLIP)
+    wanted = _BUILT_IN | {"text_config": "llama", "vision_config": _CLIP}
+    other = [f"{name} is {found[name]!r} and not {wanted[name]!r}" for name in wanted if found[name] != wanted[name]]
+    if other:
+        raise InputError(f"the original's format has no form for this model: {', '.join(other)}; keep it as it is")
 
 
 def side_files(folder: Path, layout: str) -> dict[str, bytes]:
@@ -189,8 +201,13 @@ def side_files(folder: Path, layout: str) -> dict[str, bytes]:
     if layout == ORIGINAL and ADDED_TOKENS_FILE not in files:
         tokens = json.loads(files["tokenizer.json"]).get("added_tokens", []) if "tokenizer.json" in files else []
         ids = {token["content"]: token["id"] for token in tokens if token["content"] in (PAD_TOKEN, *ADDED_TOKENS)}
-        files[ADDED_TOKENS_FILE] = _json_bytes(ids)
+        files |= {ADDED_TOKENS_FILE: _json_bytes(ids)} if ids else {}
     return files
+
+
+def tower_name(config: dict[str, Any]) -> str:
+    """Returns the name under which a folder in the original's format looks for its tower."""
+    return portable_name(config.get("mm_vision_tower")) or _TOWER_FOLDER
 
 
 def portable_name(tower: str | None) -> str | None:

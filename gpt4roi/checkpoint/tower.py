@@ -157,7 +157,8 @@ def tower_folder(config: dict[str, Any], weights: WeightFolder) -> tuple[list[St
         for name, stored in weights.tensors.items()
         if name.startswith(BACKBONE_PREFIX)
     ]
-    vision = {key: config["vision_config"][key] for key in _CONFIG_KEYS if key in config["vision_config"]}
+    known = config.get("vision_config") or {}
+    vision = {key: known[key] for key in _CONFIG_KEYS if key in known}
     config_file = {"model_type": _MODEL_TYPE, "architectures": ["CLIPVisionModel"], **vision}
     side = vision.get("image_size", 224)
     picture_file = _PICTURES | {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
@@ -165,4 +166,4 @@ def tower_folder(config: dict[str, Any], weights: WeightFolder) -> tuple[list[St
         name: json.dumps(values, indent=2).encode() + b"\n"
         for name, values in (("config.json", config_file), ("preprocessor_config.json", picture_file))
     }
-    return tensors, files, Path(config.get("mm_vision_tower") or "clip").name
+    return tensors, files, Path(layout.tower_name(config)).name

@@ -1,0 +1,182 @@
+"""A base and a delta give the model, whole or not at all, whatever their files look like."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+
+import pytest
+import torch
+from small_weights import (
+    ROWS,
+    add_files,
+    assert_equal,
+    base_and_delta,
+    base_and_our_delta,
+    fine_tuned,
+    llama,
+    load,
+    original_delta,
+    original_sum,
+    save,
+)
+
+from gpt4roi.checkpoint.delta import model_fingerprint, plan_apply, plan_make
+from gpt4roi.checkpoint.legacy import to_ours
+from gpt4roi.errors import InputError
+
+
+def expected_sum() -> dict[str, torch.Tensor]:
+    base = llama()
+    return original_sum(base, original_delta(base, fine_tuned(base)))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_result_is_the_sum_from_any_files_into_any_number_of_shards(tmp_path, kind, shards):
+    base, delta = base_and_delta(tmp_path, kind, shards)
+    plan = plan_apply(base, delta, tmp_path / "out", output_format="original", max_shard_size="4kB")
+    plan.write()
+    assert len(plan.shards) > 3
+    assert_equal(load(tmp_path / "out"), expected_sum())
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == plan.nbytes
+    assert set(index["weight_map"].values()) == {path.name for path in (tmp_path / "out").glob("model-*")}
+
+
+def test_our_format_is_the_default_with_our_names_and_a_config_of_the_right_sizes(tmp_path):
+    base, delta = base_and_delta(tmp_path)
+    plan_apply(base, delta, tmp_path / "out").write()
+    assert_equal(load(tmp_path / "out"), {to_ours(name): tensor for name, tensor in expected_sum().items()})
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["model_type"] == "gpt4roi"
+    assert config["dtype"] == "float16"
+    assert config["text_config"]["vocab_size"] == ROWS + 6
+    assert [config[f"{name}_token_id"] for name in ("image", "region", "image_start", "image_end")] == [21, 22, 24, 25]
+    assert config["mm_vision_tower"] == "tower"
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == b"carried along"
+
+
+def test_a_bfloat16_base_is_rounded_to_float16_first(tmp_path):
+    base = {name: tensor.bfloat16() for name, tensor in llama().items()}
+    delta = original_delta(llama(), fine_tuned(llama()))
+    save(tmp_path / "base", base)
+    add_files(save(tmp_path / "delta", delta))
+    plan_apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", output_format="original").write()
+    assert_equal(load(tmp_path / "out"), original_sum(base, delta))
+
+
+def test_making_is_the_difference_and_applying_it_keeps_the_promised_fingerprint(tmp_path):
+    base, delta = base_and_our_delta(tmp_path)
+    assert_equal(load(delta), original_delta(llama(), fine_tuned(llama())))
+    plan = plan_apply(base, delta, tmp_path / "out", verify=True)
+    plan.write()
+    promised = json.loads((delta / "delta.json").read_text())["result"]
+    assert plan.summary.endswith(f"fingerprint {promised}, as the delta promises")
+    assert model_fingerprint(tmp_path / "out") == promised
+
+
+def test_a_delta_without_fingerprint_gives_a_result_said_to_be_unverified(tmp_path):
+    base, delta = base_and_delta(tmp_path)
+    assert "unverified, since the delta carries no fingerprint" in plan_apply(base, delta, tmp_path / "out").summary
+
+
+def test_the_fingerprint_accepts_the_same_base_in_other_files_and_types(tmp_path):
+    _, delta = base_and_our_delta(tmp_path)
+    halves = {name: tensor.half() for name, tensor in llama().items()}
+    save(tmp_path / "again", halves, "bin", shards=2)
+    plan_apply(tmp_path / "again", delta, tmp_path / "out").write()
+    assert (tmp_path / "out/config.json").exists()
+
+
+def test_one_changed_number_that_no_sample_sees_is_found_while_streaming_and_nothing_stays(tmp_path):
+    rows = 4000
+    base = llama(rows=rows)
+    save(tmp_path / "base", base)
+    add_files(save(tmp_path / "trained", fine_tuned(base)), rows)
+    plan_make(tmp_path / "base", tmp_path / "trained", tmp_path / "delta").write()
+    base["lm_head.weight"][rows // 4, 3] += 1
+    save(tmp_path / "base", base)
+    plan = plan_apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    with pytest.raises(InputError, match=r"lm_head.weight is not what the delta was made from"):
+        plan.write()
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_progress_hears_of_every_byte(tmp_path):
+    base, delta = base_and_delta(tmp_path)
+    plan = plan_apply(base, delta, tmp_path / "out", max_shard_size="4kB")
+    seen = []
+    plan.write(seen.append)
+    assert sum(seen) == plan.nbytes == sum(tensor.nbytes for tensor in load(tmp_path / "out").values())
+
+
+def interrupt_after(count: int):
+    def progress(_bytes: int) -> None:
+        nonlocal count
+        count -= 1
+        if count < 0:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_an_interrupted_run_is_continued_with_its_finished_files(tmp_path):
+    base, delta = base_and_delta(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        plan_apply(base, delta, tmp_path / "out", max_shard_size="4kB").write(interrupt_after(15))
+    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.partial").glob("model-*.safetensors")}
+    assert finished
+    assert not (tmp_path / "out").exists()
+    plan_apply(base, delta, tmp_path / "out", output_format="hf", max_shard_size="4kB").write()
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in finished} == finished
+    assert_equal(load(tmp_path / "out"), {to_ours(name): tensor for name, tensor in expected_sum().items()})
+
+
+def test_an_interrupted_run_with_other_inputs_starts_again(tmp_path):
+    base, delta = base_and_delta(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        plan_apply(base, delta, tmp_path / "out", max_shard_size="4kB").write(interrupt_after(15))
+    shifted = {name: tensor + 1 for name, tensor in llama().items()}
+    save(base, shifted)
+    plan_apply(base, delta, tmp_path / "out", output_format="original", max_shard_size="4kB").write()
+    delta_tensors = original_delta(llama(), fine_tuned(llama()))
+    assert_equal(load(tmp_path / "out"), original_sum(shifted, delta_tensors))
+
+
+def test_an_old_target_is_replaced_only_by_a_whole_one(tmp_path):
+    base, delta = base_and_delta(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").write_text("kept")
+    plan = plan_apply(base, delta, tmp_path / "out", overwrite=True)
+    with pytest.raises(KeyboardInterrupt):
+        plan.write(interrupt_after(5))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    plan.write()
+    assert not (tmp_path / "out/old").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "delta", "out"]
+
+
+def test_an_old_target_comes_back_after_a_kill_between_the_two_renames(tmp_path):
+    base, delta = base_and_delta(tmp_path)
+    (tmp_path / "out.replaced").mkdir()
+    (tmp_path / "out.replaced/old").write_text("kept")
+    with pytest.raises(InputError, match="exists and is not empty"):
+        plan_apply(base, delta, tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        plan_apply(base, delta, tmp_path / "out", overwrite=True).write(interrupt_after(5))
+    assert (tmp_path / "out/old").read_text() == "kept"
+
+
+def test_two_runs_into_one_target_do_not_mix(tmp_path):
+    base, delta = base_and_delta(tmp_path)
+    plan = plan_apply(base, delta, tmp_path / "out")
+    (tmp_path / "out.partial").mkdir()
+    other = os.open(tmp_path / "out.partial/.lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="another run is writing"):
+        plan.write()
+    os.close(other)
+    plan.write()
+    assert_equal(load(tmp_path / "out"), {to_ours(name): tensor for name, tensor in expected_sum().items()})
