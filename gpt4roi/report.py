@@ -92,8 +92,10 @@ class Report:
         """Adds a paragraph, under a heading if one is given."""
         return self._add(_heading(title) + f"<p>{escape(text)}</p>")
 
-    def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence], note: str = "") -> Report:
-        """Adds a table. A cell is a text, a number, None (empty) or a Share."""
+    def table(
+        self, title: str, header: Sequence[str], rows: Iterable[Sequence], note: str = "", folded: bool = False
+    ) -> Report:
+        """Adds a table. A cell is a text, a number, None (empty) or a Share. folded: shown after a click."""
         rows = [list(row) for row in rows]
         numeric = [_is_numeric(column) for column in zip(*rows, strict=True)] if rows else []
         classes = [' class="num"' if flag else "" for flag in numeric] or [""] * len(header)
@@ -104,7 +106,10 @@ class Report:
         )
         small = f'<p class="note">{escape(note)}</p>' if note else ""
         body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-        return self._add(f'{_heading(title)}<div class="sheet"><table>{body}</table></div>{small}')
+        sheet = f'<div class="sheet"><table>{body}</table></div>{small}'
+        if folded:
+            return self._add(f"<details><summary>{_heading(title)}</summary>{sheet}</details>")
+        return self._add(_heading(title) + sheet)
 
     def gallery(self, title: str, items: Iterable[GalleryItem], note: str = "") -> Report:
         """Adds pictures with numbered boxes and their answers, worst first, with filters by task and verdict."""

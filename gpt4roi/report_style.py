@@ -29,6 +29,8 @@ code { font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", mono
 th { text-align: left; font-weight: 600; font-size: 12.5px; color: var(--soft); }
 th, td { padding: 8px 16px; border-bottom: 1px solid var(--line); vertical-align: middle; }
 tr:last-child td { border-bottom: 0; } td.num, th.num { text-align: right; white-space: nowrap; }
+summary { cursor: pointer; margin-top: 40px; } summary h2 { display: inline; } summary::marker { color: var(--soft); }
+details .sheet { margin-top: 10px; }
 .share { display: flex; align-items: center; gap: 10px; min-width: 215px; } .share b { width: 3.1em;
   font-weight: 600; }
 .share small { color: var(--soft); white-space: nowrap; min-width: 9.5em; }

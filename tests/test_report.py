@@ -96,3 +96,9 @@ def test_columns_of_numbers_are_set_to_the_right():
     html = Report("t").table("a", ["phase", "minutes"], [["stage 1", 0.9], ["stage 2", None]]).html()
 
     assert '<th class="num">minutes</th>' in html and '<td class="num">0.9</td>' in html
+
+
+def test_a_folded_table_is_in_the_page_behind_its_title():
+    html = Report("t").table("Details", ["a"], [["x"]], folded=True).html()
+
+    assert "<details><summary><h2>Details</h2></summary>" in html and "<td>x</td>" in html

@@ -26,11 +26,11 @@ def write_page(path: Path, metrics: dict, items: Sequence[Item]) -> None:
         _phases(page, metrics["phases"])
     page.table("Captions", ["", "share"], _caption_rows(metrics), INTERVALS)
     page.table("Relations", ["", "right", "chance", "regions exchanged"], _relation_rows(metrics))
-    page.table("Relations by difficulty", ["", "band", "right"], _band_rows(metrics))
+    page.table("Relations by difficulty", ["", "band", "right"], _band_rows(metrics), folded=True)
     page.table("Things never shown in training", ["", "share"], _unseen_rows(metrics))
     page.gallery("Scenes", _gallery(items, "test"), "Held-out scenes, the unchanged questions.")
     page.gallery("Scenes of things never shown", _gallery(items, "test_unseen"))
-    page.table("How it was measured", ["", ""], _provenance(metrics))
+    page.table("How it was measured", ["", ""], _provenance(metrics), folded=True)
     page.write(path)
 
 
