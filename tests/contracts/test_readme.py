@@ -1,0 +1,130 @@
+"""Contract: what the README and the pages beside it show is there, and works as it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_model, tiny_processor
+
+from gpt4roi.cli import build_parser, verb_names
+from gpt4roi.datasets.unified import UnifiedDataset
+from gpt4roi.train.training import parse
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "data/README.md", "docs/unified_format.md")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+STAGE = re.compile(r"train_stage([12])\.sh")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language; of none where it is empty."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def command_lines() -> list[list[str]]:
+    """The words of every command in the README's shell blocks."""
+    lines = "\n".join(blocks(README, "bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def tree_paths() -> list[str]:
+    """The paths in the map of the code, whose folders are told by two blanks of indentation a level."""
+    (tree, *_) = blocks(README.split("## Map of the code")[1], "")
+    folders: list[str] = []
+    paths = []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        level = (len(line) - len(line.lstrip())) // 2
+        folders = [*folders[:level], name]
+        paths.append("".join(folders))
+    return paths
+
+
+def test_the_map_of_the_code_is_read():
+    paths = tree_paths()
+    assert len(paths) == len(set(paths)) > 50
+    assert "gpt4roi/models/region_encoder.py" in paths
+
+
+@pytest.mark.parametrize("path", tree_paths())
+def test_every_path_in_the_map_of_the_code_exists(path):
+    place = ROOT / path
+    assert place.is_dir() if path.endswith("/") else place.is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_links_to_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    missing = [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()]
+    assert not missing
+
+
+def test_every_verb_that_a_page_shows_is_a_verb():
+    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    shown = re.findall(r"`(?:\.venv/bin/)?gpt4roi ([a-z-]+)", text)
+    shown += [words[1] for words in command_lines() if words[0] == "gpt4roi"]
+    assert {"describe", "apply-delta"} <= set(shown) <= set(verb_names())
+
+
+def test_every_command_line_of_the_readme_is_understood(tmp_path):
+    understood = 0
+    for words in command_lines():
+        if words[0] == "gpt4roi":
+            build_parser(words[1]).parse_args(words[2:])
+        elif words[:2] == ["python3", "-m"]:
+            build_parser(words[2].removeprefix("scripts.").replace("_", "-")).parse_args(words[3:])
+        elif words[0] == "bash" and (stage := STAGE.match(words[1])):
+            flags = words[next(place for place, word in enumerate(words) if word.startswith("--")) :]
+            parse(["--stage", stage[1], "--output_dir", str(tmp_path), *flags])
+        elif words[0] == "bash":
+            assert (ROOT / words[1]).is_file()
+        else:
+            continue
+        understood += 1
+    assert understood >= 6
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    (code,) = blocks(README, "python")
+    (picture,) = re.findall(r'"(exp/\S+\.png)"', code)
+    (model_folder,) = re.findall(r'from_pretrained\("(\S+)"\)', code)
+    monkeypatch.chdir(tmp_path)
+    Path(picture).parent.mkdir(parents=True)
+    Image.fromarray(np.full((256, 256, 3), 90, dtype=np.uint8)).save(picture)
+    model = tiny_model("pyramid")
+    model.save_pretrained(model_folder)
+    tiny_processor(model.config).save_pretrained(model_folder)
+
+    exec(compile(code, "README.md", "exec"), {})
+
+    assert "[" in capsys.readouterr().out
+
+
+def test_the_example_of_the_unified_format_is_read(tmp_path, pyramid_processor):
+    page = (ROOT / "docs" / "unified_format.md").read_text(encoding="utf-8")
+    example, shown_list = blocks(page, "json")
+    (tmp_path / "train.jsonl").write_text(example, encoding="utf-8")
+
+    data = UnifiedDataset(tmp_path / "train.jsonl")
+    encoded = [
+        pyramid_processor.encode_text(data.sample(index, np.random.default_rng(0)), image_size=(300, 400))
+        for index in range(len(data))
+    ]
+
+    assert [len(one.get("boxes", ())) for one in encoded] == [2, 3, 0, 0]
+    assert {entry["type"] for entry in json.loads(shown_list)} == {"unified"}
+
+
+def test_the_line_of_json_in_the_readme_is_read(tmp_path):
+    (line,) = blocks(README, "json")
+    (tmp_path / "train.jsonl").write_text(line, encoding="utf-8")
+    sample = UnifiedDataset(tmp_path / "train.jsonl").sample(0, np.random.default_rng(0))
+    assert sample.image == str(tmp_path / "photos/1.jpg")
+    assert sample.boxes_px.tolist() == [[40, 30, 210, 190]]
