@@ -39,25 +39,26 @@ def load_model(path: str | Path, **kwargs: Any) -> GPT4RoIForConditionalGenerati
     return GPT4RoIForConditionalGeneration.from_pretrained(path, **kwargs)
 
 
-def load_processor(path: str | Path) -> GPT4RoIProcessor:
+def load_processor(path: str | Path, vision_tower: str | Path | None = None) -> GPT4RoIProcessor:
     """Opens the processor saved with a model; an original-format folder gets the one its model was trained with.
 
+    vision_tower: folder or hub name of the tower, for an original-format folder that lies without it.
     Raises InputError where the folder holds none.
     """
     folder = Path(path)
     if folder.is_dir():
         values = legacy.read_json(folder / "config.json")
         if legacy.is_original(values):
-            return _original_processor(folder, values)
+            return _original_processor(folder, values, vision_tower)
     try:
         return GPT4RoIProcessor.from_pretrained(str(path))
     except OSError as error:
         raise InputError(f"{path}: no processor can be opened there ({str(error).splitlines()[0]})") from None
 
 
-def _original_processor(folder: Path, values: dict[str, Any]) -> GPT4RoIProcessor:
+def _original_processor(folder: Path, values: dict[str, Any], tower: str | Path | None) -> GPT4RoIProcessor:
     tokenizer = load_tokenizer(folder)
-    place = find_tower(values["mm_vision_tower"], folder)
+    place = find_tower(str(values["mm_vision_tower"] if tower is None else tower), folder)
     tower_config = vision_config(place)
     size = tower_config.image_size
     mean, std = picture_norm(place, tower_config)
@@ -128,6 +129,7 @@ def build_from_parts(
     region_encoder_type: str = "gpt4roi",
     projector: str | Path | None = None,
     prompt_format: str = "v0",
+    system_prompt: str | None = None,
     model_max_length: int = 2048,
     image_size: int | None = None,
     mm_use_im_start_end: bool = True,
@@ -182,6 +184,7 @@ def build_from_parts(
         image_std=std,
         image_seq_length=config.image_seq_length,
         prompt_format=prompt_format,
+        system_prompt=system_prompt,
         model_max_length=model_max_length,
         use_image_start_end=mm_use_im_start_end,
     )

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization
 
 from gpt4roi.boxes import to_rois
 from gpt4roi.models.configuration import GPT4RoIConfig
@@ -16,6 +17,9 @@ from gpt4roi.models.roi_align import check_boxes, roi_align
 from gpt4roi.models.vision import VisionTower
 
 PICTURES_AT_ONCE = 64
+
+BOX_MEAN, BOX_STD = (0.5, 0.5, 0.3, 0.3, 0.3), (0.25, 0.25, 0.2, 0.2, 0.2)
+"""Of centre, size and root of the area of objects in everyday pictures, until boxes are measured."""
 
 
 class Standardise(nn.Module):
@@ -74,11 +78,12 @@ class LightRegionEncoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws fresh weights and takes the spread of boxes for that of objects in everyday pictures."""
+        """Draws fresh weights and forgets what was measured."""
         for module in (self.reduce, self.hidden, self.output, *self.standardise):
             module.reset_parameters()
-        nn.init.constant_(self.standardise_box.mean, 0.45)
-        nn.init.constant_(self.standardise_box.std, 0.2)
+        # This copy leaves alone what came from a file.
+        initialization.copy_(self.standardise_box.mean, torch.tensor(BOX_MEAN))
+        initialization.copy_(self.standardise_box.std, torch.tensor(BOX_STD))
         self.init_output_rms(1.0)
 
     def init_output_rms(self, value: float) -> None:

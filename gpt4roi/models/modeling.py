@@ -113,7 +113,8 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         pixel_values: float[K, 3, S, S]. Returns image tokens float[K, P, C] and feature maps, list of
         float[K, C_l, H_l, W_l].
         """
-        return self.vision_tower(pixel_values.to(self.vision_tower.dtype))
+        weight = next(self.vision_tower.parameters())
+        return self.vision_tower(pixel_values.to(weight.device, weight.dtype))
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Returns the projected image tokens, float[K, P, D]; pixel_values: float[K, 3, S, S]."""
@@ -233,18 +234,11 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
             "use_cache": use_cache,
             **kwargs,
         }
-        if labels is not None and logits_at_labels_only:
-            outputs, logits, targets = self._logits_at_labels(inputs, labels)
-        else:
+        if labels is None:
             outputs = self.language_model(**inputs, logits_to_keep=logits_to_keep)
-            logits = outputs.logits
-        loss = None
-        if labels is not None:
-            rows = logits
-            if not logits_at_labels_only:
-                wanted, targets = next_tokens(labels)
-                rows = logits[:, :-1][wanted.to(logits.device)]
-            loss = cross_entropy(rows, targets, num_items)
+            logits, loss = outputs.logits, None
+        else:
+            outputs, logits, loss = self._learn(inputs, labels, logits_at_labels_only, num_items)
         return GPT4RoIOutput(
             loss=loss,
             logits=logits,
@@ -255,16 +249,18 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
             region_features=region_features,
         )
 
-    def _logits_at_labels(
-        self, inputs: dict[str, Any], labels: torch.Tensor
+    def _learn(
+        self, inputs: dict[str, Any], labels: torch.Tensor, at_labels_only: bool, num_items: torch.Tensor | int | None
     ) -> tuple[ModelOutput, torch.Tensor, torch.Tensor]:
-        """Returns the language model's outputs, logits float[N, V] and targets int64[N]."""
-        wanted, targets = next_tokens(labels)
-        if any(getattr(self.config.text_config, name, None) is not None for name in HEAD_IS_NOT_ALL):
-            outputs = self.language_model(**inputs)
-            return outputs, outputs.logits[:, :-1][wanted], targets
-        outputs = self.language_model.base_model(**inputs)
-        return outputs, self.get_output_embeddings()(outputs.last_hidden_state[:, :-1][wanted]), targets
+        """Returns the language model's outputs, logits and loss."""
+        wanted, targets = next_tokens(labels.to(inputs["inputs_embeds"].device))
+        if at_labels_only and not any(getattr(self.config.text_config, name, None) for name in HEAD_IS_NOT_ALL):
+            outputs = self.language_model.base_model(**inputs)
+            logits = self.get_output_embeddings()(outputs.last_hidden_state[:, :-1][wanted])
+            return outputs, logits, cross_entropy(logits, targets, num_items)
+        outputs = self.language_model(**inputs)
+        rows = outputs.logits[:, :-1][wanted]
+        return outputs, rows if at_labels_only else outputs.logits, cross_entropy(rows, targets, num_items)
 
     def _segment_mask(
         self, segment_ids: torch.Tensor, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor, past: int

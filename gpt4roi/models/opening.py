@@ -138,7 +138,8 @@ def find_tower(name: str, folder: Path | None = None) -> str:
 
     Raises InputError that says how to name it, where the name can be no hub name and no such folder exists.
     """
-    places = [Path(name)] if folder is None else [folder / name, folder / Path(name).name, Path(name)]
+    here = [Path(name), Path(Path(name).name)]
+    places = here[:1] if folder is None else [folder / place for place in here] + here
     for place in places:
         if (place / "config.json").is_file():
             return str(place)

@@ -43,11 +43,6 @@ class VisionTower(nn.Module):
         self.requires_grad_(False)
         self.train(False)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights, which pictures must have too."""
-        return next(self.parameters()).dtype
-
     def train(self, mode: bool = True) -> VisionTower:
         """Stays in evaluation mode whatever is asked: the tower is frozen, its statistics too."""
         return super().train(False)

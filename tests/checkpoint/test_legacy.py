@@ -96,6 +96,7 @@ def test_the_tower_is_found_in_the_working_directory(folder, recorded, tmp_path,
 def test_the_tower_may_be_named(folder, recorded, tmp_path):
     shutil.move(folder / "clip", tmp_path / "elsewhere")
     assert_recorded_logits(load_model(folder, vision_tower=tmp_path / "elsewhere"), recorded)
+    assert load_processor(folder, vision_tower=tmp_path / "elsewhere").image_size == 224
 
 
 def test_a_missing_tower_is_an_error_that_says_how_to_name_it(folder):

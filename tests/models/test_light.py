@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from gpt4roi.models.light import Standardise, box_facts
+from gpt4roi.models.light import BOX_MEAN, Standardise, box_facts
 
 BOXES = [torch.tensor([[0.1, 0.1, 0.5, 0.9], [0.3, 0.0, 1.0, 0.4]]), torch.tensor([[0.5, 0.5, 0.9, 0.8]])]
 
@@ -80,7 +80,7 @@ def test_calibration_is_saved_with_the_model(pyramid_model, maps, tmp_path):
     for name, value in pyramid_model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     assert not torch.equal(again.region_encoder.standardise[0].mean, torch.zeros(24))
-    assert not torch.equal(again.region_encoder.standardise_box.mean, torch.full((5,), 0.45))
+    assert not torch.equal(again.region_encoder.standardise_box.mean, torch.tensor(BOX_MEAN))
 
 
 def test_mixing_and_noise_act_only_while_training(pyramid_model, maps):
