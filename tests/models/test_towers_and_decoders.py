@@ -164,3 +164,15 @@ def test_regions_may_be_asked_about_after_their_picture_is_in_the_cache(clip_mod
             inputs["input_ids"][:, picture:], feature_maps=maps, boxes=inputs["boxes"], past_key_values=cache
         ).logits[:, -1]
     torch.testing.assert_close(rest, whole, atol=ROUND_OFF, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["clip", "pyramid"])
+def test_a_model_in_bfloat16_answers_from_float32_pictures_and_boxes(kind):
+    exact, model = tiny_model(kind), tiny_model(kind).to(torch.bfloat16)
+    inputs = batch(model, "left")
+    with torch.no_grad():
+        output, expected = model(**inputs), exact(**inputs)
+    assert output.region_features.dtype == torch.bfloat16
+    difference = (output.region_features.float() - expected.region_features).norm()
+    assert difference < 0.05 * expected.region_features.norm()
+    assert model.generate(**inputs, max_new_tokens=2, min_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
