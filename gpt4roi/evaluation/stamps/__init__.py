@@ -2,7 +2,7 @@
 
 Source: `gpt4roi data make-stamps`. Splits: test (scenes on photographs never used in training) and test_unseen (things
 never shown in training). Every question is asked by itself, greedily. Right means the same words (case and punctuation
-do not count). Controls, each of which a model that looks elsewhere would fail:
+do not count). Controls, each of which a model that looks elsewhere would fail (the last two for half of the questions):
     permuted  the regions of a scene exchange their boxes: the answer must follow the box, not the number
     blank     every region has the same embedding, the mean: the picture and the words alone must not suffice
     swapped   the two regions of a relation exchange their boxes: the answer must flip

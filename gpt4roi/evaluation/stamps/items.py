@@ -76,7 +76,9 @@ def _items_of(split: str, source: str, record: dict, data_dir: Path, offset: int
     except KeyError as missing:
         raise InputError(f"{source}: no {missing}; expected an object that `gpt4roi data make-stamps` wrote") from None
     plain, controls = [], []
-    for question, truth, task, pair in zip(turns[::2], turns[1::2], tasks, pairs, strict=True):
+    half = _random_half(len(tasks), record["id"])
+    spoken = zip(turns[::2], turns[1::2], tasks, pairs, half, strict=True)
+    for question, truth, task, pair, in_half in spoken:
         if split == "test_unseen" and task != "caption":
             continue
         regions = [int(number) - 1 for number in MENTION.findall(question)]
@@ -85,27 +87,38 @@ def _items_of(split: str, source: str, record: dict, data_dir: Path, offset: int
         base = replace(base, asked_as=offset + len(plain))
         plain.append(base)
         if split == "test" and task in ("caption", *RELATIONS):
-            controls += _controls(base, regions, captions, offset + len(plain) - 1)
+            controls += _controls(base, regions, captions, offset + len(plain) - 1, in_half)
     return plain + controls
 
 
-def _controls(base: Item, regions: Sequence[int], captions: Sequence[str], asked_as: int) -> list[Item]:
+def _controls(base: Item, regions: Sequence[int], captions: Sequence[str], asked_as: int, in_half: bool) -> list[Item]:
+    """Returns the controls of one question; to save time, `blank` and `swapped` only where it is in the half."""
     boxes = base.ask.boxes_px
-    if base.task != "caption":
+    controls = []
+    if base.task != "caption" and in_half:
         first, second = regions
         swapped = boxes.copy()
         swapped[[first, second]] = boxes[[second, first]]
         other = second if base.truth == f"region{first + 1}" else first
         truth = _OPPOSITE.get(base.truth) or f"region{other + 1}"
-        ask = replace(base.ask, boxes_px=swapped)
-        return [replace(base, truth=truth, control="swapped", ask=ask, asked_as=asked_as)]
-    controls = [replace(base, control="blank", ask=replace(base.ask, blank=True), asked_as=asked_as)]
-    order = _derangement(len(captions), base.scene)
-    given = captions[order[regions[0]]]
-    if given != base.truth:
-        ask = replace(base.ask, boxes_px=boxes[order])
-        controls.append(replace(base, control="permuted", ask=ask, given=given, asked_as=asked_as))
-    return controls
+        controls.append(replace(base, truth=truth, control="swapped", ask=replace(base.ask, boxes_px=swapped)))
+    if base.task == "caption" and in_half:
+        controls.append(replace(base, control="blank", ask=replace(base.ask, blank=True)))
+    if base.task == "caption":
+        order = _derangement(len(captions), base.scene)
+        given = captions[order[regions[0]]]
+        if given != base.truth:
+            controls.append(
+                replace(base, control="permuted", ask=replace(base.ask, boxes_px=boxes[order]), given=given)
+            )
+    return [replace(control, asked_as=asked_as) for control in controls]
+
+
+def _random_half(length: int, scene: str) -> np.ndarray:
+    """Returns bool[length], true for every second place of a random order that is the same for a scene every time."""
+    half = np.zeros(length, dtype=bool)
+    half[np.random.default_rng([SEED + 1, *scene.encode()]).permutation(length)[::2]] = True
+    return half
 
 
 def _derangement(length: int, scene: str) -> np.ndarray:

@@ -23,7 +23,7 @@ def write_page(path: Path, metrics: dict, items: Sequence[Item]) -> None:
     for note in metrics.get("data_notes", []):
         page.text(note)
     if metrics.get("phases"):
-        _phases(page, metrics["phases"])
+        _phases(page, metrics["phases"] | {"this evaluation": metrics["seconds"] / 60})
     page.table("Captions", ["", "share"], _caption_rows(metrics), INTERVALS)
     page.table("Relations", ["", "right", "chance", "regions exchanged"], _relation_rows(metrics))
     page.table("Relations by difficulty", ["", "band", "right"], _band_rows(metrics), folded=True)
