@@ -6,14 +6,18 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-exp/quickstart}
 mkdir -p "$folder"
-phase() { # phase NAME COMMAND...: runs a phase and adds its seconds to the report's table
+phase() { # phase NAME COMMAND...: runs a phase and adds its minutes to the report's table
     local name=$1 start=$SECONDS
     shift
     printf '\n== %s\n' "$name"
     "$@"
-    printf '{"phase": "%s", "seconds": %d}\n' "$name" $((SECONDS - start)) >> "$folder/phases.jsonl"
+    .venv/bin/python -c 'import json, pathlib, sys
+path, name, seconds = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+phases = json.loads(path.read_text()) if path.exists() else {}
+phases[name] = round(phases.get(name, 0) + seconds / 60, 2)
+path.write_text(json.dumps(phases, indent=1))' "$folder/phases.json" "$name" $((SECONDS - start))
 }
-phase "environment" bash scripts/environment.sh train
+bash scripts/environment.sh train
 gpt4roi=.venv/bin/gpt4roi
 phase "data: fetch the parts, compose the scenes" "$gpt4roi" data make-stamps --out "$folder/data"
 cat > "$folder/stage1.json" <<JSON
@@ -33,7 +37,18 @@ phase "alignment and stage 1: the region encoder learns" bash train_stage1.sh "$
     --max_steps 20 --global_batch_size 16 --per_device_train_batch_size 16 --learning_rate 1e-3 --warmup_steps 0.1
 phase "stage 2: everything but the vision tower learns" bash train_stage2.sh "$folder/stage2" "$folder/stage1" \
     --dataset_config "$folder/stage2.json" "${common[@]}" \
-    --max_steps 230 --global_batch_size 8 --per_device_train_batch_size 8 --gradient_checkpointing false \
+    --max_steps 230 --global_batch_size 8 --per_device_train_batch_size 8 --activation_checkpointing false \
     --learning_rate 5e-4 --learning_rates language_model=2e-4 --warmup_steps 0.1 --save_steps 100
 phase "evaluation on held-out scenes" "$gpt4roi" evaluate --model "$folder/stage2" --benchmark stamps \
-    --data "$folder/data" --out "$folder" --phases "$folder/phases.jsonl"
+    --data "$folder/data" --out "$folder" --phases "$folder/phases.json"
+
+printf '\n== two regions of a held-out picture\n'
+read -r picture box1 box2 < <(.venv/bin/python -c 'import json, sys
+scene = json.loads(open(sys.argv[1] + "/data/test.jsonl").readline())
+boxes = [",".join(map(str, box)) for box in scene["boxes"][:2]]
+print(sys.argv[1] + "/data/" + scene["image"], *boxes)' "$folder")
+printf '$ gpt4roi describe %s --box %s --box %s\n' "$picture" "$box1" "$box2"
+"$gpt4roi" describe "$picture" --box "$box1" --box "$box2" --model "$folder/stage2" 2> /dev/null
+printf '\nMinutes by phase:\n'
+tr -d '{}"' < "$folder/phases.json" | sed '/^ *$/d'
+printf '\nThe report, with pictures: %s/report.html\n' "$folder"

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from gpt4roi.errors import InputError
 from gpt4roi.padding import pad_features
 
 _TENSOR_LISTS = ("feature_maps",)
@@ -19,7 +18,9 @@ class RegionCollator:
 
     features: outputs of GPT4RoIProcessor.encode; instead of `pixel_values` they may hold what the vision tower made of
         the picture: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
-    Returns the model's arguments, plus `skipped`: the reasons of the samples that were left out.
+    Returns the model's arguments (none where no sample could be used), plus `text_ids` (int64[M], one for each `<bbox>`
+    of the batch) where the samples have them, `n_dropped_turns` of each, and `skipped`: the reasons of the samples that
+    were left out.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -29,7 +30,7 @@ class RegionCollator:
         whole = [feature for feature in features if "input_ids" in feature]
         skipped = [feature["skipped"] for feature in features if "input_ids" not in feature]
         if not whole:
-            raise InputError(f"no sample of this batch could be used: {'; '.join(skipped)}")
+            return {"skipped": skipped}
         cached = [{key: f[key] for key in (*_TENSOR_LISTS, *_STACKED) if key in f} for f in whole]
         batch = pad_features(
             [{key: value for key, value in f.items() if key not in (*_TENSOR_LISTS, *_STACKED)} for f in whole],
@@ -42,6 +43,9 @@ class RegionCollator:
             batch["feature_maps"] = [
                 torch.stack(level) for level in zip(*(e["feature_maps"] for e in with_picture), strict=True)
             ]
+        if all("text_ids" in feature for feature in whole):
+            batch["text_ids"] = torch.cat([feature["text_ids"] for feature in whole])
+        batch["n_dropped_turns"] = [feature["n_dropped_turns"] for feature in whole]
         if skipped:
             batch["skipped"] = skipped
         return batch

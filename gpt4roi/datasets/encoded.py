@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from gpt4roi.datasets.mixture import Mixture
 from gpt4roi.errors import InputError
 from gpt4roi.processor import GPT4RoIProcessor
+from gpt4roi.structures import RegionSample
 
 
 class PictureFeatures(Protocol):
@@ -26,12 +29,20 @@ class EncodedDataset(Dataset):
     """Encodes sample `index` of a mixture; the same seed, epoch and index give the same tensors on every worker.
 
     features: where given, pictures are not opened: the tower's outputs are taken from there.
+    text_index: where given, every sample says in `text_ids` int64[M] which text names the region of each `<bbox>`,
+        as a number of this table; -1 where none does.
     """
 
     def __init__(
-        self, mixture: Mixture, processor: GPT4RoIProcessor, seed: int, features: PictureFeatures | None = None
+        self,
+        mixture: Mixture,
+        processor: GPT4RoIProcessor,
+        seed: int,
+        features: PictureFeatures | None = None,
+        text_index: Mapping[str, int] | None = None,
     ) -> None:
-        self.mixture, self.processor, self.seed, self.features = mixture, processor, seed, features
+        self.mixture, self.processor, self.seed = mixture, processor, seed
+        self.features, self.text_index = features, text_index
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -45,9 +56,17 @@ class EncodedDataset(Dataset):
         """Returns one encoded sample, or `skipped` with the reason when what it was drawn from cannot be used."""
         sample = self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
         try:
-            if self.features is None or sample.image is None:
-                return self.processor.encode(sample)
-            size = self.features.image_size(sample.image)
-            return self.processor.encode_text(sample, image_size=size) | self.features.get(sample.image)
+            encoded = self._encode(sample)
         except InputError as error:
             return {"skipped": str(error)}
+        if self.text_index is not None:
+            texts = self.mixture.region_texts(index)
+            ids = [self.text_index.get(texts.get(box, ""), -1) for box in encoded["box_indices"].tolist()]
+            encoded["text_ids"] = torch.tensor(ids, dtype=torch.int64)
+        return encoded
+
+    def _encode(self, sample: RegionSample) -> dict[str, Any]:
+        if self.features is None or sample.image is None:
+            return self.processor.encode(sample)
+        size = self.features.image_size(sample.image)
+        return self.processor.encode_text(sample, image_size=size) | self.features.get(sample.image)

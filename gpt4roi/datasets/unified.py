@@ -152,7 +152,7 @@ def _checked(item: dict[str, Any], source: str, pairs_per_visit: Mapping[str, in
         raise InputError(f"{source}: every box must be four finite numbers, got {item['boxes']!r:.80}")
     if pairs_per_visit and item.get("tasks"):
         if not item.get("independent"):
-            raise InputError(f"{source}: pairs_per_visit needs independent questions; add \"independent\": true")
+            raise InputError(f'{source}: pairs_per_visit needs independent questions; add "independent": true')
         if 2 * len(item["tasks"]) != len(turns):
             got = f"{len(item['tasks'])} tasks for {len(turns)} turns"
             raise InputError(f"{source}: {got}; expected one task for each pair of turns")

@@ -22,6 +22,9 @@ class ModelArguments:
     mm_use_im_start_end: bool = field(default=True, metadata={"help": "put <im_start> and <im_end> around the picture"})
     model_max_length: int = field(default=2048, metadata={"help": "longest sequence; whole turns are dropped beyond"})
     prompt_format: str = field(default="v0", metadata={"help": "v0, v1, or chat: the tokenizer's own chat template"})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "chat: what stands before the dialogue, instead of the template's own words"}
+    )
     region_encoder_type: str = field(default="gpt4roi", metadata={"help": "gpt4roi, or light for timm pyramids"})
     image_grid_size: int | None = field(
         default=None, metadata={"help": "light: image tokens per side, by pooling the last map"}
@@ -103,7 +106,7 @@ STAGE_DEFAULTS: dict[int, dict[str, object]] = {
         "weight_decay": 0.0,
         "warmup_steps": 3000,
         "lr_scheduler_type": "cosine",
-        "gradient_checkpointing": True,
+        "activation_checkpointing": True,
         "logging_steps": 1,
         "save_steps": 1000,
         "save_total_limit": 2,

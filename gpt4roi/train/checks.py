@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from gpt4roi.constants import IGNORE_INDEX
@@ -11,9 +13,21 @@ from gpt4roi.processor import GPT4RoIProcessor
 
 logger = logging.getLogger(__name__)
 
+BATCHES_TO_TRY = 8
 
-def check_first_batch(batch: dict[str, Any], processor: GPT4RoIProcessor) -> None:
-    """Logs how the first sample reads, what it supervises and its boxes; raises InputError where nothing is learnt."""
+
+def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProcessor) -> None:
+    """Logs how the first sample reads, what it supervises and its boxes.
+
+    Raises InputError where none of the first batches can be used, or nothing in it is learnt.
+    """
+    reasons: list[str] = []
+    for batch in islice(batches, BATCHES_TO_TRY):
+        if "labels" in batch:
+            break
+        reasons += batch["skipped"]
+    else:
+        raise InputError(f"none of the first {len(reasons)} samples can be used: {'; '.join(reasons[:3])}")
     supervised = int((batch["labels"] != IGNORE_INDEX).sum())
     if supervised == 0:
         raise InputError(

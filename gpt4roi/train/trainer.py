@@ -53,7 +53,10 @@ class GPT4RoITrainer(Trainer):
         """Returns the language model's loss on the answers, plus the alignment loss where it is kept."""
         extra = {key: inputs.pop(key) for key in _FOR_THE_TRAINER if key in inputs}
         if model.training:
-            self._count(extra, len(inputs["input_ids"]))
+            self._count(extra, len(inputs.get("input_ids", ())))
+        if "input_ids" not in inputs:
+            # Every parameter gets a zero gradient, so that all processes still take the step together.
+            return sum(parameter.sum() * 0 for parameter in model.parameters() if parameter.requires_grad)
         outputs = model(**inputs, logits_at_labels_only=model.training, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
         if self.alignment is not None and self.align_weight and model.training and "feature_maps" in inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from collections.abc import Sequence
@@ -22,11 +23,13 @@ from gpt4roi.train import run
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, align_regions
 from gpt4roi.train.arguments import STAGE_DEFAULTS, DataArguments, ModelArguments, RegionArguments, TrainingArguments
 from gpt4roi.train.checks import check_first_batch
-from gpt4roi.train.features import KeptFeatures, keep_features
+from gpt4roi.train.features import keep_features
 from gpt4roi.train.trainable import parse_modules, parse_rates, set_trainable
 from gpt4roi.train.trainer import GPT4RoITrainer
 
 logger = logging.getLogger(__name__)
+
+CALIBRATION_SAMPLES = 128
 
 
 def main(argv: Sequence[str]) -> Path:
@@ -35,7 +38,7 @@ def main(argv: Sequence[str]) -> Path:
     argv: `--stage 1|2 --output_dir FOLDER` and any of the dataclasses in arguments.py; FOLDER alone resumes its run.
     Raises InputError for arguments that can't be carried out.
     """
-    arguments = _remembered(list(argv))
+    arguments = _remembered([part for word in argv for part in _apart(word)])
     model_args, data_args, region_args, args = parse(arguments)
     folder = Path(args.output_dir)
     if (folder / run.DONE).is_file():
@@ -47,18 +50,20 @@ def main(argv: Sequence[str]) -> Path:
     model, processor = open_model(checkpoint, model_args, args)
     features = None
     if data_args.picture_features:
-        features = keep_features(Path(data_args.picture_features), mixture, processor, model)
-    texts = _region_texts(folder, mixture, processor, model) if region_args.align_regions or region_args.align_weight else None
+        features = keep_features(Path(data_args.picture_features), mixture, processor, model, bf16=args.bf16)
+    texts = None
+    if region_args.align_regions or region_args.align_weight:
+        texts = _region_texts(folder, mixture, processor, model)
     dataset = EncodedDataset(mixture, processor, args.seed, features, texts.index if texts else None)
     alignment = AlignmentLoss(texts.targets) if texts else None
+    _configure_regularisation(model, region_args)
     if checkpoint is None:
         run.remember_arguments(folder, args.stage, arguments_to_remember(arguments))
         if not _is_ours(Path(model_args.model_name_or_path)):
             _calibrate(model, dataset)
         if region_args.align_regions:
             _align(model, alignment, dataset, region_args, args)
-    _configure_regularisation(model, region_args)
-    logger.info("%s", set_trainable(model, parse_modules(args.trainable_modules)))
+    logger.info("%s", set_trainable(model, learning_modules(model_args, args)))
     trainer = GPT4RoITrainer(
         model=model,
         args=args,
@@ -70,7 +75,7 @@ def main(argv: Sequence[str]) -> Path:
         align_weight=region_args.align_weight,
         max_bad_fraction=data_args.max_bad_fraction,
     )
-    check_first_batch(next(iter(trainer.get_train_dataloader())), processor)
+    check_first_batch(trainer.get_train_dataloader(), processor)
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(args.output_dir)
     if trainer.is_world_process_zero():
@@ -84,15 +89,16 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArg
     stage = _value(argv, "--stage") or "1"
     if stage not in ("1", "2"):
         raise InputError(f"--stage must be 1 or 2, got {stage!r}")
-    if _value(argv, "--output_dir") is None:
+    if _value(argv, "--output_dir") is None and not {"-h", "--help"} & set(argv):
         raise InputError("--output_dir is missing: the folder that the training writes to and resumes from")
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, RegionArguments, TrainingArguments), prog="gpt4roi train", exit_on_error=False
     )
-    parser.set_defaults(**STAGE_DEFAULTS[int(stage)], bf16=torch.cuda.is_available())
+    accelerated = torch.cuda.is_available()
+    parser.set_defaults(**STAGE_DEFAULTS[int(stage)], bf16=accelerated, use_cpu=not accelerated)
     try:
         *parts, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
-    except (ValueError, SystemExit, Exception) as error:
+    except (argparse.ArgumentError, ValueError) as error:
         raise InputError(f"arguments: {error}") from None
     if unknown:
         raise InputError(f"unknown arguments: {' '.join(unknown)}; --help lists what there is")
@@ -117,27 +123,35 @@ def open_model(
     """Opens a checkpoint, a GPT4RoI folder, or builds a model from a language model and a vision tower."""
     source = checkpoint or Path(model_args.model_name_or_path)
     if _is_ours(source):
-        return load_model(str(source), attn_implementation=model_args.attn_implementation), load_processor(str(source))
+        chosen = {"dtype": torch.float32, "attn_implementation": model_args.attn_implementation}
+        return load_model(str(source), **chosen), load_processor(str(source))
     if args.stage == 2:
         raise InputError(
             f"{source}: not a GPT4RoI folder; stage 2 starts from stage 1's: --model_name_or_path exp/stage1"
         )
-    model, processor = build_from_parts(
+    return build_from_parts(
         language_model=model_args.model_name_or_path,
         vision_tower=model_args.vision_tower,
         region_encoder_type=model_args.region_encoder_type,
         projector=model_args.pretrain_mm_mlp_adapter,
         prompt_format=model_args.prompt_format,
+        system_prompt=model_args.system_prompt,
         model_max_length=model_args.model_max_length,
         image_grid_size=model_args.image_grid_size,
         mm_vision_select_layer=model_args.mm_vision_select_layer,
         mm_use_im_start_end=model_args.mm_use_im_start_end,
         attn_implementation=model_args.attn_implementation,
     )
-    if model_args.pretrain_mm_mlp_adapter is None and "mm_projector" not in args.trainable_modules:
-        args.trainable_modules += ",mm_projector"
-        logger.info("mm_projector starts untrained (no --pretrain_mm_mlp_adapter), so it learns too")
-    return model, processor
+
+
+def learning_modules(model_args: ModelArguments, args: TrainingArguments) -> tuple[str, ...]:
+    """Returns which modules learn: those asked for, and the projector where the run started it untrained."""
+    modules = parse_modules(args.trainable_modules)
+    begun_here = not _is_ours(Path(model_args.model_name_or_path))
+    if begun_here and model_args.pretrain_mm_mlp_adapter is None and "mm_projector" not in modules:
+        logger.info("mm_projector started untrained (no --pretrain_mm_mlp_adapter), so it learns too")
+        modules += ("mm_projector",)
+    return modules
 
 
 def _is_ours(folder: Path) -> bool:
@@ -172,22 +186,27 @@ def arguments_to_remember(argv: Sequence[str]) -> list[str]:
     return kept
 
 
+def _apart(word: str) -> list[str]:
+    """Returns `--flag=value` as two words, and any other word as it is."""
+    return word.split("=", 1) if word.startswith("--") else [word]
+
+
 def _value(argv: Sequence[str], flag: str) -> str | None:
     argv = list(argv)
     return argv[argv.index(flag) + 1] if flag in argv and argv.index(flag) + 1 < len(argv) else None
 
 
 def _calibrate(model: Any, dataset: EncodedDataset) -> None:
-    """Measures the tower's channels for the modules that standardise them, on the first pictures."""
+    """Measures the tower's channels and the boxes for the modules that standardise them, on the first pictures."""
     if "light" not in (model.config.projector_type, model.config.region_encoder_type):
         return
+    samples = [dataset[index] for index in range(min(CALIBRATION_SAMPLES, len(dataset)))]
+    boxes = [sample["boxes"] for sample in samples if len(sample.get("boxes", ()))]
     if dataset.features is not None:
-        maps = dataset.features.sample_maps()
+        maps = dataset.features.sample_maps(CALIBRATION_SAMPLES)
     else:
-        samples = [dataset[index] for index in range(min(64, len(dataset)))]
-        pixels = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
-        maps = model.encode_picture(torch.stack(pixels))[1]
-    model.calibrate(maps)
+        maps = model.encode_picture(torch.stack([s["pixel_values"] for s in samples if "pixel_values" in s]))[1]
+    model.calibrate(maps, boxes)
 
 
 def _configure_regularisation(model: Any, region_args: RegionArguments) -> None:

@@ -9,9 +9,13 @@ STAMPS = shapes.draw_stamps()
 BACKGROUNDS = shapes.draw_backgrounds(("rocket", "brick"))
 
 
-def lay_out(seed, size=256, allowed=None):
-    groups = scenes.captions_to_stamps(STAMPS, allowed or range(len(STAMPS)))
-    return scenes.lay_out(np.random.default_rng(seed), f"{seed}", size, STAMPS, groups, BACKGROUNDS)
+def deal(seed, stamps, allowed, number=1):
+    return scenes.deal(np.random.default_rng(seed), scenes.captions_to_stamps(stamps, allowed), number)
+
+
+def lay_out(seed, size=256, stamps=STAMPS):
+    chosen = deal(seed, stamps, range(len(stamps)))[0]
+    return scenes.lay_out(np.random.default_rng(seed), f"{seed}", size, stamps, chosen, BACKGROUNDS)
 
 
 def shared(a, b):
@@ -30,24 +34,23 @@ def test_boxes_lie_inside_are_large_enough_and_hide_little_of_each_other(size):
 
 
 def test_scenes_hold_three_four_or_five_stamps_about_equally_often():
-    counts = np.bincount([len(lay_out(seed).objects) for seed in range(300)])
+    counts = np.bincount([len(hand) for hand in deal(0, STAMPS, range(len(STAMPS)), 300)])
     assert len(counts) == 6 and counts[:3].sum() == 0
     assert counts[3:].min() > 75
 
 
 def test_no_scene_shows_two_stamps_of_one_caption():
     twice = [*STAMPS[:6], *STAMPS[:6]]
-    groups = scenes.captions_to_stamps(twice, range(12))
-    assert groups[0] == [0, 6]
-    for seed in range(40):
-        scene = scenes.lay_out(np.random.default_rng(seed), "x", 256, twice, groups, BACKGROUNDS)
-        captions = [twice[placed.stamp].caption for placed in scene.objects]
+    assert scenes.captions_to_stamps(twice, range(12))[0] == [0, 6]
+    for hand in deal(0, twice, range(12), 200):
+        captions = [twice[stamp].caption for stamp in hand]
         assert len(set(captions)) == len(captions)
 
 
-def test_only_allowed_stamps_are_drawn():
-    drawn = {placed.stamp for seed in range(40) for placed in lay_out(seed, allowed=range(10, 20)).objects}
-    assert drawn <= set(range(10, 20))
+def test_every_allowed_stamp_and_no_other_comes_equally_often():
+    dealt = np.bincount([stamp for hand in deal(0, STAMPS, range(10, 20), 100) for stamp in hand], minlength=20)
+    assert dealt[:10].sum() == 0
+    assert dealt[10:].max() - dealt[10:].min() <= 2
 
 
 def test_centres_of_pairs_lie_at_near_and_far_distances():
@@ -81,9 +84,8 @@ def test_a_scene_is_the_same_for_the_same_seed_and_another_for_another():
 def test_a_small_file_is_not_enlarged_beyond_twice_its_size():
     small = library.Stamp("s", "s", "a small thing", STAMPS[0].picture.resize((40, 40)))
     stamps = [small, *STAMPS[1:5]]
-    groups = scenes.captions_to_stamps(stamps, range(5))
     for seed in range(40):
-        scene = scenes.lay_out(np.random.default_rng(seed), "x", 256, stamps, groups, BACKGROUNDS)
+        scene = lay_out(seed, stamps=stamps)
         for placed in scene.objects:
             if placed.stamp == 0:
                 assert placed.box[2] - placed.box[0] <= 80

@@ -60,7 +60,9 @@ def test_region_texts_are_the_answers_to_caption_questions(tmp_path):
 
 def test_a_json_list_as_llava_writes_it_is_read_as_it_is(tmp_path):
     path = tmp_path / "llava.json"
-    path.write_text(json.dumps([{"id": "1", "conversations": [{"from": "human", "value": "hi"}]}, {"conversations": []}]))
+    path.write_text(
+        json.dumps([{"id": "1", "conversations": [{"from": "human", "value": "hi"}]}, {"conversations": []}])
+    )
     data = UnifiedDataset(path)
     assert len(data) == 1
     assert data.dropped == {"no conversation": 1}
@@ -88,7 +90,9 @@ def test_a_wrong_object_is_named_with_file_and_line(tmp_path, changes, message):
     assert f"{path}#2" in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "message"), [(b'{"a": ', "not valid JSON"), (b"\xff\xfe", "not UTF-8"), (b"[1]", "#0")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b'{"a": ', "not valid JSON"), (b"\xff\xfe", "not UTF-8"), (b"[1]", "#0")]
+)
 def test_a_broken_file_is_a_readable_error(tmp_path, content, message):
     path = tmp_path / "broken.jsonl"
     path.write_bytes(content)

@@ -70,20 +70,36 @@ def captions_to_stamps(stamps: Sequence[Stamp], allowed: Sequence[int]) -> list[
     return list(groups.values())
 
 
+def deal(rng: np.random.Generator, groups: Sequence[Sequence[int]], scenes: int) -> list[list[int]]:
+    """Deals stamps to scenes like cards of a shuffled deck, so that each comes about as often as any other.
+
+    groups: indices of the stamps to choose from, one list a caption; a scene never gets two of one caption.
+    """
+    caption_of = {stamp: number for number, group in enumerate(groups) for stamp in group}
+    deck: list[int] = []
+    hands = []
+    for count in rng.choice(COUNTS, size=scenes):
+        hand: list[int] = []
+        put_back: list[int] = []
+        while len(hand) < count:
+            deck = deck or rng.permutation(sorted(caption_of)).tolist()
+            card = deck.pop()
+            (put_back if caption_of[card] in {caption_of[stamp] for stamp in hand} else hand).append(card)
+        deck += put_back
+        hands.append(hand)
+    return hands
+
+
 def lay_out(
     rng: np.random.Generator,
     name: str,
     size: int,
     stamps: Sequence[Stamp],
-    groups: Sequence[Sequence[int]],
+    chosen: Sequence[int],
     photographs: Sequence[Photograph],
 ) -> Scene:
-    """Draws one scene: which stamps (never two of one caption), their scales and places, and the background.
-
-    groups: indices of the stamps to choose from, one list a caption.
-    """
-    count = int(rng.choice(COUNTS))
-    chosen = [int(rng.choice(groups[g])) for g in rng.choice(len(groups), size=count, replace=False)]
+    """Draws one scene of the chosen stamps (indices): their scales and places, and the background."""
+    count = len(chosen)
     boxes = None
     while boxes is None:
         sizes = [_draw_size(rng, stamps[index].picture.size, count, size / REFERENCE_SIZE) for index in chosen]

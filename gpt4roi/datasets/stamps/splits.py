@@ -19,7 +19,7 @@ from gpt4roi.datasets.stamps import questions, scenes
 from gpt4roi.datasets.stamps.library import Photograph, Stamp
 from gpt4roi.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when the same arguments give other files."""
 SEEDS = {"train": 0, "val": 1, "test": 2, "test_unseen": 3}
 RELATIONS_IN_TEST = 400
@@ -111,16 +111,17 @@ def write_splits(out: Path, arguments: StampArguments, material: Material, worke
 
 
 def _lay_out_split(split, arguments, stamps, groups, photographs) -> list[scenes.Scene]:
+    hands = scenes.deal(np.random.default_rng([arguments.seed, SEEDS[split]]), groups, arguments.scenes_of(split))
     return [
         scenes.lay_out(
             np.random.default_rng([arguments.seed, SEEDS[split], index]),
             f"{index:06d}",
             arguments.size,
             stamps,
-            groups,
+            hand,
             photographs,
         )
-        for index in range(arguments.scenes_of(split))
+        for index, hand in enumerate(hands)
     ]
 
 

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from gpt4roi.errors import InputError
+from gpt4roi.train import run
+from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, hits
+from gpt4roi.train.trainable import parameter_groups, parse_modules, parse_rates, set_trainable
+
+
+def test_only_the_named_modules_learn(clip_model):
+    table = set_trainable(clip_model, parse_modules("region_encoder"))
+    assert {name.split(".")[0] for name, p in clip_model.named_parameters() if p.requires_grad} == {"region_encoder"}
+    assert [line.split()[-1] for line in table.splitlines()] == ["frozen", "learns", "frozen", "frozen"]
+
+
+def test_each_learning_rate_has_its_group_and_decay_falls_on_all(clip_model):
+    set_trainable(clip_model, ("region_encoder", "mm_projector"))
+    groups = parameter_groups(clip_model, 1e-3, 0.01, parse_rates("mm_projector=1e-4"))
+    counts = {group["lr"]: len(group["params"]) for group in groups}
+    assert counts[1e-4] == 2
+    assert counts[1e-3] == len(list(clip_model.region_encoder.parameters()))
+    assert {group["weight_decay"] for group in groups} == {0.01}
+
+
+@pytest.mark.parametrize("text", ["", "region_encoder,clip", "everything"])
+def test_unknown_modules_are_refused(text):
+    with pytest.raises(InputError, match="expected some of region_encoder, mm_projector, language_model"):
+        parse_modules(text)
+
+
+def test_targets_weigh_rare_words_more_than_common_ones(tokenizer):
+    table = torch.eye(len(tokenizer))
+    texts = RegionTexts.of(["aab", "aac", "aad"], tokenizer, table)
+    letter = {name: tokenizer.convert_tokens_to_ids(name) for name in "abc"}
+    assert texts.texts == ["aab", "aac", "aad"]
+    assert texts.targets[0, letter["b"]] > 0.5
+    assert abs(float(texts.targets[0, letter["a"]])) < 1e-6
+    assert torch.allclose(texts.targets.norm(dim=1), torch.ones(3))
+
+
+def test_texts_and_targets_are_read_as_they_were_written(tokenizer, tmp_path):
+    texts = RegionTexts.of(["a fox", "a hen"], tokenizer, torch.randn(len(tokenizer), 8))
+    texts.save(tmp_path / "texts.safetensors")
+    again = RegionTexts.load(tmp_path / "texts.safetensors")
+    assert again.index == {"a fox": 0, "a hen": 1}
+    assert torch.equal(again.targets, texts.targets)
+
+
+def test_the_alignment_loss_is_least_for_the_right_text_and_ignores_unknown_ones():
+    targets = torch.nn.functional.normalize(torch.eye(3) - 1 / 3, dim=-1)
+    loss = AlignmentLoss(targets)
+    right, wrong = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])
+    assert loss(torch.eye(3), right) < 0.01 < loss(torch.eye(3), wrong)
+    assert hits(loss, torch.eye(3), right) == 3
+    assert hits(loss, torch.eye(3), wrong) == 0
+    assert loss(torch.eye(3), torch.tensor([-1, -1, -1])) == 0
+
+
+def test_only_a_checkpoint_written_to_its_end_is_resumed(tmp_path):
+    for step, state in ((2, "{}"), (4, "{}"), (6, '{"half')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(state)
+        (folder / "model.safetensors").write_bytes(b"")
+    assert run.last_checkpoint(tmp_path).name == "checkpoint-4"
+    (tmp_path / "checkpoint-4" / "model.safetensors").unlink()
+    assert run.last_checkpoint(tmp_path).name == "checkpoint-2"
+
+
+def test_a_folder_alone_gets_the_arguments_of_its_run(tmp_path):
+    run.remember_arguments(tmp_path, 1, ["--seed", "3"])
+    assert run.remembered_arguments(tmp_path, 1, []) == ["--seed", "3"]
+    assert run.remembered_arguments(tmp_path, 1, ["--seed", "3"]) == ["--seed", "3"]
+    with pytest.raises(InputError, match="other arguments"):
+        run.remembered_arguments(tmp_path, 1, ["--seed", "4"])
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        run.remembered_arguments(tmp_path, 1, [])
