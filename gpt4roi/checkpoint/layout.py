@@ -9,14 +9,6 @@ from typing import Any
 
 from gpt4roi.checkpoint import legacy
 from gpt4roi.checkpoint.streams import WeightFolder
-from gpt4roi.constants import (
-    ADDED_TOKENS,
-    IMAGE_END_TOKEN,
-    IMAGE_PATCH_TOKEN,
-    IMAGE_START_TOKEN,
-    PAD_TOKEN,
-    REGION_TOKEN,
-)
 from gpt4roi.errors import InputError
 
 OURS = "hf"
@@ -38,12 +30,6 @@ _COPIED = (
     "generation_config.json",
     PROCESSOR_FILE,
 )
-_TOKEN_OF_ID = {
-    "image_token_id": IMAGE_PATCH_TOKEN,
-    "region_token_id": REGION_TOKEN,
-    "image_start_token_id": IMAGE_START_TOKEN,
-    "image_end_token_id": IMAGE_END_TOKEN,
-}
 _TORCH_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _LONGEST = 2048
 _TOWER_FOLDER = "clip"
@@ -120,7 +106,8 @@ def our_config(
     dtype: type of the result's weights. vision_config: the tower's, None when it stays outside.
     """
     shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
-    values = legacy.config_values(config, shapes, _token_ids(weights))
+    rows = shapes["model.embed_tokens.weight"][0]
+    values = legacy.config_values(config, shapes, legacy.token_ids(weights.path, rows))
     values["text_config"] = {key: v for key, v in values["text_config"].items() if key not in _NOT_OF_TEXT}
     values |= {
         "model_type": OUR_MODEL_TYPE,
@@ -198,10 +185,8 @@ def side_files(folder: Path, layout: str) -> dict[str, bytes]:
             f"{folder} has no tokenizer (neither {' nor '.join(_TOKENIZERS)}); download it into the folder, with "
             f"{ADDED_TOKENS_FILE} and tokenizer_config.json"
         )
-    if layout == ORIGINAL and ADDED_TOKENS_FILE not in files:
-        tokens = json.loads(files["tokenizer.json"]).get("added_tokens", []) if "tokenizer.json" in files else []
-        ids = {token["content"]: token["id"] for token in tokens if token["content"] in (PAD_TOKEN, *ADDED_TOKENS)}
-        files |= {ADDED_TOKENS_FILE: _json_bytes(ids)} if ids else {}
+    if layout == ORIGINAL and ADDED_TOKENS_FILE not in files and (ids := legacy.added_tokens(folder)):
+        files[ADDED_TOKENS_FILE] = _json_bytes(ids)
     return files
 
 
@@ -212,23 +197,7 @@ def tower_name(config: dict[str, Any]) -> str:
 
 def portable_name(tower: str | None) -> str | None:
     """Returns a tower's name without the folders of the machine that wrote it."""
-    if tower is None or not (Path(tower).is_absolute() or tower.startswith((".", "~"))):
-        return tower
-    return Path(tower).name
-
-
-def _token_ids(weights: WeightFolder) -> dict[str, int]:
-    """Reads the ids of the added tokens; without added_tokens.json they are the last rows, in the original's order."""
-    path = weights.path / ADDED_TOKENS_FILE
-    if not path.is_file():
-        rows = weights.tensors["model.embed_tokens.weight"].shape[0]
-        ids = {token: rows - len(ADDED_TOKENS) + place for place, token in enumerate(ADDED_TOKENS)}
-    else:
-        ids = legacy.read_json(path)
-    absent = [token for token in _TOKEN_OF_ID.values() if token not in ids]
-    if absent:
-        raise InputError(f"{path} has no id for {', '.join(absent)}; download the file that belongs to the weights")
-    return {name: ids[token] for name, token in _TOKEN_OF_ID.items()}
+    return None if tower is None else legacy.relative_name(tower)
 
 
 def _json_bytes(values: dict[str, Any]) -> bytes:

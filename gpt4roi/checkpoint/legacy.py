@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from gpt4roi.constants import (
+    ADDED_TOKENS,
+    IMAGE_END_TOKEN,
+    IMAGE_PATCH_TOKEN,
+    IMAGE_START_TOKEN,
+    PAD_TOKEN,
+    REGION_TOKEN,
+)
 from gpt4roi.errors import InputError
 
 LEGACY_MODEL_TYPE = "llava"
@@ -37,6 +46,19 @@ ROTARY_BUFFER = re.compile(r"rotary_emb\.inv_freq$")
 """Saved by old versions of transformers; computed today."""
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+TOKEN_OF_ID = {
+    "image_token_id": IMAGE_PATCH_TOKEN,
+    "region_token_id": REGION_TOKEN,
+    "image_start_token_id": IMAGE_START_TOKEN,
+    "image_end_token_id": IMAGE_END_TOKEN,
+}
+"""The configuration's fields and the added tokens whose ids they hold."""
+
+EMBEDDINGS = "model.embed_tokens.weight"
+"""The table with one row a token."""
+
+_LFS_START = b"version https://git-lfs"
 
 
 def to_ours(name: str) -> str | None:
@@ -91,7 +113,7 @@ def config_values(
         channels = shapes[region + "roi_align.updims.weight"][1]
         cells = shapes[region + "roi_align.flatten_linear.weight"][1] // channels
         position = shapes[region + "roi_align.pos_embedd.0.weight"][0]
-        vocabulary = shapes["model.embed_tokens.weight"][0]
+        vocabulary = shapes[EMBEDDINGS][0]
     except KeyError as missing:
         raise InputError(
             f"{missing.args[0]}: no such tensor in the original-format weights; a LLaVA or a bare language model is no "
@@ -130,31 +152,125 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not JSON ({error})") from None
 
 
-def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Reads all tensors of a checkpoint folder, safetensors or .bin, in one file or in shards with an index.
+def added_tokens(folder: Path) -> dict[str, int]:
+    """Reads the ids of padding, image and region tokens from a tokenizer's files; empty where they name none."""
+    path = folder / "added_tokens.json"
+    if path.is_file():
+        return read_json(path)
+    path = folder / "tokenizer.json"
+    tokens = read_json(path).get("added_tokens", []) if path.is_file() else []
+    return {token["content"]: token["id"] for token in tokens if token["content"] in (PAD_TOKEN, *ADDED_TOKENS)}
 
-    Raises InputError where there is no weight file, or a shard is missing.
+
+def token_ids(folder: Path, rows: int) -> dict[str, int]:
+    """Reads the ids of the added tokens, by the fields of GPT4RoIConfig that hold them.
+
+    rows: of the embedding table; where no file names the tokens, they are its last rows in the original's order.
+    Raises InputError where a token has no id, or one beyond the table.
+    """
+    ids = added_tokens(folder) or {token: rows - len(ADDED_TOKENS) + n for n, token in enumerate(ADDED_TOKENS)}
+    absent = [token for token in TOKEN_OF_ID.values() if token not in ids]
+    if absent:
+        raise InputError(
+            f"{folder}: its tokenizer has no id for {', '.join(absent)}, it knows {', '.join(sorted(ids))}; "
+            "download the added_tokens.json that belongs to the weights"
+        )
+    beyond = [f"{token} is number {ids[token]}" for token in TOKEN_OF_ID.values() if not 0 <= ids[token] < rows]
+    if beyond:
+        raise InputError(
+            f"{folder}: {', '.join(beyond)}, but the embedding table has {rows} rows; tokenizer and weights are of "
+            "different models: download both again"
+        )
+    return {name: ids[token] for name, token in TOKEN_OF_ID.items()}
+
+
+def relative_name(tower: str) -> str:
+    """Returns a tower's name as a saved configuration may hold it: no path of this machine."""
+    return Path(tower).name if tower.startswith((".", "/", "~")) or Path(tower).is_absolute() else tower
+
+
+def tower_places(name: str, folder: Path | None) -> list[Path]:
+    """Lists where a tower may lie: in the checkpoint's folder, then in the working directory."""
+    here = [Path(name)] if folder is None else [Path(name), Path(Path(name).name)]
+    return here if folder is None else [folder / place for place in here] + here
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Lists the files of a checkpoint's weights, safetensors or .bin, one file or the shards of an index.
+
+    Raises InputError where there is no weight file, a shard is missing, or a file is a pointer of Git LFS.
     """
     for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return read_file(folder / name)
         index = folder / f"{name}.index.json"
-        if index.is_file():
-            shards = sorted(set(read_json(index)["weight_map"].values()))
-            missing = [shard for shard in shards if not (folder / shard).is_file()]
-            if missing:
-                raise InputError(f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {missing[:3]}")
-            tensors: dict[str, torch.Tensor] = {}
-            for shard in shards:
-                tensors.update(read_file(folder / shard))
-            return tensors
+        if (folder / name).is_file():
+            files = [folder / name]
+        elif index.is_file():
+            files = _shards(folder, index)
+        else:
+            continue
+        for file in files:
+            _refuse_pointer(file)
+        return files
     raise InputError(f"{folder}: no weights, expected one of {', '.join(WEIGHT_FILES)} or an index of shards")
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    try:
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{index} is not an index of shards; download it again") from None
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {missing[:3]}; download them into it"
+        )
+    return [folder / shard for shard in shards]
+
+
+def _refuse_pointer(path: Path) -> None:
+    with open(path, "rb") as file:
+        if file.read(len(_LFS_START)) == _LFS_START:
+            raise InputError(f"{path} is a pointer of Git LFS, not the weights; run `git lfs pull` in {path.parent}")
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Reads all tensors of a checkpoint folder; raises InputError as weight_files and read_file do."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder):
+        tensors.update(read_file(path))
+    return tensors
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Lists the tensors of a checkpoint folder without reading them; raises InputError as read_tensors does."""
+    names: set[str] = set()
+    for path in weight_files(folder):
+        names |= _names_of_safetensors(path) if path.suffix == ".safetensors" else read_file(path).keys()
+    return names
+
+
+def _names_of_safetensors(path: Path) -> set[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path} is cut off or damaged ({path.stat().st_size} bytes, {str(error).splitlines()[0]}); "
+        "download or copy it again"
+    )
 
 
 def read_file(path: Path) -> dict[str, torch.Tensor]:
     """Reads one file of tensors; raises InputError where it holds anything else."""
     if path.suffix == ".safetensors":
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise _damaged(path, error) from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError:

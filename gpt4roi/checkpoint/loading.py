@@ -11,10 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from gpt4roi.checkpoint import legacy
-from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
+from gpt4roi.constants import ADDED_TOKENS, IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
+from gpt4roi.hub import local_folder
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
-from gpt4roi.models.opening import describe, find_tower, load_tower, relative_name
+from gpt4roi.models.opening import describe, find_tower, load_tower
 from gpt4roi.models.vocabulary import embedding_rms, grow_vocabulary, initialize_rows
 from gpt4roi.processor import GPT4RoIProcessor
 from gpt4roi.tokenization import add_special_tokens
@@ -39,39 +40,83 @@ def load_model(path: str | Path, **kwargs: Any) -> GPT4RoIForConditionalGenerati
     return GPT4RoIForConditionalGeneration.from_pretrained(path, **kwargs)
 
 
-def load_processor(path: str | Path, vision_tower: str | Path | None = None) -> GPT4RoIProcessor:
+def load_processor(path: str | Path, vision_tower: str | Path | None = None, **access: Any) -> GPT4RoIProcessor:
     """Opens the processor saved with a model; an original-format folder gets the one its model was trained with.
 
-    vision_tower: folder or hub name of the tower, for an original-format folder that lies without it.
-    Raises InputError where the folder holds none.
+    vision_tower: folder or hub name of the tower, for a folder that lies without it.
+    access: as in hub.ACCESS. Raises InputError where the folder holds none, or one that numbers tokens otherwise than
+    the model does.
     """
-    folder = Path(path)
-    if folder.is_dir():
-        values = legacy.read_json(folder / "config.json")
-        if legacy.is_original(values):
-            return _original_processor(folder, values, vision_tower)
+    folder = local_folder(path, weights=False, **access)
+    values = legacy.read_json(folder / "config.json")
+    if legacy.is_original(values):
+        processor = _original_processor(folder, values, vision_tower)
+    else:
+        processor = _our_processor(folder, values, vision_tower)
+    for name, got in (
+        ("image_token_id", processor.image_patch_token_id),
+        ("region_token_id", processor.region_token_id),
+    ):
+        if values.get(name, got) != got:
+            raise InputError(
+                f"{path}: {legacy.TOKEN_OF_ID[name]} is number {got} in the tokenizer and {values[name]} in "
+                "config.json; the tokenizer belongs to another model: copy the one that was saved with the weights"
+            )
+    return processor
+
+
+def _our_processor(folder: Path, values: dict[str, Any], tower: str | Path | None) -> GPT4RoIProcessor:
     try:
-        return GPT4RoIProcessor.from_pretrained(str(path))
+        processor = GPT4RoIProcessor.from_pretrained(str(folder))
     except OSError as error:
-        raise InputError(f"{path}: no processor can be opened there ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{folder}: no processor can be opened there ({str(error).splitlines()[0]})") from None
+    name = tower or values.get("mm_vision_tower")
+    if "vision_config" in values or name is None:
+        return processor
+    # The folder was written without a tower, so the picture's size was not known yet.
+    saved = {name: value for name, value in processor.to_dict().items() if name != "processor_class"}
+    return GPT4RoIProcessor(processor.tokenizer, **{**saved, **_picture_settings(find_tower(str(name), folder))})
+
+
+def _picture_settings(place: str) -> dict[str, Any]:
+    """Returns the processor's arguments that follow from a ViT."""
+    config = vision_config(place)
+    mean, std = picture_norm(place, config)
+    length = (config.image_size // config.patch_size) ** 2
+    return {"image_size": config.image_size, "image_mean": mean, "image_std": std, "image_seq_length": length}
 
 
 def _original_processor(folder: Path, values: dict[str, Any], tower: str | Path | None) -> GPT4RoIProcessor:
     tokenizer = load_tokenizer(folder)
+    _complete(tokenizer, folder, values.get("vocab_size"))
     place = find_tower(str(values["mm_vision_tower"] if tower is None else tower), folder)
-    tower_config = vision_config(place)
-    size = tower_config.image_size
-    mean, std = picture_norm(place, tower_config)
     return GPT4RoIProcessor(
         tokenizer,
-        image_size=size,
-        image_mean=mean,
-        image_std=std,
-        image_seq_length=(size // tower_config.patch_size) ** 2,
+        **_picture_settings(place),
         prompt_format="v0",
         model_max_length=min(tokenizer.model_max_length, values.get("max_position_embeddings", 2048)),
         use_image_start_end=values.get("mm_use_im_start_end", True),
     )
+
+
+def _complete(tokenizer: Tokenizer, folder: Path, rows: int | None) -> None:
+    """Adds the tokens that a trained model's tokenizer lacks, where that gives exactly the rows of its table.
+
+    With or without a padding token of their own, models have one row more or less; adding blindly would shift what
+    every row means. Raises InputError with both numbers where the rows cannot be named.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if all(token in vocabulary for token in ADDED_TOKENS) or rows is None:
+        return
+    known, lacking = len(tokenizer), rows - len(tokenizer)
+    if lacking == len(ADDED_TOKENS) + 1:
+        tokenizer.pad_token = None
+    add_special_tokens(tokenizer, pad_with_unknown=lacking == len(ADDED_TOKENS))
+    if len(tokenizer) != rows:
+        raise InputError(
+            f"{folder}: the tokenizer has {known} tokens and {len(tokenizer)} with the added ones, the model {rows} "
+            "rows; download the added_tokens.json and tokenizer_config.json that belong to the weights"
+        )
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -159,7 +204,7 @@ def build_from_parts(
     config = GPT4RoIConfig(
         vision_config=backbone.config,
         text_config=text_model.config,
-        mm_vision_tower=relative_name(str(vision_tower)),
+        mm_vision_tower=legacy.relative_name(str(vision_tower)),
         mm_use_im_start_end=mm_use_im_start_end,
         image_size=image_size or picture_size(place, backbone.config),
         image_token_id=vocabulary[IMAGE_PATCH_TOKEN],

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt4roi.checkpoint import layout
+from gpt4roi.checkpoint import layout, legacy
 from gpt4roi.checkpoint.legacy import read_json
 from gpt4roi.checkpoint.numbers import TORCH_DTYPES, as_bytes, half_pieces
 from gpt4roi.checkpoint.safetensors_stream import PlannedTensor
 from gpt4roi.checkpoint.stored import StoredTensor, chunk_buffer
 from gpt4roi.checkpoint.streams import WeightFolder, open_weights
 from gpt4roi.errors import InputError
+from gpt4roi.hub import cached_folder, local_folder
 
 BACKBONE_PREFIX = layout.TOWER_PREFIX + "backbone."
 
@@ -71,7 +72,10 @@ class Tower:
         """Says what a reader of the result must know about its tower."""
         if self.weights is not None:
             return []
-        return [f"the vision tower {self.name} was not found and is not inside: put its folder into the result's"]
+        return [
+            f"the vision tower {self.name} was not found and is not inside: name it with --vision-tower, or put its "
+            "folder into the result's"
+        ]
 
     def planned(self, dtype: str) -> list[PlannedTensor]:
         """Plans its tensors for our format: rounded to float16 once, as the original did, then stored as `dtype`."""
@@ -99,30 +103,14 @@ def find_tower(config: dict[str, Any], folder: Path, wanted: str | None = None) 
     """
     name = config.get("mm_vision_tower")
     if wanted is not None:
-        place = Path(wanted) if Path(wanted).is_dir() else _from_hub(wanted, local_only=False)
-        if place is None:
-            raise InputError(f"--vision-tower {wanted} is no folder, and no hub that has it can be reached")
-        return _open(wanted, place)
+        return _open(wanted, local_folder(wanted))
     if name is None:
         return Tower(None)
-    for place in (folder / name, folder / Path(name).name, Path(name)):
+    for place in legacy.tower_places(name, folder):
         if (place / "config.json").is_file():
             return _open(name, place)
-    place = _from_hub(name, local_only=True)
+    place = cached_folder(name)
     return Tower(name) if place is None else _open(name, place)
-
-
-def _from_hub(name: str, local_only: bool) -> Path | None:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        return None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        wanted = ["config.json", "model.safetensors"]
-        return Path(snapshot_download(name, local_files_only=local_only, allow_patterns=wanted))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
-        return None
 
 
 def _open(name: str, place: Path) -> Tower:

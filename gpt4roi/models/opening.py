@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,22 @@ import torch
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from gpt4roi.checkpoint import legacy
-from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
+from gpt4roi.hub import ACCESS, is_hub_name, local_folder
 from gpt4roi.models.configuration import GPT4RoIConfig
 
 logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 8
+TOWER_PREFIX = "vision_tower."
+
+UNQUANTIZED = ("vision_tower", "mm_projector", "region_encoder")
+"""What stays in its precision when the language model is quantized."""
+
+HOW_TO_NAME = (
+    "give the tower's folder or its hub name (as openai/clip-vit-large-patch14) as vision_tower=, on the command line "
+    "as --vision-tower"
+)
 
 
 class OpensFolders:
@@ -28,27 +38,30 @@ class OpensFolders:
     ) -> Any:
         """Opens a folder or a hub name, in our format or the original's.
 
-        vision_tower: folder or hub name of the tower, for an original-format folder that lies without it.
-        Other arguments are those of transformers. Raises InputError where the folder is of another kind, the tower
-        is not found, or any tensor is missing, unexpected or of another shape.
+        vision_tower: folder or hub name of the tower, for a folder that lies without it.
+        Other arguments are those of transformers; `torch_dtype` is `dtype`. A quantization_config leaves UNQUANTIZED
+        as they are. Raises InputError where the folder is of another kind, the tower is not found, or any tensor is
+        missing, unexpected or of another shape.
         """
         if path is None:
             return super().from_pretrained(path, *args, **kwargs)
-        values = _config_values(str(path), kwargs)
+        folder = Path(local_folder(path, **{name: kwargs.get(name) for name in ACCESS}), kwargs.pop("subfolder", ""))
+        values = _config_values(folder)
         wants_info = kwargs.pop("output_loading_info", False)
         tolerant = kwargs.get("ignore_mismatched_sizes", False)
         # Mismatches are collected, so that all of them can be named at once.
         kwargs = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        if "torch_dtype" in kwargs:
+            kwargs["dtype"] = kwargs.pop("torch_dtype")
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = spare_our_modules(kwargs["quantization_config"])
         if legacy.is_original(values):
-            model, info = _open_original(super().from_pretrained, Path(path), values, vision_tower, kwargs)
-            model.name_or_path = str(path)
-        elif values.get("model_type") == GPT4RoIConfig.model_type:
-            model, info = super().from_pretrained(str(path), *args, **kwargs)
+            model, info = _open_original(super().from_pretrained, folder, values, vision_tower, kwargs)
+        elif _lacks_tower(folder, kwargs):
+            model, info = _open_without_tower(super().from_pretrained, folder, values, vision_tower, kwargs)
         else:
-            raise InputError(
-                f"{path}: model_type is {values.get('model_type')!r}, expected gpt4roi or the original's llava; "
-                "to start a training from a language model, name it as --model_name_or_path"
-            )
+            model, info = super().from_pretrained(str(folder), *args, **kwargs)
+        model.name_or_path = str(path)
         if not tolerant:
             _refuse_gaps(str(path), info)
         model.vision_tower.requires_grad_(False)
@@ -57,18 +70,44 @@ class OpensFolders:
         return (model, info) if wants_info else model
 
 
-def _config_values(path: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Reads a config.json, from a folder or the hub."""
-    if Path(path).is_dir():
-        return legacy.read_json(Path(path, kwargs.get("subfolder", ""), "config.json"))
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise InputError(f"{path}: no such folder")
-    wanted = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-    try:
-        values, _ = PreTrainedConfig.get_config_dict(path, **wanted)
-    except OSError as error:
-        raise InputError(f"{path}: neither a folder nor a model on the hub ({str(error).splitlines()[0]})") from None
+def _config_values(folder: Path) -> dict[str, Any]:
+    """Reads a folder's config.json; raises InputError where it is none of GPT4RoI."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds an adapter, not a model; join it with its base: gpt4roi merge-adapter BASE {folder} OUT"
+        )
+    values = legacy.read_json(folder / "config.json")
+    if not legacy.is_original(values) and values.get("model_type") != GPT4RoIConfig.model_type:
+        raise InputError(
+            f"{folder}: model_type is {values.get('model_type')!r}, expected gpt4roi or the original's llava; "
+            "to start a training from a language model, name it as --model_name_or_path"
+        )
     return values
+
+
+def spare_our_modules(quantization: Any) -> Any:
+    """Returns a copy of a quantization's configuration, object or dict, that leaves UNQUANTIZED in their precision."""
+    quantization = copy.deepcopy(quantization)
+    is_dict = isinstance(quantization, dict)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if name in quantization if is_dict else hasattr(quantization, name):
+            own = (quantization[name] if is_dict else getattr(quantization, name)) or ["lm_head"]
+            spared = list(dict.fromkeys([*own, *UNQUANTIZED]))
+            if is_dict:
+                quantization[name] = spared
+            else:
+                setattr(quantization, name, spared)
+            return quantization
+    if is_dict:
+        return quantization | {"llm_int8_skip_modules": ["lm_head", *UNQUANTIZED]}
+    return quantization
+
+
+def _lacks_tower(folder: Path, kwargs: dict[str, Any]) -> bool:
+    """Tells whether the weights of a folder of ours are without the tower's."""
+    if kwargs.get("variant") or kwargs.get("state_dict") is not None:
+        return False
+    return not any(name.startswith(TOWER_PREFIX) for name in legacy.tensor_names(folder))
 
 
 def _refuse_gaps(path: str, info: dict[str, Any]) -> None:
@@ -93,44 +132,52 @@ def _open_original(open_ours: Any, folder: Path, values: dict[str, Any], tower: 
     """Translates an original-format folder and opens it as one of ours."""
     tensors = legacy.read_tensors(folder)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    arguments = legacy.config_values(values, shapes, _token_ids(folder, values, shapes))
-    name = values["mm_vision_tower"] if tower is None else tower
-    backbone = load_tower(find_tower(str(name), folder), round_to_half=True)
-    config = GPT4RoIConfig(**arguments, vision_config=backbone.config, mm_vision_tower=relative_name(str(name)))
-    state = legacy.rename(tensors)
-    state |= {f"vision_tower.backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
-    kwargs = {**kwargs, "dtype": kwargs.pop("torch_dtype", kwargs.get("dtype"))}
-    if kwargs["dtype"] in (None, "auto"):
-        kwargs["dtype"] = tensors["model.embed_tokens.weight"].dtype
+    rows = next(iter(shapes.get(legacy.EMBEDDINGS, ())), None)
+    ids = {} if rows is None else legacy.token_ids(folder, rows)  # without a table, config_values says what is missing
+    arguments = legacy.config_values(values, shapes, ids)
+    name, backbone = _tower_of(folder, values, tower, round_to_half=True)
+    config = GPT4RoIConfig(**arguments, vision_config=backbone.config, mm_vision_tower=legacy.relative_name(name))
+    return _join(open_ours, folder, config, legacy.rename(tensors), backbone, kwargs)
+
+
+def _open_without_tower(
+    open_ours: Any, folder: Path, values: dict[str, Any], tower: str | Path | None, kwargs: dict
+) -> Any:
+    """Opens a folder of ours whose weights lack the tower, with the one that its config or the caller names."""
+    half = values.get("region_encoder_type", "gpt4roi") == "gpt4roi"
+    name, backbone = _tower_of(folder, values, tower, round_to_half=half)
+    if "vision_config" not in values:
+        values = {key: value for key, value in values.items() if key not in ("image_size", "image_seq_length")}
+    named = {"vision_config": backbone.config, "mm_vision_tower": legacy.relative_name(name)}
+    config = GPT4RoIConfig.from_dict({**values, **named})
+    if kwargs.get("dtype") is None and isinstance(values.get("dtype"), str):
+        kwargs = {**kwargs, "dtype": getattr(torch, values["dtype"])}
+    return _join(open_ours, folder, config, legacy.read_tensors(folder), backbone, kwargs)
+
+
+def _tower_of(
+    folder: Path, values: dict[str, Any], tower: str | Path | None, round_to_half: bool
+) -> tuple[str, PreTrainedModel]:
+    """Returns name and tower of a folder that lies without it."""
+    name = values.get("mm_vision_tower") if tower is None else str(tower)
+    if not name:
+        raise InputError(f"{folder}: it holds no vision tower and its config names none; {HOW_TO_NAME}")
+    return name, load_tower(find_tower(name, folder), round_to_half)
+
+
+def _join(
+    open_ours: Any, folder: Path, config: GPT4RoIConfig, state: dict, backbone: PreTrainedModel, kwargs: dict
+) -> Any:
+    """Opens weights under our names together with a tower; in the weights' own dtype unless another is asked for."""
+    own = state[f"language_model.{legacy.EMBEDDINGS}"].dtype
+    state = state | {f"{TOWER_PREFIX}backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("config", "state_dict")}
+    if kwargs.get("dtype") in (None, "auto"):
+        kwargs["dtype"] = own
     model, info = open_ours(None, config=config, state_dict=state, **kwargs)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, info
-
-
-def _token_ids(folder: Path, values: dict[str, Any], shapes: dict[str, Any]) -> dict[str, int]:
-    """Reads the ids of the added tokens; without added_tokens.json they are the last rows, in the original's order."""
-    names = {
-        "image_token_id": IMAGE_PATCH_TOKEN,
-        "region_token_id": REGION_TOKEN,
-        "image_start_token_id": IMAGE_START_TOKEN,
-        "image_end_token_id": IMAGE_END_TOKEN,
-    }
-    path = folder / "added_tokens.json"
-    if not path.is_file():
-        rows = next(iter(shapes.get("model.embed_tokens.weight", ())), 0)
-        last_rows = (rows - 5, rows - 4, rows - 2, rows - 1)
-        return dict(zip(names, last_rows, strict=True))
-    ids = legacy.read_json(path)
-    absent = [token for token in names.values() if token not in ids]
-    if absent:
-        raise InputError(f"{path}: no id for {', '.join(absent)}; it knows {', '.join(sorted(ids))}")
-    return {name: ids[token] for name, token in names.items()}
-
-
-def relative_name(name: str) -> str:
-    """Returns a tower's name as a saved configuration may hold it: no path of this machine."""
-    return Path(name).name if name.startswith((".", "/", "~")) or Path(name).is_absolute() else name
 
 
 def find_tower(name: str, folder: Path | None = None) -> str:
@@ -138,18 +185,14 @@ def find_tower(name: str, folder: Path | None = None) -> str:
 
     Raises InputError that says how to name it, where the name can be no hub name and no such folder exists.
     """
-    here = [Path(name), Path(Path(name).name)]
-    places = here[:1] if folder is None else [folder / place for place in here] + here
+    places = legacy.tower_places(name, folder)
     for place in places:
         if (place / "config.json").is_file():
             return str(place)
-    if "/" in name and not name.startswith((".", "/", "~")) and name.count("/") == 1:
+    if is_hub_name(name):
         return name
     looked = ", ".join(str(place) for place in places)
-    raise InputError(
-        f"vision tower {name!r} not found: looked for a config.json in {looked}; give the tower's folder or its hub "
-        "name (as openai/clip-vit-large-patch14) as vision_tower"
-    )
+    raise InputError(f"vision tower {name!r} not found: looked for a config.json in {looked}; {HOW_TO_NAME}")
 
 
 def load_tower(place: str, round_to_half: bool = False) -> PreTrainedModel:
@@ -169,7 +212,9 @@ def load_tower(place: str, round_to_half: bool = False) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"vision tower {place}: cannot be opened ({str(error).splitlines()[0]})") from None
+        raise InputError(
+            f"vision tower {place}: cannot be opened ({str(error).splitlines()[0]}); {HOW_TO_NAME}"
+        ) from None
     if missing:
         raise InputError(f"vision tower {place}: {len(missing)} tensors are missing: {_some(missing)}")
     if round_to_half:

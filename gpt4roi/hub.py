@@ -1,0 +1,63 @@
+"""Folders by path or by hub name; what the hub gives lies in the library's cache and opens without a network later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gpt4roi.errors import InputError
+
+ACCESS = ("revision", "token", "cache_dir", "local_files_only")
+"""Arguments of `from_pretrained` that concern the hub."""
+
+_SMALL_FILES = ("*.json", "*.model", "*.jinja")
+
+
+def is_hub_name(name: str) -> bool:
+    """Tells whether a name could be one of the hub, `owner/name`."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+
+
+def local_folder(path: str | Path, weights: bool = True, **access: Any) -> Path:
+    """Returns a folder as it is, and a hub name as the folder of the cache that its files were fetched into.
+
+    weights: also fetch the weights, as safetensors where the hub has them. access: as in ACCESS.
+    Raises InputError where there is neither such a folder nor such a name in cache or hub.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    name = str(path)
+    if not is_hub_name(name):
+        raise InputError(f"{name}: no such folder")
+    folder = _fetch(name, [*_SMALL_FILES, *(["*.safetensors"] if weights else [])], access)
+    if weights and not any(folder.glob("*.safetensors")):
+        folder = _fetch(name, ["*.bin"], access)
+    return folder
+
+
+def cached_folder(name: str) -> Path | None:
+    """Returns the folder of the cache with the weights of a hub name, None where they are not there."""
+    if not is_hub_name(name):
+        return None
+    try:
+        folder = local_folder(name, local_files_only=True)
+    except InputError:
+        return None
+    return folder if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) else None
+
+
+def _fetch(name: str, patterns: list[str], access: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = {key: value for key, value in access.items() if value is not None}
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, **wanted))
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"{name}: no such folder, not in the hub's cache, and the hub cannot be reached; copy the model's folder "
+            "to this machine and give that"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{name}: no such folder, and the hub does not give a model of that name ({reason})") from None
