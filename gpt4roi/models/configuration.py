@@ -33,7 +33,7 @@ class GPT4RoIConfig(PreTrainedConfig):
     image_seq_length: image tokens of a picture in the prompt; None where only the built tower knows.
     *_token_id: ids of <im_patch>, <bbox>, <im_start> and <im_end>.
     region_encoder_type: `gpt4roi`, the original's function, or `light`, for towers with a native pyramid.
-    roi_align_backend: which implementation of RoIAlign pools the boxes.
+    roi_align_backend: which RoIAlign pools the boxes: `torchvision`, `sparse`, `mmcv`, or `auto`, the faster of two.
     num_region_levels, region_level_stride: how many hidden states of a ViT become levels, and the step between them.
     num_fusion_rounds, fusion_groups: rounds of the pyramid's fusion, and groups of their GroupNorm (gpt4roi).
     roi_output_size, roi_sampling_ratio: cells a side of a pooled box, and samples a side of a cell.
@@ -119,7 +119,7 @@ class GPT4RoIConfig(PreTrainedConfig):
         for name, allowed in (
             ("region_encoder_type", ("gpt4roi", "light")),
             ("projector_type", ("linear", "light")),
-            ("roi_align_backend", ("torchvision",)),
+            ("roi_align_backend", ("torchvision", "sparse", "mmcv", "auto")),
         ):
             value = getattr(self, name)
             if value not in allowed:

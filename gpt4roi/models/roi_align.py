@@ -1,11 +1,18 @@
-"""RoIAlign: the mean of bilinear samples in each cell of a box."""
+"""RoIAlign: the mean of bilinear samples in each cell of a box, by one of several implementations."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from gpt4roi.errors import InputError
+from gpt4roi.models.sparse_roi_align import sparse_roi_align
+
+BACKENDS = ("torchvision", "sparse", "mmcv", "auto")
+"""Values of `roi_align_backend`; `auto` takes `sparse` on the CPU, where it is faster, and else `torchvision`."""
 
 
 def check_boxes(boxes: list[torch.Tensor]) -> None:
@@ -39,11 +46,42 @@ def roi_align(
     spatial_scale: cells of the map to an input pixel. Computed in float32 (float64 for float64 maps).
     Returns float[M, C, output_size, output_size] in the map's dtype.
     """
-    if backend != "torchvision":
-        raise InputError(f"roi_align_backend is {backend!r}, expected torchvision")
+    pool = _implementation(choose_backend(backend, feature_map.device, sampling_ratio))
     exact = torch.float64 if feature_map.dtype == torch.float64 else torch.float32
     with torch.autocast(feature_map.device.type, enabled=False):
-        pooled = torchvision_roi_align(
-            feature_map.to(exact), rois.to(exact), output_size, spatial_scale, sampling_ratio, aligned=True
-        )
+        pooled = pool(feature_map.to(exact), rois.to(exact), output_size, spatial_scale, sampling_ratio)
     return pooled.to(feature_map.dtype)
+
+
+def choose_backend(backend: str, device: torch.device, sampling_ratio: int) -> str:
+    """Returns which implementation serves; raises InputError on a name that is none."""
+    if backend not in BACKENDS:
+        raise InputError(f"roi_align_backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
+    if backend == "auto":
+        # An adaptive number of samples (0) differs from box to box, which the matrix does not do.
+        return "sparse" if device.type == "cpu" and sampling_ratio > 0 else "torchvision"
+    return backend
+
+
+def _implementation(backend: str) -> Callable[..., torch.Tensor]:
+    """Returns a function of (feature_map, rois, output_size, spatial_scale, sampling_ratio)."""
+    if backend == "sparse":
+        return sparse_roi_align
+    if backend == "mmcv":
+        return _mmcv_roi_align
+    return partial(torchvision_roi_align, aligned=True)
+
+
+def _mmcv_roi_align(
+    feature_map: torch.Tensor, rois: torch.Tensor, output_size: int, spatial_scale: float, sampling_ratio: int
+) -> torch.Tensor:
+    """Calls the RoIAlign of the mmcv that is installed."""
+    try:
+        from mmcv.ops import roi_align as mmcv_roi_align
+    except ImportError as error:
+        raise InputError(
+            f"roi_align_backend='mmcv' needs an mmcv with operators ({error}); run `MMCV_WITH_OPS=1 pip install "
+            "--no-build-isolation -e .` in mmcv-1.4.7/, or choose roi_align_backend='auto'"
+        ) from None
+    # mmcv takes these by position only.
+    return mmcv_roi_align(feature_map, rois, output_size, spatial_scale, sampling_ratio, "avg", True)

@@ -58,6 +58,7 @@ def test_13b_at_336_pixels_has_its_shapes_on_the_meta_device():
     [
         ({"region_encoder_type": "heavy"}, "region_encoder_type is 'heavy', expected one of gpt4roi, light"),
         ({"projector_type": "mlp"}, "projector_type is 'mlp', expected one of linear, light"),
+        ({"roi_align_backend": "cuda"}, "roi_align_backend is 'cuda', expected one of torchvision, sparse, mmcv, auto"),
         ({"image_grid_size": 2}, "image_grid_size=2 needs projector_type='light'"),
         ({"text_config": {"hidden_size": 4}}, "a nested configuration has no model_type"),
         ({"text_config": {"model_type": "nonsense"}}, "transformers knows no model_type 'nonsense'"),

@@ -1,4 +1,4 @@
-"""The original's region encoder: exchange of channels, initialisation, RoIAlign's grid."""
+"""The original's region encoder: exchange of channels, initialisation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import torch
 from transformers import CLIPVisionConfig
 
 from gpt4roi.checkpoint import legacy
-from gpt4roi.errors import InputError
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
 from gpt4roi.models.region_encoder import _exchange, _with_coordinates
-from gpt4roi.models.roi_align import roi_align
 
 FACTS = json.loads((Path(__file__).parents[1] / "golden" / "model" / "narrow_facts.json").read_text())
 
@@ -34,26 +32,6 @@ def test_coordinates_are_appended_x_first():
     marked = _with_coordinates(torch.zeros(2, 1, 2, 3))
     assert marked[1, 1].tolist() == [[-1, 0, 1], [-1, 0, 1]]
     assert marked[1, 2].tolist() == [[-1, -1, -1], [1, 1, 1]]
-
-
-def test_roi_align_is_shifted_by_half_a_cell():
-    ramp = torch.arange(25.0).view(1, 1, 5, 5)
-    pooled = roi_align(ramp, torch.tensor([[0.0, 1.0, 1.0, 3.0, 3.0]]), 2, 1.0, 2)
-    assert pooled[0, 0].tolist() == [[6.0, 7.0], [11.0, 12.0]]
-
-
-def test_roi_align_reads_half_precision_and_double_precision():
-    ramp = torch.arange(25.0).view(1, 1, 5, 5)
-    rois = torch.tensor([[0.0, 1.0, 1.0, 3.0, 3.0]])
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        pooled = roi_align(ramp.to(dtype), rois, 2, 1.0, 2)
-        assert pooled.dtype == dtype
-        assert pooled[0, 0].tolist() == [[6.0, 7.0], [11.0, 12.0]]
-
-
-def test_an_unknown_backend_is_refused():
-    with pytest.raises(InputError, match="roi_align_backend is 'magic', expected"):
-        roi_align(torch.zeros(1, 1, 5, 5), torch.zeros(1, 5), 2, 1.0, 2, backend="magic")
 
 
 def test_pictures_without_boxes_do_not_change_the_others(clip_model):
