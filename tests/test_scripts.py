@@ -1,0 +1,42 @@
+"""The shell scripts: usage, one-line errors, and the training's own exit code."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command):
+    return subprocess.run(["bash", *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=400)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_stage_without_a_folder_says_how_it_is_called(stage):
+    result = run(f"train_stage{stage}.sh")
+    assert result.returncode == 2
+    assert f"usage: bash train_stage{stage}.sh WORKDIR" in result.stderr
+
+
+def test_a_training_that_cannot_start_keeps_its_exit_code_and_leaves_a_log(tmp_path):
+    result = run("train_stage2.sh", tmp_path / "out", tmp_path / "nothing", "--dataset_config", tmp_path / "no.jsonl")
+    assert result.returncode == 2
+    line = f"gpt4roi train: error: {tmp_path}/no.jsonl: no such file"
+    assert result.stdout.strip().splitlines()[-1].startswith(line)
+    assert line in (tmp_path / "out" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("*.sh")) + sorted(ROOT.glob("scripts/*.sh")), ids=lambda p: p.name)
+def test_every_script_parses_and_may_be_executed(script):
+    assert run("-n", script).returncode == 0
+    assert script.stat().st_mode & 0o111
+
+
+def test_training_from_python_names_the_help():
+    result = subprocess.run(
+        [sys.executable, "-m", "gpt4roi.train", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=400
+    )
+    assert result.returncode == 0
+    assert "--align_regions" in result.stdout
