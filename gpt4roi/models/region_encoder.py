@@ -12,8 +12,13 @@ from torch.nn import functional as F
 
 from gpt4roi.boxes import to_rois
 from gpt4roi.models.configuration import GPT4RoIConfig
-from gpt4roi.models.roi_align import check_boxes, roi_align
+from gpt4roi.models.interpolation import Stretched, convolve, resize
+from gpt4roi.models.roi_align import check_boxes, choose_backend, roi_align
 from gpt4roi.models.vision import VisionTower
+
+POOLING_COST = {("cpu", "torchvision"): 600, ("cpu", "mmcv"): 600}
+"""What RoIAlign of one value costs, in multiplications of a convolution that would take as long (measured)."""
+DEFAULT_POOLING_COST = 100
 
 
 class FusionConv(nn.Module):
@@ -24,9 +29,11 @@ class FusionConv(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = nn.GroupNorm(groups, channels)
 
-    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """Keeps the shape, float[K, C, H, W]."""
-        return F.relu(self.norm(self.conv(feature_map)))
+    def forward(self, parts: list[Stretched]) -> Stretched:
+        """Returns float[K, C, S, S]; parts: maps of one side S that have C channels together."""
+        mixed = convolve(parts, self.conv.weight)
+        # Autocast may norm in float32; no later step reads more than the convolution's own precision.
+        return Stretched(F.relu(self.norm(mixed), inplace=True).to(mixed.dtype))
 
 
 class FeatureFusion(nn.Module):
@@ -56,22 +63,29 @@ class FeatureFusion(nn.Module):
             nn.init.zeros_(fuse.norm.bias)
 
     def forward(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Returns a list of float[K, C, H_l, W_l], largest first; feature_maps: list of float[K, C_l, h_l, w_l]."""
-        maps = [
-            conv(_with_coordinates(_resize(level, size)))
-            for conv, level, size in zip(self.input_convs, feature_maps, self.sizes, strict=True)
-        ]
+        """Returns a list of float[K, C, H_l, W_l], largest first; feature_maps: list of float[K, C_l, h_l, w_l].
+
+        The formulation resizes each level, appends coordinates, and then mixes channels (1x1) and rounds (3x3). Up to
+        the first norm all of this is linear, and here each map is kept as small as it came until a norm needs it.
+        """
+        levels = zip(self.input_convs, feature_maps, self.sizes, strict=True)
+        maps = [_enter(conv, level, size) for conv, level, size in levels]
         for fuse in self.fuse_convs:
             maps = [fuse(_exchange(maps, level)) for level in range(len(maps))]
-        return maps
+        return [level.computed() for level in maps]
 
 
-def _resize(feature_map: torch.Tensor, size: int) -> torch.Tensor:
-    """Resizes to size x size, bilinear with aligned corners, computed in at least float32."""
-    if feature_map.shape[-2:] == (size, size):
-        return feature_map
-    exact = feature_map if feature_map.dtype == torch.float64 else feature_map.float()
-    return F.interpolate(exact, size=(size, size), mode="bilinear", align_corners=True).to(feature_map.dtype)
+def _enter(conv: nn.Module, feature_map: torch.Tensor, side: int) -> Stretched:
+    """Gives a level its coordinates and mixes its channels, before it is stretched to its side.
+
+    Interpolation of evenly spaced coordinates gives evenly spaced coordinates, and its weights add up to 1, so that
+    coordinates and bias, too, may come before it. It is done after where the map shrinks, and where the map is a
+    single row or column, whose one coordinate would not stretch to a range.
+    """
+    height, width = feature_map.shape[-2:]
+    if min(height, width) > 1 and height * width <= side**2:
+        return Stretched(conv(_with_coordinates(feature_map))).resized(side)
+    return Stretched(conv(_with_coordinates(resize(feature_map, side))))
 
 
 def _with_coordinates(feature_map: torch.Tensor) -> torch.Tensor:
@@ -83,23 +97,20 @@ def _with_coordinates(feature_map: torch.Tensor) -> torch.Tensor:
     return torch.cat([feature_map, coordinates.expand(pictures, 2, height, width)], dim=1)
 
 
-def _exchange(maps: list[torch.Tensor], level: int) -> torch.Tensor:
+def _exchange(maps: list[Stretched], level: int) -> list[Stretched]:
     """Replaces the second half of a level's channels by quarters of its deeper and its shallower neighbour.
 
-    At both ends the level borrows from itself.
+    At both ends the level borrows from itself. Returns the parts of the new map, in the order of its channels.
     """
     own = maps[level]
-    half, quarter = own.shape[1] // 2, own.shape[1] // 4
+    channels = own.values.shape[1]
+    half, quarter = channels // 2, channels // 4
     deeper, shallower = maps[min(level + 1, len(maps) - 1)], maps[max(level - 1, 0)]
-    size = own.shape[-1]
-    return torch.cat(
-        [
-            own[:, :half],
-            _resize(deeper[:, half + quarter :], size),
-            _resize(shallower[:, half : half + quarter], size),
-        ],
-        dim=1,
-    )
+    return [
+        own.channels(0, half),
+        deeper.channels(half + quarter, channels).resized(own.side),
+        shallower.channels(half, half + quarter).resized(own.side),
+    ]
 
 
 class RegionPooler(nn.Module):
@@ -144,7 +155,12 @@ class RegionPooler(nn.Module):
         image_size: side of the input picture; extent: how many of its pixels the maps cover along a side.
         """
         rois = to_rois(boxes, (image_size, image_size))
-        pooled = sum(conv(self.pool(level, rois, extent)) for conv, level in zip(self.pool_convs, maps, strict=True))
+        pooled = sum(
+            self._mix_and_pool(conv, level, rois, extent)
+            if self._is_better_mixed_first(level, len(rois))
+            else conv(self.pool(level, rois, extent))
+            for conv, level in zip(self.pool_convs, maps, strict=True)
+        )
         flat = self.flatten_linear(rearrange(F.relu(pooled), "m c h w -> m (c h w)"))
         place = self.position_embedding(torch.cat(boxes).to(flat.dtype))
         return self.output_linear(flat + place)
@@ -153,6 +169,33 @@ class RegionPooler(nn.Module):
         """RoIAligns rows of (picture, x1, y1, x2, y2) from one level; float[M, C, output_size, output_size]."""
         scale = level.shape[-1] / extent
         return roi_align(level, rois, self.output_size, scale, self.sampling_ratio, self.backend)
+
+    def _mix_and_pool(self, conv: nn.Conv2d, level: torch.Tensor, rois: torch.Tensor, extent: int) -> torch.Tensor:
+        """Returns what the convolution makes of the pooled boxes, but mixes the channels on the map.
+
+        The convolution of a pooled box, with zeros around the box, is not the pooled convolution of the map. But it is
+        a sum over its nine taps, each of which mixes channels and then shifts the pooled box by a cell, and pooling
+        is linear and the same for all channels: mix, pool, and only then shift and add, which is what `fold` does.
+        """
+        taps = conv.kernel_size[0] * conv.kernel_size[1]
+        # `fold` sends a value to where the convolution, which fetches, would not look for it: to the opposite side.
+        kernels = rearrange(conv.weight.flip(2, 3), "o c i j -> (o i j) c 1 1")
+        side = (self.output_size, self.output_size)
+        outputs = []
+        # In portions of the channels, so that all nine taps take no more memory than the map.
+        for kernel in kernels.split(taps * -(-conv.out_channels // taps)):
+            pooled = self.pool(F.conv2d(level, kernel), rois, extent)
+            outputs.append(F.fold(pooled.flatten(2), side, conv.kernel_size, padding=conv.padding))
+        return torch.cat(outputs, dim=1) + conv.bias[:, None, None]
+
+    def _is_better_mixed_first(self, level: torch.Tensor, count: int) -> bool:
+        """Tells whether a level has so few cells that mixing them costs less than mixing so many pooled boxes."""
+        pictures, channels, height, width = level.shape
+        backend = choose_backend(self.backend, level.device, self.sampling_ratio)
+        pooling = POOLING_COST.get((level.device.type, backend), DEFAULT_POOLING_COST)
+        pooled_cells = count * self.output_size**2
+        # Mixed first, each of nine taps is pooled by itself.
+        return 9 * channels * pictures * height * width + 8 * pooling * pooled_cells < 9 * channels * pooled_cells
 
 
 class RegionEncoder(nn.Module):

@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig
 
 from gpt4roi.checkpoint import legacy
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
+from gpt4roi.models.interpolation import Stretched
 from gpt4roi.models.region_encoder import _exchange, _with_coordinates
 
 FACTS = json.loads((Path(__file__).parents[1] / "golden" / "model" / "narrow_facts.json").read_text())
@@ -20,7 +21,9 @@ def test_a_level_borrows_a_quarter_from_each_neighbour_and_from_itself_at_the_en
     maps = [
         torch.full((1, 8, 4 >> level, 4 >> level), 10.0 * level) + torch.arange(8.0).view(8, 1, 1) for level in range(3)
     ]
-    mixed = [_exchange(maps, level)[0, :, 0, 0].tolist() for level in range(3)]
+    stretched = [Stretched(values) for values in maps]
+    parts = [[part.computed() for part in _exchange(stretched, level)] for level in range(3)]
+    mixed = [torch.cat(own, dim=1)[0, :, 0, 0].tolist() for own in parts]
     assert mixed == [
         [0, 1, 2, 3, 16, 17, 4, 5],
         [10, 11, 12, 13, 26, 27, 4, 5],
