@@ -26,19 +26,20 @@ cat > "$folder/stage1.json" <<JSON
 JSON
 cat > "$folder/stage2.json" <<JSON
 [{"type": "unified", "ann_file": "$folder/data/train.jsonl", "picture_pipeline": "bilinear",
-  "pairs_per_visit": {"caption": 4, "larger": 2, "left": 1, "above": 1}}]
+  "pairs_per_visit": {"caption": 3, "larger": 3, "left": 2, "above": 2, "count": 1}}]
 JSON
 common=(--picture_features "$folder/features" --attn_implementation eager --seed 0 --bf16 --report_to none
-    --save_total_limit 1 --region_mixup 0.3 --region_noise 0.2 --align_weight 0.5)
+    --save_total_limit 1 --align_weight 1.0)
 phase "alignment and stage 1: the region encoder learns" bash train_stage1.sh "$folder/stage1" \
     --model_name_or_path "$folder/data/parts/language_model" --vision_tower "$folder/data/parts/vision_tower" \
-    --region_encoder_type light --image_grid_size 4 --prompt_format chat --align_regions 8 \
-    --dataset_config "$folder/stage1.json" "${common[@]}" \
-    --max_steps 20 --global_batch_size 16 --per_device_train_batch_size 16 --learning_rate 1e-3 --warmup_steps 0.1
+    --region_encoder_type light --image_grid_size 4 --prompt_format chat --system_prompt "" \
+    --align_regions 16 --align_learning_rate 3e-3 --region_mixup 0.5 --region_noise 0.5 --dataset_config "$folder/stage1.json" "${common[@]}" \
+    --max_steps 12 --global_batch_size 16 --per_device_train_batch_size 16 \
+    --learning_rate 3e-4 --learning_rates mm_projector=1e-3 --warmup_steps 0.1
 phase "stage 2: everything but the vision tower learns" bash train_stage2.sh "$folder/stage2" "$folder/stage1" \
-    --dataset_config "$folder/stage2.json" "${common[@]}" \
-    --max_steps 230 --global_batch_size 8 --per_device_train_batch_size 8 --activation_checkpointing false \
-    --learning_rate 5e-4 --learning_rates language_model=2e-4 --warmup_steps 0.1 --save_steps 100
+    --dataset_config "$folder/stage2.json" "${common[@]}" --region_mixup 0.3 --region_noise 0.3 \
+    --max_steps 220 --global_batch_size 4 --per_device_train_batch_size 4 --activation_checkpointing false \
+    --learning_rate 2e-4 --learning_rates language_model=4e-4 --warmup_steps 0.05 --save_steps 110
 phase "evaluation on held-out scenes" "$gpt4roi" evaluate --model "$folder/stage2" --benchmark stamps \
     --data "$folder/data" --out "$folder" --phases "$folder/phases.json"
 
