@@ -1,0 +1,36 @@
+"""`gpt4roi merge-adapter`: a model and what peft trained on it in, one ordinary folder out."""
+
+from __future__ import annotations
+
+import argparse
+
+from gpt4roi.cli import output
+
+HELP = "join a peft adapter with the model it was trained on, into one folder"
+EXAMPLE = """
+  gpt4roi merge-adapter ./GPT4RoI-7B ./my-adapter ./my-model
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", metavar="BASE", help="the model's folder or hub name")
+    parser.add_argument("adapter", metavar="ADAPTER", help="the folder that peft's save_pretrained wrote")
+    parser.add_argument("target", metavar="OUT", help="where the result goes")
+    parser.add_argument("--vision-tower", metavar="FOLDER", help="folder or hub name of the tower, if BASE has none")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, such as 5GB (default)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists, once the new is whole")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gpt4roi.checkpoint.adapter import merge_adapter
+
+    said = merge_adapter(
+        args.base,
+        args.adapter,
+        args.target,
+        max_shard_size=args.max_shard_size,
+        overwrite=args.overwrite,
+        vision_tower=args.vision_tower,
+    )
+    output.line(f"wrote {args.target}: {said}")
+    return 0
