@@ -205,7 +205,11 @@ def _calibrate(model: Any, dataset: EncodedDataset) -> None:
     if dataset.features is not None:
         maps = dataset.features.sample_maps(CALIBRATION_SAMPLES)
     else:
-        maps = model.encode_picture(torch.stack([s["pixel_values"] for s in samples if "pixel_values" in s]))[1]
+        pictures = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
+        if not pictures:
+            reasons = "; ".join(dict.fromkeys(sample["skipped"] for sample in samples if "skipped" in sample))
+            raise InputError(f"none of the first {len(samples)} samples shows a picture to measure by: {reasons}")
+        maps = model.encode_picture(torch.stack(pictures))[1]
     model.calibrate(maps, boxes)
 
 
