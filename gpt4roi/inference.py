@@ -58,15 +58,22 @@ class RegionChat:
         self._dialogue = _Dialogue()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | None = None, dtype: Any = None) -> RegionChat:
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | None = None,
+        dtype: Any = None,
+        vision_tower: str | Path | None = None,
+    ) -> RegionChat:
         """Opens a saved model with its processor.
 
-        device: by default CUDA, then Apple's MPS, then the CPU. dtype: name or torch.dtype; by default bfloat16 where
-        the device computes in it, else float32. Raises InputError where the folder holds no model.
+        path: folder or hub name. device: by default CUDA, then Apple's MPS, then the CPU. dtype: name or torch.dtype;
+        by default bfloat16 where the device computes in it, else float32. vision_tower: folder or hub name of the
+        tower, for a model that lies without it. Raises InputError where there is no model.
         """
         target = choose_device(device)
         precision = choose_dtype(target, dtype)
-        model, processor = load_model(path), load_processor(path)
+        model, processor = load_model(path, vision_tower=vision_tower), load_processor(path, vision_tower=vision_tower)
         logger.info("computing on %s in %s", target, str(precision).removeprefix("torch."))
         return cls(place(model, target, precision), processor)
 

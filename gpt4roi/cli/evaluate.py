@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 def command_line(args: argparse.Namespace) -> str:
     """Returns a command that repeats this evaluation."""
     words = ["gpt4roi", "evaluate", "--benchmark", args.benchmark]
-    for name in ("model", "data", "out", "limit", "batch_size", "device", "dtype"):
+    for name in ("model", "vision_tower", "data", "out", "limit", "batch_size", "device", "dtype"):
         value = getattr(args, name)
         if value is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
