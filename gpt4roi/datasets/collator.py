@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.padding import pad_features
 
 _TENSOR_LISTS = ("feature_maps",)
@@ -18,9 +19,9 @@ class RegionCollator:
 
     features: outputs of GPT4RoIProcessor.encode; instead of `pixel_values` they may hold what the vision tower made of
         the picture: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
-    Returns the model's arguments (none where no sample could be used), plus `text_ids` (int64[M], one for each `<bbox>`
-    of the batch) where the samples have them, `n_dropped_turns` of each, and `skipped`: the reasons of the samples that
-    were left out.
+    Returns the model's arguments, plus `text_ids` (int64[M], one for each `<bbox>` of the batch) where the samples
+    have them, `n_dropped_turns` of each sample used, and `skipped`: the reasons of the samples that were left out.
+    Where all were, one row without a label stands in, so that the batches of a step, and all processes, stay together.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -30,7 +31,7 @@ class RegionCollator:
         whole = [feature for feature in features if "input_ids" in feature]
         skipped = [feature["skipped"] for feature in features if "input_ids" not in feature]
         if not whole:
-            return {"skipped": skipped}
+            return self._nothing() | {"skipped": skipped}
         cached = [{key: f[key] for key in (*_TENSOR_LISTS, *_STACKED) if key in f} for f in whole]
         batch = pad_features(
             [{key: value for key, value in f.items() if key not in (*_TENSOR_LISTS, *_STACKED)} for f in whole],
@@ -49,3 +50,8 @@ class RegionCollator:
         if skipped:
             batch["skipped"] = skipped
         return batch
+
+    def _nothing(self) -> dict[str, Any]:
+        ids = torch.full((1, 2), self.pad_token_id)
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids), "n_dropped_turns": []}

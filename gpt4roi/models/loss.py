@@ -26,4 +26,6 @@ def cross_entropy(
     total = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
     if num_items is None:
         return total / max(len(targets), 1)
-    return total / (num_items.to(total.device) if isinstance(num_items, torch.Tensor) else num_items)
+    if isinstance(num_items, torch.Tensor):
+        return total / num_items.to(total.device).clamp(min=1)
+    return total / max(num_items, 1)

@@ -23,7 +23,7 @@ def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProce
     """
     reasons: list[str] = []
     for batch in islice(batches, BATCHES_TO_TRY):
-        if "labels" in batch:
+        if batch["n_dropped_turns"]:  # one for each sample used
             break
         reasons += batch["skipped"]
     else:

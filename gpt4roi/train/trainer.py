@@ -35,7 +35,8 @@ class GPT4RoITrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.rates, self.alignment, self.align_weight = rates, alignment, align_weight
+        self.rates, self.align_weight = rates, align_weight
+        self.alignment = None if alignment is None else alignment.to(self.args.device)
         self.max_bad_fraction = max_bad_fraction
         self.seen = self.skipped = self.dropped_turns = 0
 
@@ -53,12 +54,12 @@ class GPT4RoITrainer(Trainer):
         """Returns the language model's loss on the answers, plus the alignment loss where it is kept."""
         extra = {key: inputs.pop(key) for key in _FOR_THE_TRAINER if key in inputs}
         if model.training:
-            self._count(extra, len(inputs.get("input_ids", ())))
-        if "input_ids" not in inputs:
-            # Every parameter gets a zero gradient, so that all processes still take the step together.
-            return sum(parameter.sum() * 0 for parameter in model.parameters() if parameter.requires_grad)
+            self._count(extra)
         outputs = model(**inputs, logits_at_labels_only=model.training, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The sum was divided by the answers of all processes, whose gradients are then averaged.
+            loss = loss * self.accelerator.num_processes
         if self.alignment is not None and self.align_weight and model.training and "feature_maps" in inputs:
             encoder = self.accelerator.unwrap_model(model).region_encoder
             maps = [level.to(loss.dtype) for level in inputs["feature_maps"]]
@@ -67,13 +68,14 @@ class GPT4RoITrainer(Trainer):
             loss = loss + self.align_weight * aligned / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
-    def _count(self, extra: dict[str, Any], used: int) -> None:
+    def _count(self, extra: dict[str, Any]) -> None:
         reasons = extra.get("skipped", [])
         for reason in reasons:
             logger.warning("Skipped a sample: %s", reason)
-        self.seen += used + len(reasons)
+        dropped = extra.get("n_dropped_turns", [])  # one number for each sample used
+        self.seen += len(dropped) + len(reasons)
         self.skipped += len(reasons)
-        self.dropped_turns += int(sum(extra.get("n_dropped_turns", [])))
+        self.dropped_turns += int(sum(dropped))
         if self.skipped > max(1, self.max_bad_fraction * self.seen) and self.seen >= 100:
             raise InputError(
                 f"{self.skipped} of {self.seen} samples could not be used, more than --max_bad_fraction "

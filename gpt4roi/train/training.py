@@ -50,15 +50,22 @@ def main(argv: Sequence[str]) -> Path:
     model, processor = open_model(checkpoint, model_args, args)
     features = None
     if data_args.picture_features:
-        features = keep_features(Path(data_args.picture_features), mixture, processor, model, bf16=args.bf16)
+        with args.main_process_first(desc="picture features"):
+            features = keep_features(Path(data_args.picture_features), mixture, processor, model, bf16=args.bf16)
     texts = None
     if region_args.align_regions or region_args.align_weight:
-        texts = _region_texts(folder, mixture, processor, model)
+        if features is None or model.config.region_encoder_type != "light":
+            raise InputError(
+                "--align_regions and --align_weight need --region_encoder_type light and --picture_features FOLDER"
+            )
+        with args.main_process_first(desc="region texts"):
+            texts = _region_texts(folder, mixture, processor, model)
     dataset = EncodedDataset(mixture, processor, args.seed, features, texts.index if texts else None)
     alignment = AlignmentLoss(texts.targets) if texts else None
     _configure_regularisation(model, region_args)
     if checkpoint is None:
-        run.remember_arguments(folder, args.stage, arguments_to_remember(arguments))
+        if args.should_save:
+            run.remember_arguments(folder, args.stage, arguments_to_remember(arguments))
         if not _is_ours(Path(model_args.model_name_or_path)):
             _calibrate(model, dataset)
         if region_args.align_regions:
@@ -187,8 +194,11 @@ def arguments_to_remember(argv: Sequence[str]) -> list[str]:
 
 
 def _apart(word: str) -> list[str]:
-    """Returns `--flag=value` as two words, and any other word as it is."""
-    return word.split("=", 1) if word.startswith("--") else [word]
+    """Returns `--some-flag=value` as `--some_flag` and `value`, and any other word as it is."""
+    if not word.startswith("--"):
+        return [word]
+    flag, *value = word.split("=", 1)
+    return ["--" + flag[2:].replace("-", "_"), *value]
 
 
 def _value(argv: Sequence[str], flag: str) -> str | None:
@@ -247,4 +257,4 @@ def _align(
     ]
     generator = torch.Generator().manual_seed(args.seed)
     epochs, rate = region_args.align_regions, region_args.align_learning_rate
-    align_regions(model, loss, batches, epochs, rate, generator)
+    align_regions(model, loss, [batch for batch in batches if "feature_maps" in batch], epochs, rate, generator)

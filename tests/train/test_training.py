@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -116,6 +118,7 @@ def test_a_folder_of_another_run_is_refused(trained1):
         ("--stage=3 --output_dir={tmp}/a", "--stage must be 1 or 2, got '3'"),
         ("--stage=1", "--output_dir is missing"),
         ("--stage 1 --output_dir {tmp}/a --nonsense 1", "unknown arguments: --nonsense 1"),
+        ("--stage 1 --output-dir {tmp}/a --nonsense=1", "unknown arguments: --nonsense 1"),
         ("--stage 1 --output_dir {tmp}/a --max_steps many", "argument --max_steps.*: invalid int value: .many"),
         ("--stage 1 --output_dir {tmp}/a --trainable_modules vision_tower", "got 'vision_tower'"),
         ("--stage 1 --output_dir {tmp}/a --learning_rates region_encoder", "expected module=number"),
@@ -156,3 +159,37 @@ def test_a_data_set_without_an_answer_learns_nothing_and_says_so(parts, tmp_path
     (tmp_path / "silent.jsonl").write_text(4 * (json.dumps(line) + "\n"))
     with pytest.raises(InputError, match="there is no answer to learn from"):
         stage1(tmp_path / "out", parts, "--dataset_config", f"{tmp_path}/silent.jsonl")
+
+
+def with_a_missing_picture(parts, path):
+    """Writes the squares and one picture that is not there, and returns the file."""
+    rows = [json.loads(line) for line in (parts / "train.jsonl").read_text().splitlines()]
+    rows = [row | {"image": f"{parts}/{row['image']}"} for row in [*rows[:-1], rows[0] | {"image": "missing.png"}]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_step_of_several_batches_goes_on_where_one_of_them_cannot_be_used(parts, tmp_path, caplog):
+    data = with_a_missing_picture(parts, tmp_path / "some.jsonl")
+    one_at_once = ["--global_batch_size", "4", "--per_device_train_batch_size", "1", "--logging_steps", "1"]
+    folder = stage1(tmp_path / "out", parts, "--dataset_config", str(data), *one_at_once, steps=4)
+    assert json.loads((folder / "trained.json").read_text())["steps"] == 4
+    assert caplog.text.count("Skipped a sample: picture") == 2
+    assert all(0.1 < loss < 20 for loss in losses(folder))
+
+
+def test_two_processes_skip_a_sample_and_report_the_loss_of_one(parts, tmp_path):
+    data = with_a_missing_picture(parts, tmp_path / "some.jsonl")
+    same = ["--dataset_config", str(data), "--per_device_train_batch_size", "1", "--logging_steps", "1", "--max_steps"]
+    alone = stage1(tmp_path / "alone", parts, *same, "2")
+    given = json.loads((alone / "run.json").read_text())["arguments"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "gpt4roi.train", "--stage", "1", "--output_dir", str(tmp_path / "two"), *given]
+    done = subprocess.run([*command, "--ddp_backend", "gloo"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(alone), rel=1e-3)
+
+
+def test_the_alignment_without_kept_features_is_refused(parts, tmp_path):
+    with pytest.raises(InputError, match="need --region_encoder_type light and --picture_features FOLDER"):
+        stage1(tmp_path / "out", parts, "--align_regions", "1")
