@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv, or reuses it, with the package and the named extras: environment.sh train,dev
-# PYTHON names another interpreter than python3. Sourced or called by the other scripts.
+# PYTHON names another interpreter than python3. Called by the other scripts.
 set -euo pipefail
 extras=$1
 here=$(cd "$(dirname "$0")/.." && pwd)

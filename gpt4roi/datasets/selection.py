@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def build_mixture(config: str | Path | list[dict[str, Any]], seed: int = 0) -> M
     parts, ratios = [], []
     for position, entry in enumerate(entries):
         label = f"{where}, data set {position}"
-        if not isinstance(entry, dict) or "type" not in entry:
+        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
             raise InputError(f"{label}: expected an object with 'type', got {entry!r:.80}")
         keys = {key: value for key, value in entry.items() if key not in ("type", "ratio")}
         reader = READERS.get(entry["type"])
@@ -38,11 +39,19 @@ def build_mixture(config: str | Path | list[dict[str, Any]], seed: int = 0) -> M
         unknown = sorted(set(keys) - set(accepted))
         if unknown:
             raise InputError(f"{label}: unknown keys {unknown} for {entry['type']}; accepted are {accepted} and ratio")
+        if "ann_file" not in keys:
+            raise InputError(f"{label}: ann_file is missing: the annotation file of the data set")
+        ratios.append(_ratio(entry.get("ratio", 1.0), label))
         parts.append(reader(**keys))
-        ratios.append(float(entry.get("ratio", 1.0)))
     if not parts:
         raise InputError(f"{where}: names no data set")
     return Mixture(parts, ratios, seed)
+
+
+def _ratio(value: Any, label: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{label}: ratio must be a number above 0, got {value!r}")
+    return float(value)
 
 
 def read_config(path: Path) -> list[dict[str, Any]]:
@@ -51,7 +60,10 @@ def read_config(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: no such file; --dataset_config takes a list of data sets or a .jsonl of pictures")
     if path.suffix == ".jsonl":
         return [{"type": "unified", "ann_file": str(path)}]
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; expected JSON") from None
     entries = _literal(path, text) if path.suffix == ".py" else _json(path, text)
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected a list of data sets, got {type(entries).__name__}")

@@ -42,6 +42,8 @@ class UnifiedDataset(RegionDataset):
         self.path = Path(ann_file)
         self.name = str(ann_file)
         self.img_prefix = Path(img_prefix) if img_prefix else self.path.parent
+        if not isinstance(pairs_per_visit, Mapping | None):
+            raise InputError(f"{ann_file}: pairs_per_visit must be task -> number, got {pairs_per_visit!r}")
         self.pairs_per_visit = dict(pairs_per_visit or {})
         self.picture_pipeline = picture_pipeline
         self.items = []

@@ -39,7 +39,6 @@ class DataArguments:
     dataset_config: str = field(
         default="gpt4roi/configs/dataset_config.json", metadata={"help": "list of data sets, or a unified file"}
     )
-    eval_dataset: str | None = field(default=None, metadata={"help": "the same, for the validation loss"})
     picture_features: str | None = field(
         default=None,
         metadata={"help": "folder to keep the frozen tower's outputs in, so that each picture is looked at once"},

@@ -87,3 +87,25 @@ def test_a_python_list_is_read_and_never_executed(tmp_path):
     path.write_text("datasets = [{'type': open('/tmp/x')}]")
     with pytest.raises(InputError, match="expected plain literals"):
         build_mixture(path)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"ratio": "x"}, "data set 0: ratio must be a number above 0, got 'x'"),
+        ({"ratio": float("nan")}, "data set 0: ratio must be a number above 0, got nan"),
+        ({"ann_file": None}, "data set 0: ann_file is missing"),
+        ({"pairs_per_visit": 5}, "pairs_per_visit must be task -> number, got 5"),
+        ({"type": ["unified"]}, "data set 0: expected an object with 'type'"),
+    ],
+)
+def test_a_wrong_value_in_a_list_of_data_sets_is_one_readable_error(more, message):
+    entry = {"type": "unified", "ann_file": "train.jsonl"} | more
+    with pytest.raises(InputError, match=message):
+        build_mixture([{key: value for key, value in entry.items() if value is not None}])
+
+
+def test_a_list_of_data_sets_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "list.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"list.json: not UTF-8 text at byte 0"):
+        build_mixture(tmp_path / "list.json")
