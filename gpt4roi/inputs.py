@@ -106,7 +106,7 @@ def clean_question(question: Any) -> str:
 def one_region_question(question: Any) -> str:
     """Returns a clean question about one region, called `<region1>`.
 
-    Raises InputError where it is about none or several.
+    Raises InputError where it is about none, several, or one by another number.
     """
     asked = clean_question(question)
     regions = mentioned_regions(asked)
@@ -115,4 +115,9 @@ def one_region_question(question: Any) -> str:
     if len(regions) > 1:
         names = ", ".join(f"<region{number}>" for number in regions)
         raise InputError(f"the question mentions {names}, expected one region; ask about several with RegionChat.ask")
-    return _MENTION.sub("<region1>", asked)
+    if regions != [1]:
+        raise InputError(
+            f"the question mentions <region{regions[0]}>, but each box is asked about by itself, as <region1>; "
+            "ask about one of several boxes with RegionChat.ask"
+        )
+    return asked

@@ -256,6 +256,7 @@ def test_a_box_that_reaches_a_fraction_over_the_border_is_taken():
         ("", "the question is empty"),
         ("What is it?", "mentions no region"),
         ("Is <region1> left of <region2>?", "mentions <region1>, <region2>, expected one"),
+        ("What is <region2>?", "mentions <region2>, but each box is asked about by itself, as <region1>"),
     ],
 )
 def test_describe_wants_a_question_about_one_region(question, message):

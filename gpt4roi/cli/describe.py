@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     picture = open_picture(args.picture)
     boxes_px = check_boxes(boxes, (picture.height, picture.width))
     question = None if args.question is None else clean_question(args.question)
-    together = question is not None and len(mentioned_regions(question)) > 1
+    together = question is not None and mentioned_regions(question) not in ([], [1])
     if together:
         number_boxes([question], len(boxes_px))
     elif question is not None:

@@ -113,8 +113,12 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArg
     parse_modules(args.trainable_modules)
     parse_rates(args.learning_rates)
     args.label_names = ["labels"]
+    if args.n_gpu > 1:
+        raise InputError(
+            f"{args.n_gpu} GPUs in one process: start one process for each, as train_stage{stage}.sh or torchrun does"
+        )
     if args.global_batch_size:
-        at_once = args.per_device_train_batch_size * max(args.n_gpu, 1) * args.world_size
+        at_once = args.per_device_train_batch_size * args.world_size
         if args.global_batch_size % at_once:
             raise InputError(
                 f"--global_batch_size {args.global_batch_size} is not a multiple of the {at_once} samples that "

@@ -25,6 +25,7 @@ WRONG = {
         ["PICTURE", *BOX, "--question", "Is <region1> left of <region5>?"],
         "<region5> but 1 box",
     ),
+    "only a region without a box": (["PICTURE", *BOX, "--question", "What is <region3>?"], "<region3> but 1 box"),
     "an empty question": (["PICTURE", *BOX, "--question", " "], "the question is empty"),
     "a question about no region": (["PICTURE", *BOX, "--question", "What?"], "mentions no region: 'What?'"),
     "no model": (["PICTURE", *BOX, "--model", "nowhere"], "no model in nowhere: no such folder; give --model DIR"),
