@@ -71,7 +71,8 @@ def test_merged_is_an_ordinary_folder_with_the_adapter_s_logits(trained, tmp_pat
     assert main(["merge-adapter", str(place / "base"), str(place / "adapter"), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 'out'}: ")
     merged = load_model(tmp_path / "out")
-    torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=0)
+    # The bound for logits everywhere here: a merged weight is rounded once more than weight and adapter apart.
+    torch.testing.assert_close(logits(merged), expected, atol=2e-5, rtol=0)
     assert merged.state_dict().keys() == load_model(place / "base").state_dict().keys()
     assert load_processor(tmp_path / "out").region_token_id == merged.config.region_token_id
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
