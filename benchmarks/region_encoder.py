@@ -8,19 +8,21 @@ same weights, drawn at random, and one picture, in float32.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from common import difference, heading, machine, row, say, time_in_turn
+from common import Row, argument_parser, devices, difference, report, rows, time_in_turn
 
 from gpt4roi.models.region_encoder import RegionEncoder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
 from plain_region_encoder import plain_region_features
+
+TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3
 
 
 def build(channels: int, width: int, backend: str) -> RegionEncoder:
@@ -41,58 +43,78 @@ def build(channels: int, width: int, backend: str) -> RegionEncoder:
     return RegionEncoder(config, tower)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="width 64 and two counts of boxes")
-    parser.add_argument("--channels", type=int, default=1024)
-    parser.add_argument("--boxes", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--backends", nargs="+", default=["torchvision", "auto"], help="RoIAlign of the fast one")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--warm-ups", type=int, default=0)
-    parser.add_argument("--no-backward", action="store_true", help="leave the backward pass out")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    if args.quick:
-        args.channels, args.boxes, args.repeats, args.warm_ups = 64, [1, 32], 3, 1
-    torch.set_num_threads(args.threads)
-    say(f"{machine()}; width {args.channels}")
-    say(heading(["plain", *(f"ours, {backend}" for backend in args.backends)]))
-    for count in args.boxes:
-        compare(count, args)
+def measure(
+    quick: bool,
+    channels: int = 1024,
+    boxes: Sequence[int] = (1, 8, 32),
+    backends: Sequence[str] = ("torchvision", "auto"),
+    repeats: int = 3,
+    backward: bool = True,
+) -> Iterator[Row]:
+    """Compares both formulations on every device, forward, and forward and backward."""
+    if quick:
+        channels, boxes = 64, (1, 32)
+    for device in devices():
+        for count in boxes:
+            comparison = Comparison(channels, count, backends, device)
+            yield from comparison.rows(False, repeats)
+            if backward:
+                yield from comparison.rows(True, repeats)
 
 
-def compare(count: int, args: argparse.Namespace) -> None:
-    """Times forward, and forward and backward, for a number of boxes and compares the results."""
-    encoder = build(args.channels, 4 * args.channels, args.backends[0])
-    draw = torch.Generator().manual_seed(1)
-    maps = [torch.randn(1, args.channels, 16, 16, generator=draw) for _ in range(4)]
-    corners = torch.rand(count, 2, 2, generator=draw)
-    boxes = [torch.cat([corners.min(1).values, corners.max(1).values], dim=1)]
-    results: dict[str, torch.Tensor] = {}
-    gradients: dict[str, list[torch.Tensor]] = {}
+class Comparison:
+    """One picture with a number of boxes through both formulations, with the same weights."""
 
-    def run(way: str, backend: str, backward: bool) -> None:
-        encoder.pooler.backend = backend
+    def __init__(self, channels: int, count: int, backends: Sequence[str], device: str) -> None:
+        self.title = f"width {channels}, {count} box{'es' if count > 1 else ''}"
+        self.device = device
+        self.encoder = build(channels, 4 * channels, backends[0]).to(device)
+        draw = torch.Generator().manual_seed(1)
+        self.maps = [torch.randn(1, channels, 16, 16, generator=draw).to(device) for _ in range(4)]
+        corners = torch.rand(count, 2, 2, generator=draw)
+        self.boxes = [torch.cat([corners.min(1).values, corners.max(1).values], dim=1).to(device)]
+        self.ways = {"plain": "torchvision", **{f"ours, {backend}": backend for backend in backends}}
+        self.outputs: dict[str, torch.Tensor] = {}
+        self.norms: dict[str, torch.Tensor] = {}
+
+    def run(self, way: str, backward: bool) -> None:
+        """Computes the region features, and the gradient of their square, and keeps them."""
+        encoder = self.encoder
+        encoder.pooler.backend = self.ways[way]
         with torch.set_grad_enabled(backward):
-            features = plain_region_features(encoder, maps, boxes) if way == "plain" else encoder(maps, boxes)
-            results[way] = features.detach()
+            call = partial(plain_region_features, encoder) if way == "plain" else encoder
+            features = call(self.maps, self.boxes)
+            self.outputs[way] = features.detach()
             if backward:
                 encoder.zero_grad()
                 features.square().sum().backward()
-                gradients[way] = [weight.grad for weight in encoder.parameters()]
+                self.norms[way] = torch.stack([weight.grad.norm() for weight in encoder.parameters()])
 
-    ways = {"plain": "torchvision", **{f"ours, {backend}": backend for backend in args.backends}}
-    for backward in (False,) if args.no_backward else (False, True):
-        calls = {way: partial(run, way, backend, backward) for way, backend in ways.items()}
-        title = f"{count} box(es): {'with backward' if backward else 'forward'}"
-        say(row(title, time_in_turn(calls, args.repeats, args.warm_ups)))
-    for way in list(ways)[1:]:
-        line = f"  {way}: outputs differ by {difference(results[way], results['plain']):.1e} of the largest"
-        if gradients:
-            pairs = zip(gradients[way], gradients["plain"], strict=True)
-            norms = [abs(ours.norm() / plain.norm() - 1).item() for ours, plain in pairs]
-            line += f", gradient norms by {max(norms):.1e}"
-        say(line)
+    def rows(self, backward: bool, repeats: int) -> list[Row]:
+        """Times every way and says how far the results are apart."""
+        calls = {way: partial(self.run, way, backward) for way in self.ways}
+        spent = time_in_turn(calls, repeats, warm_ups=1, device=self.device)
+        off = max(difference(self.outputs[way], self.outputs["plain"]) for way in self.ways)
+        assert off < TOLERANCE, f"{self.title}: outputs differ by {off} of the largest"
+        equal = f"outputs differ by {off:.0e} of the largest"
+        if backward:
+            off = max((self.norms[way] / self.norms["plain"] - 1).abs().max().item() for way in self.ways)
+            assert off < GRADIENT_TOLERANCE, f"{self.title}: norms of gradients differ by {off}"
+            equal += f", gradient norms by {off:.0e}"
+        kind = "with backward" if backward else "forward"
+        return rows(f"{self.title}: {kind}", spent, equal, device=self.device)
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--channels", type=int, default=1024)
+    parser.add_argument("--boxes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--backends", nargs="+", default=["torchvision", "auto"], help="RoIAlign of the fast one")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-backward", action="store_true", help="leave the backward pass out")
+    args = parser.parse_args()
+    wanted = (args.channels, args.boxes, args.backends, args.repeats, not args.no_backward)
+    report(measure(args.quick, *wanted), args)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ get float32 maps; `sparse` is timed on channels-last maps, and on the other layo
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Iterator
 
 import torch
-from common import difference, heading, machine, row, say, time_in_turn
+from common import Row, argument_parser, devices, difference, report, rows, time_in_turn
 
 from gpt4roi.models.roi_align import roi_align
 
 SIDES = (128, 64, 32, 16)
 PICTURE = 224
+TOLERANCE = 1e-5
 
 
 def random_rois(count: int) -> torch.Tensor:
@@ -36,48 +37,52 @@ def differentiate(maps: list[torch.Tensor], rois: torch.Tensor, backend: str, we
     return torch.autograd.grad(pool(maps, rois, backend), maps, weights)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="64 channels, 8 boxes")
-    parser.add_argument("--boxes", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rois = random_rois(8 if args.quick else args.boxes)
-    say(machine())
-    say(heading(["torchvision", "sparse, other layout", "sparse"]))
-    for channels in (64,) if args.quick else (256, 1024):
-        compare(rois, channels, args.repeats)
+def measure(quick: bool, boxes: int = 32, repeats: int = 5) -> Iterator[Row]:
+    """Compares the implementations on every device, at two widths."""
+    rois = random_rois(8 if quick else boxes)
+    for device in devices():
+        for channels in (64,) if quick else (256, 1024):
+            yield from compare(rois.to(device), channels, repeats)
 
 
-def compare(rois: torch.Tensor, channels: int, repeats: int) -> None:
-    """Times both ways forward, and forward and backward, and compares their results."""
-    draw = torch.Generator().manual_seed(1)
-    maps = [torch.randn(1, channels, side, side, generator=draw) for side in SIDES]
+def compare(rois: torch.Tensor, channels: int, repeats: int) -> Iterator[Row]:
+    """Times each way forward, and forward and backward, and compares their results."""
+    draw, device = torch.Generator().manual_seed(1), rois.device
+    maps = [torch.randn(1, channels, side, side, generator=draw).to(device) for side in SIDES]
     last = [level.to(memory_format=torch.channels_last) for level in maps]
-    weights = [torch.randn(len(rois), channels, 14, 14, generator=draw) for _ in SIDES]
+    weights = [torch.randn(len(rois), channels, 14, 14, generator=draw).to(device) for _ in SIDES]
     weights_last = [weight.to(memory_format=torch.channels_last) for weight in weights]
-    title = f"{channels} channels, {len(rois)} boxes"
     with torch.no_grad():
         forward = {
             "torchvision": lambda: pool(maps, rois, "torchvision"),
             "sparse, other layout": lambda: pool(maps, rois, "sparse"),
             "sparse": lambda: pool(last, rois, "sparse"),
         }
-        say(row(f"{title}: forward", time_in_turn(forward, repeats)))
+        spent = time_in_turn(forward, repeats, device=device.type)
+        off = max(map(difference, pool(last, rois, "sparse"), pool(maps, rois, "torchvision")))
+    title = f"{channels} channels, {len(rois)} boxes"
+    yield from rows(f"{title}: forward", spent, _judge("outputs", off), device=device.type)
     both = {
         "torchvision": lambda: differentiate(maps, rois, "torchvision", weights),
         "sparse, other layout": lambda: differentiate(maps, rois, "sparse", weights),
         "sparse": lambda: differentiate(last, rois, "sparse", weights_last),
     }
-    say(row(f"{title}: with backward", time_in_turn(both, repeats)))
-    outputs = zip(pool(last, rois, "sparse"), pool(maps, rois, "torchvision"), strict=True)
-    gradients = zip(both["sparse"](), both["torchvision"](), strict=True)
-    say(
-        f"  largest difference: outputs {max(difference(*pair) for pair in outputs):.1e}, "
-        f"gradients {max(difference(*pair) for pair in gradients):.1e} of the largest value"
-    )
+    spent = time_in_turn(both, repeats, device=device.type)
+    off = max(map(difference, both["sparse"](), both["torchvision"]()))
+    yield from rows(f"{title}: with backward", spent, _judge("gradients", off), device=device.type)
+
+
+def _judge(what: str, off: float) -> str:
+    assert off < TOLERANCE, f"{what} differ by {off} of the largest value"
+    return f"{what} differ by {off:.0e} of the largest"
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--boxes", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    report(measure(args.quick, args.boxes, args.repeats), args)
 
 
 if __name__ == "__main__":
