@@ -1,0 +1,150 @@
+"""Masks become their bounding boxes: arrays, run lengths and polygons as COCO, LVIS and Osprey write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from gpt4roi.errors import InputError
+
+BECAME_BOXES = "masks became their bounding boxes"
+"""What is said, and counted, wherever it happens."""
+
+_FORMS = "an array [H, W], run lengths {size, counts} or polygons [[x1, y1, x2, y2, …], …]"
+_MAX_SIDE = 1_000_000
+
+
+def to_boxes(masks: Sequence[Any], where: str = "") -> np.ndarray:
+    """Turns N masks (each as of to_box) into float64[N, 4], xyxy in pixels; a message names the mask, from 1."""
+    boxes = [to_box(mask, f" of mask {number}{where}") for number, mask in enumerate(masks, start=1)]
+    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def to_box(mask: Any, where: str = "") -> np.ndarray:
+    """Turns one mask into the box around it, float64[4], xyxy in pixels of the picture.
+
+    mask: an array or PIL picture [H, W], not 0 inside; COCO's run lengths, `{"size": [H, W], "counts": …}`, with counts
+        a list of numbers or the compressed text; or polygons: one or several, as [x1, y1, x2, y2, …] or [[x1, y1], …].
+    The box of a mask of pixels ends after its last pixel; that of polygons at their outermost corners.
+    where: the end of every message, such as " in train.jsonl#3".
+    Raises InputError for another form, for counts that do not fill the size, and for a mask without a pixel.
+    """
+    if isinstance(mask, Mapping):
+        return _box_of_runs(mask, where)
+    if isinstance(mask, np.ndarray) or hasattr(mask, "__array_interface__"):
+        return _box_of_array(np.asarray(mask), where)
+    if isinstance(mask, Sequence) and not isinstance(mask, str | bytes):
+        return _box_of_polygons(mask, where)
+    raise InputError(f"a mask must be {_FORMS}; got {mask!r:.60}{where}")
+
+
+def size_of(mask: Any) -> tuple[int, int] | None:
+    """Returns the (height, width) that a mask was made for; None for polygons, which do not say."""
+    if isinstance(mask, Mapping):
+        height, width = mask["size"]
+        return int(height), int(width)
+    shape = getattr(mask, "shape", None)
+    return (int(shape[0]), int(shape[1])) if shape is not None else None
+
+
+def _box_of_array(mask: np.ndarray, where: str) -> np.ndarray:
+    if mask.ndim != 2:
+        raise InputError(f"a mask must be an array [H, W], got shape {list(mask.shape)}{where}")
+    inside = mask != 0
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    if not len(rows):
+        raise _empty(where)
+    return np.asarray([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+
+
+def _box_of_runs(mask: Mapping[str, Any], where: str) -> np.ndarray:
+    from pycocotools import mask as coco
+
+    height, width = _checked_size(mask.get("size"), where)
+    counts = mask.get("counts")
+    if isinstance(counts, str | bytes):
+        text = counts.encode() if isinstance(counts, str) else counts
+        lengths = _run_lengths(text, where)
+        runs = {"size": [height, width], "counts": text}
+    elif isinstance(counts, Sequence) and all(_is_whole(count) and count >= 0 for count in counts):
+        lengths = list(counts)
+        runs = None
+    else:
+        raise InputError(f"counts must be text or a list of whole numbers, got {counts!r:.60}{where}")
+    if sum(lengths) != height * width:
+        expected = f"height x width is {height} x {width} = {height * width}"
+        raise InputError(f"counts sum to {sum(lengths)} but {expected}{where}")
+    if runs is None:
+        runs = coco.frPyObjects({"size": [height, width], "counts": lengths}, height, width)
+    if not coco.area(runs):
+        raise _empty(where)
+    x, y, w, h = coco.toBbox(runs)
+    return np.asarray([x, y, x + w, y + h], dtype=np.float64)
+
+
+def _checked_size(size: Any, where: str) -> tuple[int, int]:
+    whole = isinstance(size, Sequence) and len(size) == 2 and all(_is_whole(side) for side in size)
+    if not whole or not all(0 < side <= _MAX_SIDE for side in size):
+        raise InputError(f"run lengths need size [height, width] in pixels, got {size!r:.60}{where}")
+    return int(size[0]), int(size[1])
+
+
+def _run_lengths(text: bytes, where: str) -> list[int]:
+    """Reads COCO's compressed counts: five bits a character; from the fourth on, the difference to the last but one.
+
+    The library reads any text without a complaint, so this is where a damaged one is noticed.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = character - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise InputError(f"counts are not COCO's compressed run lengths: {text!r:.60}{where}")
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if bits & 0x20:
+            continue
+        if bits & 0x10:
+            value -= 1 << shift
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value = shift = 0
+    if shift or any(length < 0 for length in lengths):
+        raise InputError(f"counts are not COCO's compressed run lengths: {text!r:.60}{where}")
+    return lengths
+
+
+def _box_of_polygons(polygons: Sequence[Any], where: str) -> np.ndarray:
+    single = bool(polygons) and all(_is_number(value) for value in polygons)
+    corners = [_corners(polygon, where) for polygon in ([polygons] if single else polygons)]
+    if not corners:
+        raise _empty(where)
+    points = np.concatenate(corners)
+    return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+
+def _corners(polygon: Any, where: str) -> np.ndarray:
+    """Returns the corners of one polygon, float64[K, 2]."""
+    try:
+        values = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        values = np.zeros(0)
+    flat = values.ndim == 1 and len(values) % 2 == 0
+    pairs = values.ndim == 2 and values.shape[1] == 2
+    if isinstance(polygon, str) or not (flat or pairs) or values.size < 6 or not np.isfinite(values).all():
+        raise InputError(f"a polygon needs three corners or more, as numbers, got {polygon!r:.60}{where}")
+    return values.reshape(-1, 2)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _empty(where: str) -> InputError:
+    return InputError(f"the mask is empty: no pixel lies inside{where}")
