@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
 from gpt4roi.errors import InputError
@@ -15,6 +16,7 @@ from gpt4roi.models.configuration import GPT4RoIConfig
 from gpt4roi.models.light import LightProjector, LightRegionEncoder
 from gpt4roi.models.loss import cross_entropy, next_tokens
 from gpt4roi.models.opening import OpensFolders
+from gpt4roi.models.prefix import hidden_states, prefix_length
 from gpt4roi.models.region_encoder import FeatureFusion, RegionEncoder, RegionPooler
 from gpt4roi.models.splice import picture_rows, positions, scatter, segment_mask
 from gpt4roi.models.vision import VisionTower, flatten_map
@@ -237,8 +239,12 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         if labels is None:
             outputs = self.language_model(**inputs, logits_to_keep=logits_to_keep)
             logits, loss = outputs.logits, None
+        elif logits_at_labels_only:
+            outputs, logits, loss = self._learn(inputs, input_ids, labels, num_items)
         else:
-            outputs, logits, loss = self._learn(inputs, labels, logits_at_labels_only, num_items)
+            outputs = self.language_model(**inputs)
+            logits, (wanted, targets) = outputs.logits, next_tokens(labels.to(outputs.logits.device))
+            loss = cross_entropy(logits[:, :-1][wanted], targets, num_items)
         return GPT4RoIOutput(
             loss=loss,
             logits=logits,
@@ -250,17 +256,27 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         )
 
     def _learn(
-        self, inputs: dict[str, Any], labels: torch.Tensor, at_labels_only: bool, num_items: torch.Tensor | int | None
+        self,
+        inputs: dict[str, Any],
+        input_ids: torch.Tensor | None,
+        labels: torch.Tensor,
+        num_items: torch.Tensor | int | None,
     ) -> tuple[ModelOutput, torch.Tensor, torch.Tensor]:
-        """Returns the language model's outputs, logits and loss."""
+        """Returns the language model's outputs, and logits and loss where the next token has a label only."""
         wanted, targets = next_tokens(labels.to(inputs["inputs_embeds"].device))
-        if at_labels_only and not any(getattr(self.config.text_config, name, None) for name in HEAD_IS_NOT_ALL):
-            outputs = self.language_model.base_model(**inputs)
-            logits = self.get_output_embeddings()(outputs.last_hidden_state[:, :-1][wanted])
+        if any(getattr(self.config.text_config, name, None) for name in HEAD_IS_NOT_ALL):
+            columns = wanted.any(0).nonzero().flatten()
+            outputs = self.language_model(**inputs, logits_to_keep=columns)
+            logits = outputs.logits[wanted[:, columns]]
             return outputs, logits, cross_entropy(logits, targets, num_items)
-        outputs = self.language_model(**inputs)
-        rows = outputs.logits[:, :-1][wanted]
-        return outputs, rows if at_labels_only else outputs.logits, cross_entropy(rows, targets, num_items)
+        length = prefix_length(self, input_ids, inputs)
+        if length:
+            states = hidden_states(self.language_model, inputs, length)
+            outputs = BaseModelOutputWithPast(last_hidden_state=states)
+        else:
+            outputs = self.language_model.base_model(**inputs)
+        logits = self.get_output_embeddings()(outputs.last_hidden_state[:, :-1][wanted])
+        return outputs, logits, cross_entropy(logits, targets, num_items)
 
     def _segment_mask(
         self, segment_ids: torch.Tensor, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor, past: int
