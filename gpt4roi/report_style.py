@@ -55,9 +55,18 @@ figcaption { color: var(--soft); font-size: 12.5px; margin-top: 7px; display: fl
 .answers { flex: 1; min-width: 0; columns: 2 300px; column-gap: 22px; }
 .answer { break-inside: avoid; display: grid; grid-template-columns: 22px 1fr; gap: 0 8px; padding: 5px 0;
   border-bottom: 1px solid var(--line); }
+.answer:has(.crop) { grid-template-columns: 22px 84px 1fr; }
+.crop { max-width: 84px; max-height: 84px; border-radius: 6px; margin-top: 3px; }
+.refs { margin: 2px 0 0; padding-left: 16px; color: var(--soft); font-size: 13px; } .scores { margin-top: 2px; }
+.score { display: inline-block; font-size: 12px; color: var(--soft); border: 1px solid var(--line);
+  border-radius: 5px; padding: 0 5px; margin: 2px 4px 0 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 12px; }
+.chart th, .chart td { padding: 4px 12px; border: 0; } .chart caption { text-align: left; font-weight: 600;
+  padding: 10px 12px 2px; } .chart td.track { background: none; width: 45%; display: table-cell; }
+.chart .track i { position: static; display: block; height: 10px; min-width: 1px; background: var(--accent); }
 .answer[hidden] { display: none; } .answer p { margin: 0; overflow-wrap: anywhere; }
   .answer .q { color: var(--soft); font-size: 13px; }
-.mark { grid-row: span 2; width: 20px; height: 20px; margin-top: 2px; border-radius: 50%; font-size: 12px;
+.mark { width: 20px; height: 20px; margin-top: 2px; border-radius: 50%; font-size: 12px;
   line-height: 20px;
   text-align: center; font-weight: 700; color: var(--soft); background: var(--line); }
 .right .mark { color: var(--good); background: var(--good-bg); } .wrong .mark { color: var(--bad);
@@ -77,25 +86,31 @@ for (const gallery of document.querySelectorAll('.gallery')) {
   const task = gallery.querySelector('[name=task]'), order = gallery.querySelector('[name=order]');
   const search = gallery.querySelector('[name=search]'), count = gallery.querySelector('.count');
   const verdicts = [...gallery.querySelectorAll('[data-verdict]')], empty = gallery.querySelector('.empty');
+  const judged = gallery.querySelector('.answer.right, .answer.wrong') !== null;
   let verdict = '';
   const show = () => {
     let shown = 0, right = 0, scenes = 0;
+    const named = order.value.startsWith('score:') ? order.value.slice(6) : '';
     const wanted = search.value.trim().toLowerCase();
     for (const item of items) {
-      let any = 0, good = 0;
+      let any = 0, good = 0, sum = 0, known = 0;
       for (const row of item.querySelectorAll('.answer')) {
         const fits = (!task.value || row.dataset.task === task.value) && (!verdict || row.classList.contains(verdict))
           && (!wanted || row.textContent.toLowerCase().includes(wanted));
         row.hidden = !fits; any += fits; good += fits && row.classList.contains('right');
+        if (!fits) continue;
+        const score = named && [...row.querySelectorAll('.score')].find((one) => one.dataset.name === named);
+        const value = named ? score?.dataset.value : row.dataset.quality;
+        if (value !== undefined) { sum += +value; known += 1; }
       }
-      item.hidden = !any; item.share = any ? good / any : 2; item.amount = any;
+      item.hidden = !any; item.share = known ? sum / known : Infinity; item.amount = any;
       shown += any; right += good; scenes += any > 0;
     }
     const index = (item) => +item.dataset.index;
-    const by = { worst: (a, b) => a.share - b.share || b.amount - a.amount || index(a) - index(b),
-      best: (a, b) => by.worst(b, a), file: (a, b) => index(a) - index(b) };
-    items.sort(by[order.value]); list.append(...items);
-    count.textContent = `${shown} answers on ${scenes} pictures, ${right} right`;
+    const by = { worst: (a, b) => (a.share === b.share ? 0 : a.share - b.share) || b.amount - a.amount
+      || index(a) - index(b), best: (a, b) => by.worst(b, a), file: (a, b) => index(a) - index(b) };
+    items.sort(by[order.value] ?? by.worst); list.append(...items);
+    count.textContent = `${shown} answers on ${scenes} pictures` + (judged ? `, ${right} right` : '');
     empty.hidden = shown > 0;
   };
   for (const button of verdicts) button.onclick = () => {

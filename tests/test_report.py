@@ -6,7 +6,7 @@ import re
 
 from PIL import Image
 
-from gpt4roi.report import Answer, GalleryItem, Report, Share
+from gpt4roi.report import Answer, Bin, GalleryItem, Interval, Report, Share
 
 
 def picture(color: str = "navy", size: tuple[int, int] = (64, 48)) -> Image.Image:
@@ -102,3 +102,49 @@ def test_a_folded_table_is_in_the_page_behind_its_title():
     html = Report("t").table("Details", ["a"], [["x"]], folded=True).html()
 
     assert "<details><summary><h2>Details</h2></summary>" in html and "<td>x</td>" in html
+
+
+def test_an_answer_can_carry_references_scores_and_the_crop_of_its_region():
+    answer = Answer("q", "pear", task="caption", references=["apple", "<b>"], scores={"CIDEr": 0.25}, region=1)
+
+    html = Report("t").gallery("g", [GalleryItem(picture(), [[0, 0, 9, 9], [9, 9, 40, 30]], "s", [answer])]).html()
+    crop = re.search(r'class="crop"[^>]*src="data:image/jpeg;base64,([^"]+)', html)[1]
+
+    assert Image.open(io.BytesIO(base64.b64decode(crop))).size == (31, 21)
+    assert "<li>apple</li><li>&lt;b&gt;</li>" in html
+    assert 'data-name="CIDEr" data-value="0.25"' in html and '<option value="score:CIDEr">' in html
+    assert "right" not in re.search(r'<div class="bar">.*?</button><select', html)[0]
+
+
+def test_answers_without_a_verdict_are_ordered_by_their_first_score():
+    def item(name, value):
+        return GalleryItem(picture(), [], name, [Answer("q", "a", scores={"CIDEr": value, "other": -value})])
+
+    html = Report("t").gallery("g", [item("good", 2.0), item("bad", 0.1), item("middle", 1.0)]).html()
+
+    assert re.findall(r"<figcaption><span>(\w+)</span>", html) == ["bad", "middle", "good"]
+
+
+def test_what_another_run_answered_is_shown_where_it_differs():
+    answers = [
+        Answer("q", "pear", "apple", False, before="apple", before_score=1.0),
+        Answer("q", "plum", "plum", True, before="plum"),
+    ]
+
+    html = Report("t").gallery("g", [GalleryItem(picture(), [], "s", answers)]).html()
+
+    assert html.count("before: <s>apple</s> (1)") == 1 and html.count("before:") == 1
+    assert 'data-verdict="changed"' in html and html.count('class="answer wrong changed"') == 1
+
+
+def test_a_histogram_shows_counts_as_bars_and_the_mean_score_beside_them():
+    html = Report("t").histograms("h", [("box size", [Bin("small", 10, 0.25), Bin("large", 5)])]).html()
+
+    assert '<i style="width:100.0%"></i></td><td class="num">10</td><td class="num">0.25</td>' in html
+    assert '<i style="width:50.0%"></i></td><td class="num">5</td><td class="num"></td>' in html
+
+
+def test_a_figure_that_is_no_share_is_written_as_it_is_with_its_interval():
+    html = Report("t").table("a", ["", "CIDEr"], [["val", Interval(1.3452, 1.30, 1.39, 80)]]).html()
+
+    assert "<b>1.345</b><small>1.3–1.39 · n=80</small>" in html
