@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 STRANGE: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 3.5, 10**30, -(10**30), 1e308, float("nan"), float("inf"), "", "x", "12", "\x00", "ü😀",
-    [], [[]], [None], [1, 2], {}, {"x": 1}, [[0, 0, 1, 1]], ["a", "b", "c", "d"],
+    None, True, False, 0, -1, 1, 3.5, 10**30, -(10**30), 10**400, 1e308, float("nan"), float("inf"),
+    "", "x", "12", "\x00", "ü😀", "\ud83d", [], [[]], [None], [1, 2], {}, {"x": 1},
+    [[0, 0, 1, 1]], ["a", "b", "c", "d"],
 )  # fmt: skip
 """Values that stand where another was expected."""
 DEPTH = 3000

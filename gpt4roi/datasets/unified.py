@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt4roi.datasets.base import RegionDataset
+from gpt4roi.datasets.base import Drop, Item, RegionDataset
+from gpt4roi.datasets.unified_object import BadObjectError, check_object
 from gpt4roi.errors import InputError
 from gpt4roi.structures import RegionSample, Turn
 
+logger = logging.getLogger(__name__)
+
 MENTION = re.compile(r"<region(\d+)>")
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+NO_CONVERSATION = "no conversation"
+_TOLD = 5
 
 
 class UnifiedDataset(RegionDataset):
     """Reads a JSON-lines file, or a JSON list, of pictures with boxes and conversations.
 
-    ann_file: one object a picture: `image` (absent for text alone), `boxes` (pixels, xyxy), `conversations`
-        (`from`: human or gpt; `value`: text with `<region1>` for box 1), `independent` (every question stands alone).
+    ann_file: one object a picture: `image` (absent for text alone), `boxes` (pixels, xyxy) or `masks` (run lengths or
+        polygons, which become their bounding boxes), `conversations` (`from`: human or gpt; `value`: text with
+        `<region1>` for box 1), `independent` (every question stands alone).
     img_prefix: where `image` is looked up; the file's own folder by default.
     pairs_per_visit: how many question-answer pairs of each task one visit draws, without replacement, where the
         object has a parallel list `tasks`; all pairs by default. Only for `independent` objects.
     picture_pipeline: see RegionSample.
-    Raises InputError naming file and line where an object is not of this form.
+    An object that cannot be used is left out, counted in `dropped` and listed by `drops()`. n_masks: how many boxes
+    come from masks. Raises InputError for a file that is not of this form at all, or has no object left.
     """
 
     def __init__(
@@ -41,48 +48,97 @@ class UnifiedDataset(RegionDataset):
         super().__init__()
         self.path = Path(ann_file)
         self.name = str(ann_file)
+        self.files = (self.path,)
         self.img_prefix = Path(img_prefix) if img_prefix else self.path.parent
         if not isinstance(pairs_per_visit, Mapping | None):
             raise InputError(f"{ann_file}: pairs_per_visit must be task -> number, got {pairs_per_visit!r}")
         self.pairs_per_visit = dict(pairs_per_visit or {})
         self.picture_pipeline = picture_pipeline
-        self.items = []
-        for source, item in read_objects(self.path):
-            if item.get("conversations"):
-                self.items.append(_checked(item, source, self.pairs_per_visit))
+        self.items: list[dict[str, Any]] = []
+        self._drops: list[Drop] = []
+        for source, item in read_entries(self.path):
+            self._add(source, item)
+        self.n_masks = sum(item["n_masks"] for item in self.items)
+        self.dropped.update(drop.reason for drop in self._drops)
+        self._tell()
+
+    def _add(self, source: str, item: Any) -> None:
+        if isinstance(item, BadObjectError):
+            self._drops.append(Drop(item.kind, source, str(item)))
+        elif isinstance(item, dict) and not item.get("conversations"):
+            self._drops.append(Drop(NO_CONVERSATION, source))
+        else:
+            try:
+                checked = check_object(item, source)
+            except BadObjectError as error:
+                self._drops.append(Drop(error.kind, source, str(error)))
             else:
-                self.dropped["no conversation"] += 1
+                if self.pairs_per_visit and checked["tasks"] and not checked["independent"]:
+                    raise InputError(f'{source}: pairs_per_visit needs independent questions; add "independent": true')
+                self.items.append(checked | {"source": source})
+
+    def _tell(self) -> None:
+        """Logs what was left out and what became of masks; raises InputError where no object is left."""
+        faults = [drop.detail for drop in self._drops if drop.detail]
         if not self.items:
-            raise InputError(f"{self.path}: no object with a conversation; dropped: {dict(self.dropped)}")
+            first = f"; the first: {faults[0]}" if faults else ""
+            raise InputError(f"{self.path}: no object can be used; left out: {dict(self.dropped)}{first}")
+        if faults:
+            told = "\n  ".join(faults[:_TOLD])
+            more = f"\n  and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
+            whole = len(self.items) + len(self._drops)
+            logger.warning("%s: %d of %d objects are left out:\n  %s%s", self.path, len(faults), whole, told, more)
+        if self.n_masks:
+            logger.info("%s: %d masks became their bounding boxes", self.path, self.n_masks)
 
     def __len__(self) -> int:
         return len(self.items)
 
+    def drops(self) -> Iterator[Drop]:
+        """Lists the objects that were left out, in the order of the file."""
+        return iter(self._drops)
+
+    def item(self, index: int) -> Item:
+        """Returns what the file says about object `index`."""
+        entry = self.items[index]
+        texts = self.region_texts(index)
+        return Item(
+            image=self._path(entry),
+            boxes_px=entry["boxes"],
+            image_size=entry["image_size"],
+            region_texts=tuple(texts.get(box, "") for box in range(len(entry["boxes"]))),
+            box_sources=(entry["source"],) * len(entry["boxes"]),
+            source=entry["source"],
+        )
+
+    def _path(self, entry: Mapping[str, Any]) -> str | None:
+        return str(self.img_prefix / entry["image"]) if entry["image"] else None
+
     def sample(self, index: int, rng: np.random.Generator) -> RegionSample:
         """Draws item `index`; which pairs are asked, and their order, come from `rng` where pairs_per_visit is set."""
-        item = self.items[index]
-        turns = [Turn(_ROLES[turn["from"]], turn["value"]) for turn in item["conversations"]]
-        if self.pairs_per_visit and item.get("tasks"):
-            turns = self._draw_pairs(turns, item["tasks"], rng)
+        entry = self.items[index]
+        turns = [Turn(role, text) for role, text in entry["conversations"]]
+        if self.pairs_per_visit and entry["tasks"]:
+            turns = self._draw_pairs(turns, entry["tasks"], rng)
         return RegionSample(
-            image=str(self.img_prefix / item["image"]) if item.get("image") else None,
+            image=self._path(entry),
             turns=tuple(turns),
-            boxes_px=np.asarray(item.get("boxes") or [], dtype=np.float64),
+            boxes_px=entry["boxes"],
             picture_pipeline=self.picture_pipeline,
-            independent_turns=bool(item.get("independent", False)),
-            source=item["source"],
+            independent_turns=entry["independent"],
+            source=entry["source"],
         )
 
     def region_texts(self, index: int) -> dict[int, str]:
         """Returns the answers to questions about exactly one region; only `caption` ones where tasks are told."""
-        item = self.items[index]
-        turns = item["conversations"]
-        tasks = item.get("tasks") or ["caption"] * (len(turns) // 2)
+        entry = self.items[index]
+        turns = entry["conversations"]
+        tasks = entry["tasks"] or ["caption"] * (len(turns) // 2)
         texts = {}
         for pair, task in enumerate(tasks):
-            mentioned = set(MENTION.findall(turns[2 * pair]["value"]))
+            mentioned = set(MENTION.findall(turns[2 * pair][1]))
             if task == "caption" and len(mentioned) == 1:
-                texts[int(mentioned.pop()) - 1] = turns[2 * pair + 1]["value"]
+                texts[int(mentioned.pop()) - 1] = turns[2 * pair + 1][1]
         return texts
 
     def _draw_pairs(self, turns: list[Turn], tasks: list[str], rng: np.random.Generator) -> list[Turn]:
@@ -96,66 +152,52 @@ class UnifiedDataset(RegionDataset):
         return [turns[2 * pair + step] for pair in rng.permutation(drawn).astype(int) for step in (0, 1)]
 
 
-def read_objects(path: Path):
+def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (source, object) for every object of a .jsonl file or of a .json list, in the file's order.
 
-    Raises InputError with file and line where the text is not JSON, and where an entry is not an object.
+    Raises InputError, with the place, at the first one that is none.
+    """
+    for source, entry in read_entries(path):
+        if isinstance(entry, BadObjectError):
+            raise entry
+        if not isinstance(entry, dict):
+            raise InputError(f"{source}: expected an object, got {type(entry).__name__}")
+        yield source, entry
+
+
+def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields (source, value) as read_objects does, whatever the values are.
+
+    A line that is not JSON is yielded as the BadObjectError that says so, and the next ones follow.
+    Raises InputError where the file can't be read, and where a list is not JSON.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the annotation file of a data set") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; give the annotation file inside it") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; expected JSON") from None
-    as_list = text.lstrip()[:1] == "["
-    if as_list:
-        try:
-            objects = enumerate(json.loads(text))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: not valid JSON: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if data.lstrip()[:1] == b"[":
+        entries = enumerate(_parsed(data, str(path)))
     else:
-        objects = _parsed_lines(path, text)
-    for position, item in objects:
+        entries = ((number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip())
+    for position, entry in entries:
         source = f"{path}#{position}"
-        if not isinstance(item, dict):
-            got = type(item).__name__
-            raise InputError(f"{source}: expected an object with image, boxes, conversations; got {got}")
-        yield source, item
-
-
-def _parsed_lines(path: Path, text: str):
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
+        if isinstance(entry, bytes):
             try:
-                yield number, json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise InputError(f"{path}#{number}: not valid JSON: {error}") from None
+                entry = _parsed(entry, source)
+            except BadObjectError as error:
+                entry = error
+        yield source, entry
 
 
-def _checked(item: dict[str, Any], source: str, pairs_per_visit: Mapping[str, int]) -> dict[str, Any]:
-    """Returns the item with its source, after checking whatever would otherwise fail in the middle of a training."""
-    turns = item["conversations"]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise InputError(f"{source}: conversations must be a list of {{from, value}}, got {turns!r:.80}")
-    for turn in turns:
-        if turn.get("from") not in _ROLES:
-            raise InputError(f"{source}: a turn is from {sorted(_ROLES)}, got {turn.get('from')!r}")
-        if not isinstance(turn.get("value"), str):
-            raise InputError(f"{source}: a turn's value must be text, got {turn.get('value')!r:.80}")
-    if not isinstance(item.get("image", ""), str | None):
-        raise InputError(f"{source}: image must be a path, got {item['image']!r:.80}")
+def _parsed(data: bytes, where: str) -> Any:
+    """Reads JSON; raises BadObjectError beginning with where."""
     try:
-        boxes = np.asarray(item.get("boxes") or [], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{source}: boxes must be numbers [x1, y1, x2, y2], got {item['boxes']!r:.80}") from None
-    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all()):
-        raise InputError(f"{source}: every box must be four finite numbers, got {item['boxes']!r:.80}")
-    if pairs_per_visit and item.get("tasks"):
-        if not item.get("independent"):
-            raise InputError(f'{source}: pairs_per_visit needs independent questions; add "independent": true')
-        if 2 * len(item["tasks"]) != len(turns):
-            got = f"{len(item['tasks'])} tasks for {len(turns)} turns"
-            raise InputError(f"{source}: {got}; expected one task for each pair of turns")
-    return {**item, "source": source}
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadObjectError("broken JSON", f"{where}: not UTF-8 text at byte {error.start}; expected JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise BadObjectError("broken JSON", f"{where}: not valid JSON: {error}") from None

@@ -8,12 +8,25 @@ from itertools import islice
 from typing import Any
 
 from gpt4roi.constants import IGNORE_INDEX
+from gpt4roi.datasets.base import RegionDataset
 from gpt4roi.errors import InputError
 from gpt4roi.processor import GPT4RoIProcessor
 
 logger = logging.getLogger(__name__)
 
 BATCHES_TO_TRY = 8
+
+
+def check_drops(parts: Iterable[RegionDataset], max_bad_fraction: float) -> None:
+    """Raises InputError for a data set that lost more than this share of its annotations because they are wrong."""
+    for part in parts:
+        faults = [drop.detail for drop in part.drops() if drop.detail]
+        whole = len(part) + len(faults)
+        if len(faults) > max(1, max_bad_fraction * whole):
+            raise InputError(
+                f"{part.name}: {len(faults)} of {whole} cannot be used, more than --max_bad_fraction "
+                f"{max_bad_fraction}; `gpt4roi data check` lists them; the first: {faults[0]}"
+            )
 
 
 def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProcessor) -> None:

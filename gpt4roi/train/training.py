@@ -22,7 +22,7 @@ from gpt4roi.processor import GPT4RoIProcessor
 from gpt4roi.train import run
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, align_regions
 from gpt4roi.train.arguments import STAGE_DEFAULTS, DataArguments, ModelArguments, RegionArguments, TrainingArguments
-from gpt4roi.train.checks import check_first_batch
+from gpt4roi.train.checks import check_drops, check_first_batch
 from gpt4roi.train.features import keep_features
 from gpt4roi.train.trainable import parse_modules, parse_rates, set_trainable
 from gpt4roi.train.trainer import GPT4RoITrainer
@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> Path:
         return folder
     set_seed(args.seed)
     mixture = build_mixture(data_args.dataset_config, args.seed)
+    check_drops(mixture.parts, data_args.max_bad_fraction)
     checkpoint = run.last_checkpoint(folder)
     model, processor = open_model(checkpoint, model_args, args)
     features = None

@@ -1,9 +1,11 @@
 import json
+import re
 
 import numpy as np
 import pytest
+from fuzz import mutated
 
-from gpt4roi.datasets.unified import UnifiedDataset
+from gpt4roi.datasets.unified import UnifiedDataset, read_objects
 from gpt4roi.errors import InputError
 
 
@@ -61,7 +63,12 @@ def test_region_texts_are_the_answers_to_caption_questions(tmp_path):
 def test_a_json_list_as_llava_writes_it_is_read_as_it_is(tmp_path):
     path = tmp_path / "llava.json"
     path.write_text(
-        json.dumps([{"id": "1", "conversations": [{"from": "human", "value": "hi"}]}, {"conversations": []}])
+        json.dumps(
+            [
+                {"id": "1", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
+                {"conversations": []},
+            ]
+        )
     )
     data = UnifiedDataset(path)
     assert len(data) == 1
@@ -69,37 +76,138 @@ def test_a_json_list_as_llava_writes_it_is_read_as_it_is(tmp_path):
     assert data.sample(0, np.random.default_rng(0)).image is None
 
 
+PAIR = [{"from": "human", "value": "What is <region1>?"}, {"from": "gpt", "value": "a cat"}]
+RUNS = {"size": [20, 30], "counts": [65, 3, 17, 3, 512]}
+
+
+def test_masks_of_every_form_become_boxes_and_are_counted(tmp_path, caplog):
+    entry = {"image": "a.png", "masks": [RUNS, [[1, 2, 9.5, 2, 9.5, 7]]], "conversations": PAIR}
+    with caplog.at_level("INFO"):
+        data = UnifiedDataset(write(tmp_path / "train.jsonl", entry, item()))
+    assert data.sample(0, np.random.default_rng(0)).boxes_px.tolist() == [[3, 5, 5, 8], [1, 2, 9.5, 7]]
+    assert data.n_masks == 2
+    assert "2 masks became their bounding boxes" in caplog.text
+    assert data.item(0).image_size == (20, 30)
+
+
+def test_the_size_that_boxes_were_made_for_is_told_where_the_object_says_it(tmp_path):
+    data = UnifiedDataset(write(tmp_path / "t.jsonl", item(height=40, width=50), item(), item(height="x", width=2)))
+    assert [data.item(index).image_size for index in range(3)] == [(40, 50), None, None]
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "kind", "message"),
     [
-        ({"boxes": [[0, 0, 1]]}, "four finite numbers"),
-        ({"boxes": [[0, 0, "a", 1]]}, "boxes must be numbers"),
-        ({"boxes": [[0, 0, float("nan"), 1]]}, "four finite numbers"),
-        ({"conversations": "hello"}, "conversations must be a list"),
-        ({"conversations": [{"from": "robot", "value": "x"}]}, "a turn is from"),
-        ({"conversations": [{"from": "human", "value": 3}]}, "a turn's value must be text"),
-        ({"image": 7}, "image must be a path"),
-        ({"tasks": ["caption"]}, "1 tasks for 8 turns"),
-        ({"independent": False}, "needs independent questions"),
+        ({"boxes": [[0, 0, 1]]}, "box", "box 1 must be four finite numbers"),
+        ({"boxes": [[0, 0, 1, 1], [0, 0, "7", 1]]}, "box", "box 2 must be four finite numbers"),
+        ({"boxes": [[0, 0, float("nan"), 1]]}, "box", "four finite numbers"),
+        ({"boxes": [[0, 0, 10**400, 1]]}, "box", "four finite numbers"),
+        ({"boxes": {"x": 1}}, "box", "boxes must be a list"),
+        ({"masks": [RUNS]}, "mask", "boxes or masks, not both"),
+        ({"boxes": None, "masks": [RUNS, {"size": [2, 2], "counts": [4]}]}, "mask", "the mask is empty: .* of mask 2"),
+        ({"conversations": "hello"}, "turn", "conversations must be a list"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "speaker", "a turn is from"),
+        ({"conversations": [{"from": ["gpt"], "value": "x"}]}, "speaker", "a turn is from"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "turn", "a turn's value must be text"),
+        ({"conversations": [PAIR[0], {"from": "gpt", "value": "\ud83d"}]}, "turn", "a turn's value must be text"),
+        ({"conversations": [PAIR[0], {"from": "gpt", "value": " "}]}, "empty answer", r"turn 2 \(from gpt\) is empty"),
+        ({"conversations": [{"from": "human", "value": ""}, PAIR[1]]}, "empty question", "turn 1"),
+        ({"conversations": PAIR[:1]}, "no answer", "there is no answer"),
+        ({"boxes": []}, "mention", "<region4> but 0 boxes"),
+        ({"image": None}, "mention", "there is no image"),
+        ({"image": 7}, "field", "image must be a path"),
+        ({"image": "a\x00b"}, "field", "image must be a path"),
+        ({"independent": "yes"}, "field", "independent must be true or false"),
+        ({"tasks": 5}, "field", "tasks must be a list of names"),
+        ({"tasks": ["caption"]}, "field", "1 tasks for 8 turns"),
     ],
 )
-def test_a_wrong_object_is_named_with_file_and_line(tmp_path, changes, message):
-    path = write(tmp_path / "train.jsonl", item(), item(**changes))
-    with pytest.raises(InputError, match=message) as caught:
+def test_an_object_that_cannot_be_used_is_left_out_counted_and_listed_with_file_and_line(
+    tmp_path, caplog, changes, kind, message
+):
+    path = write(tmp_path / "train.jsonl", item(), item(**changes), item())
+    data = UnifiedDataset(path)
+    assert len(data) == 2
+    assert data.dropped == {kind: 1}
+    (drop,) = data.drops()
+    assert drop.where == f"{path}#2" and drop.detail.startswith(f"{path}#2: ")
+    assert re.search(message, drop.detail)
+    assert drop.detail in caplog.text
+
+
+def test_a_line_that_is_not_json_costs_only_itself(tmp_path):
+    path = tmp_path / "train.jsonl"
+    line = json.dumps(item()).encode()
+    path.write_bytes(b"\n".join([line, b'{"a": ', b"[1]", line, b"\xff\xfe", b"[" * 5000, b"7", line]))
+    data = UnifiedDataset(path)
+    assert len(data) == 3
+    assert data.dropped == {"broken JSON": 3, "not an object": 2}
+    assert [drop.where.split("#")[1] for drop in data.drops()] == ["2", "3", "5", "6", "7"]
+
+
+def test_pairs_per_visit_for_turns_that_see_each_other_is_refused(tmp_path):
+    path = write(tmp_path / "train.jsonl", item(), item(independent=False))
+    with pytest.raises(InputError, match=r"train.jsonl#2: pairs_per_visit needs independent questions"):
         UnifiedDataset(path, pairs_per_visit={"caption": 1})
-    assert f"{path}#2" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b'{"a": ', "not valid JSON"), (b"\xff\xfe", "not UTF-8"), (b"[1]", "#0")]
+    ("content", "message"),
+    [
+        (b'{"a": ', "broken.jsonl#1: not valid JSON"),
+        (b"\xff\xfe", "broken.jsonl#1: not UTF-8"),
+        (b"[1]", "broken.jsonl#0: expected an object"),
+        (b"[1", "broken.jsonl: not valid JSON"),
+        (b"", "no object can be used"),
+    ],
 )
-def test_a_broken_file_is_a_readable_error(tmp_path, content, message):
+def test_a_file_without_an_object_that_can_be_used_is_a_readable_error(tmp_path, content, message):
     path = tmp_path / "broken.jsonl"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         UnifiedDataset(path)
 
 
+def test_objects_are_read_up_to_the_first_that_is_none(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(item()) + "\n[1]\n")
+    objects = read_objects(path)
+    assert next(objects)[0] == f"{path}#1"
+    with pytest.raises(InputError, match=r"train.jsonl#2: expected an object, got list"):
+        next(objects)
+
+
 def test_a_missing_file_is_a_readable_error(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         UnifiedDataset(tmp_path / "nothing.jsonl")
+
+
+def test_three_hundred_damaged_files_end_in_samples_or_in_a_message_with_file_and_position(
+    tmp_path, pyramid_processor, caplog
+):
+    text_alone = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+    with_masks = {"image": "a.png", "masks": [RUNS, [[1, 2, 9, 2, 9, 7]]], "conversations": PAIR}
+    content = [item(), with_masks, text_alone, item(tasks=None)]
+    used = left_out = refused = 0
+    for number, (what, data) in enumerate(mutated(content, 300, lines=True)):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_bytes(data)
+        try:
+            found = UnifiedDataset(path)
+        except InputError as error:
+            assert str(path) in str(error), what
+            refused += 1
+            continue
+        left_out += sum(found.dropped.values())
+        for drop in found.drops():
+            assert re.match(rf"{re.escape(str(path))}#\d+$", drop.where), what
+            assert drop.reason == "no conversation" or drop.detail.startswith(f"{drop.where}: "), what
+        for index in range(len(found)):
+            sample = found.sample(index, np.random.default_rng(0))
+            found.item(index)
+            try:
+                pyramid_processor.encode_text(sample, image_size=(64, 64))
+                used += 1
+            except InputError as error:
+                assert sample.source in str(error), what
+    assert used > 500 and left_out > 100 and refused > 10
