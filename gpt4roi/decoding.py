@@ -16,45 +16,8 @@ import torch
 from transformers import DynamicCache
 
 from gpt4roi.errors import InputError
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are chosen.
-
-    max_new_tokens: where an answer is cut at the latest. temperature: None or 0 takes the likeliest token; above 0
-    draws from the softmax at this temperature, from the smallest set of tokens whose probabilities reach top_p.
-    seed: makes draws repeatable, and independent of other threads.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float | None = None
-    top_p: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-
-    def chooser(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Returns a function from logits float[R, V] to tokens int64[R]."""
-        if not self.temperature:
-            return lambda logits: logits.argmax(dim=-1)
-        generator = torch.Generator(device)
-        generator.seed() if self.seed is None else generator.manual_seed(self.seed)
-        return lambda logits: _draw(logits.float() / self.temperature, self.top_p, generator)
-
-
-def _draw(logits: torch.Tensor, top_p: float, generator: torch.Generator) -> torch.Tensor:
-    probabilities, tokens = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    drawn = torch.multinomial(probabilities, 1, generator=generator)
-    return tokens.gather(-1, drawn).squeeze(-1)
+from gpt4roi.recall import Recall
+from gpt4roi.sampling import Choose, Decoding
 
 
 @dataclass(frozen=True)
@@ -83,7 +46,7 @@ def generate(
 
     The answer to a prompt does not depend on the others (up to rounding); batch_size bounds the memory.
     """
-    choose = decoding.chooser(model.device)
+    choose = decoding.chooser()
     shared = shared_length(model, prompts)
     answers: list[list[int]] = [[] for _ in prompts]
     # Pictures are taken in turns small enough that the kept beginnings stay within the batch size too.
@@ -92,19 +55,41 @@ def generate(
         for batch in _equal_lengths(prompts, members, batch_size):
             suffixes = torch.stack([_embed(model, prompts[index])[shared:] for index in batch])
             branch = _branch(model, cache, [row_of_picture[prompts[index].picture] for index in batch])
-            for steps in _continue(model, suffixes, branch, choose, decoding.max_new_tokens, ended):
+            most = room_for_answer(model, shared + suffixes.shape[1], decoding.max_new_tokens)
+            for steps in _continue(model, suffixes, branch, choose, most, ended, batch):
                 for row, token in steps:
                     answers[batch[row]].append(token)
     return answers
 
 
 @torch.inference_mode()
-def stream(model: Any, prompt: Prompt, decoding: Decoding, ended: Ended) -> Iterator[int]:
-    """Yields the tokens of one answer as they come."""
-    choose = decoding.chooser(model.device)
-    embeddings = _embed(model, prompt)[None]
-    for steps in _continue(model, embeddings, _empty_cache(model), choose, decoding.max_new_tokens, ended):
+def stream(model: Any, prompt: Prompt, decoding: Decoding, ended: Ended, recall: Recall | None = None) -> Iterator[int]:
+    """Yields the tokens of one answer as they come.
+
+    recall: what was read before; it is changed: afterwards it holds this prompt and its answer.
+    """
+    recall = Recall(model) if recall is None else recall
+    most = room_for_answer(model, len(prompt.input_ids), decoding.max_new_tokens)
+    embeddings = _embed(model, prompt)[None, recall.turn_to(prompt) :]
+    for steps in _continue(model, embeddings, recall.cache, decoding.chooser(), most, ended, [0]):
+        recall.said(steps[0][1])
         yield steps[0][1]
+
+
+def room_for_answer(model: Any, prompt_tokens: int, wanted: int) -> int:
+    """Returns how many tokens an answer may have at most: as wanted, or as many positions as the model has left.
+
+    Raises InputError where the prompt leaves none.
+    """
+    positions = getattr(model.language_model.config, "max_position_embeddings", None)
+    if positions is None:
+        return wanted
+    if prompt_tokens >= positions:
+        raise InputError(
+            f"the prompt has {prompt_tokens} tokens and the language model {positions} positions, which leaves none "
+            "for an answer; begin a new conversation or ask a shorter question"
+        )
+    return min(wanted, positions - prompt_tokens)
 
 
 def shared_length(model: Any, prompts: Sequence[Prompt]) -> int:
@@ -190,20 +175,21 @@ def _continue(
     model: Any,
     embeddings: torch.Tensor,
     cache: DynamicCache,
-    choose: Callable[[torch.Tensor], torch.Tensor],
+    choose: Choose,
     max_new_tokens: int,
     ended: Ended,
+    numbers: Sequence[int],
 ) -> Iterator[list[tuple[int, int]]]:
     """Yields, step by step, (row, token) for every row that still goes on; complete rows leave the batch.
 
-    embeddings: float[R, T, D], what follows the cache's content.
+    embeddings: float[R, T, D], what follows the cache's content; numbers: of the R prompts.
     """
     said: list[list[int]] = [[] for _ in embeddings]
     rows = list(range(len(embeddings)))
     embed = model.get_input_embeddings()
     for _ in range(max_new_tokens):
         output = model.language_model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        tokens = choose(output.logits[:, -1])
+        tokens = choose(output.logits[:, -1], [numbers[row] for row in rows])
         steps = list(zip(rows, tokens.tolist(), strict=True))
         for row, token in steps:
             said[row].append(token)

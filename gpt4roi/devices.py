@@ -1,10 +1,75 @@
-"""Where a model computes, and in which precision, when nobody says."""
+"""Where a model computes, and in which precision, when nobody says; quantized or compiled when somebody does."""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+from pathlib import Path
+
 import torch
 
+from gpt4roi.checkpoint.loading import load_model
 from gpt4roi.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+QUANTIZATIONS = ("4bit", "8bit")
+
+
+def open_model(
+    path: str | Path,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    vision_tower: str | Path | None = None,
+    quantize: str | None = None,
+    compiled: bool = False,
+) -> torch.nn.Module:
+    """Opens a saved model where it will compute, and says where and how.
+
+    path: folder or hub name; device, dtype: as choose_device and choose_dtype take them; vision_tower: as load_model;
+    quantize: one of QUANTIZATIONS, for the language model; compiled: as compile_model does.
+    Raises InputError where the machine or the folder does not allow it.
+    """
+    target = choose_device(device)
+    precision = choose_dtype(target, dtype)
+    if quantize is None:
+        model = place(load_model(path, vision_tower=vision_tower), target, precision)
+    else:
+        model = _open_quantized(path, target, precision, vision_tower, quantize)
+    if compiled:
+        compile_model(model)
+    extras = [f"the language model in {quantize}"] * bool(quantize) + ["compiled"] * compiled
+    logger.info("computing on %s", ", ".join([f"{target} in {str(precision).removeprefix('torch.')}", *extras]))
+    return model
+
+
+def _open_quantized(
+    path: str | Path, device: torch.device, dtype: torch.dtype, vision_tower: str | Path | None, quantize: str
+) -> torch.nn.Module:
+    if quantize not in QUANTIZATIONS:
+        raise InputError(f"quantize must be one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"{quantize} needs the package bitsandbytes; pip install 'gpt4roi[bitsandbytes]'")
+    if device.type == "mps":
+        raise InputError(f"{quantize} is not possible on mps; leave quantization out, or compute on cuda or cpu")
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "4bit":
+        settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    else:
+        settings = BitsAndBytesConfig(load_in_8bit=True)
+    return load_model(
+        path, vision_tower=vision_tower, quantization_config=settings, dtype=dtype, device_map={"": str(device)}
+    )
+
+
+def compile_model(model: torch.nn.Module) -> None:
+    """Lets torch.compile translate the language model and the region encoder's pyramid, for any length.
+
+    Raises InputError where this machine has no compiler for it.
+    """
+    for part in (model.language_model, model.region_encoder):
+        part.compile(dynamic=True)
 
 
 def choose_device(name: str | None = None) -> torch.device:

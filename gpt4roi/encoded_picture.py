@@ -6,17 +6,21 @@ from typing import Any
 
 import torch
 
+REGIONS_AT_ONCE = 64
+"""How many boxes are pooled together at most, which bounds the memory for a picture with many."""
+
 
 class EncodedPicture:
-    """The image tokens of a picture, its feature maps, and the embeddings of the regions asked about so far.
+    """The image tokens of a picture, its pyramid, and the embeddings of the regions asked about so far.
 
-    image_features: float[P, D]. feature_maps: list of float[1, C_l, H_l, W_l].
+    image_features: float[P, D]. The pyramid is computed with the first box and replaces the tower's maps.
     """
 
     def __init__(self, model: Any, image_features: torch.Tensor, feature_maps: list[torch.Tensor]) -> None:
         self.model = model
         self.image_features = image_features
-        self.feature_maps = feature_maps
+        self._feature_maps = feature_maps
+        self._pyramid: list[torch.Tensor] | None = None
         self._regions: dict[tuple[float, ...], torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -24,13 +28,21 @@ class EncodedPicture:
         """Returns the embeddings float[M, D] of boxes float[M, 4], xyxy in [0, 1]; each box is computed once."""
         rows = [tuple(row) for row in boxes.tolist()]
         new = list(dict.fromkeys(row for row in rows if row not in self._regions))
-        if new:
-            wanted = torch.tensor(new, dtype=torch.float32, device=self.model.device)
-            features = self.model.region_encoder(self.feature_maps, [wanted])
-            self._regions.update(zip(new, features, strict=True))
+        for start in range(0, len(new), REGIONS_AT_ONCE):
+            portion = new[start : start + REGIONS_AT_ONCE]
+            wanted = torch.tensor(portion, dtype=torch.float32, device=self.image_features.device)
+            features = self.model.region_encoder.embed_boxes(self._fused(), [wanted])
+            self._regions.update(zip(portion, features, strict=True))
         if not rows:
             return self.image_features.new_zeros(0, self.image_features.shape[-1])
         return torch.stack([self._regions[row] for row in rows])
+
+    def _fused(self) -> list[torch.Tensor]:
+        if self._pyramid is None:
+            device = next(self.model.region_encoder.parameters()).device
+            self._pyramid = self.model.region_encoder.pyramid([level.to(device) for level in self._feature_maps])
+            self._feature_maps = []
+        return self._pyramid
 
 
 @torch.inference_mode()

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
-from gpt4roi.checkpoint.loading import load_model, load_processor
-from gpt4roi.conversation import TEMPLATES
-from gpt4roi.decoding import Decoding, Ended, Prompt, generate, stream
-from gpt4roi.devices import choose_device, choose_dtype, place
-from gpt4roi.encoded_picture import EncodedPicture, encode_pictures
+from gpt4roi.answers import answer_ended, answer_text, settled_text
+from gpt4roi.checkpoint.loading import load_processor
+from gpt4roi.decoding import Prompt, stream
+from gpt4roi.describing import answer, describe_pictures, grouped, look_at, prompts_about
+from gpt4roi.devices import open_model
+from gpt4roi.encoded_picture import EncodedPicture
 from gpt4roi.errors import InputError
 from gpt4roi.inputs import check_boxes, clean_question, one_region_question, open_picture
+from gpt4roi.recall import Recall
+from gpt4roi.sampling import Decoding
 from gpt4roi.structures import RegionSample, Turn
 
 logger = logging.getLogger(__name__)
@@ -26,18 +28,24 @@ logger = logging.getLogger(__name__)
 DEFAULT_QUESTION = "What is <region1>?"
 """Asked about a box when nothing is asked; a processor may carry another, as `default_question`."""
 
-TAIL_TOKENS = 12
-"""How many last tokens of an answer are looked through for a stop word; longer than any stop word."""
+LongHistory = Literal["refuse", "drop"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Dialogue:
-    """A picture, the boxes shown so far and what was said; frozen in spirit: a new turn makes a new one."""
+    """A picture, the boxes shown so far, what was said, and what the language model has read of it."""
 
     picture: Image.Image | None = None
     encoded: EncodedPicture | None = None
     boxes_px: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
     turns: tuple[Turn, ...] = ()
+    recall: Recall | None = None
+    dropped_rounds: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the picture."""
+        return self.picture.height, self.picture.width
 
 
 class RegionChat:
@@ -48,13 +56,24 @@ class RegionChat:
         chat.ask("What is <region1>?", boxes_px=[[40, 30, 210, 190]])
 
     A box is introduced by `<region1>` (or `<1>`) in a question, and later only referred to. Boxes are numbered in the
-    order in which they were given, over all rounds. Several chats may share one model: each holds its own dialogue.
+    order in which they were given, over all rounds. What the language model has read is kept, so that a round costs
+    what is new in it. Any number of chats may share one model, in threads of their own: each holds its own dialogue.
+    One chat answers one question at a time.
+
+    long_history: what happens when a conversation no longer fits into the context: `refuse` raises InputError, `drop`
+    leaves out the oldest rounds after the first. keep_cache: False reads every round anew, which spares memory between
+    rounds.
     """
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(
+        self, model: Any, processor: Any, long_history: LongHistory = "refuse", keep_cache: bool = True
+    ) -> None:
+        if long_history not in ("refuse", "drop"):
+            raise InputError(f"long_history must be 'refuse' or 'drop', got {long_history!r}")
         self.model = model.eval()
         self.processor = processor
-        self._ended = answer_ended(processor)
+        self.long_history = long_history
+        self.keep_cache = keep_cache
         self._dialogue = _Dialogue()
 
     @classmethod
@@ -64,18 +83,20 @@ class RegionChat:
         device: str | None = None,
         dtype: Any = None,
         vision_tower: str | Path | None = None,
+        quantize: str | None = None,
+        compile: bool = False,
+        **settings: Any,
     ) -> RegionChat:
         """Opens a saved model with its processor.
 
         path: folder or hub name. device: by default CUDA, then Apple's MPS, then the CPU. dtype: name or torch.dtype;
         by default bfloat16 where the device computes in it, else float32. vision_tower: folder or hub name of the
-        tower, for a model that lies without it. Raises InputError where there is no model.
+        tower, for a model that lies without it. quantize: `4bit` or `8bit` for the language model (bitsandbytes).
+        compile: lets torch.compile make the language model and the region encoder faster, after a slow first answer.
+        settings: as the class takes. Raises InputError where there is no model or the machine cannot do it.
         """
-        target = choose_device(device)
-        precision = choose_dtype(target, dtype)
-        model, processor = load_model(path, vision_tower=vision_tower), load_processor(path, vision_tower=vision_tower)
-        logger.info("computing on %s in %s", target, str(precision).removeprefix("torch."))
-        return cls(place(model, target, precision), processor)
+        model = open_model(path, device, dtype, vision_tower, quantize, compile)
+        return cls(model, load_processor(path, vision_tower=vision_tower), **settings)
 
     @property
     def boxes_px(self) -> np.ndarray:
@@ -88,6 +109,11 @@ class RegionChat:
         return self._dialogue.turns
 
     @property
+    def dropped_rounds(self) -> int:
+        """How many rounds the model no longer saw when it gave the last answer."""
+        return self._dialogue.dropped_rounds
+
+    @property
     def default_question(self) -> str:
         """What is asked about a box when nothing else is."""
         return getattr(self.processor, "default_question", None) or DEFAULT_QUESTION
@@ -95,14 +121,17 @@ class RegionChat:
     def set_image(self, image: Any) -> None:
         """Looks at a picture, once for all questions about it, and begins a new conversation.
 
-        image: path, PIL picture, encoded file as bytes, or uint8 array [H, W, 3]. Raises InputError on anything else.
+        image: path, data URL, PIL picture, encoded file as bytes, or uint8 array [H, W, 3]. Raises InputError on
+        anything else.
         """
         picture = open_picture(image)
-        self._dialogue = _Dialogue(picture, self._encode(picture))
+        (encoded,) = look_at(self.model, self.processor, [picture])
+        self._dialogue = _Dialogue(picture, encoded)
 
     def reset(self) -> None:
         """Forgets the conversation and its boxes; the picture stays."""
-        self._dialogue = _Dialogue(self._dialogue.picture, self._dialogue.encoded)
+        before = self._dialogue
+        self._dialogue = _Dialogue(before.picture, before.encoded, recall=before.recall)
 
     def ask(
         self,
@@ -112,18 +141,20 @@ class RegionChat:
         temperature: float | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> str:
         """Answers the next question of the conversation.
 
-        question: mentions regions as `<region1>`. boxes_px: the boxes that are new in this round, xyxy in pixels of
-        the picture; they are numbered on from those already there. The rest: see Decoding.
+        question: mentions regions as `<region1>`, or none. boxes_px: the boxes that are new in this round, xyxy in
+        pixels of the picture, or masks (see inputs.check_boxes); they are numbered on from those already there. The
+        rest: see Decoding.
         Raises InputError on wrong boxes, on a region without a box, without a picture; the conversation then stays as
         it was.
         """
-        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
-        turns, boxes, prompt = self._prepare(question, boxes_px)
-        tokens = list(stream(self.model, prompt, decoding, self._ended))
-        return self._conclude(turns, boxes, tokens)
+        decoding = Decoding(max_new_tokens, temperature, top_p, seed, stop)
+        before, after, prompt = self._prepare(question, boxes_px)
+        tokens = list(self._tokens(after, prompt, decoding))
+        return self._conclude(before, after, answer_text(self.processor, tokens, decoding.stop))
 
     def stream(
         self,
@@ -133,27 +164,28 @@ class RegionChat:
         temperature: float | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """Answers as `ask` does, piece by piece; the pieces join to the answer.
 
-        The turn becomes part of the conversation when the last piece was taken.
+        Wrong input raises at once. The turn becomes part of the conversation when the last piece was taken; closing
+        the iterator earlier ends the computation and leaves the conversation as it was.
         """
-        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
-        turns, boxes, prompt = self._prepare(question, boxes_px)
-        return self._stream(turns, boxes, prompt, decoding)
+        decoding = Decoding(max_new_tokens, temperature, top_p, seed, stop)
+        return self._stream(*self._prepare(question, boxes_px), decoding)
 
-    def _stream(self, turns, boxes, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+    def _stream(self, before: _Dialogue, after: _Dialogue, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
         tokens: list[int] = []
         shown = ""
-        for token in stream(self.model, prompt, decoding, self._ended):
+        for token in self._tokens(after, prompt, decoding):
             tokens.append(token)
-            text = self._settled(tokens)
+            text = settled_text(self.processor, tokens, decoding.stop)
             if len(text) > len(shown) and text.startswith(shown):
                 yield text[len(shown) :]
                 shown = text
-        answer = self._conclude(turns, boxes, tokens)
-        if answer[len(shown) :]:
-            yield answer[len(shown) :]
+        text = self._conclude(before, after, answer_text(self.processor, tokens, decoding.stop))
+        if text[len(shown) :]:
+            yield text[len(shown) :]
 
     def describe(
         self,
@@ -162,80 +194,100 @@ class RegionChat:
         question: str | None = None,
         max_new_tokens: int = 256,
         batch_size: int = 32,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> list[str]:
         """Asks one question about each box by itself and returns one answer a box; the conversation is not touched.
 
-        boxes_px: N boxes, xyxy in pixels of the picture. question: mentions one region, `<region1>`; by default the
-        model's own. batch_size: boxes answered at once; the answers do not depend on it.
+        image: as of set_image; None: the picture of the conversation. boxes_px: N boxes, xyxy in pixels of the
+        picture, or masks. question: mentions one region, `<region1>`; by default the model's own. batch_size: boxes
+        answered at once; the answers do not depend on it. The rest: see Decoding.
         """
-        picture = open_picture(image)
-        boxes = check_boxes(boxes_px, (picture.height, picture.width))
-        asked = one_region_question(self.default_question if question is None else question)
-        if not len(boxes):
-            return []
-        encoded = self._encode(picture)
-        texts = [self._encode_text(picture, (Turn("user", asked),), box[None]) for box in boxes]
-        regions = encoded.region_features(torch.cat([text["boxes"] for text in texts]))
-        prompts = [
-            Prompt(text["input_ids"], 0, encoded.image_features, row[None])
-            for text, row in zip(texts, regions, strict=True)
-        ]
-        answers = generate(self.model, prompts, Decoding(max_new_tokens), self._ended, batch_size)
-        return [self.processor.decode(answer) for answer in answers]
+        decoding = Decoding(max_new_tokens, temperature, top_p, seed, stop)
+        if image is None:
+            return self._describe_shown(boxes_px, question, decoding, batch_size)
+        return next(self._describe_each([(image, boxes_px)], self._about_one(question), decoding, batch_size))
 
-    def _encode(self, picture: Image.Image) -> EncodedPicture:
-        return encode_pictures(self.model, self.processor.pixel_values(picture, "bicubic")[None])[0]
+    def describe_many(
+        self,
+        images: Iterable[Any],
+        boxes_px: Iterable[Sequence],
+        question: str | None = None,
+        max_new_tokens: int = 256,
+        batch_size: int = 32,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[list[str]]:
+        """Does what `describe` does for many pictures, and yields the answers of one picture after the other.
 
-    def _encode_text(self, picture: Image.Image, turns: tuple[Turn, ...], boxes: np.ndarray) -> dict:
-        sample = RegionSample(picture, turns, boxes)
-        text = self.processor.encode_text(sample, generation=True, image_size=(picture.height, picture.width))
-        if text.get("n_dropped_turns"):
+        images and boxes_px: of the same length; they are taken as needed, so that long lists need no memory.
+        Consecutive pictures are answered together until they fill a batch.
+        """
+        decoding = Decoding(max_new_tokens, temperature, top_p, seed, stop)
+        pairs = zip(images, boxes_px, strict=True)
+        return self._describe_each(pairs, self._about_one(question), decoding, batch_size)
+
+    def _about_one(self, question: str | None) -> str:
+        return one_region_question(self.default_question if question is None else question)
+
+    def _describe_each(
+        self, pairs: Iterable[tuple[Any, Sequence]], question: str, decoding: Decoding, batch_size: int
+    ) -> Iterator[list[str]]:
+        def opened() -> Iterator[tuple[Image.Image, np.ndarray]]:
+            for image, boxes_px in pairs:
+                picture = open_picture(image)
+                yield picture, check_boxes(boxes_px, (picture.height, picture.width))
+
+        for group in grouped(opened(), lambda one: len(one[1]), batch_size):
+            pictures, boxes = zip(*group, strict=True)
+            yield from describe_pictures(self.model, self.processor, pictures, boxes, question, decoding, batch_size)
+
+    def _describe_shown(
+        self, boxes_px: Sequence, question: str | None, decoding: Decoding, batch_size: int
+    ) -> list[str]:
+        dialogue = self._with_picture()
+        boxes = check_boxes(boxes_px, dialogue.size)
+        asked = self._about_one(question)
+        prompts = prompts_about(self.processor, dialogue.encoded, dialogue.size, boxes, asked)
+        return answer(self.model, self.processor, prompts, decoding, batch_size)
+
+    def _with_picture(self) -> _Dialogue:
+        if self._dialogue.picture is None:
+            raise InputError("there is no picture yet; call set_image first")
+        return self._dialogue
+
+    def _prepare(self, question: str, boxes_px: Sequence | None) -> tuple[_Dialogue, _Dialogue, Prompt]:
+        """Returns the conversation, the same with the new question and boxes, and the prompt to answer."""
+        before = self._with_picture()
+        turns = (*before.turns, Turn("user", clean_question(question)))
+        known = before.boxes_px
+        boxes = np.concatenate([known, check_boxes(boxes_px, before.size, first_number=len(known) + 1)])
+        sample = RegionSample(before.picture, turns, boxes)
+        text = self.processor.encode_text(sample, generation=True, image_size=before.size)
+        dropped = text["n_dropped_turns"]
+        if dropped and self.long_history == "refuse":
             raise InputError(
                 f"the conversation no longer fits into the model's {self.processor.model_max_length} tokens; "
-                "begin a new one with reset()"
+                "begin a new one with reset(), or open the chat with long_history='drop'"
             )
+        if dropped:
+            logger.info("the conversation is too long: %d rounds after the first are left out", dropped)
+        recall = Recall(self.model) if before.recall is None else before.recall.copy()
+        after = replace(before, boxes_px=boxes, turns=turns, recall=recall, dropped_rounds=dropped)
+        regions = before.encoded.region_features(text["boxes"])
+        return before, after, Prompt(text["input_ids"], 0, before.encoded.image_features, regions)
+
+    def _tokens(self, after: _Dialogue, prompt: Prompt, decoding: Decoding) -> Iterator[int]:
+        ended = answer_ended(self.processor, decoding.stop)
+        return stream(self.model, prompt, decoding, ended, after.recall)
+
+    def _conclude(self, before: _Dialogue, after: _Dialogue, text: str) -> str:
+        """Makes the answer a turn, unless the conversation was begun anew while it was computed."""
+        if self._dialogue is before:
+            turns = (*after.turns, Turn("assistant", text))
+            self._dialogue = replace(after, turns=turns, recall=after.recall if self.keep_cache else None)
         return text
-
-    def _prepare(self, question: str, boxes_px: Sequence | None) -> tuple[tuple[Turn, ...], np.ndarray, Prompt]:
-        """Returns the conversation with the new question, all its boxes, and the prompt to answer."""
-        dialogue = self._dialogue
-        if dialogue.picture is None or dialogue.encoded is None:
-            raise InputError("there is no picture yet; call set_image first")
-        turns = (*dialogue.turns, Turn("user", clean_question(question)))
-        size = (dialogue.picture.height, dialogue.picture.width)
-        known = dialogue.boxes_px
-        boxes = np.concatenate([known, check_boxes(boxes_px, size, first_number=len(known) + 1)])
-        text = self._encode_text(dialogue.picture, turns, boxes)
-        regions = dialogue.encoded.region_features(text["boxes"])
-        return turns, boxes, Prompt(text["input_ids"], 0, dialogue.encoded.image_features, regions)
-
-    def _conclude(self, turns: tuple[Turn, ...], boxes: np.ndarray, tokens: list[int]) -> str:
-        answer = self.processor.decode(tokens)
-        dialogue = self._dialogue
-        self._dialogue = _Dialogue(dialogue.picture, dialogue.encoded, boxes, (*turns, Turn("assistant", answer)))
-        return answer
-
-    def _settled(self, tokens: list[int]) -> str:
-        """Returns as much of an unfinished answer as later tokens cannot change."""
-        text = self.processor.decode(tokens).rstrip("\ufffd")  # half a character
-        template = TEMPLATES.get(self.processor.prompt_format)
-        if template is not None and template.answer_prefix.startswith(text):
-            return ""  # may become the speaker's name, which is no part of the answer
-        for stop in self.processor.stop_strings:
-            overlap = next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
-            text = text[: len(text) - overlap]
-        return text.rstrip()
-
-
-def answer_ended(processor: Any) -> Ended:
-    """Returns a function that tells from an answer's tokens whether the model has ended it."""
-    stop_ids, stop_texts = set(processor.stop_token_ids), processor.stop_strings
-    decode = processor.tokenizer.decode
-
-    def ended(tokens: list[int]) -> bool:
-        if tokens[-1] in stop_ids:
-            return True
-        tail = decode(tokens[-TAIL_TOKENS:], skip_special_tokens=False)
-        return any(text in tail for text in stop_texts)
-
-    return ended

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
+import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +18,131 @@ from PIL import Image, UnidentifiedImageError
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
+from gpt4roi.masks import size_of, to_box
 from gpt4roi.pictures import load_image
+
+logger = logging.getLogger(__name__)
 
 _MENTION = re.compile(r"<region(\d+)>")
 _SHORT_MENTION = re.compile(r"<(\d+)>")
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.IGNORECASE)
 
 BORDER_SLACK_PX = 1.0
 """How far a box may reach over the picture's border: annotation files round."""
+
+MAX_BOXES = 1000
+"""Boxes that one call takes; more are a mistake, such as a mask given as boxes, more often than a wish."""
 
 
 def open_picture(image: Any) -> Image.Image:
     """Opens a picture as RGB and upright, so that boxes are in pixels of what people see.
 
-    image: path, PIL picture, encoded file as bytes, or uint8 array [H, W, 3] (RGB).
+    image: path, data URL, PIL picture, encoded file as bytes, or uint8 array [H, W, 3] (RGB).
     Raises InputError where there is no such file or where it is not a picture.
     """
-    if isinstance(image, (bytes, bytearray)):
-        image = _decode(bytes(image))
-    elif isinstance(image, (str, Path)) and Path(image).is_dir():
-        raise InputError(f"{image}: is a folder; give one picture inside it")
+    if isinstance(image, str) and image[:5].lower() == "data:":
+        image = _decode(_bytes_of_data_url(image), "of the data URL")
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        image = _decode(bytes(image), "given")
+    elif isinstance(image, (str, Path)):
+        _check_path(image)
     return load_image(image, pipeline="bilinear")  # the pipeline that turns pictures upright
 
 
-def _decode(data: bytes) -> Image.Image:
+def _check_path(path: str | Path) -> None:
+    text = str(path)
+    if not text.strip():
+        raise InputError("the picture's path is empty; give a picture file")
+    if text.startswith(("http://", "https://")):
+        raise InputError(f"{text:.80}: addresses are not fetched; download the picture and give its path")
+    if "\0" in text:
+        raise InputError(f"{text!r:.80} is no path")
+    if Path(path).is_dir():
+        raise InputError(f"{path}: is a folder; give one picture inside it")
+
+
+def _bytes_of_data_url(url: str) -> bytes:
+    head = _DATA_URL.match(url)
+    if head is None or head[3] is None:
+        raise InputError(f"{url[:40]!r}: expected a picture as data:image/png;base64,…")
+    try:
+        return base64.b64decode(url[head.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"{url[:40]!r}: what follows the comma is not base64: {error}") from None
+
+
+def _decode(data: bytes, which: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"the {len(data)} bytes given are not a picture file that can be read: {error}") from None
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        raise InputError(f"the {len(data)} bytes {which} are not a picture file that can be read") from None
 
 
 def check_boxes(boxes_px: Any, image_size: tuple[int, int], first_number: int = 1) -> np.ndarray:
     """Returns the boxes as float64[N, 4], xyxy in pixels, after checking each.
 
-    image_size: (height, width) of the picture; first_number: what the first box is called in messages.
-    Raises InputError naming the box: not four finite numbers, corners exchanged, no area, outside the picture.
+    boxes_px: N boxes of four numbers, or masks, which become the boxes around them: arrays [H, W], COCO's run lengths,
+    polygons (see gpt4roi.masks). image_size: (height, width) of the picture; first_number: what the first one is
+    called in messages.
+    Raises InputError naming the box: not four finite numbers, corners exchanged, no area, outside the picture; a mask
+    that is empty or of another picture's size; too many.
     """
-    if boxes_px is None or len(boxes_px) == 0:
+    if boxes_px is None:
         return np.zeros((0, 4))
-    rows = [_four_numbers(box, number) for number, box in enumerate(boxes_px, start=first_number)]
+    if isinstance(boxes_px, (str, bytes, Mapping)) or not hasattr(boxes_px, "__len__"):
+        raise InputError(f"expected a list of boxes [x1, y1, x2, y2], got {boxes_px!r:.80}")
+    if len(boxes_px) > MAX_BOXES:
+        raise InputError(f"{len(boxes_px)} boxes for one picture, expected {MAX_BOXES} at most; give them in portions")
+    _refuse_a_single_box(boxes_px)
+    rows = [_as_box(box, number, image_size) for number, box in enumerate(boxes_px, start=first_number)]
     for number, box in enumerate(rows, start=first_number):
         _check_box(box, number, image_size)
-    return np.asarray(rows, dtype=np.float64)
+    return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def _refuse_a_single_box(boxes_px: Sequence) -> None:
+    if len(boxes_px) == 4 and all(isinstance(value, Real) for value in boxes_px):
+        raise InputError(f"expected a list of boxes, got one box {_as_text(boxes_px)}; write [[x1, y1, x2, y2]]")
+
+
+def _as_box(region: Any, number: int, image_size: tuple[int, int]) -> list[float]:
+    """Returns the four numbers of a region; says so where they were found around a mask."""
+    if not is_mask(region):
+        return _four_numbers(region, number)
+    mask = np.asarray(region) if hasattr(region, "shape") else region
+    box = [float(value) for value in to_box(mask, f" of region {number}")]
+    size = size_of(mask)
+    if size is not None and size != tuple(image_size):
+        raise InputError(
+            f"the mask of region {number} is {size[1]}x{size[0]} but the picture is {image_size[1]}x{image_size[0]} "
+            "pixels (width x height)"
+        )
+    logger.info("region %d: the mask became its bounding box %s", number, _as_text(box))
+    return box
+
+
+def is_mask(region: Any) -> bool:
+    """Tells whether a region is a mask (array, run lengths, polygons) rather than a box of four numbers."""
+    if isinstance(region, Mapping):
+        return True
+    shape = getattr(region, "shape", None)
+    if shape is not None:
+        return len(shape) == 2
+    if hasattr(region, "__array_interface__"):  # a PIL picture
+        return True
+    if not isinstance(region, Sequence) or isinstance(region, (str, bytes)):
+        return False
+    nested = any(isinstance(part, Sequence) and not isinstance(part, (str, bytes)) for part in region)
+    return nested or (len(region) >= 6 and len(region) % 2 == 0)
 
 
 def _four_numbers(box: Any, number: int) -> list[float]:
     try:
         values = [float(value) for value in box]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"box {number}: expected four numbers x1, y1, x2, y2, got {box!r:.80}") from None
-    if len(values) != 4:
-        raise InputError(f"box {number}: expected four numbers x1, y1, x2, y2, got {len(values)}: {values}")
+    if len(values) != 4 or isinstance(box, (str, bytes)):
+        raise InputError(f"box {number}: expected four numbers x1, y1, x2, y2, got {len(values)}: {values!r:.80}")
     if not all(map(math.isfinite, values)):
         raise InputError(f"box {number}: expected finite numbers, got {_as_text(values)}")
     return values

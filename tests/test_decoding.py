@@ -8,8 +8,9 @@ from tiny import tiny_model, tiny_processor, tiny_tokenizer
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from gpt4roi.answers import answer_ended
 from gpt4roi.decoding import Decoding, Prompt, generate, shared_length, stream
-from gpt4roi.inference import RegionChat, answer_ended
+from gpt4roi.inference import RegionChat
 from gpt4roi.structures import Turn
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_model, tiny_processor, tiny_tokenizer
+from tiny import tiny_model, tiny_processor, tiny_text_config, tiny_tokenizer
 
 from gpt4roi import GPT4RoIProcessor, InputError, RegionChat, RegionSample, Turn
 
@@ -222,6 +222,85 @@ def test_a_conversation_that_outgrows_the_context_says_so():
         chat.ask("And what else may be seen here?")
 
 
+def test_the_oldest_rounds_after_the_first_are_dropped_where_that_is_asked_for():
+    model = tiny_model()
+    settings = {"image_size": 32, "image_seq_length": 16, "prompt_format": "chat", "model_max_length": 200}
+    processor = GPT4RoIProcessor(tiny_tokenizer(), **settings)
+    chat = RegionChat(model, processor, long_history="drop")
+    chat.set_image(picture())
+    questions = ["What is it, in a few words?", "And what else may be seen here?", "And what is that, <region1>?"]
+    for question in questions[:2]:
+        chat.ask(question, max_new_tokens=2)
+
+    answer = chat.ask(questions[2], BOXES[:1], max_new_tokens=4)
+
+    assert chat.dropped_rounds == 1 and len(chat.turns) == 6
+    kept = RegionChat(model, processor)
+    kept.set_image(picture())
+    kept.ask(questions[0], max_new_tokens=2)
+    assert kept.ask(questions[2], BOXES[:1], max_new_tokens=4) == answer
+
+
+def test_an_answer_ends_where_the_positions_of_the_language_model_do():
+    text_config = tiny_text_config(max_position_embeddings=100)
+    model = tiny_model(text_config=text_config)
+    chat = RegionChat(model, tiny_processor(model.config))
+    chat.set_image(picture())
+    prompt_tokens = len(chat._prepare("Go on", None)[2].input_ids)
+
+    chat.ask("Go on", max_new_tokens=256, temperature=5.0, seed=1)
+
+    assert len(chat._dialogue.recall) <= 100
+    with pytest.raises(InputError, match=r"the prompt has \d+ tokens and the language model 100 positions"):
+        chat.ask("x" * (100 - prompt_tokens))
+
+
+def test_stop_texts_end_an_answer_before_them():
+    chat = chat_with(image=True)
+    whole = chat.ask(QUESTION, BOXES[:1], max_new_tokens=12)
+    stop = whole[3:5]
+    expected = whole.partition(stop)[0].strip()
+
+    for answer in (
+        chat_with(image=True).ask(QUESTION, BOXES[:1], max_new_tokens=12, stop=[stop]),
+        "".join(chat_with(image=True).stream(QUESTION, BOXES[:1], max_new_tokens=12, stop=[stop])),
+        chat.describe(picture(), BOXES[:1], max_new_tokens=12, stop=stop)[0],
+    ):
+        assert answer == expected
+
+
+def test_a_picture_set_while_an_answer_comes_begins_a_conversation_of_its_own():
+    chat = chat_with(image=True)
+    pieces = chat.stream(QUESTION, BOXES[:1], max_new_tokens=12)
+    next(pieces)
+
+    chat.set_image(picture(7))
+    list(pieces)
+
+    assert chat.turns == () and len(chat.boxes_px) == 0
+
+
+def test_wrong_input_of_a_stream_raises_before_the_first_piece():
+    with pytest.raises(InputError, match="<region2> but 1 box"):
+        chat_with(image=True).stream("What is <region2>?", BOXES[:1])
+
+
+def test_closing_a_stream_ends_the_computation():
+    chat = chat_with(image=True)
+    steps = []
+    chat.model.language_model.register_forward_hook(lambda *_: steps.append(1))
+    pieces = chat.stream(QUESTION, BOXES[:1], max_new_tokens=200)
+    next(pieces)
+    taken = len(steps)
+
+    pieces.close()
+
+    assert len(steps) == taken < 200
+    assert chat.ask(QUESTION, BOXES[:1], max_new_tokens=8) == chat_with(image=True).ask(
+        QUESTION, BOXES[:1], max_new_tokens=8
+    )
+
+
 def test_a_question_before_any_picture_says_what_to_do():
     with pytest.raises(InputError, match="call set_image first"):
         chat_with().ask("What is this?")
@@ -278,12 +357,6 @@ def test_what_is_no_picture_is_refused(image, message):
         chat_with().set_image(image)
 
 
-def test_settings_of_decoding_are_checked():
-    for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
-        with pytest.raises(InputError, match=next(iter(wrong))):
-            chat_with(image=True).ask("What is this?", **wrong)
-
-
 def test_a_saved_model_opens_with_its_processor_and_answers_the_same(tmp_path):
     chat = chat_with("pyramid")
     chat.model.save_pretrained(tmp_path)
@@ -296,6 +369,8 @@ def test_a_saved_model_opens_with_its_processor_and_answers_the_same(tmp_path):
 
 
 def test_an_unknown_device_or_dtype_is_refused(tmp_path):
+    with pytest.raises(InputError, match="long_history must be 'refuse' or 'drop', got 'forget'"):
+        RegionChat(*[None] * 2, long_history="forget")
     with pytest.raises(InputError, match="device 'abacus'"):
         RegionChat.from_pretrained(tmp_path, device="abacus")
     with pytest.raises(InputError, match="dtype 'int3'"):

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpt4roi.answers import answer_ended
 from gpt4roi.decoding import Decoding, Prompt, generate
 from gpt4roi.encoded_picture import EncodedPicture, encode_pictures
-from gpt4roi.inference import answer_ended
 from gpt4roi.inputs import open_picture
 from gpt4roi.structures import RegionSample, Turn
 

@@ -107,13 +107,23 @@ class LightRegionEncoder(nn.Module):
 
     def pool(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
         """RoIAligns every standardised level; float[M, sum of C_l, output_size, output_size]."""
-        rois = to_rois([rows.to(feature_maps[0].device) for rows in boxes], (self.image_size, self.image_size))
-        levels = zip(feature_maps, self.standardise, self.strides, strict=True)
+        return self._pool_levels(self.pyramid(feature_maps), boxes)
+
+    def _pool_levels(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        rois = to_rois([rows.to(pyramid[0].device) for rows in boxes], (self.image_size, self.image_size))
         pooled = [
-            roi_align(standardise(level), rois, self.output_size, 1 / stride, self.sampling_ratio, self.backend)
-            for level, standardise, stride in levels
+            roi_align(level, rois, self.output_size, 1 / stride, self.sampling_ratio, self.backend)
+            for level, stride in zip(pyramid, self.strides, strict=True)
         ]
         return torch.cat(pooled, dim=1)
+
+    def pyramid(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns what depends on the pictures alone, to be kept for many boxes: list of float[K, C_l, H_l, W_l]."""
+        return [standardise(level) for level, standardise in zip(feature_maps, self.standardise, strict=True)]
+
+    def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Returns float[M, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
+        return self.embed(self._pool_levels(pyramid, boxes)) + self.position(boxes)
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
         """Embeds pooled boxes, float[M, C, h, w], as float[M, D]; disturbs them first while training."""

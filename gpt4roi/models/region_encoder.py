@@ -225,9 +225,19 @@ class RegionEncoder(nn.Module):
         if not used:
             return empty_rows(self, self.width)
         # A picture without boxes has no part in the result: the norms are of each picture by itself.
-        dtype, device = self.fusion.input_convs[0].weight.dtype, feature_maps[0].device
-        maps = self.fusion([level[used].to(dtype) for level in feature_maps])
-        return self.pooler(maps, [boxes[picture].to(device) for picture in used], self.image_size, self.extent)
+        return self.embed_boxes(
+            self.pyramid([level[used] for level in feature_maps]), [boxes[picture] for picture in used]
+        )
+
+    def pyramid(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns what depends on the pictures alone, to be kept for many boxes: list of float[K, C, H_l, W_l]."""
+        dtype = self.fusion.input_convs[0].weight.dtype
+        return self.fusion([level.to(dtype) for level in feature_maps])
+
+    def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Returns float[M, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
+        on_device = [rows.to(pyramid[0].device) for rows in boxes]
+        return self.pooler(pyramid, on_device, self.image_size, self.extent)
 
 
 def empty_rows(module: nn.Module, width: int) -> torch.Tensor:
