@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
 
-_MENTION = re.compile(r"<region(\d+)>")
+MENTION = re.compile(r"<region(\d+)>")
 
 
 def number_boxes(texts: Sequence[str], num_boxes: int, where: str = "") -> list[list[int]]:
@@ -16,7 +16,7 @@ def number_boxes(texts: Sequence[str], num_boxes: int, where: str = "") -> list[
 
     Raises InputError for a region without a box, for another number of bare `<bbox>` than boxes, and for a mixture.
     """
-    mentioned = sorted({int(number) for text in texts for number in _MENTION.findall(text)})
+    mentioned = sorted({int(number) for text in texts for number in MENTION.findall(text)})
     bare = [text.count(REGION_TOKEN) for text in texts]
     if mentioned and any(bare):
         raise InputError(
@@ -55,5 +55,5 @@ def write_mentions(texts: Sequence[str], bare_boxes: Sequence[Sequence[int]]) ->
     written = []
     for text, bare in zip(texts, bare_boxes, strict=True):
         boxes.extend(bare)
-        written.append(_MENTION.sub(write, text))
+        written.append(MENTION.sub(write, text))
     return written, boxes

@@ -54,6 +54,7 @@ class RegionSample:
         boxes clipped) or `bicubic` (dialogue data and inference: CLIP's resize, boxes as they are).
     independent_turns: every question-answer pair is a conversation of its own that shares only the picture; pairs
         cannot see each other, and each introduces its regions anew.
+    region_texts: what the data call each box, one text a box ("" for none), where they name any.
     source: where it comes from, as `file#index`; ends up in every error message.
     """
 
@@ -64,6 +65,7 @@ class RegionSample:
     picture_pipeline: PicturePipeline = "bicubic"
     augmentation: Augmentation | None = None
     independent_turns: bool = False
+    region_texts: tuple[str, ...] = ()
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -26,6 +26,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_indexes(tmp_path_factory):
+    """Keeps the indexes of annotation files that tests make away from the user's cache."""
+    folder = tmp_path_factory.mktemp("indexes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt4roi.datasets.index.index_folders", lambda: [folder])
+        yield
+
+
 @pytest.fixture
 def clip_model():
     """A tiny LLaMA under the original's region encoder on a tiny CLIP (32 px, 16 image tokens)."""

@@ -54,13 +54,13 @@ class EncodedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns one encoded sample, or `skipped` with the reason when what it was drawn from cannot be used."""
-        sample = self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
         try:
+            sample = self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
             encoded = self._encode(sample)
         except InputError as error:
             return {"skipped": str(error)}
         if self.text_index is not None:
-            texts = self.mixture.region_texts(index)
+            texts = dict(enumerate(sample.region_texts))
             ids = [self.text_index.get(texts.get(box, ""), -1) for box in encoded["box_indices"].tolist()]
             encoded["text_ids"] = torch.tensor(ids, dtype=torch.int64)
         return encoded

@@ -10,11 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.datasets.base import RegionDataset
+from gpt4roi.datasets.coco_det import CocoDetection
+from gpt4roi.datasets.flickr30k import Flickr30k
 from gpt4roi.datasets.mixture import Mixture
+from gpt4roi.datasets.refcoco import RefCOCO, RefCOCOG, RefCOCOP
 from gpt4roi.datasets.unified import UnifiedDataset
+from gpt4roi.datasets.vg import VisualGenome
 from gpt4roi.errors import InputError
 
-READERS: dict[str, type[RegionDataset]] = {"unified": UnifiedDataset}
+READERS: dict[str, type[RegionDataset]] = {
+    "coco_det": CocoDetection,
+    "RefCOCO": RefCOCO,
+    "RefCOCOP": RefCOCOP,
+    "RefCOCOG": RefCOCOG,
+    "flickr30k": Flickr30k,
+    "VGDATA": VisualGenome,
+    "unified": UnifiedDataset,
+}
 """What `type` in a list of data sets can say. The keys beside it are the reader's own parameters, and `ratio`."""
 
 

@@ -120,12 +120,14 @@ class UnifiedDataset(RegionDataset):
         turns = [Turn(role, text) for role, text in entry["conversations"]]
         if self.pairs_per_visit and entry["tasks"]:
             turns = self._draw_pairs(turns, entry["tasks"], rng)
+        texts = self.region_texts(index)
         return RegionSample(
             image=self._path(entry),
             turns=tuple(turns),
             boxes_px=entry["boxes"],
             picture_pipeline=self.picture_pipeline,
             independent_turns=entry["independent"],
+            region_texts=tuple(texts.get(box, "") for box in range(len(entry["boxes"]))),
             source=entry["source"],
         )
 

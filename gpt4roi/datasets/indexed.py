@@ -1,0 +1,63 @@
+"""What the readers of the original's data sets share: an index of their files, and the pictures' places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt4roi.datasets.annotations import Drops, counted, listed_drops, place, summary
+from gpt4roi.datasets.base import Drop, RegionDataset
+from gpt4roi.datasets.columns import Columns, text_column
+from gpt4roi.datasets.index import Recipe, open_index
+from gpt4roi.errors import InputError
+
+
+class IndexedDataset(RegionDataset):
+    """A reader whose annotations lie in a memory-mapped index.
+
+    A subclass says in `version` when its index changes its meaning, and makes the index in `build`; `columns` then
+    holds it. Column `position` is each item's place in section 0.
+    """
+
+    version = 1
+
+    def __init__(self, files: Sequence[str | Path], img_prefix: str | Path, options: str = "") -> None:
+        self.files = tuple(Path(file) for file in files)
+        self.img_prefix = str(img_prefix)
+        self.name = str(files[0])
+        self.columns = open_index(self.files, Recipe(type(self).__name__, self.version, options), self.build)
+        self.dropped = counted(self.columns["drops"], self.columns.facts)
+        if not len(self):
+            first = next(self.drops(), None)
+            at = f", first at {first.where}" if first else ""
+            raise InputError(f"{self.name}: no picture that can be used; left out: {summary(self.dropped)}{at}")
+
+    def build(self, contents: list[bytes]) -> Columns:
+        """Makes the index of what the files hold."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.columns["position"])
+
+    def drops(self) -> Iterator[Drop]:
+        return listed_drops(self.columns["drops"], self.columns.facts, self.files)
+
+    def place(self, position: int, section: int = 0) -> str:
+        """Returns the place of something in the files, as `Drop.where`."""
+        return place(self.files, self.columns.facts["drop_sections"][section], position)
+
+    def image(self, index: int, column: str = "image") -> str:
+        """Returns the path of an item's picture."""
+        name = self.columns.text(column, index)
+        return f"{self.img_prefix}/{name}" if self.img_prefix else name
+
+
+def make_columns(arrays: dict[str, np.ndarray], texts: dict[str, Sequence[str]], drops: Drops, **facts: Any) -> Columns:
+    """Joins arrays, columns of texts and the drops to an index."""
+    dropped, drop_facts = drops.columns()
+    for name, column in texts.items():
+        arrays = arrays | text_column(name, column)
+    return Columns(arrays | dropped, facts | drop_facts)
