@@ -6,10 +6,10 @@ import logging
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from gpt4roi.errors import InputError
 from gpt4roi.train.alignment import AlignmentLoss
+from gpt4roi.train.resume import ResumableTrainer
 from gpt4roi.train.trainable import parameter_groups
 
 logger = logging.getLogger(__name__)
@@ -17,13 +17,15 @@ logger = logging.getLogger(__name__)
 _FOR_THE_TRAINER = ("skipped", "source", "n_dropped_turns", "text_ids")
 
 
-class GPT4RoITrainer(Trainer):
+class GPT4RoITrainer(ResumableTrainer):
     """Trains a GPT4RoI model on batches of RegionCollator.
 
     rates: learning rates of modules that differ from the rest.
     alignment, align_weight: the alignment loss that is kept during training, and its weight; None and 0 for none.
     max_bad_fraction: the training stops once more than this share of the samples could not be used.
     """
+
+    kept_counts = ("seen", "skipped", "dropped_turns")
 
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Sequence
@@ -10,21 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
-from gpt4roi.checkpoint.loading import build_from_parts, load_model, load_processor
 from gpt4roi.datasets.collator import RegionCollator
 from gpt4roi.datasets.encoded import EncodedDataset
 from gpt4roi.datasets.mixture import Mixture
 from gpt4roi.datasets.selection import build_mixture
 from gpt4roi.errors import InputError
 from gpt4roi.processor import GPT4RoIProcessor
-from gpt4roi.train import run
+from gpt4roi.train import run, saving
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, align_regions
-from gpt4roi.train.arguments import STAGE_DEFAULTS, DataArguments, ModelArguments, RegionArguments, TrainingArguments
+from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
 from gpt4roi.train.checks import check_drops, check_first_batch
+from gpt4roi.train.command_line import arguments_to_remember, parse, remembered, words
 from gpt4roi.train.features import keep_features
-from gpt4roi.train.trainable import parse_modules, parse_rates, set_trainable
+from gpt4roi.train.opening import is_ours, learning_modules, open_model
+from gpt4roi.train.resume import check_position, describe_data
+from gpt4roi.train.trainable import parse_rates, set_trainable
 from gpt4roi.train.trainer import GPT4RoITrainer
 
 logger = logging.getLogger(__name__)
@@ -38,16 +39,30 @@ def main(argv: Sequence[str]) -> Path:
     argv: `--stage 1|2 --output_dir FOLDER` and any of the dataclasses in arguments.py; FOLDER alone resumes its run.
     Raises InputError for arguments that can't be carried out.
     """
-    arguments = _remembered([part for word in argv for part in _apart(word)])
+    arguments = remembered(words(argv))
     model_args, data_args, region_args, args = parse(arguments)
     folder = Path(args.output_dir)
     if (folder / run.DONE).is_file():
         logger.info("%s is trained already: %s", folder, (folder / run.DONE).read_text())
         return folder
+    with run.held(folder, needed=args.should_save):
+        return _train(folder, arguments, model_args, data_args, region_args, args)
+
+
+def _train(
+    folder: Path,
+    arguments: list[str],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    region_args: RegionArguments,
+    args: TrainingArguments,
+) -> Path:
     set_seed(args.seed)
     mixture = build_mixture(data_args.dataset_config, args.seed)
     check_drops(mixture.parts, data_args.max_bad_fraction)
-    checkpoint = run.last_checkpoint(folder)
+    if args.should_save:
+        saving.clear_leftovers(folder)
+    checkpoint = saving.last_checkpoint(folder)
     model, processor = open_model(checkpoint, model_args, args)
     features = None
     if data_args.picture_features:
@@ -66,8 +81,8 @@ def main(argv: Sequence[str]) -> Path:
     _configure_regularisation(model, region_args)
     if checkpoint is None:
         if args.should_save:
-            run.remember_arguments(folder, args.stage, arguments_to_remember(arguments))
-        if not _is_ours(Path(model_args.model_name_or_path)):
+            run.remember_arguments(folder, args.stage, arguments_to_remember(arguments), begun=False)
+        if not is_ours(Path(model_args.model_name_or_path)):
             _calibrate(model, dataset)
         if region_args.align_regions:
             _align(model, alignment, dataset, region_args, args)
@@ -83,132 +98,22 @@ def main(argv: Sequence[str]) -> Path:
         align_weight=region_args.align_weight,
         max_bad_fraction=data_args.max_bad_fraction,
     )
+    trainer.data = describe_data(dataset)
+    if checkpoint is not None:
+        check_position(checkpoint, trainer.data, trainer.step_size)
+        trainer.read_own_state(checkpoint)
     check_first_batch(trainer.get_train_dataloader(), processor)
+    if args.should_save and checkpoint is None:
+        run.remember_arguments(folder, args.stage, arguments_to_remember(arguments))
+        run.write_settings(
+            folder, [vars(model_args), vars(data_args), vars(region_args), args.to_dict()], args.world_size
+        )
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(args.output_dir)
+    trainer.save_whole()
     if trainer.is_world_process_zero():
         facts = {"steps": trainer.state.global_step, "seconds": round(result.metrics["train_runtime"], 1)}
         run.write_whole(folder / run.DONE, json.dumps(facts))
     return folder
-
-
-def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArguments, TrainingArguments]:
-    """Reads arguments over the defaults of their stage; raises InputError for unknown or impossible ones."""
-    stage = _value(argv, "--stage") or "1"
-    if stage not in ("1", "2"):
-        raise InputError(f"--stage must be 1 or 2, got {stage!r}")
-    if _value(argv, "--output_dir") is None and not {"-h", "--help"} & set(argv):
-        raise InputError("--output_dir is missing: the folder that the training writes to and resumes from")
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, RegionArguments, TrainingArguments), prog="gpt4roi train", exit_on_error=False
-    )
-    accelerated = torch.cuda.is_available()
-    parser.set_defaults(**STAGE_DEFAULTS[int(stage)], bf16=accelerated, use_cpu=not accelerated)
-    try:
-        *parts, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
-    except (argparse.ArgumentError, ValueError) as error:
-        raise InputError(f"arguments: {error}") from None
-    if unknown:
-        raise InputError(f"unknown arguments: {' '.join(unknown)}; --help lists what there is")
-    model_args, data_args, region_args, args = parts
-    parse_modules(args.trainable_modules)
-    parse_rates(args.learning_rates)
-    args.label_names = ["labels"]
-    if args.n_gpu > 1:
-        raise InputError(
-            f"{args.n_gpu} GPUs in one process: start one process for each, as train_stage{stage}.sh or torchrun does"
-        )
-    if args.global_batch_size:
-        at_once = args.per_device_train_batch_size * args.world_size
-        if args.global_batch_size % at_once:
-            raise InputError(
-                f"--global_batch_size {args.global_batch_size} is not a multiple of the {at_once} samples that "
-                f"{args.world_size} processes take at once; change --per_device_train_batch_size"
-            )
-        args.gradient_accumulation_steps = args.global_batch_size // at_once
-    return model_args, data_args, region_args, args
-
-
-def open_model(
-    checkpoint: Path | None, model_args: ModelArguments, args: TrainingArguments
-) -> tuple[Any, GPT4RoIProcessor]:
-    """Opens a checkpoint, a GPT4RoI folder, or builds a model from a language model and a vision tower."""
-    source = checkpoint or Path(model_args.model_name_or_path)
-    if _is_ours(source):
-        chosen = {"dtype": torch.float32, "attn_implementation": model_args.attn_implementation}
-        return load_model(str(source), **chosen), load_processor(str(source))
-    if args.stage == 2:
-        raise InputError(
-            f"{source}: not a GPT4RoI folder; stage 2 starts from stage 1's: --model_name_or_path exp/stage1"
-        )
-    return build_from_parts(
-        language_model=model_args.model_name_or_path,
-        vision_tower=model_args.vision_tower,
-        region_encoder_type=model_args.region_encoder_type,
-        projector=model_args.pretrain_mm_mlp_adapter,
-        prompt_format=model_args.prompt_format,
-        system_prompt=model_args.system_prompt,
-        model_max_length=model_args.model_max_length,
-        image_grid_size=model_args.image_grid_size,
-        mm_vision_select_layer=model_args.mm_vision_select_layer,
-        mm_use_im_start_end=model_args.mm_use_im_start_end,
-        attn_implementation=model_args.attn_implementation,
-    )
-
-
-def learning_modules(model_args: ModelArguments, args: TrainingArguments) -> tuple[str, ...]:
-    """Returns which modules learn: those asked for, and the projector where the run started it untrained."""
-    modules = parse_modules(args.trainable_modules)
-    begun_here = not _is_ours(Path(model_args.model_name_or_path))
-    if begun_here and model_args.pretrain_mm_mlp_adapter is None and "mm_projector" not in modules:
-        logger.info("mm_projector started untrained (no --pretrain_mm_mlp_adapter), so it learns too")
-        modules += ("mm_projector",)
-    return modules
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, json.JSONDecodeError):
-        return False
-    return kind in ("gpt4roi", "llava")
-
-
-def _remembered(argv: list[str]) -> list[str]:
-    """Returns the arguments of the run in --output_dir, where there is one and only the folder was given."""
-    stage, folder = _value(argv, "--stage") or "1", _value(argv, "--output_dir")
-    if folder is None or stage not in ("1", "2"):
-        return argv
-    given = arguments_to_remember(argv)
-    return [
-        "--stage", stage, "--output_dir", folder, *run.remembered_arguments(Path(folder), int(stage), given)
-    ]  # fmt: skip
-
-
-def arguments_to_remember(argv: Sequence[str]) -> list[str]:
-    """Returns the arguments without the stage and the folder, which the work directory itself stands for."""
-    kept, skip = [], False
-    for word in argv:
-        if skip:
-            skip = False
-        elif word in ("--stage", "--output_dir"):
-            skip = True
-        else:
-            kept.append(word)
-    return kept
-
-
-def _apart(word: str) -> list[str]:
-    """Returns `--some-flag=value` as `--some_flag` and `value`, and any other word as it is."""
-    if not word.startswith("--"):
-        return [word]
-    flag, *value = word.split("=", 1)
-    return ["--" + flag[2:].replace("-", "_"), *value]
-
-
-def _value(argv: Sequence[str], flag: str) -> str | None:
-    argv = list(argv)
-    return argv[argv.index(flag) + 1] if flag in argv and argv.index(flag) + 1 < len(argv) else None
 
 
 def _calibrate(model: Any, dataset: EncodedDataset) -> None:

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from gpt4roi.errors import InputError
-from gpt4roi.train import run
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, hits
 from gpt4roi.train.trainable import parameter_groups, parse_modules, parse_rates, set_trainable
 
@@ -54,25 +53,3 @@ def test_the_alignment_loss_is_least_for_the_right_text_and_ignores_unknown_ones
     assert hits(loss, torch.eye(3), right) == 3
     assert hits(loss, torch.eye(3), wrong) == 0
     assert loss(torch.eye(3), torch.tensor([-1, -1, -1])) == 0
-
-
-def test_only_a_checkpoint_written_to_its_end_is_resumed(tmp_path):
-    for step, state in ((2, "{}"), (4, "{}"), (6, '{"half')):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "trainer_state.json").write_text(state)
-        (folder / "model.safetensors").write_bytes(b"")
-    assert run.last_checkpoint(tmp_path).name == "checkpoint-4"
-    (tmp_path / "checkpoint-4" / "model.safetensors").unlink()
-    assert run.last_checkpoint(tmp_path).name == "checkpoint-2"
-
-
-def test_a_folder_alone_gets_the_arguments_of_its_run(tmp_path):
-    run.remember_arguments(tmp_path, 1, ["--seed", "3"])
-    assert run.remembered_arguments(tmp_path, 1, []) == ["--seed", "3"]
-    assert run.remembered_arguments(tmp_path, 1, ["--seed", "3"]) == ["--seed", "3"]
-    with pytest.raises(InputError, match="other arguments"):
-        run.remembered_arguments(tmp_path, 1, ["--seed", "4"])
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InputError, match="damaged"):
-        run.remembered_arguments(tmp_path, 1, [])

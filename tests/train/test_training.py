@@ -74,31 +74,6 @@ def test_stage_2_starts_from_stage_1_and_changes_all_but_the_tower(parts, traine
     assert model.config.region_encoder_type == "light"
 
 
-def test_the_folder_alone_resumes_and_ends_as_an_uninterrupted_run_up_to_rounding(parts, tmp_path, monkeypatch):
-    whole = stage1(tmp_path / "whole", parts, "--save_steps", "2", steps=6)
-    from gpt4roi.train import training
-
-    class StoppedError(Exception):
-        pass
-
-    original = training.GPT4RoITrainer.training_step
-
-    def stop_in_step_5(self, *args, **kwargs):
-        if self.state.global_step == 4:
-            raise StoppedError
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.GPT4RoITrainer, "training_step", stop_in_step_5)
-        with pytest.raises(StoppedError):
-            stage1(tmp_path / "stopped", parts, "--save_steps", "2", steps=6)
-    resumed = main(["--stage", "1", "--output_dir", str(tmp_path / "stopped")])
-    assert json.loads((resumed / "trained.json").read_text())["steps"] == 6
-    before, after = tensors(whole), tensors(resumed)
-    # Not to the bit: weights read from a file lie elsewhere in memory, which changes the order of some sums.
-    assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-6
-
-
 def test_a_finished_folder_is_left_as_it_is(parts, trained1):
     before = (trained1 / "model.safetensors").stat().st_mtime_ns
     assert main(["--stage", "1", "--output_dir", str(trained1)]) == trained1

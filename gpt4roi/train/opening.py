@@ -1,0 +1,80 @@
+"""The model that a training begins or goes on with, and which of its parts learn."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt4roi.checkpoint.loading import build_from_parts, load_model, load_processor
+from gpt4roi.errors import InputError
+from gpt4roi.processor import GPT4RoIProcessor
+from gpt4roi.train import run
+from gpt4roi.train.arguments import ModelArguments, TrainingArguments
+from gpt4roi.train.resume import realign
+from gpt4roi.train.trainable import parse_modules
+
+logger = logging.getLogger(__name__)
+
+
+def open_model(
+    checkpoint: Path | None, model_args: ModelArguments, args: TrainingArguments
+) -> tuple[Any, GPT4RoIProcessor]:
+    """Opens a checkpoint, a GPT4RoI folder, or builds a model from a language model and a vision tower.
+
+    A checkpoint whose weights are sharded is loaded by the trainer, over the model that the run began with.
+    """
+    holds_weights = checkpoint is not None and any(checkpoint.glob("model*.safetensors"))
+    source = checkpoint if holds_weights else Path(model_args.model_name_or_path)
+    if not holds_weights:
+        run.require_finished(source)
+    if is_ours(source):
+        chosen = {"dtype": torch.float32, "attn_implementation": model_args.attn_implementation}
+        model, processor = load_model(str(source), **chosen), load_processor(str(source))
+    elif args.stage == 2:
+        raise InputError(
+            f"{source}: not a GPT4RoI folder; stage 2 starts from stage 1's: --model_name_or_path exp/stage1"
+        )
+    else:
+        model, processor = _build(model_args)
+    if args.device.type == "cpu":
+        realign(model)
+    return model, processor
+
+
+def _build(model_args: ModelArguments) -> tuple[Any, GPT4RoIProcessor]:
+    return build_from_parts(
+        language_model=model_args.model_name_or_path,
+        vision_tower=model_args.vision_tower,
+        region_encoder_type=model_args.region_encoder_type,
+        projector=model_args.pretrain_mm_mlp_adapter,
+        prompt_format=model_args.prompt_format,
+        system_prompt=model_args.system_prompt,
+        model_max_length=model_args.model_max_length,
+        image_grid_size=model_args.image_grid_size,
+        mm_vision_select_layer=model_args.mm_vision_select_layer,
+        mm_use_im_start_end=model_args.mm_use_im_start_end,
+        attn_implementation=model_args.attn_implementation,
+    )
+
+
+def learning_modules(model_args: ModelArguments, args: TrainingArguments) -> tuple[str, ...]:
+    """Returns which modules learn: those asked for, and the projector where the run started it untrained."""
+    modules = parse_modules(args.trainable_modules)
+    begun_here = not is_ours(Path(model_args.model_name_or_path))
+    if begun_here and model_args.pretrain_mm_mlp_adapter is None and "mm_projector" not in modules:
+        logger.info("mm_projector started untrained (no --pretrain_mm_mlp_adapter), so it learns too")
+        modules += ("mm_projector",)
+    return modules
+
+
+def is_ours(folder: Path) -> bool:
+    """Tells whether a folder holds a GPT4RoI model, in our format or the original's."""
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, json.JSONDecodeError):
+        return False
+    return kind in ("gpt4roi", "llava")

@@ -1,0 +1,160 @@
+"""Going on where a training stopped, equal to the bit: memory, state of every process, position in the data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Trainer
+
+from gpt4roi.datasets.encoded import EncodedDataset
+from gpt4roi.errors import InputError
+from gpt4roi.train import saving
+
+POSITION = "position.json"
+SAMPLES_COMPARED = 16
+
+
+@torch.no_grad()
+def realign(model: nn.Module) -> None:
+    """Moves every tensor of a model that lies on the CPU to memory of its own, at the allocator's alignment.
+
+    Tensors of a safetensors file lie wherever they stand in the file. The CPU's matrix kernels sum in another order
+    where a row does not begin at a multiple of the vector's width, so that a model opened from a checkpoint would
+    differ in the last bit from the one that wrote it.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+
+
+def describe_data(dataset: EncodedDataset) -> dict[str, Any]:
+    """Returns what a run remembers of its data: how many samples, and a digest of some of them, drawn alike."""
+    digest = hashlib.sha256()
+    for index in np.linspace(0, len(dataset) - 1, min(SAMPLES_COMPARED, len(dataset))).astype(int).tolist():
+        sample = dataset.mixture.sample(index, np.random.default_rng([dataset.seed, index]))
+        words = [f"{turn.role}: {turn.text}" for turn in sample.turns]
+        digest.update(json.dumps([words, sample.boxes_px.round(3).tolist()]).encode())
+    return {"samples": len(dataset), "digest": digest.hexdigest()[:16]}
+
+
+def check_position(checkpoint: Path, data: dict[str, Any], step_size: int) -> None:
+    """Raises InputError where the data, or the number of samples in a step, are not those of a checkpoint.
+
+    data: as of `describe_data`; step_size: samples in a step over all processes.
+    """
+    path = checkpoint / POSITION
+    if not path.is_file():
+        return
+    then = json.loads(path.read_text())
+    for name, now in (data | {"step_size": step_size}).items():
+        if then.get(name) != now:
+            what = {"samples": "the number of samples", "digest": "the samples", "step_size": "the samples in a step"}
+            raise InputError(
+                f"{checkpoint}: {what[name]} changed since it was written ({then.get(name)} then, {now} now), so the "
+                "run cannot go on with the right samples; restore the data, or begin a run in another folder"
+            )
+
+
+class ResumableTrainer(Trainer):
+    """The HF Trainer with checkpoints that are whole or not there, and all that an exact continuation needs in them.
+
+    The position in the data is the step: samples are drawn by seed, epoch and index, so nothing is read to get there.
+    kept_counts: names of this trainer's counters that a continuation goes on with. data: as of `describe_data`.
+    """
+
+    kept_counts: tuple[str, ...] = ()
+    data: dict[str, Any]
+    _staging: Path | None = None
+    _restored: dict[str, Any] | None = None
+
+    @property
+    def step_size(self) -> int:
+        """Samples in a step over all processes."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes a checkpoint beside its place, then renames it; raises InputError where the disk is full."""
+        folder, name = Path(self.args.output_dir), f"{saving.PREFIX}{self.state.global_step}"
+        staging = folder / f"{saving.PARTIAL}{name}"
+        with saving.room_for(f"checkpoint {self.state.global_step}", folder, staging):
+            if self.args.should_save:
+                staging.mkdir(parents=True, exist_ok=True)
+            self.accelerator.wait_for_everyone()
+            self._staging = staging
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            self._save_own_state(staging / name)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._name_best(staging / name)
+                saving.publish(staging / name, folder / name)
+                staging.rmdir()
+                saving.thin_out(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def save_whole(self) -> None:
+        """Writes the trained model into the work directory, every file by a rename."""
+        folder = Path(self.args.output_dir)
+        staging = folder / f"{saving.PARTIAL}model"
+        with saving.room_for("the trained model", folder, staging):
+            self.save_model(str(staging))
+            if self.args.should_save:
+                saving.publish_files(staging, folder)
+        self.accelerator.wait_for_everyone()
+
+    def _name_best(self, staged: Path) -> None:
+        """Names the best checkpoint by its place, not by where it was written."""
+        if not self.state.best_global_step:
+            return
+        best = Path(self.args.output_dir) / f"{saving.PREFIX}{self.state.best_global_step}"
+        if best.exists() or best.name == staged.name:
+            self.state.best_model_checkpoint = str(best)
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+
+    def _save_own_state(self, staged: Path) -> None:
+        """Adds this process's counts and running loss, and the position in the data."""
+        own: dict[str, Any] = {name: getattr(self, name) for name in self.kept_counts}
+        own |= {"loss": float(self._tr_loss), "last_logged": self._globalstep_last_logged}
+        (staged / f"rank_{self.args.process_index}.json").write_text(json.dumps(own))
+        if self.args.should_save:
+            if not any(staged.glob("config.json")):  # where weights are sharded, the Trainer leaves these out
+                self.accelerator.unwrap_model(self.model).config.save_pretrained(staged)
+                self.processing_class.save_pretrained(staged)
+            (staged / POSITION).write_text(json.dumps(self.data | {"step_size": self.step_size}))
+
+    def read_own_state(self, checkpoint: Path) -> None:
+        """Reads what `_save_own_state` added; of another number of processes, the first goes on with all counts."""
+        files = sorted(checkpoint.glob("rank_*.json"))
+        states = [json.loads(path.read_text()) for path in files]
+        if not states:
+            return
+        rank = self.args.process_index
+        if len(states) == self.args.world_size:
+            self._restored = states[rank]
+        else:
+            counts = {name: sum(s.get(name, 0) for s in states) if rank == 0 else 0 for name in self.kept_counts}
+            loss = sum(state["loss"] for state in states) / len(states)
+            self._restored = counts | {"loss": loss, "last_logged": states[0]["last_logged"]}
+        for name in self.kept_counts:
+            setattr(self, name, self._restored.get(name, 0))
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self._restored is not None:
+            self._tr_loss.fill_(self._restored["loss"])
+            self._globalstep_last_logged = self._restored["last_logged"]
+            self._restored = None
+        if self.state.global_step >= self.state.max_steps:  # killed between the last checkpoint and the end
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)

@@ -1,0 +1,195 @@
+"""Checkpoints that are whole or not there: written beside their place, listed file by file, renamed when complete.
+
+`checkpoint-N` appears by a rename, after `whole.json` has listed every file's size and check sum and all of it is on
+the disk. A folder that does not agree with its list, or has none, is torn: it is never resumed and never counted.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from gpt4roi.checkpoint.stored import readable_size
+from gpt4roi.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+LIST = "whole.json"
+PREFIX = "checkpoint-"
+PARTIAL = ".partial-"
+"""What the unfinished are called, and what is about to be deleted; cleared away when the next run begins."""
+
+BLOCK = 1 << 20
+BLOCKS = 64
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "unexpected pos")
+
+
+def step_of(checkpoint: Path) -> int:
+    """Returns the number of steps behind a checkpoint, by its name; -1 where it is no checkpoint's name."""
+    number = checkpoint.name.removeprefix(PREFIX)
+    return int(number) if checkpoint.name.startswith(PREFIX) and number.isdigit() else -1
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Lists the checkpoints of a work directory, whole or not, oldest first."""
+    return sorted((path for path in folder.glob(f"{PREFIX}*") if step_of(path) >= 0), key=step_of)
+
+
+def check_sum(path: Path) -> int:
+    """Returns the CRC-32 of a file; of a file beyond 64 MiB, that of 64 blocks of 1 MiB spread over it."""
+    size = path.stat().st_size
+    stride = max(BLOCK, size // BLOCKS)
+    total = 0
+    with path.open("rb") as file:
+        for start in range(0, size, stride):
+            file.seek(start)
+            total = zlib.crc32(file.read(BLOCK), total)
+        file.seek(max(0, size - BLOCK))
+        return zlib.crc32(file.read(BLOCK), total)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LIST)
+
+
+def seal(folder: Path) -> None:
+    """Lists the files of a finished folder in `whole.json` and forces all of it to the disk."""
+    listed = {}
+    for path in _files(folder):
+        _sync(path)
+        listed[str(path.relative_to(folder))] = [path.stat().st_size, check_sum(path)]
+    (folder / LIST).write_text(json.dumps(listed))
+    for path in (folder / LIST, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+        _sync(path)
+
+
+def damage(folder: Path) -> str | None:
+    """Returns what is wrong with a checkpoint, in a few words; None where it is whole."""
+    try:
+        listed = json.loads((folder / LIST).read_text())
+        expected = {name: (int(size), int(total)) for name, (size, total) in listed.items()}
+    except FileNotFoundError:
+        return f"it has no {LIST}, so it was not written to its end"
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"its {LIST} cannot be read"
+    for name, (size, total) in expected.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+        if check_sum(path) != total:
+            return f"{name} has other bytes than were written"
+    return None
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Returns the newest whole checkpoint of a work directory, and says which newer ones are torn."""
+    for checkpoint in reversed(checkpoints(folder)):
+        wrong = damage(checkpoint)
+        if wrong is None:
+            return checkpoint
+        logger.warning("%s is torn (%s); an older one is looked for", checkpoint, wrong)
+    return None
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what an interrupted run left unfinished."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        logger.info("%s was left unfinished by a run that was interrupted; it is removed", path)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def publish(staged: Path, target: Path) -> None:
+    """Seals a finished folder and renames it to its place; a torn one of the same name gives way."""
+    seal(staged)
+    if target.exists():
+        remove(target)
+    staged.replace(target)
+    _sync(target.parent)
+
+
+def publish_files(staged: Path, target: Path) -> None:
+    """Moves the files of a finished folder into another that exists, each by a rename."""
+    for path in _files(staged):
+        _sync(path)
+    for path in _files(staged):
+        place = target / path.relative_to(staged)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(place)
+    _sync(target)
+    shutil.rmtree(staged)
+
+
+def remove(checkpoint: Path) -> None:
+    """Deletes a checkpoint; killed on the way, it leaves a leftover, not a torn checkpoint."""
+    doomed = checkpoint.with_name(f"{PARTIAL}{checkpoint.name}-deleted")
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.replace(doomed)
+    shutil.rmtree(doomed)
+
+
+def thin_out(folder: Path, limit: int | None, best: str | None = None) -> None:
+    """Keeps the newest `limit` whole checkpoints and the best one; None or 0 keeps all.
+
+    Torn ones are not counted, so the last whole one always stays; those older than every kept one go too.
+    """
+    if not limit or limit < 1:
+        return
+    found = checkpoints(folder)
+    kept: list[Path] = []
+    for checkpoint in reversed(found):
+        if len(kept) < limit and damage(checkpoint) is None:
+            kept.append(checkpoint)
+    if not kept:
+        return
+    for checkpoint in found:
+        if step_of(checkpoint) < step_of(kept[-1]) and (best is None or checkpoint.name != Path(best).name):
+            remove(checkpoint)
+
+
+@contextmanager
+def room_for(what: str, folder: Path, staged: Path) -> Iterator[None]:
+    """Turns a full disk into one readable error, and removes what was begun.
+
+    Raises InputError that names the last whole checkpoint and how to go on.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, InputError) or not _disk_is_full(error):
+            raise
+        shutil.rmtree(staged, ignore_errors=True)
+        free = readable_size(shutil.disk_usage(folder).free)
+        last = next((path for path in reversed(checkpoints(folder)) if damage(path) is None), None)
+        state = f"{last.name} is whole" if last else "there is no checkpoint yet"
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(
+            f"{what} cannot be written to {folder}: {reason} ({free} free); {state}: make room and give the folder "
+            "alone to go on"
+        ) from error
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return any(word in str(error) for word in _FULL_WORDS)
+
+
+def _sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk, so that they outlive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
