@@ -113,6 +113,9 @@ VISUAL_GENOME_QUESTIONS = (
     "Briefly, what does {region} show?",
 )
 
+DETECTED_REGION = "At <bbox> there seems to be a {name}."
+"""One line a detected box, before the question of a dialogue."""
+
 VCR_PREFIXES = (
     "The picture shows {regions}.\n",
     "Some of what can be seen is marked: {regions}.\n",

@@ -54,26 +54,26 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
-def parse_json(path: Path, data: bytes, where: str = "") -> Any:
-    """Parses JSON; where: what follows the path in messages, such as `#12`.
-
-    Raises InputError with line and column, or the byte, where it is not valid.
-    """
+def parse_json(path: Path, data: bytes) -> Any:
+    """Parses JSON; raises InputError with line and column, or the byte, where it is not valid."""
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}{where}: not UTF-8 text at byte {error.start}; expected JSON") from None
+        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; expected JSON") from None
     except RecursionError:
-        raise InputError(f"{path}{where}: not usable JSON: nested too deeply, from the first byte on") from None
+        raise InputError(f"{path}: not usable JSON: nested too deeply, from the first byte on") from None
     except ValueError as error:  # JSONDecodeError, or a number of thousands of digits
-        raise InputError(f"{path}{where}: not valid JSON: {error}; is the file whole?") from None
+        raise InputError(f"{path}: not valid JSON: {error}; is the file whole?") from None
 
 
 def parse_lines(path: Path, data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yields (line from 1, value) of a file with one JSON value a line; raises InputError naming the line."""
+    """Yields (line from 1, value) of a file with one JSON value a line; for a line that is none, its UnusableError."""
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
-            yield number, parse_json(path, line, f"#{number}")
+            try:
+                yield number, parse_json(path, line)
+            except InputError:
+                yield number, UnusableError("line that is not valid JSON")
 
 
 def listed(path: Path, value: Any, key: str, what: str) -> list:

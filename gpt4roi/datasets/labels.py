@@ -24,3 +24,9 @@ def lvis_names() -> tuple[str, ...]:
     """Returns the 1203 category names of LVIS v1 in the order of their ids, so that label i is category i + 1."""
     names = _names("lvis_v1_categories.json")
     return tuple(names[identity] for identity in sorted(names))
+
+
+def lvis_names_as_released() -> tuple[str, ...]:
+    """Returns the names the released weights were shown: two ran together at label 938, and all later ones moved up."""
+    names, joined = lvis_names(), 938
+    return (*names[:joined], names[joined] + names[joined + 1], *names[joined + 2 :], "background")

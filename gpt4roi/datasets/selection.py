@@ -11,10 +11,12 @@ from typing import Any
 
 from gpt4roi.datasets.base import RegionDataset
 from gpt4roi.datasets.coco_det import CocoDetection
+from gpt4roi.datasets.det_llava import DetLlava
 from gpt4roi.datasets.flickr30k import Flickr30k
 from gpt4roi.datasets.mixture import Mixture
 from gpt4roi.datasets.refcoco import RefCOCO, RefCOCOG, RefCOCOP
 from gpt4roi.datasets.unified import UnifiedDataset
+from gpt4roi.datasets.vcr import VCR, MultiVCR, SingleVCR
 from gpt4roi.datasets.vg import VisualGenome
 from gpt4roi.errors import InputError
 
@@ -25,6 +27,10 @@ READERS: dict[str, type[RegionDataset]] = {
     "RefCOCOG": RefCOCOG,
     "flickr30k": Flickr30k,
     "VGDATA": VisualGenome,
+    "det_llava": DetLlava,
+    "vcr": VCR,
+    "single_vcr": SingleVCR,
+    "multi_vcr": MultiVCR,
     "unified": UnifiedDataset,
 }
 """What `type` in a list of data sets can say. The keys beside it are the reader's own parameters, and `ratio`."""
