@@ -5,34 +5,44 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from gpt4roi.cli import output
-from gpt4roi.cli._model import add_model_arguments, open_chat
+from gpt4roi.cli._model import add_model_arguments, check_model_folder, open_chat
 from gpt4roi.errors import InputError
+from gpt4roi.evaluation.benchmarks import BENCHMARKS
 
 HELP = "measure a model on a benchmark"
 EXAMPLE = """
   gpt4roi evaluate --benchmark stamps --model exp/quickstart/stage2 --data exp/quickstart/data --out exp/quickstart/eval
-  gpt4roi evaluate --benchmark stamps --data exp/quickstart/data --out exp/look --limit 10 --json
+  gpt4roi evaluate --benchmark vg --model ./GPT4RoI-7B --data data/visual_genome --out exp/vg --limit 100 --shuffle 0
+  gpt4roi evaluate --benchmark refcocog --model my_model.py --data data/mdetr_annotations --out exp/other
+  torchrun --nproc_per_node 8 -m gpt4roi.cli evaluate --benchmark vcr --model ./GPT4RoI-7B --data data/vcr --out exp/vcr
+docs/evaluation.md says what each benchmark needs and how a Python file wraps another model.
 """
-BENCHMARKS = {"stamps": ("gpt4roi.evaluation.stamps", "evaluate_stamps")}
-"""Name of each benchmark: its module and function."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the benchmark, its data and where the results go."""
     parser.add_argument("--benchmark", required=True, choices=sorted(BENCHMARKS), help="what to measure")
-    parser.add_argument("--data", metavar="DIR", required=True, help="the benchmark's data")
+    parser.add_argument("--data", metavar="PATH", required=True, help="the annotation file, or its folder")
+    parser.add_argument("--images", metavar="DIR", help="the pictures' folder (default: the usual one beside the data)")
+    parser.add_argument("--split", metavar="NAME", help="which part of the data (default: the one that papers report)")
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="gets metrics.json, predictions.jsonl and report.html"
     )
     add_model_arguments(parser)
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each split, for a look")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N pictures (of each split), for a look")
+    parser.add_argument("--shuffle", type=int, metavar="SEED", help="draw the N pictures instead of taking the first")
+    parser.add_argument("--question", metavar="TEXT", help="ask this about every region instead of the usual question")
+    parser.add_argument("--compare", metavar="FILE", help="metrics.json of another run: paired differences")
+    parser.add_argument("--sentence-model", metavar="DIR", help="folder of all-MiniLM-L6-v2 (default: the package's)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="cut answers (default: 24 for stamps, else 64)")
     parser.add_argument(
         "--batch-size", type=int, default=128, metavar="N", help="prompts at once (default: %(default)s)"
     )
+    parser.add_argument("--fresh", action="store_true", help="forget the answers that an earlier run left in --out")
     parser.add_argument(
         "--phases", metavar="FILE", help='JSON object {"phase": minutes} to show in the report, such as of a training'
     )
@@ -41,37 +51,104 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates and writes the main figures to stdout, one a line."""
-    for name in ("limit", "batch_size"):
+    facts = check_arguments(args)
+
+    from gpt4roi.evaluation.evaluate import evaluate
+    from gpt4roi.evaluation.items import Source
+    from gpt4roi.evaluation.models import fingerprint
+    from gpt4roi.evaluation.ranks import join_world, leave_world
+    from gpt4roi.evaluation.similarity import find_sentence_model
+
+    find_sentence_model(args.sentence_model)
+    source = Source(
+        Path(args.data),
+        images=None if args.images is None else Path(args.images),
+        split=args.split,
+        limit=args.limit,
+        shuffle=args.shuffle,
+        question=args.question,
+        sentence_model=None if args.sentence_model is None else Path(args.sentence_model),
+    )
+    world = join_world()
+    try:
+        answer, settings = open_answerer(args, world)
+        settings |= {"model": fingerprint(args.model), "batch_size": args.batch_size}
+        settings |= {"tower": None if args.vision_tower is None else fingerprint(args.vision_tower)}
+        metrics = evaluate(
+            args.benchmark, answer, source, args.out, facts, settings, args.compare, world, fresh=args.fresh
+        )
+    finally:
+        leave_world()
+    if metrics is not None:
+        write_figures(metrics, args)
+    return 0
+
+
+def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Checks what is quick to check and returns what belongs into the report."""
+    for name in ("limit", "batch_size", "max_new_tokens"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if not Path(args.data).is_dir():
-        raise InputError(f"--data {args.data}: no such folder; for stamps run `gpt4roi data make-stamps` first")
+    if args.shuffle is not None and args.limit is None:
+        raise InputError("--shuffle draws the pictures of --limit; give --limit N too")
+    if args.shuffle is not None and args.shuffle < 0:
+        raise InputError(f"--shuffle must be a seed of 0 or more, got {args.shuffle}")
+    if not Path(args.data).exists():
+        raise InputError(f"--data {args.data}: no such file or folder; for stamps run `gpt4roi data make-stamps` first")
+    if args.images is not None and not Path(args.images).is_dir():
+        raise InputError(f"--images {args.images}: no such folder")
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise InputError(f"--out {args.out}: is a file; give a folder")
     facts = {"model": str(args.model), "command": command_line(args)}
     if args.phases:
         facts["phases"] = read_phases(Path(args.phases))
+    if args.model.endswith(".py"):
+        if not Path(args.model).is_file():
+            raise InputError(f"--model {args.model}: no such file")
+    else:
+        check_model_folder(args.model)
+    return facts
+
+
+def open_answerer(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, Any]]:
+    """Opens the model, and returns it with the settings that its answers depend on."""
+    from gpt4roi.evaluation.asking import ModelAnswerer
+    from gpt4roi.evaluation.models import WrappedModel, is_wrapper
+
+    if is_wrapper(args.model):
+        return WrappedModel(args.model), {}
+    args.device = world.device(args.device)
     chat = open_chat(args)
-    module, function = BENCHMARKS[args.benchmark]
-    evaluate = getattr(import_module(module), function)
-    metrics = evaluate(
-        chat.model, chat.processor, args.data, args.out, batch_size=args.batch_size, limit=args.limit, facts=facts
-    )
+    length = args.max_new_tokens or (24 if args.benchmark == "stamps" else 64)
+    dtype = str(next(chat.model.language_model.parameters()).dtype)
+    answer = ModelAnswerer(chat.model, chat.processor, args.batch_size, length)
+    return answer, {"dtype": dtype, "device": chat.model.device.type, "max_new_tokens": length}
+
+
+def write_figures(metrics: dict[str, Any], args: argparse.Namespace) -> None:
+    """Writes the main figures, and what could not be computed."""
     if args.json:
         output.record(metrics["summary"])
-    else:
-        width = max(map(len, metrics["summary"]))
-        for name, value in metrics["summary"].items():
-            output.line(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
-        output.line(f"report: {Path(args.out) / 'report.html'}")
-    return 0
+        return
+    width = max(map(len, metrics["summary"]))
+    for name, value in metrics["summary"].items():
+        output.line(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    for name, one in metrics.get("compared", {}).get("differences", {}).items():
+        output.line(f"{name}: {one['value']:+.4g} ({one['low']:+.4g} to {one['high']:+.4g}) against {args.compare}")
+    for note in metrics["notes"]:
+        output.line(f"note: {note}")
+    output.line(f"report: {Path(args.out) / 'report.html'}")
 
 
 def command_line(args: argparse.Namespace) -> str:
     """Returns a command that repeats this evaluation."""
     words = ["gpt4roi", "evaluate", "--benchmark", args.benchmark]
-    for name in ("model", "vision_tower", "data", "out", "limit", "batch_size", "device", "dtype"):
+    names = (
+        "model", "vision_tower", "data", "images", "split", "out", "limit", "shuffle", "question", "sentence_model",
+        "max_new_tokens", "batch_size", "compare", "device", "dtype",
+    )  # fmt: skip
+    for name in names:
         value = getattr(args, name)
         if value is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]

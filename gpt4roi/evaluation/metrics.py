@@ -1,10 +1,10 @@
-"""Measures that need no judge and no download: exact match, word overlap, shares with their intervals."""
+"""Measures that need no judge and no download: exact match, word overlap; figures with their intervals."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ _WORDS = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 BOOTSTRAP_DRAWS = 2000
 BOOTSTRAP_SEED = 0
+_BLOCK = 4_000_000
 
 
 def words(text: str) -> list[str]:
@@ -36,7 +37,7 @@ def word_overlap(answer: str, truth: str) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n items with its 95 % bootstrap interval. All three are NaN-free; n = 0 gives zeros."""
+    """A figure over n items with its 95 % bootstrap interval. All are NaN-free; n = 0 gives zeros."""
 
     value: float
     low: float
@@ -47,26 +48,76 @@ class Estimate:
         return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A figure of n items that is a formula of sums over them, as means, BLEU and METEOR are.
+
+    statistics: float[n, K]. formula: from sums float[D, K] to figures float[D]. per_item: float[n], the figure of each
+    item by itself. groups: for each item the picture it belongs to; whole pictures are resampled, because answers
+    about one picture are not independent of each other.
+    """
+
+    statistics: np.ndarray
+    formula: Callable[[np.ndarray], np.ndarray]
+    per_item: np.ndarray
+    groups: Sequence[Hashable]
+
+    @classmethod
+    def mean(cls, scores: Sequence[float], groups: Sequence[Hashable] | None = None) -> Measure:
+        """Returns the mean of scores; without groups every score stands for itself."""
+        values = np.asarray(scores, dtype=np.float64)
+        statistics = np.stack([values, np.ones_like(values)], axis=1)
+        return cls(statistics, _ratio, values, range(len(values)) if groups is None else groups)
+
+    @property
+    def value(self) -> float:
+        """The figure over all items; 0 without any."""
+        return float(self.formula(self.statistics.sum(axis=0)[None])[0]) if len(self.statistics) else 0.0
+
+    def estimate(self, draws: int = BOOTSTRAP_DRAWS) -> Estimate:
+        """Returns the figure and a percentile interval from resampling with a fixed seed."""
+        if not len(self.statistics):
+            return Estimate(0.0, 0.0, 0.0, 0)
+        low, high = np.quantile(self.resampled(draws), (0.025, 0.975))
+        return Estimate(self.value, float(low), float(high), len(self.statistics))
+
+    def resampled(self, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
+        """Returns the figure float[draws] of each resampling; the same pictures are drawn for the same groups."""
+        index = {name: position for position, name in enumerate(dict.fromkeys(self.groups))}
+        member = np.asarray([index[name] for name in self.groups])
+        sums = np.zeros((len(index), self.statistics.shape[1]))
+        np.add.at(sums, member, self.statistics)
+        return self.formula(np.concatenate([counts @ sums for counts in _resamplings(len(index), draws)]))
+
+    def minus(self, other: Measure, draws: int = BOOTSTRAP_DRAWS) -> Estimate:
+        """Returns this figure minus the other's over the same items, with the interval of paired resamplings."""
+        if list(self.groups) != list(other.groups):
+            raise ValueError("a paired difference needs the same items in the same order")
+        if not len(self.statistics):
+            return Estimate(0.0, 0.0, 0.0, 0)
+        low, high = np.quantile(self.resampled(draws) - other.resampled(draws), (0.025, 0.975))
+        return Estimate(self.value - other.value, float(low), float(high), len(self.statistics))
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    return sums[:, 0] / sums[:, 1]
+
+
+def _resamplings(groups: int, draws: int) -> Iterator[np.ndarray]:
+    """Yields blocks of float64[rows, groups]: how often each group is drawn."""
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    block = max(1, _BLOCK // groups)
+    for start in range(0, draws, block):
+        rows = min(block, draws - start)
+        picks = generator.integers(0, groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
+        yield np.bincount(picks.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float64)
+
+
 def estimate(
     scores: Sequence[float], groups: Sequence[Hashable] | None = None, draws: int = BOOTSTRAP_DRAWS
 ) -> Estimate:
-    """Returns the mean of the scores and a percentile interval from resampling with a fixed seed.
-
-    groups: for each score the picture it belongs to; whole pictures are then resampled, because answers about one
-        picture are not independent of each other. By default every score stands for itself.
-    """
-    values = np.asarray(scores, dtype=np.float64)
-    if values.size == 0:
-        return Estimate(0.0, 0.0, 0.0, 0)
-    names = list(range(len(values))) if groups is None else list(groups)
-    index = {name: position for position, name in enumerate(dict.fromkeys(names))}
-    member = np.asarray([index[name] for name in names])
-    sums = np.bincount(member, weights=values, minlength=len(index))
-    counts = np.bincount(member, minlength=len(index))
-    picks = np.random.default_rng(BOOTSTRAP_SEED).integers(0, len(index), size=(draws, len(index)))
-    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(float(values.mean()), float(low), float(high), len(values))
+    """Returns the mean of the scores and its interval; groups as of Measure, by default each score by itself."""
+    return Measure.mean(scores, groups).estimate(draws)
 
 
 def majority_share(truths: Sequence[str]) -> float:

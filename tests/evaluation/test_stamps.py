@@ -13,9 +13,11 @@ from tiny import tiny_model, tiny_processor
 from gpt4roi.cli import main
 from gpt4roi.datasets.stamps import questions
 from gpt4roi.errors import InputError
+from gpt4roi.evaluation import captions
 from gpt4roi.evaluation.asking import Ask, ModelAnswerer
-from gpt4roi.evaluation.stamps import evaluate_answerer, evaluate_stamps
-from gpt4roi.evaluation.stamps.items import load_items
+from gpt4roi.evaluation.benchmarks.stamps import items as stamps
+from gpt4roi.evaluation.evaluate import evaluate
+from gpt4roi.evaluation.items import Source
 
 CAPTIONS = ("a red apple", "an old truck", "a grey cat", "a tulip", "two bees", "a hammer")
 KINDS = dict(zip(CAPTIONS, ("food", "vehicles", "animals", "plants", "animals", "tools"), strict=True))
@@ -59,6 +61,22 @@ def write_split(folder, split: str, scenes: int, seed: int) -> None:
             }
         )
     (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(autouse=True)
+def without_java(monkeypatch):
+    """Its start would take longer than everything else here."""
+    monkeypatch.setattr(captions, "has_java", lambda: False)
+
+
+def load_items(data, limit=None):
+    """The questions of the data set and their controls."""
+    return stamps.load_items(Source(data, limit=limit))
+
+
+def evaluate_answerer(answer, data, out, facts=None):
+    """The metrics of anything that answers."""
+    return evaluate("stamps", answer, Source(data), out, facts)
 
 
 @pytest.fixture
@@ -146,16 +164,17 @@ def test_naming_always_the_first_region_is_the_chance_level_of_larger(data, tmp_
 
 def test_permuting_leaves_no_region_its_box_and_swapping_exchanges_two(data):
     items = load_items(data)
+    by_id = {item.id: item for item in items}
 
     for item in items:
-        boxes, before = item.ask.boxes_px, items[item.asked_as].ask.boxes_px
+        boxes, before = item.ask.boxes_px, by_id[item.asked_as].ask.boxes_px
         moved = (boxes != before).any(axis=1)
-        assert items[item.asked_as].ask.question == item.ask.question
+        assert by_id[item.asked_as].ask.question == item.ask.question
         if item.control == "permuted":
             assert moved.all() and sorted(boxes.tolist()) == sorted(before.tolist())
         elif item.control == "swapped":
             assert set(np.flatnonzero(moved) + 1) == set(map(int, NUMBERS.findall(item.ask.question)))
-            assert item.truth != items[item.asked_as].truth
+            assert item.truth != by_id[item.asked_as].truth
         else:
             assert not moved.any()
 
@@ -227,7 +246,8 @@ def test_blank_regions_all_look_the_same(data):
 def test_a_tiny_model_runs_through_everything(data, tmp_path):
     model = tiny_model("pyramid")
 
-    metrics = evaluate_stamps(model, tiny_processor(model.config), data, tmp_path / "out", batch_size=32, limit=2)
+    answer = ModelAnswerer(model, tiny_processor(model.config), batch_size=32, max_new_tokens=24)
+    metrics = evaluate("stamps", answer, Source(data, limit=2), tmp_path / "out")
 
     assert metrics["captions"]["exact"]["n"] == 6 and metrics["limit"] == 2
     assert (tmp_path / "out" / "report.html").exists()
@@ -260,7 +280,7 @@ def saved_tiny_model(tmp_path):
     ("words", "message"),
     [
         (["--benchmark", "vqa"], "invalid choice: 'vqa'"),
-        (["--benchmark", "stamps", "--data", "nowhere"], "--data nowhere: no such folder; for stamps run"),
+        (["--benchmark", "stamps", "--data", "nowhere"], "--data nowhere: no such file or folder; for stamps run"),
         (["--benchmark", "stamps", "--limit", "0"], "--limit must be at least 1, got 0"),
         (["--benchmark", "stamps", "--phases", "nowhere.json"], "--phases nowhere.json: cannot be read"),
         (["--benchmark", "stamps", "--model", "nowhere"], "no model in nowhere"),

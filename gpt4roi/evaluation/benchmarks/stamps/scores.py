@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from gpt4roi.datasets.unified import MENTION
-from gpt4roi.evaluation.metrics import Estimate, estimate, exact_match, majority_share, word_overlap, words
-from gpt4roi.evaluation.stamps.items import RELATIONS, Item
+from gpt4roi.evaluation.benchmarks.stamps.items import RELATIONS, Item
+from gpt4roi.evaluation.captions import score_captions
+from gpt4roi.evaluation.metrics import Measure, exact_match, majority_share, word_overlap, words
 
 DISTANCE_BANDS = (0.0, 60.0, 100.0, 140.0, math.inf)
 """Between the centres of two regions, in pixels of the scene."""
@@ -18,7 +19,7 @@ OFFSET_BANDS = (0.0, 48.0, 80.0, 120.0, math.inf)
 """Between the centres along the axis that is asked about, in pixels of the scene."""
 
 
-def score(items: Sequence[Item], kinds: dict[str, str]) -> dict:
+def figures(items: Sequence[Item], kinds: dict[str, str]) -> dict:
     """Returns all measures as plain values; kinds: the kind of every known caption."""
     plain = [item for item in items if not item.control and item.split == "test"]
     captions = [item for item in plain if item.task == "caption"]
@@ -38,9 +39,47 @@ def score(items: Sequence[Item], kinds: dict[str, str]) -> dict:
     return {"summary": _summary(metrics), **metrics}
 
 
+def measures_of(items: Sequence[Item]) -> tuple[dict[str, Measure], list[str]]:
+    """Returns the main figures as measures that can be compared between runs, and what could not be computed."""
+    plain = [item for item in items if not item.control and item.split == "test"]
+    captions = [item for item in plain if item.task == "caption"]
+    permuted = [item for item in items if item.control == "permuted"]
+    relations = [item for item in plain if item.task in RELATIONS]
+    unseen = [item for item in items if item.split == "test_unseen"]
+    found = score_captions(
+        [item.answer for item in captions], [[item.truth] for item in captions], _scenes(captions), quick=True
+    )
+    cider = {"captions_cider": found.measures["CIDEr"]} if "CIDEr" in found.measures else {}
+    measures = {
+        "captions_exact": _right(captions),
+        "relations": _right(relations),
+        "permuted_given": _measure(permuted, lambda item: exact_match(item.answer, item.given or "")),
+        "unseen_word_overlap": _measure(unseen, lambda item: word_overlap(item.answer, item.truth)),
+        "captions_word_overlap": _measure(captions, lambda item: word_overlap(item.answer, item.truth)),
+        **cider,
+        "permuted_asked": _right(permuted),
+        "blank_exact": _right([item for item in items if item.control == "blank"]),
+        **{task: _right([item for item in plain if item.task == task]) for task in RELATIONS},
+        "relations_swapped": _right([item for item in items if item.control == "swapped"]),
+        "unseen_exact": _right(unseen),
+    }
+    return measures, list(found.notes)
+
+
+def _scenes(items: Sequence[Item]) -> list[str]:
+    return [item.scene for item in items]
+
+
+def _measure(items: Sequence[Item], value: Callable[[Item], float]) -> Measure:
+    return Measure.mean([float(value(item)) for item in items], _scenes(items))
+
+
+def _right(items: Sequence[Item]) -> Measure:
+    return _measure(items, lambda item: item.right)
+
+
 def _mean(items: Sequence[Item], value: Callable[[Item], float]) -> dict:
-    result: Estimate = estimate([float(value(item)) for item in items], [item.scene for item in items])
-    return result.to_dict()
+    return _measure(items, value).estimate().to_dict()
 
 
 def _share(items: Sequence[Item]) -> dict:
@@ -68,7 +107,8 @@ def _position(item: Item) -> str:
 def _relation(items: Sequence[Item], everything: Sequence[Item]) -> dict:
     plain = [item for item in items if not item.control]
     swapped = [item for item in items if item.control == "swapped"]
-    was_right = [item for item in swapped if item.asked_as is not None and everything[item.asked_as].right]
+    by_id = {item.id: item for item in everything}
+    was_right = [item for item in swapped if item.asked_as in by_id and by_id[item.asked_as].right]
     by_task = [[item for item in plain if item.task == task] for task in RELATIONS]
     result = {
         "right": _share(plain),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from gpt4roi.evaluation.stamps.items import RELATIONS, Item
-from gpt4roi.report import Answer, GalleryItem, Report, Share
+from gpt4roi.evaluation.benchmarks.stamps.items import RELATIONS
+from gpt4roi.evaluation.compare import OtherRun
+from gpt4roi.evaluation.items import Item, Scores
+from gpt4roi.evaluation.metrics import exact_match
+from gpt4roi.report import Answer, GalleryItem, Interval, Report, Share
 
-TITLE = "Regions on held-out scenes"
 LEAD = (
     "Scenes composed from cut-out pictures on photographs that were never used in training. Every question is asked "
     "by itself and answered greedily; right means the same words."
@@ -16,29 +17,30 @@ LEAD = (
 INTERVALS = "Bars: share right in percent; the two marks enclose 95 % of resamplings of whole scenes; n: answers."
 
 
-def write_page(path: Path, metrics: dict, items: Sequence[Item]) -> None:
-    """Writes the figures, the controls and every scene with its answers."""
-    page = Report(metrics.get("title", TITLE), LEAD)
-    page.facts(_facts(metrics["summary"], metrics))
-    for note in metrics.get("data_notes", []):
-        page.text(note)
-    if metrics.get("phases"):
-        _phases(page, metrics["phases"] | {"this evaluation": metrics["seconds"] / 60})
+def tables(page: Report, metrics: dict) -> None:
+    """Adds the figures and the controls."""
     page.table("Captions", ["", "share"], _caption_rows(metrics), INTERVALS)
     page.table("Relations", ["", "right", "chance", "regions exchanged"], _relation_rows(metrics))
     page.table("Relations by difficulty", ["", "band", "right"], _band_rows(metrics), folded=True)
     page.table("Things never shown in training", ["", "share"], _unseen_rows(metrics))
-    page.gallery("Scenes", _gallery(items, "test"), "Held-out scenes, the unchanged questions.")
-    page.gallery("Scenes of things never shown", _gallery(items, "test_unseen"))
-    page.table("How it was measured", ["", ""], _provenance(metrics), folded=True)
-    page.write(path)
+
+
+def galleries(
+    items: Sequence[Item], scores: Scores, other: OtherRun | None
+) -> list[tuple[str, list[GalleryItem], str]]:
+    """Returns both galleries: title, cards, a word."""
+    note = "Held-out scenes, the unchanged questions."
+    seen = ("Scenes", _gallery(items, "test", other), note)
+    return [seen, ("Scenes of things never shown", _gallery(items, "test_unseen", other), "")]
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _facts(summary: dict, metrics: dict) -> list[tuple[str, str, str]]:
+def key_figures(metrics: dict) -> list[tuple[str, str, str]]:
+    """Returns the tiles at the top of the page: what, value, small print."""
+    summary = metrics["summary"]
     exact = metrics["captions"]["exact"]
     interval = f"{exact['n']} regions, {100 * exact['low']:.1f}–{100 * exact['high']:.1f}"
     right = metrics["relations"]["all"]["right"]
@@ -63,13 +65,12 @@ def _facts(summary: dict, metrics: dict) -> list[tuple[str, str, str]]:
     ]
 
 
-def _phases(page: Report, phases: dict[str, float]) -> None:
-    rows = [[name, round(minutes, 1)] for name, minutes in phases.items()]
-    page.table("Phases", ["phase", "minutes"], [*rows, ["all", round(sum(phases.values()), 1)]])
-
-
 def _share(estimate: dict) -> Share:
     return Share(estimate["value"], estimate["low"], estimate["high"], estimate["n"])
+
+
+def _cider(estimate: dict) -> Interval:
+    return Interval(*(100 * estimate[key] for key in ("value", "low", "high")), estimate["n"])
 
 
 def _caption_rows(metrics: dict) -> list[list]:
@@ -77,6 +78,11 @@ def _caption_rows(metrics: dict) -> list[list]:
     return [
         ["exact", _share(captions["exact"])],
         ["word overlap (F1)", _share(captions["word_overlap"])],
+        *(
+            [["CIDEr × 100", _cider(metrics["estimates"]["captions_cider"])]]
+            if "captions_cider" in metrics["estimates"]
+            else []
+        ),
         ["boxes permuted: of the region asked about (should be near 0)", _share(captions["permuted"]["asked"])],
         ["boxes permuted: of the box really shown (should be as above)", _share(captions["permuted"]["given"])],
         ["regions blank (should be near 0)", _share(captions["blank"]["exact"])],
@@ -117,21 +123,22 @@ def _unseen_rows(metrics: dict) -> list[list]:
     ]
 
 
-def _gallery(items: Sequence[Item], split: str) -> list[GalleryItem]:
+def _gallery(items: Sequence[Item], split: str, other: OtherRun | None) -> list[GalleryItem]:
     scenes: dict[str, list[Item]] = {}
     for item in items:
-        if item.split == split and not item.control:
-            scenes.setdefault(item.scene, []).append(item)
+        if item.facts["split"] == split and not item.facts["control"]:
+            scenes.setdefault(item.facts["scene"], []).append(item)
     return [
-        GalleryItem(of_scene[0].ask.picture, of_scene[0].ask.boxes_px, scene, [_answer(item) for item in of_scene])
+        GalleryItem(
+            of_scene[0].ask.picture, of_scene[0].ask.boxes_px, scene, [_answer(item, other) for item in of_scene]
+        )
         for scene, of_scene in scenes.items()
     ]
 
 
-def _answer(item: Item) -> Answer:
-    return Answer(item.ask.question, item.answer, item.truth, item.right, item.task)
-
-
-def _provenance(metrics: dict) -> list[list[str]]:
-    shown = ("command", "model", "data", "data_arguments", "limit", "seconds", "versions")
-    return [[name.replace("_", " "), str(metrics[name])] for name in shown if metrics.get(name) is not None]
+def _answer(item: Item, other: OtherRun | None) -> Answer:
+    before = other.predictions.get(item.id) if other is not None else None
+    truth = item.references[0]
+    said = None if before is None else str(before.get("answer", ""))
+    right = exact_match(item.answer, truth)
+    return Answer(item.ask.question, item.answer, truth, right, item.task, region=item.shown, before=said)

@@ -11,6 +11,7 @@ import numpy as np
 from gpt4roi.datasets.unified import MENTION, read_objects
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.asking import Ask
+from gpt4roi.evaluation.items import Source
 from gpt4roi.evaluation.metrics import exact_match
 
 RELATIONS = ("larger", "left", "above")
@@ -23,9 +24,10 @@ class Item:
     """One question of the benchmark with its truth, and how it was changed if it is a control.
 
     given: for `permuted`, the caption of the box that was really shown. pair: measures of the two regions compared.
-    asked_as: index of the unchanged question among the items.
+    asked_as: id of the unchanged question.
     """
 
+    id: str
     split: str
     scene: str
     task: str
@@ -34,9 +36,14 @@ class Item:
     control: str = ""
     given: str | None = None
     pair: dict | None = None
-    asked_as: int | None = None
+    asked_as: str | None = None
     kind: str | None = None
     answer: str = ""
+
+    @property
+    def regions(self) -> list[int]:
+        """Indices of the regions that the question mentions, in order."""
+        return [int(number) - 1 for number in MENTION.findall(self.ask.question)]
 
     @property
     def right(self) -> bool:
@@ -44,14 +51,14 @@ class Item:
         return exact_match(self.answer, self.truth)
 
 
-def load_items(data_dir: Path, limit: int | None = None) -> list[Item]:
-    """Reads both splits and adds the controls."""
-    items: list[Item] = []
-    for split in ("test", "test_unseen"):
-        for number, (source, record) in enumerate(read_objects(data_dir / f"{split}.jsonl")):
-            if limit is None or number < limit:
-                items.extend(_items_of(split, source, record, data_dir, offset=len(items)))
-    return items
+def load_items(source: Source) -> list[Item]:
+    """Reads both splits, as many scenes of each as are wanted, and adds the controls."""
+    return [
+        item
+        for split in ("test", "test_unseen")
+        for where, record in source.choose(list(read_objects(source.data / f"{split}.jsonl")))
+        for item in _items_of(split, where, record, source.data)
+    ]
 
 
 def known_kinds(data_dir: Path) -> dict[str, str]:
@@ -64,8 +71,8 @@ def known_kinds(data_dir: Path) -> dict[str, str]:
     return kinds
 
 
-def _items_of(split: str, source: str, record: dict, data_dir: Path, offset: int) -> list[Item]:
-    """Returns a scene's questions and their controls; offset: how many items come before."""
+def _items_of(split: str, source: str, record: dict, data_dir: Path) -> list[Item]:
+    """Returns a scene's questions and their controls."""
     try:
         boxes = np.asarray(record["boxes"], dtype=np.float64).reshape(-1, 4)
         captions = [thing["caption"] for thing in record["objects"]]
@@ -83,15 +90,16 @@ def _items_of(split: str, source: str, record: dict, data_dir: Path, offset: int
             continue
         regions = [int(number) - 1 for number in MENTION.findall(question)]
         kind = kinds[regions[0]] if task == "caption" else None
-        base = Item(split, record["id"], task, truth, Ask(picture, question, boxes), pair=pair, kind=kind)
-        base = replace(base, asked_as=offset + len(plain))
+        name = f"{split}/{record['id']}/{len(plain)}"
+        ask = Ask(picture, question, boxes, id=name)
+        base = Item(name, split, record["id"], task, truth, ask, pair=pair, kind=kind, asked_as=name)
         plain.append(base)
         if split == "test" and task in ("caption", *RELATIONS):
-            controls += _controls(base, regions, captions, offset + len(plain) - 1, in_half)
+            controls += _controls(base, regions, captions, in_half)
     return plain + controls
 
 
-def _controls(base: Item, regions: Sequence[int], captions: Sequence[str], asked_as: int, in_half: bool) -> list[Item]:
+def _controls(base: Item, regions: Sequence[int], captions: Sequence[str], in_half: bool) -> list[Item]:
     """Returns the controls of one question; to save time, `blank` and `swapped` only where it is in the half."""
     boxes = base.ask.boxes_px
     controls = []
@@ -111,7 +119,12 @@ def _controls(base: Item, regions: Sequence[int], captions: Sequence[str], asked
             controls.append(
                 replace(base, control="permuted", ask=replace(base.ask, boxes_px=boxes[order]), given=given)
             )
-    return [replace(control, asked_as=asked_as) for control in controls]
+    return [_named(control) for control in controls]
+
+
+def _named(control: Item) -> Item:
+    name = f"{control.asked_as}:{control.control}"
+    return replace(control, id=name, ask=replace(control.ask, id=name))
 
 
 def _random_half(length: int, scene: str) -> np.ndarray:

@@ -1,0 +1,159 @@
+"""COCO's and LVIS's instance files: boxes with one category of a closed list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt4roi.evaluation.asking import Ask
+from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images, read_json
+from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.metrics import Measure, exact_match, words
+from gpt4roi.evaluation.similarity import MISSING, SentenceModel, find_sentence_model
+
+COCO_FILES = ("instances_val2017.json", "annotations/instances_val2017.json", "coco/annotations/instances_val2017.json")
+LVIS_FILES = ("lvis_v1_val.json", "annotations/lvis_v1_val.json", "lvis/lvis_v1_val.json")
+_FOLDERS = ("val2017", "train2017", "coco_all", "images")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object: its picture, box float64[4] xyxy in pixels, and category id.
+
+    absent: ids of categories that are not in the picture.
+    """
+
+    id: str
+    picture: Path
+    box: np.ndarray
+    category: int
+    absent: tuple[int, ...] = ()
+
+
+def read_instances(source: Source, names: Sequence[str]) -> tuple[dict[int, tuple[str, ...]], list[list[Instance]]]:
+    """Returns the names of each category, its own first and then synonyms, and the objects of each chosen picture.
+
+    Crowds are left out.
+    """
+    path = find_annotations(source, names)
+    images, annotations, categories = fields(read_json(path), ("images", "annotations", "categories"), str(path))
+    roots = (path.parent, path.parent.parent)
+    usual = [root / name for root in roots for name in _FOLDERS]
+    folder = find_images(source, usual)
+    folders = [folder] if source.images else [one for one in usual if one.is_dir()]
+    named = {key: _names_of(category) for key, category in by_id(categories, f"{path}, categories").items()}
+    pictures = by_id(images, f"{path}, images")
+    of_picture: dict[int, list[dict]] = {}
+    for annotation in annotations:
+        if not annotation.get("iscrowd"):
+            of_picture.setdefault(fields(annotation, ["image_id"], str(path))[0], []).append(annotation)
+    found = []
+    for image_id, members in source.choose(list(of_picture.items())):
+        absent = _absent(pictures[image_id], members, named)
+        picture = _find(folders, pictures[image_id])
+        found.append([_instance(one, picture, absent, f"{path}, annotation {one.get('id')}") for one in members])
+    return named, found
+
+
+def _names_of(category: dict) -> tuple[str, ...]:
+    names = [category["name"], *category.get("synonyms", [])]
+    return tuple(dict.fromkeys(plain(name) for name in names))
+
+
+def plain(name: str) -> str:
+    """Returns a category's name as people write it: `bus_(vehicle)` becomes `bus`."""
+    return name.split("_(")[0].replace("_", " ").strip()
+
+
+def _absent(image: dict, members: Sequence[dict], named: dict) -> tuple[int, ...]:
+    """LVIS states which categories were looked for and not found; in COCO all others are absent."""
+    stated = image.get("neg_category_ids")
+    return tuple(stated) if stated else tuple(sorted(set(named) - {one["category_id"] for one in members}))
+
+
+def _find(folders: Sequence[Path], image: dict) -> Path:
+    name = image.get("file_name") or Path(image["coco_url"]).name
+    return next((folder / name for folder in folders if (folder / name).exists()), folders[0] / name)
+
+
+def _instance(annotation: dict, picture: Path, absent: tuple[int, ...], where: str) -> Instance:
+    number, corners, category = fields(annotation, ("id", "bbox", "category_id"), where)
+    return Instance(str(number), picture, box_of_xywh(corners, where), category, absent)
+
+
+def load_classes(source: Source, names: Sequence[str], ask: Callable[[dict[int, tuple[str, ...]]], str]) -> list[Item]:
+    """Returns one item for each object; its references are all names of its category."""
+    named, pictures = read_instances(source, names)
+    question = source.question or ask(named)
+    main = [names[0] for names in named.values()]
+    return [
+        Item(
+            one.id,
+            Ask(one.picture, question, one.box[None], id=one.id),
+            named[one.category],
+            facts={"categories": main},
+        )
+        for instances in pictures
+        for one in instances
+    ]
+
+
+def score_classes(items: Sequence[Item], source: Source) -> Scores:
+    """Scores top-1: the answer is a name of the category; the category's name is the nearest of all to the answer."""
+    groups = [item.group for item in items]
+    named = [any(exact_match(item.answer, name) for name in item.references) for item in items]
+    measures, notes = {"top-1 (its name)": Measure.mean(named, groups)}, []
+    per_item = [{"top-1 (its name)": float(one)} for one in named]
+    folder = find_sentence_model(source.sentence_model)
+    if folder is None:
+        notes.append(MISSING)
+    elif items:
+        nearest = _nearest(items, SentenceModel(folder))
+        measures["top-1 (nearest name)"] = Measure.mean(nearest, groups)
+        per_item = [one | {"top-1 (nearest name)": float(near)} for one, near in zip(per_item, nearest, strict=True)]
+    chance = 1 / max(len(items[0].facts["categories"]), 1) if items else 0.0
+    return Scores(measures, per_item, list(named), {}, notes, {"chance": round(chance, 4)}, tuple(measures))
+
+
+def _nearest(items: Sequence[Item], model: SentenceModel) -> list[bool]:
+    categories = items[0].facts["categories"]
+    rows = model.embed([item.answer for item in items]) @ model.embed(categories).T
+    return [categories[place] == item.references[0] for item, place in zip(items, rows.argmax(axis=1), strict=True)]
+
+
+def load_two_way(source: Source, names: Sequence[str]) -> list[Item]:
+    """Returns one item for each object: its category or another that is not in the picture."""
+    named, pictures = read_instances(source, names)
+    return [_two_way(one, named) for instances in pictures for one in instances if one.absent]
+
+
+TWO_WAY = "Is the object <region1> of the image a {first} or a {second}?"
+
+
+def _two_way(one: Instance, named: dict[int, tuple[str, ...]]) -> Item:
+    draw = np.random.default_rng([0, *one.id.encode()])
+    wrong = named[int(draw.choice(np.asarray(one.absent)))][0]
+    label = int(draw.integers(2))
+    options = (named[one.category][0], wrong) if label == 0 else (wrong, named[one.category][0])
+    question = TWO_WAY.format(first=options[0], second=options[1])
+    ask = Ask(one.picture, question, one.box[None], choices=options, id=one.id)
+    return Item(one.id, ask, named[one.category], "", options, label)
+
+
+def names_right(item: Item) -> int | None:
+    """Returns the label where the answer, without its `not …` and `no …`, holds a name of the category; else None."""
+    kept = " ".join(_without_denials(words(item.answer)))
+    held = any(f" {' '.join(words(name))} " in f" {kept} " for name in item.references)
+    return item.label if held else None
+
+
+def _without_denials(spoken: Sequence[str]) -> Iterator[str]:
+    """Yields the words but those from `not` or `no` on, up to a word that begins something new."""
+    denied = False
+    for word in spoken:
+        denied = word in ("not", "no") or (denied and word not in ("but", "it", "is", "and", "rather"))
+        if not denied:
+            yield word

@@ -1,0 +1,66 @@
+"""MDETR's files of referring expressions and phrases: each `image` is one sentence, so a box occurs several times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gpt4roi.errors import InputError
+from gpt4roi.evaluation.asking import Ask
+from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images, read_json
+from gpt4roi.evaluation.items import Item, Source
+
+COCO_FOLDERS = ("coco_all", "coco_imgs", "coco/train2014", "coco/train2017", "train2014", "images")
+
+
+def load_expressions(source: Source, name: str, splits: Sequence[str], question: str) -> list[Item]:
+    """Reads finetune_NAME_SPLIT.json; one item for each box, its references all captions of the box in file order."""
+    split = source.split or splits[0]
+    file_name = f"finetune_{name}_{split}.json"
+    path = find_annotations(source, (file_name, f"mdetr_annotations/{file_name}"))
+    return read_boxes(source, path, COCO_FOLDERS, question, lambda image, _: str(image["caption"]))
+
+
+def read_boxes(
+    source: Source, path: Path, folders: Sequence[str], question: str, text_of: Callable[[dict, dict], str | None]
+) -> list[Item]:
+    """Returns one item for each box of the chosen pictures.
+
+    folders: where pictures usually lie, beside the annotations or one folder up. text_of: the reference that an entry
+    and its annotation give, None for none. Boxes are the same where picture and corners are.
+    """
+    content = read_json(path)
+    entries, annotations = fields(content, ("images", "annotations"), str(path))
+    images = by_id(entries, f"{path}, images")
+    roots = (path.parent, path.parent.parent)
+    folder = find_images(source, (root / name for root in roots for name in folders))
+    found: dict[str, dict[str, Item]] = {}
+    for row, annotation in enumerate(annotations):
+        where = f"{path}, annotations#{row}"
+        image_id, corners = fields(annotation, ("image_id", "bbox"), where)
+        if image_id not in images:
+            raise found_nothing(where, image_id)
+        file_name, _ = fields(images[image_id], ("file_name", "caption"), f"{path}, image {image_id}")
+        text = text_of(images[image_id], annotation)
+        if not text or not text.strip():
+            continue
+        name = f"{Path(file_name).stem}:{','.join(f'{float(value):g}' for value in corners)}"
+        of_picture = found.setdefault(file_name, {})
+        if name in of_picture:
+            of_picture[name] = replace(of_picture[name], references=(*of_picture[name].references, text.strip()))
+        else:
+            ask = Ask(picture_path(folder, file_name), question, box_of_xywh(corners, where)[None], id=name)
+            of_picture[name] = Item(name, ask, (text.strip(),))
+    return [item for of_picture in source.choose(list(found.values())) for item in of_picture.values()]
+
+
+def picture_path(folder: Path, file_name: str) -> Path:
+    """Returns where a picture lies: under its own name, or flat under what follows its last `_`, as in COCO 2017."""
+    whole, flat = folder / file_name, folder / Path(file_name).name.split("_")[-1]
+    return flat if not whole.exists() and flat.exists() else whole
+
+
+def found_nothing(where: str, image_id: object) -> InputError:
+    """Returns the error for an annotation whose picture is not in the file."""
+    return InputError(f"{where}: image_id {image_id!r} is not among the file's images")

@@ -1,0 +1,37 @@
+"""Osprey's lists of objects: pictures with the category and the mask of some of their objects."""
+
+from __future__ import annotations
+
+from gpt4roi.errors import InputError
+from gpt4roi.evaluation.asking import Ask
+from gpt4roi.evaluation.files import fields, find_annotations, find_images, read_json
+from gpt4roi.evaluation.items import Item, Source
+from gpt4roi.masks import to_box
+
+QUESTION = "What is the category of <region1>? Using only one word or phrase."
+FOLDERS = ("images", "coco_all", "coco_imgs", "coco/train2017", "coco/val2017", "train2017", "val2017")
+
+
+def load_objects(source: Source, file_name: str) -> list[Item]:
+    """Returns one item for each object; a mask becomes the box around it, because this is a model of boxes."""
+    path = find_annotations(source, (file_name,))
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise InputError(f"{path}: expected a list of pictures, got {type(records).__name__}")
+    roots = (path.parent, path.parent.parent)
+    usual = [root / name for root in roots for name in FOLDERS]
+    folders = [source.images] if source.images else [folder for folder in usual if folder.is_dir()]
+    first = find_images(source, usual)
+    items = []
+    for row, record in source.choose(list(enumerate(records))):
+        where = f"{path}#{row}"
+        name, categories, annotations = fields(record, ("file_name", "categories", "annotations"), where)
+        if len(categories) != len(annotations):
+            raise InputError(f"{where}: {len(categories)} categories for {len(annotations)} annotations")
+        picture = next((folder / name for folder in folders if (folder / name).exists()), first / name)
+        for place, (category, annotation) in enumerate(zip(categories, annotations, strict=True)):
+            (mask,) = fields(annotation, ["segmentation"], f"{where}, annotation {place}")
+            box = to_box(mask, f" in {where}, annotation {place}")
+            ask = Ask(picture, source.question or QUESTION, box[None], id=f"{name}#{row}.{place}")
+            items.append(Item(ask.id, ask, (str(category),)))
+    return items

@@ -1,0 +1,32 @@
+"""LVIS classification from boxes.
+
+Source    lvis_v1_val.json; the pictures of COCO 2017 (its validation pictures lie in train2017 and val2017).
+Split     v1 val; ground-truth boxes.
+Prompt    open: 1203 names do not fit into a prompt. Osprey's question for names.
+Metric    top-1: the answer is the category's name or one of its synonyms word for word; and the category's name is the
+          nearest of all 1203 to the answer by all-MiniLM-L6-v2.
+Protocol  every box by itself; over boxes, not the mean over categories.
+Pitfalls  what stands in brackets in a name (`bus_(vehicle)`) is left out, so a few categories share a name; LVIS
+          annotates only some of the things in a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpt4roi.evaluation.benchmarks._categories import LVIS_FILES, load_classes, score_classes
+from gpt4roi.evaluation.benchmarks._names import QUESTION
+from gpt4roi.evaluation.items import Item, Scores, Source
+
+TITLE = "LVIS classification from boxes"
+SPLITS = ("val",)
+
+
+def load(source: Source) -> list[Item]:
+    """Returns one item for each box."""
+    return load_classes(source, LVIS_FILES, lambda named: QUESTION)
+
+
+def score(items: Sequence[Item], source: Source) -> Scores:
+    """Scores top-1."""
+    return score_classes(items, source)

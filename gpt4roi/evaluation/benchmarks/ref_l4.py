@@ -1,0 +1,70 @@
+"""Ref-L4: long descriptions of regions.
+
+Source    JierunChen/Ref-L4 on the hub: ref-l4-{val,test}.parquet (id, caption, bbox, image_id, file_name, …; bbox is
+          x, y, width, height); its images.tar.gz unpacked.
+Split     test (default), val, all.
+Prompt    our own wording [guess]: those who reuse its texts as captions do not state one.
+Metric    CIDEr, METEOR, ROUGE-L, BLEU, SPICE where its files are. CLAIR needs a judge and is not built.
+Protocol  both: "one reference per expression" and "all references of a box" (same picture and corners). The data
+          set itself is made for finding boxes; captions are how DAM and PixelRefer use it.
+Pitfalls  texts are long (24 words on average): short answers lose on CIDEr's length penalty. Two sources of pictures
+          (COCO, Objects365) lie in one archive; `file_name` is the path inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gpt4roi.errors import InputError
+from gpt4roi.evaluation.asking import Ask
+from gpt4roi.evaluation.files import box_of_xywh, fields, find_annotations, find_images
+from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.scoring import score_texts
+
+TITLE = "Ref-L4 descriptions"
+SPLITS = ("test", "val", "all")
+QUESTION = "Describe <region1> in detail, so that it cannot be taken for anything else."
+
+
+def load(source: Source) -> list[Item]:
+    """Returns one item for each box, its references all captions of the box."""
+    split = source.split or SPLITS[0]
+    paths = [find_annotations(source, (f"ref-l4-{name}.parquet",)) for name in _files_of(split)]
+    folder = find_images(source, (paths[0].parent / "images", paths[0].parent))
+    of_picture: dict[str, dict[str, Item]] = {}
+    for path in dict.fromkeys(paths):
+        for where, record in _rows(path):
+            file_name, corners, caption = fields(record, ("file_name", "bbox", "caption"), where)
+            name = f"{file_name}:{','.join(f'{float(value):g}' for value in corners)}"
+            found = of_picture.setdefault(file_name, {})
+            if name in found:
+                found[name] = replace(found[name], references=(*found[name].references, str(caption)))
+            else:
+                picture = folder / file_name if (folder / file_name).exists() else folder / Path(file_name).name
+                ask = Ask(picture, source.question or QUESTION, box_of_xywh(corners, where)[None], id=name)
+                found[name] = Item(name, ask, (str(caption),))
+    return [item for found in source.choose(list(of_picture.values())) for item in found.values()]
+
+
+def _files_of(split: str) -> tuple[str, ...]:
+    return ("val", "test") if split == "all" else (split,)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"{path}: reading parquet needs pyarrow; pip install 'gpt4roi[eval]'") from None
+    try:
+        records = parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise InputError(f"{path}: no parquet file: {str(error).splitlines()[0]}") from None
+    yield from ((f"{path}#{row}", record) for row, record in enumerate(records))
+
+
+def score(items: Sequence[Item], source: Source) -> Scores:
+    """Scores both protocols."""
+    return score_texts(items, both_protocols=True)

@@ -1,0 +1,33 @@
+"""RefCOCOg captions.
+
+Source    MDETR's finetune_refcocog_val.json; pictures of COCO train2014, flat.
+Split     val (default), test: the UMD split, as MDETR has it.
+Prompt    GLaMM's, since the paper states none for this set [guess that the original used a similar one].
+Metric    CIDEr, METEOR, BLEU, ROUGE-L (pycocoevalcap).
+Protocol  both, and the table says which: "one reference per expression" (GLaMM, Osprey: an entry of the file is an
+          item) and "all references of a box". A box is asked about once and its answer counts for each expression.
+Pitfalls  papers differ by about 5 points of METEOR at equal CIDEr, probably because of the protocol [guess]; pictures
+          of val and test occur in COCO train2017 and in Visual Genome, so check what a model was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpt4roi.evaluation.benchmarks._expressions import load_expressions
+from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.scoring import score_texts
+
+TITLE = "RefCOCOg captions"
+SPLITS = ("val", "test")
+QUESTION = "Can you provide me with a detailed description of the region in the picture marked by <region1>?"
+
+
+def load(source: Source) -> list[Item]:
+    """Returns one item for each box."""
+    return load_expressions(source, "refcocog", SPLITS, source.question or QUESTION)
+
+
+def score(items: Sequence[Item], source: Source) -> Scores:
+    """Scores both protocols."""
+    return score_texts(items, both_protocols=True)

