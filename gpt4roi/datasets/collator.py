@@ -20,7 +20,7 @@ class RegionCollator:
     features: outputs of GPT4RoIProcessor.encode; instead of `pixel_values` they may hold what the vision tower made of
         the picture: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
     Returns the model's arguments, plus `text_ids` (int64[M], one for each `<bbox>` of the batch) where the samples
-    have them, `n_dropped_turns` of each sample used, and `skipped`: the reasons of the samples that were left out.
+    have them, `n_dropped_turns` and `sources` of each sample used, and `skipped`: the reasons of those left out.
     Where all were, one row without a label stands in, so that the batches of a step, and all processes, stay together.
     """
 
@@ -47,6 +47,7 @@ class RegionCollator:
         if all("text_ids" in feature for feature in whole):
             batch["text_ids"] = torch.cat([feature["text_ids"] for feature in whole])
         batch["n_dropped_turns"] = [feature["n_dropped_turns"] for feature in whole]
+        batch["sources"] = [feature["source"] for feature in whole]
         if skipped:
             batch["skipped"] = skipped
         return batch
@@ -54,4 +55,10 @@ class RegionCollator:
     def _nothing(self) -> dict[str, Any]:
         ids = torch.full((1, 2), self.pad_token_id)
         labels = torch.full_like(ids, IGNORE_INDEX)
-        return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids), "n_dropped_turns": []}
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "attention_mask": torch.ones_like(ids),
+            "n_dropped_turns": [],
+            "sources": [],
+        }

@@ -20,8 +20,14 @@ class ModelArguments:
     pretrain_mm_mlp_adapter: str | None = field(default=None, metadata={"help": "a LLaVA mm_projector file"})
     mm_vision_select_layer: int = field(default=-2, metadata={"help": "hidden state the image tokens come from"})
     mm_use_im_start_end: bool = field(default=True, metadata={"help": "put <im_start> and <im_end> around the picture"})
-    model_max_length: int = field(default=2048, metadata={"help": "longest sequence; whole turns are dropped beyond"})
-    prompt_format: str = field(default="v0", metadata={"help": "v0, v1, or chat: the tokenizer's own chat template"})
+    model_max_length: int | None = field(
+        default=None,
+        metadata={"help": "longest sequence; whole turns are dropped beyond (2048, or as the GPT4RoI folder says)"},
+    )
+    prompt_format: str | None = field(
+        default=None,
+        metadata={"help": "v0, v1, or chat: the tokenizer's own template (v0, or as the GPT4RoI folder says)"},
+    )
     system_prompt: str | None = field(
         default=None, metadata={"help": "chat: what stands before the dialogue, instead of the template's own words"}
     )
@@ -74,6 +80,9 @@ class TrainingArguments(HFTrainingArguments):
     )
     learning_rates: str | None = field(
         default=None, metadata={"help": "learning rates that differ, as region_encoder=5e-4,mm_projector=5e-4"}
+    )
+    max_bad_steps: int = field(
+        default=3, metadata={"help": "steps of non-finite loss or gradients that are left out before the run stops"}
     )
     global_batch_size: int | None = field(
         default=None, metadata={"help": "samples a step over all devices; kept by accumulation"}

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
+from torch import nn
+
 from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.datasets.base import RegionDataset
 from gpt4roi.errors import InputError
@@ -29,10 +31,26 @@ def check_drops(parts: Iterable[RegionDataset], max_bad_fraction: float) -> None
             )
 
 
-def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProcessor) -> None:
-    """Logs how the first sample reads, what it supervises and its boxes.
+def check_fit(processor: GPT4RoIProcessor, model: nn.Module) -> None:
+    """Raises InputError where a processor writes what the model cannot read."""
+    config, rows = model.config, model.get_input_embeddings().weight.shape[0]
+    highest = max(processor.tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise InputError(
+            f"the tokenizer numbers tokens up to {highest}, the model has {rows} rows; take the tokenizer that was "
+            "saved with the weights"
+        )
+    for name in ("image_size", "image_seq_length"):
+        ours, its = getattr(processor, name), getattr(config, name)
+        if ours != its:
+            raise InputError(f"{name} is {ours} for the processor and {its} for the model; open both from one folder")
 
-    Raises InputError where none of the first batches can be used, or nothing in it is learnt.
+
+def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProcessor) -> None:
+    """Logs how the first sample reads, what it supervises, its boxes, and the shapes of its batch.
+
+    Raises InputError where none of the first batches can be used, nothing in it is learnt, or no answer in it is learnt
+    together with what ends it: a model trained so would never stop.
     """
     reasons: list[str] = []
     for batch in islice(batches, BATCHES_TO_TRY):
@@ -52,10 +70,23 @@ def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProce
     logger.info("First sample, supervised parts between «»:\n%s", render(batch, processor))
     if batch.get("boxes"):
         logger.info("Its boxes, xyxy in [0, 1]: %s", [[round(v, 3) for v in box] for box in batch["boxes"][0].tolist()])
+    stops = processor.stop_strings
+    learnt = [text for row in range(len(batch["input_ids"])) for kind, text in _runs(batch, processor, row) if kind]
+    if not any(stop in text for stop in stops for text in learnt):
+        raise InputError(
+            f"--prompt_format {processor.prompt_format} does not fit the tokenizer: no answer of the first batch is "
+            f"learnt with its end ({' or '.join(map(repr, stops)) or 'the format has none'}), so that the model would "
+            f"never stop; learnt is {learnt[0][-80:]!r}; choose another format, or a larger --model_max_length"
+        )
 
 
 def render(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int = 0) -> str:
     """Writes one sample of a batch as text, runs of picture tokens shortened, supervised runs between « and »."""
+    return "".join(f"«{text}»" if learnt else text for learnt, text in _runs(batch, processor, row))
+
+
+def _runs(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int) -> list[tuple[bool, str]]:
+    """Returns the text of one sample in runs, each with whether it is learnt."""
     ids, labels = batch["input_ids"][row].tolist(), batch["labels"][row].tolist()
     length = int(batch["attention_mask"][row].sum())
     runs: list[tuple[str, list[int]]] = []
@@ -65,8 +96,7 @@ def render(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int = 0) -> 
         if not runs or runs[-1][0] != kind:
             runs.append((kind, []))
         runs[-1][1].append(token)
-    parts = []
-    for kind, run in runs:
-        text = f"[{len(run)} picture tokens]" if kind == "picture" else processor.tokenizer.decode(run)
-        parts.append(f"«{text}»" if kind == "learnt" else text)
-    return "".join(parts)
+    decode = processor.tokenizer.decode
+    return [
+        (kind == "learnt", f"[{len(run)} picture tokens]" if kind == "picture" else decode(run)) for kind, run in runs
+    ]

@@ -33,7 +33,8 @@ def open_model(
         run.require_finished(source)
     if is_ours(source):
         chosen = {"dtype": torch.float32, "attn_implementation": model_args.attn_implementation}
-        model, processor = load_model(str(source), **chosen), load_processor(str(source))
+        processor = _own_processor(source, model_args)
+        model = load_model(str(source), **chosen)
     elif args.stage == 2:
         raise InputError(
             f"{source}: not a GPT4RoI folder; stage 2 starts from stage 1's: --model_name_or_path exp/stage1"
@@ -45,15 +46,33 @@ def open_model(
     return model, processor
 
 
+def _own_processor(folder: Path, model_args: ModelArguments) -> GPT4RoIProcessor:
+    """Opens a GPT4RoI folder's processor, with the length that is asked for.
+
+    Raises InputError where another prompt format is asked for than the one that the model was trained with.
+    """
+    processor = load_processor(str(folder))
+    asked = model_args.prompt_format
+    if asked not in (None, processor.prompt_format):
+        raise InputError(
+            f"--prompt_format {asked} does not fit the model: {folder} was trained with "
+            f"{processor.prompt_format!r}; leave it out"
+        )
+    if model_args.model_max_length in (None, processor.model_max_length):
+        return processor
+    saved = {name: value for name, value in processor.to_dict().items() if name != "processor_class"}
+    return GPT4RoIProcessor(processor.tokenizer, **saved | {"model_max_length": model_args.model_max_length})
+
+
 def _build(model_args: ModelArguments) -> tuple[Any, GPT4RoIProcessor]:
     return build_from_parts(
         language_model=model_args.model_name_or_path,
         vision_tower=model_args.vision_tower,
         region_encoder_type=model_args.region_encoder_type,
         projector=model_args.pretrain_mm_mlp_adapter,
-        prompt_format=model_args.prompt_format,
+        prompt_format=model_args.prompt_format or "v0",
         system_prompt=model_args.system_prompt,
-        model_max_length=model_args.model_max_length,
+        model_max_length=model_args.model_max_length or 2048,
         image_grid_size=model_args.image_grid_size,
         mm_vision_select_layer=model_args.mm_vision_select_layer,
         mm_use_im_start_end=model_args.mm_use_im_start_end,

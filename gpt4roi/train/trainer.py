@@ -1,4 +1,4 @@
-"""The HF Trainer, with what is particular to regions: learning rates by module, the alignment loss, skipped samples."""
+"""The HF Trainer with what is particular to regions: learning rates by module, the alignment loss, skipped samples."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Any
 
 import torch
 
+from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.errors import InputError
 from gpt4roi.train.alignment import AlignmentLoss
+from gpt4roi.train.guard import GuardedSteps, StepGuard
 from gpt4roi.train.resume import ResumableTrainer
 from gpt4roi.train.trainable import parameter_groups
 
 logger = logging.getLogger(__name__)
 
-_FOR_THE_TRAINER = ("skipped", "source", "n_dropped_turns", "text_ids")
+_FOR_THE_TRAINER = ("skipped", "sources", "n_dropped_turns", "text_ids")
 
 
-class GPT4RoITrainer(ResumableTrainer):
+class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
     """Trains a GPT4RoI model on batches of RegionCollator.
 
     rates: learning rates of modules that differ from the rest.
@@ -25,7 +27,7 @@ class GPT4RoITrainer(ResumableTrainer):
     max_bad_fraction: the training stops once more than this share of the samples could not be used.
     """
 
-    kept_counts = ("seen", "skipped", "dropped_turns")
+    kept_counts = ("seen", "skipped", "dropped_turns", "bad_steps")
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class GPT4RoITrainer(ResumableTrainer):
         self.alignment = None if alignment is None else alignment.to(self.args.device)
         self.max_bad_fraction = max_bad_fraction
         self.seen = self.skipped = self.dropped_turns = 0
+        self.guard = StepGuard(self.args.max_bad_steps)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Builds the optimiser with one group for each learning rate."""
@@ -57,6 +60,7 @@ class GPT4RoITrainer(ResumableTrainer):
         extra = {key: inputs.pop(key) for key in _FOR_THE_TRAINER if key in inputs}
         if model.training:
             self._count(extra)
+            self.batch_is(int((inputs["labels"] != IGNORE_INDEX).sum()), extra.get("sources", []))
         outputs = model(**inputs, logits_at_labels_only=model.training, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -85,8 +89,11 @@ class GPT4RoITrainer(ResumableTrainer):
             )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the counts of skipped samples and dropped turns to every log line where there were any."""
-        for name in ("skipped", "dropped_turns"):
+        """Adds the counts of skipped samples, dropped turns and bad steps to every log line where there were any."""
+        for name in ("skipped", "dropped_turns", "bad_steps"):
             if getattr(self, name):
                 logs[name] = getattr(self, name)
+        if self.bad_steps and logs.get("loss") == 0:
+            # The Trainer counts a loss that is not finite as the mean of those since the last line, here of none.
+            del logs["loss"]
         super().log(logs, *args, **kwargs)

@@ -20,7 +20,7 @@ from gpt4roi.processor import GPT4RoIProcessor
 from gpt4roi.train import run, saving
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, align_regions
 from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
-from gpt4roi.train.checks import check_drops, check_first_batch
+from gpt4roi.train.checks import check_drops, check_first_batch, check_fit
 from gpt4roi.train.command_line import arguments_to_remember, parse, remembered, words
 from gpt4roi.train.features import keep_features
 from gpt4roi.train.opening import is_ours, learning_modules, open_model
@@ -64,6 +64,7 @@ def _train(
         saving.clear_leftovers(folder)
     checkpoint = saving.last_checkpoint(folder)
     model, processor = open_model(checkpoint, model_args, args)
+    check_fit(processor, model)
     features = None
     if data_args.picture_features:
         with args.main_process_first(desc="picture features"):

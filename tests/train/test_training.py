@@ -9,31 +9,11 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_training import COMMON, FAST, ONE_BY_ONE, losses, stage1
 
 from gpt4roi.checkpoint.loading import load_model, load_processor
 from gpt4roi.errors import InputError
 from gpt4roi.train import main
-
-COMMON = [
-    "--model_max_length",
-    "512",
-    "--report_to",
-    "none",
-    "--disable_tqdm",
-    "true",
-    "--attn_implementation",
-    "eager",
-]
-ONE_BY_ONE = ["--global_batch_size", "1", "--per_device_train_batch_size", "1"]
-FAST = ["--global_batch_size", "4", "--per_device_train_batch_size", "4", "--learning_rate", "1e-2"]
-
-
-def stage1(folder, parts, *more, tower="pyramid", steps=3):
-    """Trains stage 1 and returns its folder."""
-    light = ["--region_encoder_type", "light"] if tower == "pyramid" else []
-    chosen = ["--model_name_or_path", f"{parts}/language_model", "--vision_tower", f"{parts}/{tower}"]
-    data = ["--dataset_config", f"{parts}/train.jsonl", "--prompt_format", "chat", "--max_steps", str(steps)]
-    return main(["--stage", "1", "--output_dir", str(folder), *chosen, *light, *data, *COMMON, *FAST, *more])
 
 
 def tensors(folder):
@@ -50,11 +30,6 @@ def trained1(parts, tmp_path_factory):
     """Stage 1's folder after alignment and 30 steps."""
     folder = tmp_path_factory.mktemp("stage1")
     return stage1(folder, parts, "--align_regions", "2", "--picture_features", f"{parts}/features", steps=30)
-
-
-def losses(folder):
-    state = json.loads(sorted(folder.glob("checkpoint-*/trainer_state.json"))[-1].read_text())
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
 def test_stage_1_lowers_the_loss_and_leaves_language_model_and_tower_alone(parts, trained1, tmp_path):
