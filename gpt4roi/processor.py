@@ -13,6 +13,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from gpt4roi import pictures
 from gpt4roi.constants import (
+    IGNORE_INDEX,
     IMAGE_END_TOKEN,
     IMAGE_PATCH_TOKEN,
     IMAGE_START_TOKEN,
@@ -228,6 +229,23 @@ class GPT4RoIProcessor(ProcessorMixin):
         return pictures.to_pixel_values(
             picture, pipeline, self.image_size, self.image_mean, self.image_std, augmentation
         )
+
+    def passages(self, ids: Any, labels: Any) -> list[tuple[str, bool]]:
+        """Writes an encoded sample (input_ids and labels, int64[T]) for people to read.
+
+        Returns (text, whether it is learnt) in order; the picture's tokens are `[256 picture tokens]`.
+        """
+        runs: list[tuple[str, list[int]]] = []
+        for token, label in zip(ids.tolist(), labels.tolist(), strict=True):
+            picture = token == self.image_patch_token_id
+            kind = "picture" if picture else "learnt" if label != IGNORE_INDEX else "given"
+            if not runs or runs[-1][0] != kind:
+                runs.append((kind, []))
+            runs[-1][1].append(token)
+        return [
+            (f"[{len(run)} picture tokens]" if kind == "picture" else self.tokenizer.decode(run), kind == "learnt")
+            for kind, run in runs
+        ]
 
     def decode(self, ids: Any) -> str:
         """Turns generated ids (of one sample, without its prompt) into the answer.

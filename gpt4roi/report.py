@@ -21,7 +21,7 @@ from typing import Any
 from gpt4roi.report_gallery import Answer, GalleryItem, gallery_html
 from gpt4roi.report_style import SCRIPT, STYLE
 
-__all__ = ["Answer", "Bin", "GalleryItem", "Interval", "Report", "Share"]
+__all__ = ["Answer", "Bin", "GalleryItem", "Interval", "Report", "Share", "Tag"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,14 @@ class Interval:
     low: float | None = None
     high: float | None = None
     n: int | None = None
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A table cell with a word on a coloured plate; tone: good, bad, warn or soft."""
+
+    text: str
+    tone: str = "soft"
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Report:
     def table(
         self, title: str, header: Sequence[str], rows: Iterable[Sequence], note: str = "", folded: bool = False
     ) -> Report:
-        """Adds a table. A cell is a text, a number, None, a Share or an Interval. folded: shown after a click."""
+        """Adds a table. A cell is a text, number, None, Share, Interval or Tag. folded: shown after a click."""
         rows = [list(row) for row in rows]
         numeric = [_is_numeric(column) for column in zip(*rows, strict=True)] if rows else []
         classes = [' class="num"' if flag else "" for flag in numeric] or [""] * len(header)
@@ -140,6 +148,8 @@ def _cell(value: Any) -> str:
         return _share_cell(value)
     if isinstance(value, Interval):
         return _interval_cell(value)
+    if isinstance(value, Tag):
+        return f'<span class="tag {escape(value.tone)}">{escape(value.text)}</span>'
     return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
@@ -168,10 +178,12 @@ def _interval_cell(figure: Interval) -> str:
 
 def _chart(name: str, bins: Sequence[Bin]) -> str:
     most = max((one.count for one in bins), default=0) or 1
+    scored = any(one.mean is not None for one in bins)
     rows = "".join(
         f'<tr><th>{escape(one.label)}</th><td class="track"><i style="width:{100 * one.count / most:.1f}%"></i></td>'
-        f'<td class="num">{one.count}</td><td class="num">{"" if one.mean is None else f"{one.mean:.3g}"}</td></tr>'
+        f'<td class="num">{one.count}</td>'
+        + (f'<td class="num">{"" if one.mean is None else f"{one.mean:.3g}"}</td></tr>' if scored else "</tr>")
         for one in bins
     )
-    head = '<tr><th></th><th></th><th class="num">n</th><th class="num">mean</th></tr>'
+    head = '<tr><th></th><th></th><th class="num">n</th>' + ('<th class="num">mean</th></tr>' if scored else "</tr>")
     return f'<div class="sheet chart"><table><caption>{escape(name)}</caption>{head}{rows}</table></div>'

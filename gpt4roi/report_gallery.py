@@ -53,12 +53,14 @@ class GalleryItem:
     """A picture with its regions and what was asked about them.
 
     picture: a path, a PIL picture or an encoded file's bytes. boxes_px: N boxes, xyxy, in its pixels; numbered from 1.
+    passages: a longer text to show below, as (text, whether it is highlighted); its row counts as an answer of task "".
     """
 
     picture: Any
     boxes_px: Sequence = ()
     title: str = ""
     answers: Sequence[Answer] = field(default_factory=tuple)
+    passages: Sequence[tuple[str, bool]] = ()
 
     @property
     def quality(self) -> float:
@@ -107,7 +109,7 @@ def _card(item: GalleryItem, index: int) -> str:
     boxes = "".join(_svg_box(box, number, height) for number, box in enumerate(item.boxes_px))
     judged = [answer.right for answer in item.answers if answer.right is not None]
     tally = f"{sum(judged)} of {len(judged)} right" if judged else ""
-    rows = "".join(_answer_row(answer, picture, item.boxes_px) for answer in item.answers)
+    rows = "".join(_answer_row(answer, picture, item.boxes_px) for answer in item.answers) + _passages(item.passages)
     return (
         f'<article class="item" data-index="{index}"><figure><div class="picture">'
         f'<img loading="lazy" alt="{escape(item.title)}" width="{width}" height="{height}"'
@@ -152,6 +154,13 @@ def _references(answer: Answer) -> str:
         return ""
     listed = "".join(f"<li>{_with_chips(reference)}</li>" for reference in answer.references)
     return f'<ul class="refs" title="references">{listed}</ul>'
+
+
+def _passages(passages: Sequence[tuple[str, bool]]) -> str:
+    if not passages:
+        return ""
+    text = "".join(f"<mark>{escape(text)}</mark>" if marked else escape(text) for text, marked in passages)
+    return f'<div class="answer passages" data-task=""><pre>{text}</pre></div>'
 
 
 def _with_chips(text: str) -> str:

@@ -4,10 +4,12 @@ STYLE = """
 :root { color-scheme: light dark;
   --paper: #f6f7f9; --card: #ffffff; --ink: #1b1f27; --soft: #5d6675; --line: #e1e5eb; --accent: #2f5fd0;
   --good: #1c7f43; --good-bg: #e3f4e9; --bad: #bb2b2b; --bad-bg: #fbe6e5; --bar: #c9d8f7;
+  --warn: #8a5a00; --warn-bg: #fbf0d9;
   --shadow: 0 1px 3px #0b163014; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #12151b; --card: #1b2029; --ink: #e7eaf0; --soft: #98a2b3; --line: #2c333f; --accent: #86a8ff;
-  --good: #63cf8c; --good-bg: #17331f; --bad: #ff8b86; --bad-bg: #3d1c1d; --bar: #2c4274; --shadow: none; } }
+  --good: #63cf8c; --good-bg: #17331f; --bad: #ff8b86; --bad-bg: #3d1c1d; --bar: #2c4274; --warn: #f0c063;
+  --warn-bg: #3a2c10; --shadow: none; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
@@ -74,6 +76,13 @@ figcaption { color: var(--soft); font-size: 12.5px; margin-top: 7px; display: fl
 .wrong .a { color: var(--bad); } .t { color: var(--soft); } .t b { color: var(--good); font-weight: 600; }
 .region { color: #fff; background: var(--c); border-radius: 5px; padding: 0 5px; font-size: 12px;
   font-weight: 600; white-space: nowrap; }
+.tag { border-radius: 6px; padding: 2px 8px; font-size: 12.5px; font-weight: 600; background: var(--line);
+  color: var(--soft); white-space: nowrap; } .tag.good { background: var(--good-bg); color: var(--good); }
+.tag.bad { background: var(--bad-bg); color: var(--bad); } .tag.warn { background: var(--warn-bg); color: var(--warn); }
+.answer.passages { column-span: all; display: block; border: 0; padding-top: 10px; } .passages pre { margin: 0;
+  max-height: 260px; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; padding: 10px 12px;
+  background: var(--paper); border-radius: 8px; font: 12px/1.55 ui-monospace, "SF Mono", Menlo, monospace; }
+.passages mark { background: var(--good-bg); color: var(--good); border-radius: 3px; }
 .empty { color: var(--soft); padding: 24px; text-align: center; }
 @media (max-width: 720px) { .item { flex-direction: column; } figure { flex-basis: auto; width: 100%; }
   .answers { width: 100%; } }

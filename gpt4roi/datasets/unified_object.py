@@ -12,6 +12,8 @@ from gpt4roi.errors import InputError
 from gpt4roi.mentions import number_boxes
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+FIELD, MASK, BOX = "wrong field", "mask that cannot be used", "box that is not four numbers"
+TURN, MENTION = "turn that is not text", "mention that fits no box"
 MAX_COORDINATE = 1_000_000
 """Boxes reach beyond their picture now and then, but not this far."""
 
@@ -41,7 +43,7 @@ def check_object(item: Any, source: str) -> dict[str, Any]:
     turns = _turns(item["conversations"], source)
     independent = item.get("independent") or False
     if not isinstance(independent, bool):
-        raise BadObjectError("field", f"{source}: independent must be true or false, got {independent!r:.60}")
+        raise BadObjectError(FIELD, f"{source}: independent must be true or false, got {independent!r:.60}")
     _check_mentions([text for _, text in turns], image, len(boxes), source)
     return {
         "image": image,
@@ -59,7 +61,7 @@ def _image(item: dict[str, Any], source: str) -> str | None:
     if image in (None, ""):
         return None
     if not isinstance(image, str) or not _is_text(image) or "\x00" in image:
-        raise BadObjectError("field", f"{source}: image must be a path, got {image!r:.80}")
+        raise BadObjectError(FIELD, f"{source}: image must be a path, got {image!r:.80}")
     return image
 
 
@@ -68,18 +70,18 @@ def _boxes(item: dict[str, Any], source: str) -> tuple[np.ndarray, int]:
     given, given_masks = item.get("boxes") or [], item.get("masks") or []
     if given_masks:
         if not isinstance(given_masks, list):
-            raise BadObjectError("mask", f"{source}: masks must be a list, got {given_masks!r:.80}")
+            raise BadObjectError(MASK, f"{source}: masks must be a list, got {given_masks!r:.80}")
         if given:
-            raise BadObjectError("mask", f"{source}: boxes or masks, not both; masks become their bounding boxes")
+            raise BadObjectError(MASK, f"{source}: boxes or masks, not both; masks become their bounding boxes")
         try:
             return masks.to_boxes(given_masks, f" in {source}"), len(given_masks)
         except InputError as error:
-            raise BadObjectError("mask", f"{source}: {error}") from None
+            raise BadObjectError(MASK, f"{source}: {error}") from None
     if not isinstance(given, list):
-        raise BadObjectError("box", f"{source}: boxes must be a list of [x1, y1, x2, y2], got {given!r:.80}")
+        raise BadObjectError(BOX, f"{source}: boxes must be a list of [x1, y1, x2, y2], got {given!r:.80}")
     for number, box in enumerate(given, start=1):
         if not isinstance(box, list) or len(box) != 4 or not all(_is_coordinate(value) for value in box):
-            raise BadObjectError("box", f"{source}: box {number} must be four finite numbers, got {box!r:.80}")
+            raise BadObjectError(BOX, f"{source}: box {number} must be four finite numbers, got {box!r:.80}")
     return np.asarray(given, dtype=np.float64).reshape(-1, 4), 0
 
 
@@ -97,14 +99,14 @@ def _is_coordinate(value: Any) -> bool:
 
 def _turns(turns: Any, source: str) -> list[tuple[str, str]]:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise BadObjectError("turn", f"{source}: conversations must be a list of {{from, value}}, got {turns!r:.80}")
+        raise BadObjectError(TURN, f"{source}: conversations must be a list of {{from, value}}, got {turns!r:.80}")
     checked = []
     for number, turn in enumerate(turns, start=1):
         speaker, text = turn.get("from"), turn.get("value")
         if not isinstance(speaker, str) or speaker not in ROLES:
-            raise BadObjectError("speaker", f"{source}: a turn is from {sorted(ROLES)}, got {speaker!r:.60}")
+            raise BadObjectError("unknown speaker", f"{source}: a turn is from {sorted(ROLES)}, got {speaker!r:.60}")
         if not isinstance(text, str) or not _is_text(text):
-            raise BadObjectError("turn", f"{source}: a turn's value must be text, got {text!r:.80}")
+            raise BadObjectError(TURN, f"{source}: a turn's value must be text, got {text!r:.80}")
         if not text.strip():
             kind = "empty answer" if ROLES[speaker] == "assistant" else "empty question"
             raise BadObjectError(kind, f"{source}: turn {number} (from {speaker}) is empty")
@@ -127,13 +129,13 @@ def _check_mentions(texts: list[str], image: str | None, num_boxes: int, source:
     try:
         number_boxes(texts, num_boxes)
     except InputError as error:
-        raise BadObjectError("mention", f"{source}: {error}") from None
+        raise BadObjectError(MENTION, f"{source}: {error}") from None
     shown = sum(text.count(IMAGE_TOKEN) for text in texts)
     if shown > 1 or (shown and image is None):
         have = "no picture" if image is None else "one picture"
-        raise BadObjectError("mention", f"{source}: {shown} <image> in the text but {have}")
+        raise BadObjectError(MENTION, f"{source}: {shown} <image> in the text but {have}")
     if image is None and (num_boxes or any("<region" in text or REGION_TOKEN in text for text in texts)):
-        raise BadObjectError("mention", f"{source}: boxes or regions are mentioned but there is no image")
+        raise BadObjectError(MENTION, f"{source}: boxes or regions are mentioned but there is no image")
 
 
 def _tasks(item: dict[str, Any], num_turns: int, source: str) -> list[str] | None:
@@ -141,8 +143,8 @@ def _tasks(item: dict[str, Any], num_turns: int, source: str) -> list[str] | Non
     if not tasks:
         return None
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
-        raise BadObjectError("field", f"{source}: tasks must be a list of names, got {tasks!r:.80}")
+        raise BadObjectError(FIELD, f"{source}: tasks must be a list of names, got {tasks!r:.80}")
     if 2 * len(tasks) != num_turns:
         got = f"{len(tasks)} tasks for {num_turns} turns"
-        raise BadObjectError("field", f"{source}: {got}; expected one task for each pair of turns")
+        raise BadObjectError(FIELD, f"{source}: {got}; expected one task for each pair of turns")
     return tasks

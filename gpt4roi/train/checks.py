@@ -71,7 +71,8 @@ def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProce
     if batch.get("boxes"):
         logger.info("Its boxes, xyxy in [0, 1]: %s", [[round(v, 3) for v in box] for box in batch["boxes"][0].tolist()])
     stops = processor.stop_strings
-    learnt = [text for row in range(len(batch["input_ids"])) for kind, text in _runs(batch, processor, row) if kind]
+    rows = range(len(batch["input_ids"]))
+    learnt = [text for row in rows for text, is_learnt in _passages(batch, processor, row) if is_learnt]
     if not any(stop in text for stop in stops for text in learnt):
         raise InputError(
             f"--prompt_format {processor.prompt_format} does not fit the tokenizer: no answer of the first batch is "
@@ -82,21 +83,9 @@ def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProce
 
 def render(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int = 0) -> str:
     """Writes one sample of a batch as text, runs of picture tokens shortened, supervised runs between « and »."""
-    return "".join(f"«{text}»" if learnt else text for learnt, text in _runs(batch, processor, row))
+    return "".join(f"«{text}»" if learnt else text for text, learnt in _passages(batch, processor, row))
 
 
-def _runs(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int) -> list[tuple[bool, str]]:
-    """Returns the text of one sample in runs, each with whether it is learnt."""
-    ids, labels = batch["input_ids"][row].tolist(), batch["labels"][row].tolist()
+def _passages(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int) -> list[tuple[str, bool]]:
     length = int(batch["attention_mask"][row].sum())
-    runs: list[tuple[str, list[int]]] = []
-    for token, label in zip(ids[:length], labels[:length], strict=True):
-        picture = token == processor.image_patch_token_id
-        kind = "picture" if picture else "learnt" if label != IGNORE_INDEX else "given"
-        if not runs or runs[-1][0] != kind:
-            runs.append((kind, []))
-        runs[-1][1].append(token)
-    decode = processor.tokenizer.decode
-    return [
-        (kind == "learnt", f"[{len(run)} picture tokens]" if kind == "picture" else decode(run)) for kind, run in runs
-    ]
+    return processor.passages(batch["input_ids"][row][:length], batch["labels"][row][:length])

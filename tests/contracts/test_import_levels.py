@@ -28,6 +28,7 @@ LEVELS = {
     "inference": 4,
     "evaluation": 5,
     "report": 5,
+    "doctor": 5,
     "serve": 5,
     "configs": 6,
     "train": 6,
@@ -35,7 +36,7 @@ LEVELS = {
     "app": 8,
 }
 """The house, from the ground up; modules beside these are given the lowest level that their imports allow."""
-NEIGHBOURS = {("structures", "errors"), ("processor", "padding"), ("evaluation", "report")}
+NEIGHBOURS = {("structures", "errors"), ("processor", "padding"), ("evaluation", "report"), ("doctor", "report")}
 """Who may look across on one level: the first at the second, never back."""
 STRANGERS = ("mmcv", "mmdet", "llava")
 ROI_ALIGN = PACKAGE / "models" / "roi_align.py"

@@ -6,6 +6,7 @@ import pytest
 from fuzz import mutated
 
 from gpt4roi.datasets.unified import UnifiedDataset, read_objects
+from gpt4roi.datasets.unified_object import BOX, FIELD, MASK, MENTION, TURN
 from gpt4roi.errors import InputError
 
 
@@ -98,28 +99,40 @@ def test_the_size_that_boxes_were_made_for_is_told_where_the_object_says_it(tmp_
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"boxes": [[0, 0, 1]]}, "box", "box 1 must be four finite numbers"),
-        ({"boxes": [[0, 0, 1, 1], [0, 0, "7", 1]]}, "box", "box 2 must be four finite numbers"),
-        ({"boxes": [[0, 0, float("nan"), 1]]}, "box", "four finite numbers"),
-        ({"boxes": [[0, 0, 10**400, 1]]}, "box", "four finite numbers"),
-        ({"boxes": {"x": 1}}, "box", "boxes must be a list"),
-        ({"masks": [RUNS]}, "mask", "boxes or masks, not both"),
-        ({"boxes": None, "masks": [RUNS, {"size": [2, 2], "counts": [4]}]}, "mask", "the mask is empty: .* of mask 2"),
-        ({"conversations": "hello"}, "turn", "conversations must be a list"),
-        ({"conversations": [{"from": "robot", "value": "x"}]}, "speaker", "a turn is from"),
-        ({"conversations": [{"from": ["gpt"], "value": "x"}]}, "speaker", "a turn is from"),
-        ({"conversations": [{"from": "human", "value": 3}]}, "turn", "a turn's value must be text"),
-        ({"conversations": [PAIR[0], {"from": "gpt", "value": "\ud83d"}]}, "turn", "a turn's value must be text"),
+        ({"boxes": [[0, 0, 1]]}, BOX, "box 1 must be four finite numbers"),
+        (
+            {"boxes": [[0, 0, 1, 1], [0, 0, "7", 1]]},
+            "box that is not four numbers",
+            "box 2 must be four finite numbers",
+        ),
+        ({"boxes": [[0, 0, float("nan"), 1]]}, BOX, "four finite numbers"),
+        ({"boxes": [[0, 0, 10**400, 1]]}, BOX, "four finite numbers"),
+        ({"boxes": {"x": 1}}, BOX, "boxes must be a list"),
+        ({"masks": [RUNS]}, MASK, "boxes or masks, not both"),
+        (
+            {"boxes": None, "masks": [RUNS, {"size": [2, 2], "counts": [4]}]},
+            "mask that cannot be used",
+            "the mask is empty: .* of mask 2",
+        ),
+        ({"conversations": "hello"}, TURN, "conversations must be a list"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "unknown speaker", "a turn is from"),
+        ({"conversations": [{"from": ["gpt"], "value": "x"}]}, "unknown speaker", "a turn is from"),
+        ({"conversations": [{"from": "human", "value": 3}]}, TURN, "a turn's value must be text"),
+        (
+            {"conversations": [PAIR[0], {"from": "gpt", "value": "\ud83d"}]},
+            "turn that is not text",
+            "a turn's value must be text",
+        ),
         ({"conversations": [PAIR[0], {"from": "gpt", "value": " "}]}, "empty answer", r"turn 2 \(from gpt\) is empty"),
         ({"conversations": [{"from": "human", "value": ""}, PAIR[1]]}, "empty question", "turn 1"),
         ({"conversations": PAIR[:1]}, "no answer", "there is no answer"),
-        ({"boxes": []}, "mention", "<region4> but 0 boxes"),
-        ({"image": None}, "mention", "there is no image"),
-        ({"image": 7}, "field", "image must be a path"),
-        ({"image": "a\x00b"}, "field", "image must be a path"),
-        ({"independent": "yes"}, "field", "independent must be true or false"),
-        ({"tasks": 5}, "field", "tasks must be a list of names"),
-        ({"tasks": ["caption"]}, "field", "1 tasks for 8 turns"),
+        ({"boxes": []}, MENTION, "<region4> but 0 boxes"),
+        ({"image": None}, MENTION, "there is no image"),
+        ({"image": 7}, FIELD, "image must be a path"),
+        ({"image": "a\x00b"}, FIELD, "image must be a path"),
+        ({"independent": "yes"}, FIELD, "independent must be true or false"),
+        ({"tasks": 5}, FIELD, "tasks must be a list of names"),
+        ({"tasks": ["caption"]}, FIELD, "1 tasks for 8 turns"),
     ],
 )
 def test_an_object_that_cannot_be_used_is_left_out_counted_and_listed_with_file_and_line(

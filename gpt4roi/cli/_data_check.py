@@ -1,0 +1,98 @@
+"""`gpt4roi data check`: its arguments, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from gpt4roi.cli import output
+from gpt4roi.errors import InputError
+
+NOT_READY = 1
+
+
+def add_check(verbs: Any) -> None:
+    """Adds the sub-verb."""
+    parser = verbs.add_parser(
+        "check",
+        help="look a data set over before training",
+        description="Opens every annotation and picture of a list of data sets, and says what training would skip, "
+        "what was probably not meant, and how long prompts become. Ends with a verdict: exit code 0 where training "
+        "may begin, 1 where it should not, 2 where the arguments are wrong.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="what --dataset_config takes: a list, or a file of pictures")
+    parser.add_argument("--eval", metavar="CONFIG", help="evaluation sets, whose pictures must not be trained on")
+    parser.add_argument(
+        "--model", metavar="DIR", help="folder or hub name whose tokenizer counts tokens (else they are estimated)"
+    )
+    parser.add_argument("--model-max-length", type=int, metavar="N", help="default: the model's own, or 2048")
+    parser.add_argument("--prompt-format", default="v0", help="for a language model (default: %(default)s)")
+    parser.add_argument("--sample", type=int, metavar="N", help="look at N random samples of each set only")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    parser.add_argument("--seed", type=int, default=0, help="of draws and samples (default: %(default)s)")
+    parser.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, help="share that may be lost (default: %(default)s)"
+    )
+    parser.add_argument("--strict", action="store_true", help="not ready at the first error or warning")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures and prompts")
+
+
+def check(args: argparse.Namespace) -> int:
+    """Runs the examination and returns the exit code."""
+    from gpt4roi.datasets.selection import read_config
+    from gpt4roi.doctor import verdict as verdicts
+    from gpt4roi.doctor.examine import examine
+    from gpt4roi.doctor.lengths import open_ruler
+    from gpt4roi.doctor.page import write_page
+
+    _check_numbers(args)
+    entries = [(entry, _role(entry)) for entry in read_config(Path(args.config))]
+    entries += [(entry, "evaluation") for entry in (read_config(Path(args.eval)) if args.eval else ())]
+    if not entries:
+        raise InputError(f"{args.config}: names no data set")
+    ruler = open_ruler(args.model, args.model_max_length, args.prompt_format)
+    results = examine(entries, ruler, args.sample, args.workers or _cores(), args.seed)
+    verdict = verdicts.judge(results, args.max_bad_fraction, args.strict)
+    settings = _settings(args, ruler.limit)
+    if args.html:
+        write_page(args.html, results, verdict, ruler, settings)
+    if args.json:
+        output.record(verdicts.as_dict(results, verdict, ruler, settings))
+    else:
+        for line in verdicts.as_lines(results, verdict, ruler):
+            output.line(line)
+        if args.html:
+            output.line(f"page: {args.html}")
+    return 0 if verdict.ready else NOT_READY
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name in ("sample", "workers", "model_max_length"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if not 0 <= args.max_bad_fraction <= 1:
+        raise InputError(f"--max-bad-fraction must lie between 0 and 1, got {args.max_bad_fraction}")
+
+
+def _role(entry: Any) -> str:
+    return "evaluation" if isinstance(entry, dict) and entry.get("test_mode") is True else "training"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _settings(args: argparse.Namespace, limit: int) -> dict[str, Any]:
+    return {
+        "config": args.config,
+        "eval": args.eval or "none",
+        "model": args.model or "none: lengths are estimated from bytes",
+        "model_max_length": limit,
+        "sample": args.sample or "all",
+        "max_bad_fraction": args.max_bad_fraction,
+        "seed": args.seed,
+    }

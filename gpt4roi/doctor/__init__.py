@@ -1,0 +1,1 @@
+"""Looks a data set over before GPU time is spent on it."""
