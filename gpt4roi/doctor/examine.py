@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -188,7 +188,7 @@ def _speed(dataset: RegionDataset, ruler: Ruler, indices: np.ndarray, seed: int)
 
 
 def _spread(work: Callable[[Sequence], Any], whole: Sequence, workers: int, title: str) -> Iterator[Any]:
-    """Yields the results of `work` on chunks of a list, from several processes, in any order, under a progress bar."""
+    """Yields the results of `work` on chunks of a list, from several processes, in their order, under a bar."""
     size = max(1, min(_LARGEST_CHUNK, -(-len(whole) // (workers * _CHUNKS_PER_WORKER))))
     chunks = [whole[start : start + size] for start in range(0, len(whole), size)]
     with tqdm(total=len(whole), desc=title[-70:], mininterval=0.5, disable=None) as bar:
@@ -198,10 +198,9 @@ def _spread(work: Callable[[Sequence], Any], whole: Sequence, workers: int, titl
                 bar.update(len(chunk))
             return
         with _pool(work, min(workers, len(chunks))) as pool:
-            waiting = {pool.submit(_do, chunk): len(chunk) for chunk in chunks}
-            for done in as_completed(waiting):
-                yield done.result()
-                bar.update(waiting[done])
+            for chunk, result in zip(chunks, pool.map(_do, chunks), strict=True):
+                yield result
+                bar.update(len(chunk))
 
 
 @contextmanager

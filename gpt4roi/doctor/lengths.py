@@ -55,7 +55,7 @@ class Ruler:
         if tokens <= self.limit:
             return Measure(tokens, supervised, rounds, 0, 0)
         if self.bytes_per_token is not None:  # how much is lost depends on where the tokens end
-            return Measure(tokens, supervised, rounds, rounds > 1, rounds == 1)
+            return Measure(tokens, supervised, rounds, int(rounds > 1), int(rounds == 1))
         cut = self.processor.encode_text(sample, image_size=image_size)
         return Measure(tokens, supervised, rounds, cut["n_dropped_turns"], cut["n_cut_answers"])
 

@@ -36,7 +36,7 @@ def judge(results: Sequence[SetResult], max_bad_fraction: float, strict: bool = 
         elif lost > max_bad_fraction * whole:
             reasons.append(f"{lost} of {whole} in {one.name} cannot be used ({100 * lost / whole:.3g} %)")
         if one.findings.counts["leakage"]:
-            reasons.append(f"{one.findings.counts['leakage']} evaluation pictures are training pictures too")
+            reasons.append(f"evaluation pictures that are training pictures too: {one.findings.counts['leakage']}")
     errors, warnings = (sum(one.findings.number(severity) for one in results) for severity in ("error", "warning"))
     if not any(one.checked for one in results if one.role == "training") and not reasons:
         reasons.append("there is nothing to learn from")
