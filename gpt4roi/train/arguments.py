@@ -8,7 +8,25 @@ from transformers import TrainingArguments as HFTrainingArguments
 
 
 @dataclass
-class ModelArguments:
+class AdapterArguments:
+    """How the language model learns by low-rank adapters instead of in its own weights."""
+
+    lora_r: int = field(default=0, metadata={"help": "rank of the language model's adapters; 0: it learns itself"})
+    lora_alpha: float | None = field(default=None, metadata={"help": "scale of the adapters (twice the rank)"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout before the adapters"})
+    lora_target_modules: str | None = field(
+        default=None, metadata={"help": "layers that get one, as q_proj,v_proj (all linear layers of the decoder)"}
+    )
+    quantization: str | None = field(
+        default=None, metadata={"help": "4bit or 8bit: keeps the language model so, under adapters (QLoRA)"}
+    )
+    frozen_dtype: str = field(
+        default="float32", metadata={"help": "float32, bfloat16 or float16: how modules that do not learn are kept"}
+    )
+
+
+@dataclass
+class ModelArguments(AdapterArguments):
     """Which parts the model is made of; a GPT4RoI folder needs no tower."""
 
     model_name_or_path: str = field(
@@ -80,6 +98,9 @@ class TrainingArguments(HFTrainingArguments):
     )
     learning_rates: str | None = field(
         default=None, metadata={"help": "learning rates that differ, as region_encoder=5e-4,mm_projector=5e-4"}
+    )
+    weight_decays: str | None = field(
+        default=None, metadata={"help": "weight decays that differ, as region_encoder=0.01,language_model=0"}
     )
     max_bad_steps: int = field(
         default=3, metadata={"help": "steps of non-finite loss or gradients that are left out before the run stops"}

@@ -36,6 +36,7 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArg
     model_args, data_args, region_args, args = parts
     parse_modules(args.trainable_modules)
     parse_rates(args.learning_rates)
+    parse_rates(args.weight_decays, "--weight_decays")
     args.label_names = ["labels"]
     if args.n_gpu > 1:
         raise InputError(

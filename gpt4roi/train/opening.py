@@ -13,6 +13,7 @@ from gpt4roi.checkpoint.loading import build_from_parts, load_model, load_proces
 from gpt4roi.errors import InputError
 from gpt4roi.processor import GPT4RoIProcessor
 from gpt4roi.train import run
+from gpt4roi.train.adapters import check_adapters, quantization_config
 from gpt4roi.train.arguments import ModelArguments, TrainingArguments
 from gpt4roi.train.resume import realign
 from gpt4roi.train.trainable import parse_modules
@@ -32,7 +33,11 @@ def open_model(
     if not holds_weights:
         run.require_finished(source)
     if is_ours(source):
-        chosen = {"dtype": torch.float32, "attn_implementation": model_args.attn_implementation}
+        chosen = {
+            "dtype": torch.float32,
+            "attn_implementation": model_args.attn_implementation,
+            "quantization_config": quantization_config(model_args),
+        }
         processor = _own_processor(source, model_args)
         model = load_model(str(source), **chosen)
     elif args.stage == 2:
@@ -41,7 +46,7 @@ def open_model(
         )
     else:
         model, processor = _build(model_args)
-    if args.device.type == "cpu":
+    if args.device.type == "cpu" and not model_args.quantization:
         realign(model)
     return model, processor
 
@@ -88,6 +93,12 @@ def learning_modules(model_args: ModelArguments, args: TrainingArguments) -> tup
         logger.info("mm_projector started untrained (no --pretrain_mm_mlp_adapter), so it learns too")
         modules += ("mm_projector",)
     return modules
+
+
+def check_choices(model_args: ModelArguments, args: TrainingArguments) -> None:
+    """Raises InputError for choices about the model that contradict each other, before anything is opened."""
+    source = Path(model_args.model_name_or_path)
+    check_adapters(model_args, parse_modules(args.trainable_modules), is_ours(source))
 
 
 def is_ours(folder: Path) -> bool:

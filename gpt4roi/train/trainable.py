@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -10,6 +12,7 @@ from gpt4roi.errors import InputError
 
 MODULES = ("region_encoder", "mm_projector", "language_model")
 """What can learn; the vision tower never does."""
+PARTS = ("vision_tower", *MODULES)
 
 
 def parse_modules(text: str) -> tuple[str, ...]:
@@ -21,39 +24,71 @@ def parse_modules(text: str) -> tuple[str, ...]:
     return names
 
 
-def parse_rates(text: str | None) -> dict[str, float]:
-    """Reads `region_encoder=5e-4,mm_projector=1e-4`; raises InputError where a part is not module=number."""
-    rates = {}
+def parse_rates(text: str | None, flag: str = "--learning_rates") -> dict[str, float]:
+    """Reads `region_encoder=5e-4,mm_projector=1e-4`.
+
+    Raises InputError where a part is not module=number, the number is below 0, or a module is named twice.
+    """
+    rates: dict[str, float] = {}
     for part in (text or "").split(","):
         if not part.strip():
             continue
         name, _, value = part.partition("=")
+        name = name.strip()
         try:
-            rates[parse_modules(name)[0]] = float(value)
+            number = float(value)
         except ValueError:
-            raise InputError(f"--learning_rates: got {part!r}, expected module=number with one of {MODULES}") from None
+            number = -1.0
+        if name not in MODULES or not 0 <= number < math.inf or name in rates:
+            raise InputError(f"{flag}: got {part!r}, expected module=number, once for each of {', '.join(MODULES)}")
+        rates[name] = number
     return rates
 
 
-def set_trainable(model: nn.Module, modules: tuple[str, ...]) -> str:
-    """Freezes all but the named modules and returns a table of parameter counts, one line a module."""
-    lines = []
-    for name in ("vision_tower", *MODULES):
-        parameters = list(getattr(model, name).parameters())
-        learns = name in modules
-        for parameter in parameters:
-            parameter.requires_grad_(learns)
-        count = sum(parameter.numel() for parameter in parameters)
-        lines.append(f"{name:16s} {count:14,d} parameters  {'learns' if learns else 'frozen'}")
-    return "\n".join(lines)
+def module_of(parameter: str) -> str:
+    """Returns which of the model's parts a parameter belongs to, by its full name, also inside a peft model."""
+    return next((part for part in parameter.split(".") if part in PARTS), "")
+
+
+def set_trainable(model: nn.Module, modules: Sequence[str]) -> None:
+    """Lets the named modules learn and freezes all others."""
+    for name in PARTS:
+        getattr(model, name).requires_grad_(name in modules)
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, rates: dict[str, float]
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    rates: dict[str, float],
+    decays: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns one optimiser group for each learning rate; weight decay falls on every parameter, as in the original."""
-    groups: dict[float, list[nn.Parameter]] = {}
+    """Returns one optimiser group for each pair of learning rate and weight decay.
+
+    rates, decays: of modules that differ from the rest. Weight decay falls on every parameter, as in the original.
+    """
+    decays = decays or {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(rates.get(name.split(".")[0], learning_rate), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": weight_decay} for rate, params in groups.items()]
+            module = module_of(name)
+            key = rates.get(module, learning_rate), decays.get(module, weight_decay)
+            groups.setdefault(key, []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def learning_table(
+    model: nn.Module, learning_rate: float, weight_decay: float, rates: dict[str, float], decays: dict[str, float]
+) -> str:
+    """Writes one line a module: its parameters, how many of them learn, and at which rate and weight decay."""
+    counts = {name: [0, 0] for name in PARTS}
+    for name, parameter in model.named_parameters():
+        count = counts.get(module_of(name))
+        if count is not None:
+            count[0] += parameter.numel()
+            count[1] += parameter.numel() if parameter.requires_grad else 0
+    lines = [f"{'module':16s} {'parameters':>16s} {'learn':>16s}  rate, weight decay"]
+    for name, (total, learn) in counts.items():
+        how = f"{rates.get(name, learning_rate):g}, {decays.get(name, weight_decay):g}" if learn else "frozen"
+        lines.append(f"{name:16s} {total:16,d} {learn:16,d}  {how}")
+    return "\n".join(lines)

@@ -22,7 +22,7 @@ _FOR_THE_TRAINER = ("skipped", "sources", "n_dropped_turns", "text_ids")
 class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
     """Trains a GPT4RoI model on batches of RegionCollator.
 
-    rates: learning rates of modules that differ from the rest.
+    rates, decays: learning rates and weight decays of modules that differ from the rest.
     alignment, align_weight: the alignment loss that is kept during training, and its weight; None and 0 for none.
     max_bad_fraction: the training stops once more than this share of the samples could not be used.
     """
@@ -33,23 +33,25 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         self,
         *args: Any,
         rates: dict[str, float],
+        decays: dict[str, float],
         alignment: AlignmentLoss | None = None,
         align_weight: float = 0.0,
         max_bad_fraction: float = 0.01,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.rates, self.align_weight = rates, align_weight
+        self.rates, self.decays, self.align_weight = rates, decays, align_weight
         self.alignment = None if alignment is None else alignment.to(self.args.device)
         self.max_bad_fraction = max_bad_fraction
         self.seen = self.skipped = self.dropped_turns = 0
         self.guard = StepGuard(self.args.max_bad_steps)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Builds the optimiser with one group for each learning rate."""
+        """Builds the optimiser with one group for each learning rate and weight decay."""
         if self.optimizer is None:
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = parameter_groups(self.model, self.args.learning_rate, self.args.weight_decay, self.rates)
+            rate, decay = self.args.learning_rate, self.args.weight_decay
+            groups = parameter_groups(self.model, rate, decay, self.rates, self.decays)
             self.optimizer = kind(groups, **arguments)
         return self.optimizer
 

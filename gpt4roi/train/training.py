@@ -18,14 +18,15 @@ from gpt4roi.datasets.selection import build_mixture
 from gpt4roi.errors import InputError
 from gpt4roi.processor import GPT4RoIProcessor
 from gpt4roi.train import run, saving
+from gpt4roi.train.adapters import add_adapters, keep_frozen
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, align_regions
 from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
 from gpt4roi.train.checks import check_drops, check_first_batch, check_fit
 from gpt4roi.train.command_line import arguments_to_remember, parse, remembered, words
 from gpt4roi.train.features import keep_features
-from gpt4roi.train.opening import is_ours, learning_modules, open_model
+from gpt4roi.train.opening import check_choices, is_ours, learning_modules, open_model
 from gpt4roi.train.resume import check_position, describe_data
-from gpt4roi.train.trainable import parse_rates, set_trainable
+from gpt4roi.train.trainable import learning_table, parse_rates, set_trainable
 from gpt4roi.train.trainer import GPT4RoITrainer
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def main(argv: Sequence[str]) -> Path:
     if (folder / run.DONE).is_file():
         logger.info("%s is trained already: %s", folder, (folder / run.DONE).read_text())
         return folder
+    check_choices(model_args, args)
     with run.held(folder, needed=args.should_save):
         return _train(folder, arguments, model_args, data_args, region_args, args)
 
@@ -87,14 +89,22 @@ def _train(
             _calibrate(model, dataset)
         if region_args.align_regions:
             _align(model, alignment, dataset, region_args, args)
-    logger.info("%s", set_trainable(model, learning_modules(model_args, args)))
+    modules = learning_modules(model_args, args)
+    set_trainable(model, [name for name in modules if name != "language_model" or not model_args.lora_r])
+    keep_frozen(model, model_args.frozen_dtype)
+    if model_args.lora_r:
+        model = add_adapters(model, model_args, modules)
+    rates = parse_rates(args.learning_rates)
+    decays = parse_rates(args.weight_decays, "--weight_decays")
+    logger.info("%s", learning_table(model, args.learning_rate, args.weight_decay, rates, decays))
     trainer = GPT4RoITrainer(
         model=model,
         args=args,
         train_dataset=dataset,
         data_collator=RegionCollator(processor.tokenizer.pad_token_id),
         processing_class=processor,
-        rates=parse_rates(args.learning_rates),
+        rates=rates,
+        decays=decays,
         alignment=alignment,
         align_weight=region_args.align_weight,
         max_bad_fraction=data_args.max_bad_fraction,

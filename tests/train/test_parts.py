@@ -3,22 +3,36 @@ import torch
 
 from gpt4roi.errors import InputError
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, hits
-from gpt4roi.train.trainable import parameter_groups, parse_modules, parse_rates, set_trainable
+from gpt4roi.train.trainable import learning_table, parameter_groups, parse_modules, parse_rates, set_trainable
 
 
 def test_only_the_named_modules_learn(clip_model):
-    table = set_trainable(clip_model, parse_modules("region_encoder"))
+    set_trainable(clip_model, parse_modules("region_encoder"))
     assert {name.split(".")[0] for name, p in clip_model.named_parameters() if p.requires_grad} == {"region_encoder"}
-    assert [line.split()[-1] for line in table.splitlines()] == ["frozen", "learns", "frozen", "frozen"]
 
 
-def test_each_learning_rate_has_its_group_and_decay_falls_on_all(clip_model):
+def test_each_learning_rate_and_decay_has_its_group_and_decay_falls_on_all(clip_model):
     set_trainable(clip_model, ("region_encoder", "mm_projector"))
-    groups = parameter_groups(clip_model, 1e-3, 0.01, parse_rates("mm_projector=1e-4"))
-    counts = {group["lr"]: len(group["params"]) for group in groups}
-    assert counts[1e-4] == 2
-    assert counts[1e-3] == len(list(clip_model.region_encoder.parameters()))
-    assert {group["weight_decay"] for group in groups} == {0.01}
+    rates = parse_rates("mm_projector=1e-4")
+    groups = parameter_groups(clip_model, 1e-3, 0.01, rates, parse_rates("region_encoder=0.2", "--weight_decays"))
+    counts = {(group["lr"], group["weight_decay"]): len(group["params"]) for group in groups}
+    assert counts == {(1e-4, 0.01): 2, (1e-3, 0.2): len(list(clip_model.region_encoder.parameters()))}
+
+
+def test_the_table_counts_what_learns_and_says_how_fast(clip_model):
+    set_trainable(clip_model, ("region_encoder", "mm_projector"))
+    table = learning_table(clip_model, 1e-3, 0.01, {"mm_projector": 1e-4}, {"region_encoder": 0.2})
+    lines = {line.split()[0]: line.split()[1:] for line in table.splitlines()}
+    count = sum(p.numel() for p in clip_model.region_encoder.parameters())
+    assert lines["region_encoder"] == [f"{count:,d}", f"{count:,d}", "0.001,", "0.2"]
+    assert lines["mm_projector"] == ["544", "544", "0.0001,", "0.01"]
+    assert lines["language_model"][1:] == ["0", "frozen"]
+
+
+@pytest.mark.parametrize("text", ["region_encoder", "clip=1", "mm_projector=-1", "mm_projector=1,mm_projector=2"])
+def test_rates_that_mean_nothing_are_refused(text):
+    with pytest.raises(InputError, match=r"--weight_decays: got .*expected module=number, once for each of"):
+        parse_rates(text, "--weight_decays")
 
 
 @pytest.mark.parametrize("text", ["", "region_encoder,clip", "everything"])

@@ -8,16 +8,11 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_training import COMMON, FAST, ONE_BY_ONE, losses, stage1
+from tiny_training import COMMON, FAST, ONE_BY_ONE, losses, stage1, tensors
 
 from gpt4roi.checkpoint.loading import load_model, load_processor
 from gpt4roi.errors import InputError
 from gpt4roi.train import main
-
-
-def tensors(folder):
-    return load_file(folder / "model.safetensors")
 
 
 def changed(before, after):

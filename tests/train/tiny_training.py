@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from safetensors.torch import load_file
+
 from gpt4roi.train import main
 
 COMMON = [
@@ -32,3 +34,8 @@ def losses(folder):
     """Returns the losses that the newest checkpoint of a folder has logged."""
     state = json.loads(sorted(folder.glob("checkpoint-*/trainer_state.json"))[-1].read_text())
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def tensors(folder):
+    """Returns a folder's weights by name."""
+    return load_file(folder / "model.safetensors")
