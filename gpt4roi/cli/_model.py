@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from gpt4roi.errors import InputError
 from gpt4roi.hub import is_hub_name
@@ -24,6 +25,35 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: what the device can do)"
     )
+    parser.add_argument(
+        "--quantize", choices=("4bit", "8bit"), help="the language model in fewer bits (needs bitsandbytes)"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: a slow first answer, faster ones after it"
+    )
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares how answers are chosen and where they end."""
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="cut answers (default: %(default)s)"
+    )
+    parser.add_argument("--temperature", type=float, metavar="T", help="draw words; greedy unless given")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest words only")
+    parser.add_argument("--seed", type=int, metavar="N", help="makes what is drawn repeatable")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end answers before this text")
+
+
+def decoding_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what RegionChat's methods take. Raises InputError on a number out of range."""
+    if args.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
+    from gpt4roi.sampling import Decoding
+
+    names = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
+    settings = {name: getattr(args, name) for name in names}
+    Decoding(**settings)
+    return settings
 
 
 def check_model_folder(path: str) -> str:
@@ -40,7 +70,7 @@ def check_model_folder(path: str) -> str:
     return path
 
 
-def open_chat(args: argparse.Namespace):
+def open_chat(args: argparse.Namespace, **settings: Any):
     """Opens the model of the arguments as a RegionChat; progress bars only where somebody watches."""
     from transformers.utils import logging as transformers_logging
 
@@ -49,5 +79,11 @@ def open_chat(args: argparse.Namespace):
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     return RegionChat.from_pretrained(
-        check_model_folder(args.model), device=args.device, dtype=args.dtype, vision_tower=args.vision_tower
+        check_model_folder(args.model),
+        device=args.device,
+        dtype=args.dtype,
+        vision_tower=args.vision_tower,
+        quantize=args.quantize,
+        compile=args.compile,
+        **settings,
     )

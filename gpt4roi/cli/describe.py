@@ -3,108 +3,94 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import sys
+from typing import Any
 
 from gpt4roi.cli import output
-from gpt4roi.cli._model import add_model_arguments, check_model_folder, open_chat
+from gpt4roi.cli._model import (
+    add_decoding_arguments,
+    add_model_arguments,
+    check_model_folder,
+    decoding_settings,
+    open_chat,
+)
+from gpt4roi.cli._regions import add_region_arguments, box_text, drawing_target, given_regions, save_drawing
 from gpt4roi.errors import InputError
 
 HELP = "answer about boxes on one picture"
 EXAMPLE = """
   gpt4roi describe photo.jpg --box 40,30,210,190 --box 220,35,400,260 --draw out.png
-  gpt4roi describe photo.jpg --box 40,30,210,190 --question "What is <region1>?" --json
+  gpt4roi describe photo.jpg --regions boxes.json --question "What is <region1>?" --json
   gpt4roi describe photo.jpg --box 40,30,210,190 --box 220,35,400,260 \\
       --question "Which is larger, <region1> or <region2>?"
+  gpt4roi describe photo.jpg --question "What is going on here?"
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the picture, the boxes, the question and where the answers go."""
-    parser.add_argument("picture", metavar="PICTURE", help="a picture file")
-    parser.add_argument(
-        "--box",
-        dest="boxes",
-        metavar="X1,Y1,X2,Y2",
-        action="append",
-        required=True,
-        help="a box in pixels of the picture, top left and bottom right; once for each region, numbered from 1",
-    )
+    parser.add_argument("picture", metavar="PICTURE", help="a picture file; - reads one from stdin")
+    add_region_arguments(parser)
     parser.add_argument(
         "--question",
         metavar="TEXT",
         help="a question about <region1>, asked about each box by itself; or one that mentions several regions, asked "
-        "once about all boxes (default: the model's own)",
+        "once about all boxes; or, without boxes, one about the picture (default: the model's own about each box)",
     )
     parser.add_argument("--json", action="store_true", help="write one JSON object instead of lines")
     parser.add_argument("--draw", metavar="FILE", help="also save the picture with its numbered boxes")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="cut answers (default: %(default)s)"
+        "--batch-size", type=int, default=32, metavar="N", help="boxes answered at once (default: %(default)s)"
     )
+    add_decoding_arguments(parser)
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Checks everything that is quick to check, then opens the model and answers."""
-    boxes = [parse_box(text, number) for number, text in enumerate(args.boxes, start=1)]
-    drawn_to = _check_draw(args.draw)
-    if args.max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
+    if not args.boxes and args.regions is None and args.question is None:
+        raise InputError("nothing to answer about: give --box X1,Y1,X2,Y2, --regions FILE, or --question TEXT")
+    regions = given_regions(args)
+    drawn_to = drawing_target(args.draw)
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
     check_model_folder(args.model)
+    settings = decoding_settings(args)
 
-    from gpt4roi.inputs import check_boxes, clean_question, mentioned_regions, one_region_question, open_picture
-    from gpt4roi.mentions import number_boxes
+    from gpt4roi.inputs import check_boxes, open_picture
 
-    picture = open_picture(args.picture)
-    boxes_px = check_boxes(boxes, (picture.height, picture.width))
-    question = None if args.question is None else clean_question(args.question)
-    together = question is not None and mentioned_regions(question) not in ([], [1])
-    if together:
-        number_boxes([question], len(boxes_px))
-    elif question is not None:
-        question = one_region_question(question)
+    picture = open_picture(sys.stdin.buffer.read() if args.picture == "-" else args.picture)
+    boxes_px = check_boxes(regions, (picture.height, picture.width))
+    question, together = _read_question(args.question, len(boxes_px))
 
     chat = open_chat(args)
     if drawn_to is not None:
-        _draw(picture, boxes_px, drawn_to)
+        save_drawing(picture, boxes_px, drawn_to)
     if together:
         chat.set_image(picture)
-        answer = chat.ask(question, boxes_px, max_new_tokens=args.max_new_tokens)
-        _write_together(args, question, boxes, answer)
+        _write_together(args, question, boxes_px.tolist(), chat.ask(question, boxes_px, **settings))
     else:
-        answers = chat.describe(picture, boxes_px, question, max_new_tokens=args.max_new_tokens)
-        _write_each(args, question or chat.default_question, boxes, answers)
+        answers = chat.describe(picture, boxes_px, question, batch_size=args.batch_size, **settings)
+        _write_each(args, question or chat.default_question, boxes_px.tolist(), answers)
     return 0
 
 
-def parse_box(text: str, number: int) -> list[float]:
-    """Reads `x1,y1,x2,y2`; blanks around the numbers are allowed. Raises InputError naming the box."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != 4:
-        raise InputError(f"box {number}: expected four numbers x1,y1,x2,y2 in pixels, got {text!r}")
-    return values
+def _read_question(text: str | None, num_boxes: int) -> tuple[str | None, bool]:
+    """Returns the question, and whether it is asked once about all boxes rather than about each."""
+    if text is None:
+        return None, False
+    from gpt4roi.inputs import clean_question, mentioned_regions, one_region_question
+    from gpt4roi.mentions import number_boxes
+
+    question = clean_question(text)
+    if not num_boxes or mentioned_regions(question) not in ([], [1]):
+        number_boxes([question], num_boxes)
+        return question, True
+    return one_region_question(question), False
 
 
-def _check_draw(path: str | None) -> Path | None:
-    if path is None:
-        return None
-    target = Path(path)
-    if target.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InputError(f"--draw {path}: expected a file name that ends in .png, .jpg or .webp")
-    if not target.parent.is_dir():
-        raise InputError(f"--draw {path}: the folder {target.parent} does not exist; make it first")
-    return target
-
-
-def _draw(picture, boxes_px, target: Path) -> None:
-    from gpt4roi.drawing import draw_boxes
-
-    try:
-        draw_boxes(picture, boxes_px).save(target)
-    except OSError as error:
-        raise InputError(f"--draw {target}: cannot be written: {error}") from None
+def _fields(args: argparse.Namespace, question: str) -> dict[str, Any]:
+    return {"picture": args.picture, "model": args.model, "question": question}
 
 
 def _write_each(args: argparse.Namespace, question: str, boxes: list[list[float]], answers: list[str]) -> None:
@@ -113,16 +99,15 @@ def _write_each(args: argparse.Namespace, question: str, boxes: list[list[float]
             {"region": number, "box": box, "answer": answer}
             for number, (box, answer) in enumerate(zip(boxes, answers, strict=True), start=1)
         ]
-        output.record({"picture": args.picture, "model": args.model, "question": question, "regions": regions})
+        output.record({**_fields(args, question), "regions": regions})
         return
     for number, (box, answer) in enumerate(zip(boxes, answers, strict=True), start=1):
-        output.line(f"{number}\t{','.join(f'{value:g}' for value in box)}\t{' '.join(answer.split())}")
+        output.line(f"{number}\t{box_text(box)}\t{' '.join(answer.split())}")
 
 
 def _write_together(args: argparse.Namespace, question: str, boxes: list[list[float]], answer: str) -> None:
     if args.json:
         regions = [{"region": number, "box": box} for number, box in enumerate(boxes, start=1)]
-        fields = {"picture": args.picture, "model": args.model, "question": question, "regions": regions}
-        output.record({**fields, "answer": answer})
+        output.record({**_fields(args, question), "regions": regions, "answer": answer})
     else:
         output.line(" ".join(answer.split()))

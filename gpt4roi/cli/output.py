@@ -15,6 +15,18 @@ def line(text: str) -> None:
     sys.stdout.flush()
 
 
+def piece(text: str) -> None:
+    """Writes a part of an answer to stdout, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Writes to stderr what is said to a person beside the answers."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
 def record(value: Any, indent: int | None = 2) -> None:
     """Writes one JSON value to stdout; text stays readable in any language."""
     line(json.dumps(value, ensure_ascii=False, indent=indent))
@@ -26,8 +38,12 @@ def error(command: str, message: str) -> None:
     sys.stderr.flush()
 
 
-class _Stderr(logging.StreamHandler):
-    """The handler of one command; a later command in the same process replaces it."""
+class _Stderr(logging.Handler):
+    """Writes to whatever stderr is at the moment; a later command in the same process replaces it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
@@ -35,7 +51,7 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _Stderr)]:
         root.removeHandler(handler)
-    handler = _Stderr(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(handler)
     logging.getLogger("gpt4roi").setLevel(level)

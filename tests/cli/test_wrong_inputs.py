@@ -1,19 +1,33 @@
-"""Wrong inputs of `gpt4roi describe`: each is one readable line on stderr, nothing on stdout, exit code 2."""
+"""Wrong inputs of the verbs that answer: each is one readable line on stderr, nothing on stdout, exit code 2."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
 from gpt4roi.cli import main
 
 BOX = ("--box", "5,5,40,30")
+OUT = ("--images", "FOLDER", "--out", "o.json")
+VERBS = ("chat", "caption", "completion")
+"""Named where a case is not of `describe`."""
 
 WRONG = {
     "no such picture": (["nowhere.jpg", *BOX], "picture 'nowhere.jpg' not found"),
     "a folder": (["FOLDER", *BOX], "is a folder; give one picture inside it"),
     "a text file named .jpg": (["TEXT.jpg", *BOX], "is not a picture file that can be read"),
     "a picture cut off": (["CUT.png", *BOX], "cannot be decoded"),
-    "no box": (["PICTURE"], "the following arguments are required: --box"),
+    "no picture": ([*BOX], "the following arguments are required: PICTURE"),
+    "an empty path": (["", *BOX], "the picture's path is empty"),
+    "an address": (["https://example.org/p.png", *BOX], "addresses are not fetched; download the picture"),
+    "nothing to answer about": (["PICTURE"], "nothing to answer about: give --box X1,Y1,X2,Y2, --regions FILE, or"),
+    "a region where there is no box": (["PICTURE", "--question", "What is <region1>?"], "<region1> but 0 boxes"),
+    "10,000 boxes": (["PICTURE", "--regions", "MANY.json"], "10000 boxes for one picture, expected 1000 at most"),
+    "no such regions": (["PICTURE", "--regions", "nowhere.json"], "nowhere.json: no such file"),
+    "regions that are no JSON": (["PICTURE", "--regions", "TEXT.jpg"], "TEXT.jpg: not valid JSON"),
+    "regions of another form": (["PICTURE", "--regions", "FORM.json"], "FORM.json#1: expected an object with box"),
+    "a mask of another picture": (["PICTURE", "--regions", "MASK.json"], "the mask of region 1 is 4x4 but the picture"),
     "three numbers": (["PICTURE", "--box", "1,2,3"], "box 1: expected four numbers x1,y1,x2,y2 in pixels, got '1,2,3'"),
     "words": (["PICTURE", *BOX, "--box", "a,b,c,d"], "box 2: expected four numbers"),
     "not finite": (["PICTURE", "--box", "nan,1,20,20"], "box 1: expected finite numbers"),
@@ -36,6 +50,35 @@ WRONG = {
     "no tokens": (["PICTURE", *BOX, "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
     "an unknown device": (["PICTURE", *BOX, "--device", "abacus"], "device 'abacus' cannot be used here"),
     "an unknown dtype": (["PICTURE", *BOX, "--dtype", "int3"], "dtype 'int3' is not known; expected one of"),
+    "a negative temperature": (["PICTURE", *BOX, "--temperature", "-1"], "temperature must be 0 (greedy) or more"),
+    "a top-p above one": (["PICTURE", *BOX, "--top-p", "2"], "top_p must be above 0 and at most 1, got 2.0"),
+    "a seed below zero": (["PICTURE", *BOX, "--seed", "-1"], "seed must be a whole number from 0"),
+    "an empty stop text": (["PICTURE", *BOX, "--stop", ""], "stop must be texts that are not empty"),
+    "a batch of nothing": (["PICTURE", *BOX, "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+    "bits that are none": (["PICTURE", *BOX, "--quantize", "3bit"], "invalid choice: '3bit'"),
+    "a number that is none": (["PICTURE", *BOX, "--max-new-tokens", "x"], "invalid int value: 'x'"),
+    "chat: no such picture": (["chat", "nowhere.jpg"], "picture 'nowhere.jpg' not found"),
+    "chat: an inverted box": (["chat", "PICTURE", "--box", "40,5,5,30"], "box 1 (40,5,5,30): corners are exchanged"),
+    "chat: an unknown flag": (["chat", "PICTURE", "--boxes", "1"], "unrecognized arguments: --boxes 1"),
+    "caption: no such file": (["caption", "nowhere.json", *OUT], "nowhere.json: no such file; give a file of boxes"),
+    "caption: no file of boxes": (["caption", "FORM.json", *OUT], "FORM.json: expected COCO or LVIS annotations"),
+    "caption: no JSON": (["caption", "TEXT.jpg", *OUT], "TEXT.jpg: not valid JSON"),
+    "caption: no box": (["caption", "EMPTY.json", *OUT], "EMPTY.json: holds no box"),
+    "caption: no images": (
+        ["caption", "MANY.json", "--images", "nowhere", "--out", "o.json"],
+        "--images nowhere: no such folder",
+    ),
+    "caption: out in no folder": (["caption", "MANY.json", *OUT[:3], "no/where.json"], "the folder no does not exist"),
+    "caption: out is a folder": (["caption", "MANY.json", *OUT[:3], "FOLDER"], "is a folder; give a file name"),
+    "caption: a question about two": (
+        ["caption", "MANY.json", *OUT, "--question", "Is <region1> left of <region2>?"],
+        "mentions <region1>, <region2>, expected one region",
+    ),
+    "caption: draws without a seed": (
+        ["caption", "MANY.json", *OUT, "--temperature", "1"],
+        "--temperature needs --seed",
+    ),
+    "completion: no such shell": (["completion", "tcsh"], "invalid choice: 'tcsh'"),
 }
 
 
@@ -45,20 +88,34 @@ def places(tmp_path, picture, model_folder):
     (tmp_path / "TEXT.jpg").write_text("this is no picture")
     (tmp_path / "CUT.png").write_bytes(picture.read_bytes()[:120])
     (tmp_path / "folder").mkdir()
+    contents = {
+        "MANY.json": [[1, 2, 30, 40]] * 10_000,
+        "FORM.json": [{"box": [1, 2, 30, 40]}, {"label": "a"}],
+        "MASK.json": [{"size": [4, 4], "counts": [0, 16]}],
+        "EMPTY.json": {"images": [], "annotations": []},
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(json.dumps(content))
     named = {"PICTURE": picture, "FOLDER": tmp_path / "folder"}
-    return named | {name: tmp_path / name for name in ("TEXT.jpg", "CUT.png")}
+    return named | {name: tmp_path / name for name in ("TEXT.jpg", "CUT.png", *contents)}
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_input_is_one_readable_line_and_exit_code_2(case, places, model_folder, capsys):
     words, message = WRONG[case]
+    verb, words = (words[0], words[1:]) if words[0] in VERBS else ("describe", words)
     words = [str(places.get(word, word)) for word in words]
-    if "--model" not in words:
+    if "--model" not in words and verb != "completion":
         words += ["--model", str(model_folder)]
 
-    assert main(["describe", *words]) == 2
+    assert main([verb, *words]) == 2
 
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
-    assert err.startswith("gpt4roi describe: error: ") and err.count("\n") == 1 and len(err) < 400
+    assert err.startswith(f"gpt4roi {verb}: error: ") and err.count("\n") == 1 and len(err) < 400
+    assert not places["FOLDER"].joinpath("o.json").exists()
+
+
+def test_there_are_more_than_forty():
+    assert len(WRONG) > 50

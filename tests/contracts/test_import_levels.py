@@ -26,6 +26,7 @@ LEVELS = {
     "datasets": 3,
     "checkpoint": 3,
     "inference": 4,
+    "captioning": 5,
     "evaluation": 5,
     "report": 5,
     "doctor": 5,

@@ -1,0 +1,233 @@
+"""Captions a file of boxes: in groups that depend on the file alone, shared among processes, resumable at each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gpt4roi.captioning.journal import Journal, write_json
+from gpt4roi.captioning.source import Picture, Source, annotation_box
+from gpt4roi.describing import describe_pictures, grouped
+from gpt4roi.errors import InputError
+from gpt4roi.inputs import one_region_question, open_picture
+from gpt4roi.pictures import load_image
+from gpt4roi.ranks import World
+from gpt4roi.sampling import Decoding
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job. failed: what could not be used and why, by picture or annotation."""
+
+    regions: int
+    captioned: int
+    failed: list[str]
+
+
+def caption_file(
+    chat: Any,
+    source: Source,
+    out: Path,
+    job: dict[str, Any],
+    question: str,
+    decoding: Decoding,
+    batch_size: int = 32,
+    field: str = "caption",
+    world: World | None = None,
+) -> Outcome | None:
+    """Writes the source's tables to `out` with a text in `field` of every annotation.
+
+    chat: a RegionChat. job: what the result depends on; kept in the file's `info`, and compared when a job goes on.
+    world: the processes that share the work. Returns the outcome in the first process, None in the others.
+    Pictures and boxes that cannot be used are reported and stay without the field.
+    """
+    world = world or World()
+    question = one_region_question(question)
+    if any(field in annotation for annotation in source.content["annotations"]):
+        raise InputError(f"annotations have a {field!r} already; name another field for the texts with --field")
+    groups = list(grouped(source.pictures, lambda picture: len(picture.regions), batch_size))
+    journal = Journal(parts_folder(out), job, world.rank)
+    done: dict[int, Any] = {}
+    for found in world.all_gather(journal.finished()):
+        done |= found
+    if done:
+        logger.info("going on: %d of %d groups are there", len(done), len(groups))
+    own = [number for number in range(len(groups)) if number not in done][world.rank :: world.size]
+    for number in _with_progress(own, groups, world):
+        done[number] = _caption_group(chat, source, groups[number], question, decoding, batch_size)
+        journal.write(number, done[number])
+    for found in world.all_gather({number: done[number] for number in own}):
+        done |= found
+    outcome = None
+    if world.rank == 0:
+        content, outcome = _merge(source, groups, done, field, job)
+        write_json(out, content)
+    world.all_gather(None)  # nobody clears away before the result is written
+    journal.remove()
+    return outcome
+
+
+def parts_folder(out: Path) -> Path:
+    """Returns where a job that is under way keeps what is done."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def _caption_group(
+    chat: Any, source: Source, group: Sequence[Picture], question: str, decoding: Decoding, batch_size: int
+) -> list[dict[str, Any]]:
+    """Returns, for each picture, its size and the text of each box; errors where there is none."""
+    results: list[dict[str, Any]] = []
+    pictures: list[Image.Image] = []
+    boxes: list[np.ndarray] = []
+    for picture in group:
+        opened, result, usable = _open(source, picture)
+        results.append(result)
+        pictures.append(opened)
+        boxes.append(np.asarray(usable, dtype=np.float64).reshape(-1, 4))
+    shown = [place for place, rows in enumerate(boxes) if len(rows)]
+    answers = describe_pictures(
+        chat.model,
+        chat.processor,
+        [pictures[place] for place in shown],
+        [boxes[place] for place in shown],
+        question,
+        decoding,
+        batch_size,
+    )
+    for place, texts in zip(shown, answers, strict=True):
+        remaining = iter(texts)
+        results[place]["texts"] = [next(remaining) if text is None else text for text in results[place]["texts"]]
+    return results
+
+
+def _open(source: Source, picture: Picture) -> tuple[Image.Image | None, dict[str, Any], list[list[float]]]:
+    """Returns the picture, the beginnings of its result, and its usable boxes."""
+    try:
+        opened = _open_as_annotated(picture)
+    except InputError as error:
+        return None, {"error": str(error), "texts": [False] * len(picture.regions)}, []
+    size = (opened.height, opened.width)
+    result: dict[str, Any] = {"size": size, "texts": []}
+    usable: list[list[float]] = []
+    for index in picture.regions:
+        try:
+            usable.append(annotation_box(source.content["annotations"][index], size))
+            result["texts"].append(None)
+        except InputError as error:
+            result["texts"].append(False)
+            result.setdefault("errors", []).append([index, str(error)])
+    return opened, result, usable
+
+
+def _open_as_annotated(picture: Picture) -> Image.Image:
+    """Opens a picture as its boxes were drawn: upright, or as stored where only that fits the size in the file."""
+    opened = open_picture(picture.path)
+    size = (opened.height, opened.width)
+    if picture.size in (None, size):
+        return opened
+    stored = load_image(picture.path, "bicubic")
+    if (stored.height, stored.width) == picture.size:
+        return stored
+    raise InputError(
+        f"{picture.path} is {size[1]}x{size[0]} pixels but its entry says {picture.size[1]}x{picture.size[0]} "
+        "(width x height); the boxes belong to another picture"
+    )
+
+
+def _with_progress(own: Sequence[int], groups: Sequence[Sequence[Picture]], world: World) -> Iterator[int]:
+    """Yields the numbers of groups; the first process says every few seconds how far it is and what is left."""
+    weights = [sum(len(picture.regions) for picture in groups[number]) for number in own]
+    total, done, started, said = sum(weights), 0, time.monotonic(), 0.0
+    for number, weight in zip(own, weights, strict=True):
+        yield number
+        done += weight
+        passed = time.monotonic() - started
+        if world.rank == 0 and (passed - said > SECONDS_BETWEEN_LINES or done == total):
+            said = passed
+            rate = done / max(passed, 1e-9)
+            left = (total - done) / max(rate, 1e-9)
+            shared = f" (of {world.size} processes)" if world.size > 1 else ""
+            logger.info("%d of %d regions%s, %.1f a second, %s left", done, total, shared, rate, _duration(left))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _merge(
+    source: Source, groups: Sequence[Sequence[Picture]], done: dict[int, Any], field: str, job: dict[str, Any]
+) -> tuple[dict[str, Any], Outcome]:
+    """Returns the file's content: the source's tables, what COCO's tools need beside them, and the texts."""
+    images = [dict(image) for image in source.content["images"]]
+    annotations = [dict(annotation) for annotation in source.content["annotations"]]
+    failed: list[str] = []
+    captioned = 0
+    for number, group in enumerate(groups):
+        for picture, result in zip(group, done[number], strict=True):
+            if "error" in result:
+                failed.append(f"image {images[picture.index]['id']}: {result['error']}")
+            else:
+                images[picture.index].setdefault("height", result["size"][0])
+                images[picture.index].setdefault("width", result["size"][1])
+            failed += [f"annotation {_name(annotations, index)}: {why}" for index, why in result.get("errors", [])]
+            for index, text in zip(picture.regions, result["texts"], strict=True):
+                if text is not False:
+                    annotations[index][field] = text
+                    captioned += 1
+    _complete(images, annotations)
+    content = {**source.content, "images": images, "annotations": annotations}
+    content["categories"] = _categories(content)
+    info = content.get("info")
+    content["info"] = {**(info if isinstance(info, dict) else {}), "gpt4roi": {**job, "failed": failed}}
+    return content, Outcome(len(annotations), captioned, failed)
+
+
+def _name(annotations: Sequence[dict[str, Any]], index: int) -> Any:
+    return annotations[index].get("id", index + 1)
+
+
+def _complete(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
+    """Adds the fields without which COCO's tools do not open a file."""
+    for image in images:
+        if "file_name" not in image and "coco_url" in image:
+            image["file_name"] = "/".join(str(image["coco_url"]).split("/")[-2:])
+    for number, annotation in enumerate(annotations, start=1):
+        if annotation.get("bbox") is None and annotation.get("segmentation"):
+            annotation["bbox"] = _bbox_of_mask(annotation)
+        annotation.setdefault("id", number)
+        annotation.setdefault("category_id", 1)
+        annotation.setdefault("iscrowd", 0)
+        if "area" not in annotation and isinstance(annotation.get("bbox"), list) and len(annotation["bbox"]) == 4:
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+
+
+def _bbox_of_mask(annotation: dict[str, Any]) -> list[float] | None:
+    from gpt4roi.boxes import xyxy_to_xywh
+    from gpt4roi.masks import to_box
+
+    try:
+        return xyxy_to_xywh(to_box(annotation["segmentation"])).tolist()
+    except InputError:  # said where it was to be captioned
+        return None
+
+
+def _categories(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the file's categories, and a name for every number that has none."""
+    categories = [row for row in content.get("categories") or [] if isinstance(row, dict)]
+    named = {row.get("id") for row in categories}
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    lacking = sorted((number for number in used - named), key=str)
+    return categories + [{"id": number, "name": "region" if number == 1 else f"{number}"} for number in lacking]

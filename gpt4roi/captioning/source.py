@@ -1,0 +1,215 @@
+"""Reads boxes to be captioned: COCO, LVIS, a detector's results in COCO form, and the unified format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+from gpt4roi.boxes import xyxy_to_xywh
+from gpt4roi.errors import InputError
+from gpt4roi.masks import to_box
+from gpt4roi.regions_file import coco_box, file_name, read_json
+
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_EXPECTED = "COCO or LVIS annotations, a detector's results in COCO form, or the unified format"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and the boxes on it.
+
+    path: where it should lie; index: its place in the `images` table; regions: places in the `annotations` table.
+    size: (height, width) as the file says, or None.
+    """
+
+    path: Path
+    index: int
+    regions: tuple[int, ...]
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of boxes as a COCO table, and its pictures with boxes in the order of the table.
+
+    content: `images` and `annotations` and whatever else the file holds.
+    """
+
+    content: dict[str, Any]
+    pictures: list[Picture] = field(default_factory=list)
+
+    @property
+    def num_regions(self) -> int:
+        """How many boxes there are."""
+        return sum(len(picture.regions) for picture in self.pictures)
+
+
+def read_source(path: str | Path, images: str | Path) -> Source:
+    """Reads a file of boxes; images: the folder of its pictures.
+
+    Raises InputError where the file is none of the known forms, or names pictures or annotations that do not fit.
+    """
+    folder = Path(images)
+    if not folder.is_dir():
+        raise InputError(f"--images {images}: no such folder; give the folder of the pictures")
+    content = _read_lines(path) if Path(path).suffix == ".jsonl" else read_json(path)
+    if isinstance(content, dict) and "image" in content and "annotations" not in content:
+        content = [content]  # the unified format with one picture
+    if isinstance(content, dict):
+        content = _checked_tables(content, path)
+    elif isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
+        if all("image_id" in entry for entry in content):
+            content = _tables_of_results(content, folder, path)
+        elif all("image" in entry for entry in content):
+            content = _tables_of_unified(content, path)
+        else:
+            raise InputError(f"{path}: expected {_EXPECTED}; an entry has {', '.join(content[0]) or 'nothing'}")
+    else:
+        raise InputError(f"{path}: expected {_EXPECTED}; got {'an empty list' if content == [] else 'other JSON'}")
+    source = Source(content, _pictures(content, folder, path))
+    if not source.num_regions:
+        raise InputError(f"{path}: holds no box")
+    return source
+
+
+def _read_lines(path: str | Path) -> list[Any]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    values = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                values.append(json.loads(line))
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise InputError(f"{path}#{number}: not valid JSON: {error}") from None
+    return values
+
+
+def _checked_tables(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    for name in ("images", "annotations"):
+        table = content.get(name)
+        if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
+            got = ", ".join(content) or "nothing"
+            raise InputError(f"{path}: expected {_EXPECTED}; no list of objects as {name!r}, it has {got:.100}")
+    return content
+
+
+def _tables_of_results(results: list[dict[str, Any]], folder: Path, path: str | Path) -> dict[str, Any]:
+    """Makes tables of a detector's results; an image_id is a file's name, its name without ending, or its number."""
+    files = sorted(found for found in folder.rglob("*") if found.suffix.lower() in PICTURE_ENDINGS)
+    known: dict[Any, Path] = {}
+    for found in files:
+        relative = found.relative_to(folder)
+        for key in (int(found.stem) if found.stem.isdecimal() else None, found.stem, found.name, relative.as_posix()):
+            if key is not None:
+                known.setdefault(key, relative)
+    wanted = list(dict.fromkeys(str(result["image_id"]) for result in results))
+    identities = {str(result["image_id"]): result["image_id"] for result in results}
+    lacking = [key for key in wanted if identities[key] not in known]
+    if len(lacking) == len(wanted):
+        raise InputError(
+            f"{path}: none of its {len(wanted)} image_id fits a picture in {folder}, such as {lacking[0]!r}; an "
+            "image_id is a file's name, with or without ending, or its number"
+        )
+    numeric = all(isinstance(identity, int) for identity in identities.values())
+    ids = {key: identities[key] if numeric else number for number, key in enumerate(wanted, start=1)}
+    names = {key: known.get(identities[key], PurePath(key)).as_posix() for key in wanted}
+    return {
+        "images": [{"id": ids[key], "file_name": names[key]} for key in wanted],
+        "annotations": [{**result, "image_id": ids[str(result["image_id"])]} for result in results],
+    }
+
+
+def _tables_of_unified(objects: list[dict[str, Any]], path: str | Path) -> dict[str, Any]:
+    images, annotations = [], []
+    for number, entry in enumerate(objects, start=1):
+        images.append({"id": number, "file_name": entry["image"]})
+        boxes = entry.get("boxes") or []
+        masks = entry.get("masks") or []
+        if not isinstance(boxes, list) or not isinstance(masks, list):
+            raise InputError(f"{path}#{number}: boxes must be a list of [x1, y1, x2, y2], got {boxes!r:.60}")
+        for region, box in enumerate(boxes, start=1):
+            bbox = _xywh(box, f"{path}#{number}: box {region}")
+            annotations.append({"image_id": number, "bbox": bbox, "region": region})
+        for region, mask in enumerate(masks if not boxes else [], start=1):
+            annotations.append({"image_id": number, "segmentation": mask, "region": region})
+    return {"images": images, "annotations": annotations}
+
+
+def _xywh(box: Any, where: str) -> list[float]:
+    import numpy as np
+
+    try:
+        values = np.asarray([float(value) for value in box])
+    except (TypeError, ValueError, OverflowError):
+        values = np.zeros(0)
+    if len(values) != 4:
+        raise InputError(f"{where}: expected four numbers x1, y1, x2, y2, got {box!r:.60}")
+    return xyxy_to_xywh(values).tolist()
+
+
+def _pictures(content: dict[str, Any], folder: Path, path: str | Path) -> list[Picture]:
+    """Returns the pictures with boxes, in the order of their table. Raises InputError on ids that do not fit."""
+    rows: dict[Any, list[int]] = {}
+    for index, image in enumerate(content["images"]):
+        if not isinstance(image.get("id"), (int, str)) or image["id"] in rows:
+            raise InputError(f"{path}: images[{index}] has the id {image.get('id')!r}; expected one of its own")
+        if not file_name(image):
+            raise InputError(f"{path}: images[{index}] has no file_name")
+        rows[image["id"]] = []
+    for index, annotation in enumerate(content["annotations"]):
+        identity = annotation.get("image_id")
+        if not isinstance(identity, (int, str)) or identity not in rows:
+            raise InputError(f"{path}: annotations[{index}] is on image {identity!r}, which is not among its images")
+        rows[identity].append(index)
+    return [
+        Picture(_find(folder, file_name(image)), index, tuple(rows[image["id"]]), _size(image))
+        for index, image in enumerate(content["images"])
+        if rows[image["id"]]
+    ]
+
+
+def _find(folder: Path, name: str) -> Path:
+    """Returns where a picture lies: by its relative path, else by its name alone."""
+    path = folder / name.lstrip("/")
+    return path if path.exists() else folder / PurePath(name).name
+
+
+def _size(image: dict[str, Any]) -> tuple[int, int] | None:
+    height, width = image.get("height"), image.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) and height and width else None
+
+
+def annotation_box(annotation: dict[str, Any], size: tuple[int, int]) -> list[float]:
+    """Returns the box of an annotation, xyxy in pixels, inside a picture of size (height, width).
+
+    What reaches over the border is cut off; without a bbox, the box around the mask is taken. Raises InputError where
+    nothing is left of it.
+    """
+    if annotation.get("bbox") is not None:
+        box = coco_box(annotation["bbox"], "the annotation")
+    elif annotation.get("segmentation"):
+        box = [float(value) for value in to_box(annotation["segmentation"])]
+    else:
+        raise InputError("the annotation has neither bbox nor segmentation")
+    height, width = size
+    inside = [_clamp(value, limit) for value, limit in zip(box, (width, height, width, height), strict=True)]
+    if not inside[0] < inside[2] or not inside[1] < inside[3]:
+        as_text = ",".join(f"{value:g}" for value in _rounded(box))
+        raise InputError(f"the box {as_text} has no area inside the picture, which is {width}x{height}")
+    return inside
+
+
+def _clamp(value: float, limit: float) -> float:
+    return min(max(value, 0.0), float(limit)) if value == value else float("nan")
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 2) for value in values]

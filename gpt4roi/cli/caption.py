@@ -1,0 +1,144 @@
+"""`gpt4roi caption`: a file of boxes in, the same in COCO's format with a text at every box out."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from gpt4roi.cli import output
+from gpt4roi.cli._model import (
+    add_decoding_arguments,
+    add_model_arguments,
+    check_model_folder,
+    decoding_settings,
+    open_chat,
+)
+from gpt4roi.errors import InputError
+
+HELP = "write a text at every box of a COCO file"
+EXAMPLE = """
+  gpt4roi caption annotations/instances_val2017.json --images val2017 --out captions.json
+  gpt4roi caption detections.json --images photos --out captions.json --question "What is <region1>?"
+  torchrun --nproc_per_node 8 -m gpt4roi.cli caption boxes.json --images photos --out captions.json
+
+Killed and run again, it goes on; the result is the same, however often and in how many processes.
+"""
+FAILURES_SHOWN = 10
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the boxes, their pictures, the question and the result."""
+    parser.add_argument(
+        "annotations",
+        metavar="ANN.json",
+        help="COCO or LVIS annotations, a detector's results in COCO form, or the unified format (.jsonl)",
+    )
+    parser.add_argument("--images", metavar="DIR", required=True, help="the folder of the pictures")
+    parser.add_argument("--out", metavar="OUT.json", required=True, help="the result; OUT.json.parts while it grows")
+    parser.add_argument("--question", metavar="TEXT", help="asked about each box, as <region1> (default: the model's)")
+    parser.add_argument("--field", default="caption", metavar="NAME", help="gets the text (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.json if it is of another job")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="boxes answered at once (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="write the counts as one JSON object")
+    add_decoding_arguments(parser)
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads and checks the file, opens the model, captions what is not there yet, and writes the result."""
+    out = Path(args.out)
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder; give a file name such as {out / 'captions.json'}")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: the folder {out.parent} does not exist; make it first")
+    if not Path(args.annotations).is_file():
+        raise InputError(f"{args.annotations}: no such file; give a file of boxes")
+    check_model_folder(args.model)
+    if args.question is not None:
+        from gpt4roi.inputs import one_region_question
+
+        args.question = one_region_question(args.question)
+    if args.temperature and args.seed is None:
+        raise InputError("--temperature needs --seed, so that a job that is killed and goes on draws the same")
+    job = describe_job(args)
+    settings = decoding_settings(args)
+    if out.exists() and not args.overwrite:
+        return _already_there(out, job)
+
+    from gpt4roi.captioning.source import read_source
+
+    source = read_source(args.annotations, args.images)
+    if Path(args.annotations).resolve() == out.resolve():
+        raise InputError(f"--out {out} is the file of boxes itself; give another name")
+    return _caption(args, source, out, job, settings)
+
+
+def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, Any], settings: dict[str, Any]) -> int:
+    from gpt4roi.captioning.run import caption_file
+    from gpt4roi.ranks import join_world, leave_world
+    from gpt4roi.sampling import Decoding
+
+    world = join_world()
+    try:
+        args.device = world.device(args.device)
+        chat = open_chat(args)
+        question = args.question or chat.default_question
+        outcome = caption_file(
+            chat, source, out, job, question, Decoding(**settings), args.batch_size, args.field, world
+        )
+    finally:
+        leave_world()
+    if outcome is not None:
+        _say(args, out, outcome)
+    return 0
+
+
+def describe_job(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the texts depend on: the boxes, the model, the question, and how answers are chosen."""
+    folder = Path(args.model)
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
+    digest = hashlib.sha256(Path(args.annotations).read_bytes())
+    names = ("question", "field", "batch_size", "max_new_tokens", "temperature", "top_p", "seed", "stop")
+    names += ("dtype", "quantize")
+    return {
+        "boxes": digest.hexdigest()[:16],
+        "model": str(args.model),
+        "weights": [[path.name, path.stat().st_size, int(path.stat().st_mtime)] for path in weights],
+        **{name: getattr(args, name) for name in names},
+    }
+
+
+def _already_there(out: Path, job: dict[str, Any]) -> int:
+    """Says that a finished job has nothing left to do. Raises InputError where the file is of another."""
+    try:
+        before = json.loads(out.read_text(encoding="utf-8"))["info"]["gpt4roi"]
+        before.pop("failed", None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        before = None
+    if before != job:
+        raise InputError(f"--out {out} exists and is of another job; give another name, or --overwrite")
+    logger.info("%s is there already, of just this job: nothing to do", out)
+    return 0
+
+
+def _say(args: argparse.Namespace, out: Path, outcome: Any) -> None:
+    for reason in outcome.failed[:FAILURES_SHOWN]:
+        logger.warning("not captioned: %s", reason)
+    if len(outcome.failed) > FAILURES_SHOWN:
+        rest = len(outcome.failed) - FAILURES_SHOWN
+        logger.warning("not captioned: %d more, listed in the file's info", rest)
+    if args.json:
+        counts = {"out": str(out), "regions": outcome.regions, "captioned": outcome.captioned}
+        output.record({**counts, "failed": outcome.failed})
+    else:
+        output.line(f"wrote {out}: {outcome.captioned} of {outcome.regions} boxes have a text")

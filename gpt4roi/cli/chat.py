@@ -1,0 +1,226 @@
+"""`gpt4roi chat`: a conversation about a picture in the terminal, or line by line through a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt4roi.cli import output
+from gpt4roi.cli._model import (
+    add_decoding_arguments,
+    add_model_arguments,
+    check_model_folder,
+    decoding_settings,
+    open_chat,
+)
+from gpt4roi.cli._regions import (
+    add_region_arguments,
+    box_text,
+    drawing_target,
+    given_regions,
+    parse_box,
+    save_drawing,
+)
+from gpt4roi.errors import InputError
+
+HELP = "talk about a picture in the terminal"
+EXAMPLE = """
+  gpt4roi chat photo.jpg --box 40,30,210,190
+  printf '%s\\n' 'What is <region1>?' '/box 220,35,400,260' 'And <region2>?' | gpt4roi chat photo.jpg \\
+      --box 40,30,210,190 --json
+"""
+COMMANDS = """\
+A line is a question; <region1> (or <1>) in it introduces box 1, later it is only region1. Commands:
+  /box X1,Y1,X2,Y2   give a new box, in pixels; its number is told
+  /boxes             list the boxes
+  /undo              take back the last box that was not asked about yet
+  /draw FILE         save the picture with its numbered boxes
+  /save FILE         save the conversation as JSON
+  /reset             forget the conversation and its boxes
+  /picture FILE      begin anew with another picture
+  /help, /quit"""
+EXIT_SOME_FAILED = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the picture, the first boxes and how answers are written."""
+    parser.epilog = f"{parser.epilog}\n\n{COMMANDS}"
+    parser.add_argument("picture", metavar="PICTURE", help="a picture file")
+    add_region_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="write one JSON object a line for each answer")
+    parser.add_argument("--draw", metavar="FILE", help="keep the picture with its numbered boxes in this file")
+    parser.add_argument(
+        "--drop-history",
+        action="store_true",
+        help="leave out the oldest rounds where the conversation outgrows the model's context (default: say so)",
+    )
+    add_decoding_arguments(parser)
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Opens the model, then answers line after line; a wrong line is told and costs nothing but itself."""
+    regions = given_regions(args)
+    drawn_to = drawing_target(args.draw)
+    check_model_folder(args.model)
+    settings = decoding_settings(args)
+
+    from gpt4roi.inputs import check_boxes, open_picture
+
+    picture = open_picture(args.picture)
+    boxes_px = check_boxes(regions, (picture.height, picture.width))
+    chat = open_chat(args, long_history="drop" if args.drop_history else "refuse")
+    talk = Conversation(chat, args.picture, picture, boxes_px.tolist(), settings, args.json, drawn_to)
+    talking = sys.stdin.isatty() and sys.stdout.isatty()
+    if talking:
+        output.note(f"{COMMANDS}\n")
+    return talk.run(_typed_lines() if talking else (line.rstrip("\n") for line in sys.stdin), talking)
+
+
+def _typed_lines() -> Iterator[str]:
+    """Yields what a person types, with the line editing of the terminal."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (input() uses it once it is imported)
+    while True:
+        try:
+            yield input("you> ")
+        except EOFError:
+            output.note("")
+            return
+
+
+class Conversation:
+    """A RegionChat, the boxes that were not asked about yet, and the commands of the terminal."""
+
+    def __init__(
+        self,
+        chat: Any,
+        name: str,
+        picture: Any,
+        boxes: list,
+        settings: dict[str, Any],
+        as_json: bool,
+        draw: Path | None,
+    ) -> None:
+        self.chat, self.settings, self.as_json, self.drawn_to = chat, settings, as_json, draw
+        self.commands = {
+            "box": self._box, "boxes": self._boxes, "undo": self._undo, "draw": self._draw, "save": self._save,
+            "reset": self._reset, "picture": self._picture, "help": self._help,
+        }  # fmt: skip
+        self._begin(name, picture)
+        self.new_boxes: list[list[float]] = boxes
+        self._redraw()
+
+    def run(self, lines: Iterator[str], talking: bool) -> int:
+        """Takes lines to their end, or to /quit; returns the exit code."""
+        failed = False
+        for line in lines:
+            text = line.strip()
+            if text in ("/quit", "/exit"):
+                break
+            try:
+                if text:
+                    self.take(text)
+            except InputError as error:
+                failed = True
+                output.error("gpt4roi chat", str(error))
+            except KeyboardInterrupt:
+                if not talking:
+                    raise
+                output.note("\nstopped; the question is not part of the conversation")
+        return EXIT_SOME_FAILED if failed and not talking else 0
+
+    def take(self, text: str) -> None:
+        """Runs a command, or asks a question and writes its answer as it comes."""
+        if not text.startswith("/"):
+            self._ask(text)
+            return
+        name, _, rest = text[1:].partition(" ")
+        if name not in self.commands:
+            raise InputError(f"unknown command /{name}; commands are {', '.join('/' + one for one in self.commands)}")
+        self.commands[name](rest.strip())
+
+    @property
+    def boxes(self) -> list[list[float]]:
+        """All boxes in the order of their numbers, those not asked about yet last."""
+        return [*self.chat.boxes_px.tolist(), *self.new_boxes]
+
+    def _ask(self, question: str) -> None:
+        pieces = self.chat.stream(question, self.new_boxes, **self.settings)
+        answer = ""
+        try:
+            for piece in pieces:
+                answer += piece
+                if not self.as_json:
+                    output.piece(piece)
+        finally:
+            pieces.close()
+        self.new_boxes = []
+        if self.as_json:
+            regions = [{"region": number, "box": box} for number, box in enumerate(self.boxes, start=1)]
+            output.record(
+                {"picture": self.name, "question": question, "regions": regions, "answer": answer}, indent=None
+            )
+        else:
+            output.line("")
+
+    def _begin(self, name: str, picture: Any) -> None:
+        self.chat.set_image(picture)
+        self.name, self.picture, self.new_boxes = name, picture, []
+
+    def _box(self, rest: str) -> None:
+        from gpt4roi.inputs import check_boxes
+
+        number = len(self.boxes) + 1
+        size = (self.picture.height, self.picture.width)
+        self.new_boxes += check_boxes([parse_box(rest, number)], size, first_number=number).tolist()
+        self._redraw()
+        output.note(f"region {number}: {rest}; mention it as <region{number}>")
+
+    def _boxes(self, _rest: str) -> None:
+        for number, box in enumerate(self.boxes, start=1):
+            output.note(f"region {number}: {box_text(box)}")
+
+    def _undo(self, _rest: str) -> None:
+        if not self.new_boxes:
+            raise InputError("there is no box that was not asked about yet; /reset forgets all")
+        self.new_boxes.pop()
+        self._redraw()
+
+    def _draw(self, rest: str) -> None:
+        target = drawing_target(rest or None, "/draw")
+        if target is None:
+            raise InputError("/draw: give a file name, such as /draw out.png")
+        save_drawing(self.picture, self.boxes, target, "/draw")
+
+    def _redraw(self) -> None:
+        if self.drawn_to is not None:
+            save_drawing(self.picture, self.boxes, self.drawn_to)
+
+    def _save(self, rest: str) -> None:
+        turns = [{"role": turn.role, "text": turn.text} for turn in self.chat.turns]
+        content = {"picture": self.name, "boxes": self.boxes, "turns": turns}
+        try:
+            Path(rest).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"/save {rest}: cannot be written: {error.strerror}") from None
+
+    def _reset(self, _rest: str) -> None:
+        self.chat.reset()
+        self.new_boxes = []
+        self._redraw()
+
+    def _picture(self, rest: str) -> None:
+        from gpt4roi.inputs import open_picture
+
+        self._begin(rest, open_picture(rest))
+        self._redraw()
+
+    def _help(self, _rest: str) -> None:
+        output.note(COMMANDS)

@@ -1,0 +1,229 @@
+"""A text at every box: whole, resumed, shared among processes, with what cannot be used told."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import numpy as np
+import pytest
+from coco_tables import tables
+from PIL import Image
+from pycocotools.coco import COCO
+
+from gpt4roi import InputError
+from gpt4roi.captioning.run import caption_file, parts_folder
+from gpt4roi.captioning.source import read_source
+from gpt4roi.ranks import World
+from gpt4roi.sampling import Decoding
+
+QUESTION = "What is <region1>?"
+JOB = {"boxes": "abc", "model": "tiny"}
+
+
+class Killed(BaseException):
+    """What a kill is to a process: nothing after it runs."""
+
+
+def caption(chat, source, out, world=None, job=JOB, **settings):
+    return caption_file(chat, source, out, job, QUESTION, Decoding(6), batch_size=3, world=world, **settings)
+
+
+@pytest.fixture
+def source(ann_file, pictures):
+    return read_source(ann_file, pictures)
+
+
+@pytest.fixture
+def whole(chat, source, tmp_path):
+    """The file of an uninterrupted run."""
+    caption(chat, source, tmp_path / "whole.json")
+    return tmp_path / "whole.json"
+
+
+def test_every_box_gets_the_text_that_describe_gives_and_the_rest_stays(chat, whole, pictures):
+    content = json.loads(whole.read_text())
+    before = tables()
+
+    assert content["images"] == before["images"] and content["licenses"] == []
+    assert content["info"] == {"year": 2020, "gpt4roi": {**JOB, "failed": []}}
+    texts = [annotation.pop("caption") for annotation in content["annotations"]]
+    assert content["annotations"] == before["annotations"]
+    expected = []
+    for number in range(1, 6):
+        boxes = [row["bbox"] for row in before["annotations"] if row["image_id"] == 10 + number]
+        corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
+        expected += chat.describe(pictures / f"{number}.png", corners, QUESTION, max_new_tokens=6)
+    assert texts == expected and len(set(texts)) > 5
+
+
+def killed_after(chat, groups: int):
+    """Lets a run get so many groups done."""
+    left = [groups]
+
+    def hook(*_):
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+
+    return chat.model.vision_tower.register_forward_pre_hook(hook)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_killed_run_goes_on_and_gives_the_same_file(chat, source, whole, tmp_path, torn, caplog):
+    out = tmp_path / "out.json"
+    for groups in (1, 2):
+        hook = killed_after(chat, groups)
+        with pytest.raises(Killed):
+            caption(chat, source, out)
+        hook.remove()
+        assert not out.exists()
+        if torn:
+            with (parts_folder(out) / "rank-0.jsonl").open("ab") as file:
+                file.write(b'{"group": 3, "resu')
+    looks = []
+    hook = chat.model.vision_tower.register_forward_hook(lambda *_: looks.append(1))
+
+    caption(chat, source, out)
+
+    hook.remove()
+    assert out.read_bytes() == whole.read_bytes()
+    assert len(looks) == 1  # three of four groups were there
+    assert not parts_folder(out).exists()
+
+
+class ThreadWorld(World):
+    """Ranks that are threads of one process."""
+
+    def all_gather(self, value):
+        shared = self.shared
+        shared["values"][self.rank] = value
+        shared["barrier"].wait()
+        gathered = list(shared["values"])
+        shared["barrier"].wait()
+        return gathered
+
+
+def worlds(size: int) -> list[World]:
+    shared = {"values": [None] * size, "barrier": threading.Barrier(size)}
+    made = [ThreadWorld(rank, size, rank) for rank in range(size)]
+    for world in made:
+        object.__setattr__(world, "shared", shared)
+    return made
+
+
+def test_two_ranks_give_the_file_of_one_also_after_a_kill(chat, source, whole, tmp_path):
+    out = tmp_path / "out.json"
+    hook = killed_after(chat, 1)
+    with pytest.raises(Killed):
+        caption(chat, source, out)
+    hook.remove()
+
+    outcomes = [None, None]
+
+    def work(world):
+        outcomes[world.rank] = caption(chat, source, out, world)
+
+    threads = [threading.Thread(target=work, args=(world,)) for world in worlds(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert out.read_bytes() == whole.read_bytes()
+    assert outcomes[0].captioned == 15 and outcomes[1] is None
+
+
+def test_the_result_opens_in_pycocotools(whole):
+    coco = COCO(str(whole))
+
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=[15]))
+    assert len(annotations) == 5 and all(annotation["caption"] for annotation in annotations)
+    assert coco.loadCats(coco.getCatIds())[0]["name"] == "thing"
+
+
+def test_what_coco_tools_need_is_added_where_it_lacks(chat, pictures, tmp_path):
+    results = [
+        {"image_id": 2, "bbox": [1, 2, 30, 40], "score": 0.5},
+        {"image_id": 1, "segmentation": [[10, 20, 30, 20, 30, 40]], "score": 0.4},
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+
+    caption(chat, read_source(tmp_path / "results.json", pictures), tmp_path / "out.json")
+
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["images"][0] == {"id": 2, "file_name": "2.png", "height": 64, "width": 96}
+    first, second = content["annotations"]
+    assert (first["id"], first["area"], first["iscrowd"], first["category_id"]) == (1, 1200, 0, 1)
+    assert second["bbox"] == [10, 20, 20, 20] and second["caption"]
+    assert content["categories"] == [{"id": 1, "name": "region"}]
+    COCO(str(tmp_path / "out.json"))
+
+
+def test_what_cannot_be_used_is_told_and_the_rest_is_captioned(chat, pictures, tmp_path):
+    content = tables((1, 1, 1, 2))
+    (pictures / "0.png").write_text("no picture")
+    (pictures / "1.png").unlink()
+    content["images"][2]["width"] = 200
+    content["annotations"][3]["bbox"] = [90, 60, 0, 3]
+    (tmp_path / "ann.json").write_text(json.dumps(content))
+
+    outcome = caption(chat, read_source(tmp_path / "ann.json", pictures), tmp_path / "out.json")
+
+    assert (outcome.regions, outcome.captioned, len(outcome.failed)) == (5, 1, 4)
+    for reason, expected in zip(
+        outcome.failed,
+        ["image 10: picture", "image 11: picture", "image 12: ", "annotation 103: the box 90,60,90,63 has no area"],
+        strict=True,
+    ):
+        assert reason.startswith(expected)
+    assert "is 96x64 pixels but its entry says 200x64" in outcome.failed[2]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert ["caption" in annotation for annotation in written["annotations"]] == [False] * 4 + [True]
+    assert written["info"]["gpt4roi"]["failed"] == outcome.failed
+
+
+def test_boxes_of_a_picture_stored_sideways_are_read_in_the_frame_of_their_size(chat, pictures, tmp_path):
+    upright = Image.open(pictures / "0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    stored.save(pictures / "0.png", exif=exif)
+    box = [10, 12, 20, 30]
+    answers = {}
+    for name, (height, width) in {"upright": (64, 96), "stored": (96, 64)}.items():
+        content = tables((1,))
+        content["images"][0] |= {"height": height, "width": width}
+        content["annotations"][0]["bbox"] = box
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        caption(chat, read_source(tmp_path / f"{name}.json", pictures), tmp_path / f"{name}-out.json")
+        answers[name] = json.loads((tmp_path / f"{name}-out.json").read_text())["annotations"][0]["caption"]
+
+    corners = [[10, 12, 30, 42]]
+    assert answers["upright"] == chat.describe(upright, corners, QUESTION, max_new_tokens=6)[0]
+    assert answers["stored"] == chat.describe(np.asarray(stored), corners, QUESTION, max_new_tokens=6)[0]
+
+
+def test_parts_of_another_job_are_not_taken_for_these(chat, source, tmp_path):
+    out = tmp_path / "out.json"
+    hook = killed_after(chat, 1)
+    with pytest.raises(Killed):
+        caption(chat, source, out)
+    hook.remove()
+
+    with pytest.raises(InputError, match="holds what is done of another job \\(model was 'tiny', is 'other'\\)"):
+        caption(chat, source, out, job={**JOB, "model": "other"})
+
+
+def test_texts_that_are_there_are_not_overwritten(chat, pictures, tmp_path):
+    content = tables((1,))
+    content["annotations"][0]["caption"] = "a truth"
+    (tmp_path / "ann.json").write_text(json.dumps(content))
+    source = read_source(tmp_path / "ann.json", pictures)
+
+    with pytest.raises(InputError, match="have a 'caption' already; name another field"):
+        caption(chat, source, tmp_path / "out.json")
+    caption(chat, source, tmp_path / "out.json", field="answer")
+
+    (annotation,) = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert annotation["caption"] == "a truth" and annotation["answer"]

@@ -1,0 +1,124 @@
+"""Files of boxes in their forms."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from coco_tables import tables
+
+from gpt4roi import InputError
+from gpt4roi.captioning.source import annotation_box, read_source
+
+
+def read(tmp_path, content, folder, name="boxes.json"):
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_source(path, folder)
+
+
+def test_coco_tables_stay_and_pictures_without_boxes_are_left_out(ann_file, pictures):
+    source = read_source(ann_file, pictures)
+
+    assert source.content == tables()
+    assert [picture.path.name for picture in source.pictures] == [f"{n}.png" for n in range(1, 6)]
+    assert [len(picture.regions) for picture in source.pictures] == [1, 2, 3, 4, 5]
+    assert source.num_regions == 15 and source.pictures[0].size == (64, 96)
+
+
+def test_lvis_names_its_pictures_by_address_and_annotations_may_be_shuffled(tmp_path, pictures):
+    content = tables((2, 1))
+    content["annotations"] = content["annotations"][::-1]
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/val2017/{image.pop('file_name')}"
+    (pictures / "val2017").mkdir()
+    (pictures / "0.png").rename(pictures / "val2017" / "0.png")
+
+    source = read(tmp_path, content, pictures)
+
+    assert [picture.path for picture in source.pictures] == [pictures / "val2017" / "0.png", pictures / "1.png"]
+    assert [picture.regions for picture in source.pictures] == [(1, 2), (0,)]
+
+
+@pytest.mark.parametrize("identity", ["2.png", "2", 2], ids=["name", "without ending", "number"])
+def test_a_detectors_results_find_the_pictures_of_a_folder(tmp_path, pictures, identity):
+    results = [{"image_id": identity, "bbox": [1, 2, 30, 40], "score": 0.5, "category_id": 7}]
+
+    source = read(tmp_path, results, pictures)
+
+    (picture,) = source.pictures
+    assert picture.path == pictures / "2.png" and picture.regions == (0,)
+    assert source.content["annotations"][0]["score"] == 0.5
+    assert source.content["images"][0]["id"] == (2 if identity == 2 else 1)
+
+
+def test_the_unified_format_becomes_tables(tmp_path, pictures):
+    lines = [
+        {"image": "1.png", "boxes": [[1, 2, 31, 42], [5, 5, 20, 20]]},
+        {"image": "2.png", "masks": [[[10, 20, 30, 20, 30, 40]]]},
+    ]
+
+    source = read(tmp_path, "\n".join(map(json.dumps, lines)), pictures, "boxes.jsonl")
+
+    annotations = source.content["annotations"]
+    assert [annotation.get("bbox") for annotation in annotations] == [[1, 2, 30, 40], [5, 5, 15, 15], None]
+    assert [annotation["region"] for annotation in annotations] == [1, 2, 1]
+    assert annotation_box(annotations[2], (64, 96)) == [10, 20, 30, 40]
+    assert read(tmp_path, lines, pictures).content == source.content
+
+
+def test_boxes_are_cut_at_the_border():
+    assert annotation_box({"bbox": [-5, 10, 200, 20]}, (64, 96)) == [0, 10, 96, 30]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ({"bbox": [5, 5, 0, 10]}, "the box 5,5,5,15 has no area inside the picture, which is 96x64"),
+        ({"bbox": [100, 5, 20, 10]}, "has no area inside"),
+        ({"bbox": [float("nan"), 5, 20, 10]}, "has no area inside"),
+        ({"bbox": [1, 2, 3]}, "expected bbox as x, y, width, height"),
+        ({"bbox": "1234"}, "expected bbox as x, y, width, height"),
+        ({"segmentation": []}, "neither bbox nor segmentation"),
+        ({"segmentation": {"size": [64, 96], "counts": [64 * 96]}}, "the mask is empty"),
+    ],
+    ids=str,
+)
+def test_a_box_that_cannot_be_used_is_told(annotation, message):
+    with pytest.raises(InputError, match=message):
+        annotation_box(annotation, (64, 96))
+
+
+def with_(name, value, index=0, table="annotations"):
+    content = tables((1, 1))
+    content[table][index][name] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ({"images": []}, "no list of objects as 'annotations', it has images"),
+        ([], "got an empty list"),
+        ([1], "got other JSON"),
+        ("7", "got other JSON"),
+        ([{"a": 1}], "an entry has a"),
+        ([{"image_id": "nowhere", "bbox": [1, 2, 3, 4]}], "none of its 1 image_id fits a picture in"),
+        (with_("image_id", 99), r"annotations\[0\] is on image 99"),
+        (with_("image_id", [1]), r"annotations\[0\] is on image \[1\]"),
+        (with_("id", 10, 1, "images"), r"images\[1\] has the id 10; expected one of its own"),
+        (with_("file_name", "", 0, "images"), r"images\[0\] has no file_name"),
+        (tables((0, 0)), "holds no box"),
+        ([{"image": "1.png", "boxes": [[1, 2, 3]]}], "#1: box 1: expected four numbers"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_file_that_is_none_is_told(tmp_path, pictures, content, message):
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, content, pictures)
+
+
+def test_a_folder_that_is_none_is_told(ann_file, tmp_path):
+    with pytest.raises(InputError, match=r"--images .*nowhere: no such folder"):
+        read_source(ann_file, tmp_path / "nowhere")

@@ -1,0 +1,48 @@
+"""`gpt4roi caption`, as it is typed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from gpt4roi.cli import main
+
+
+@pytest.fixture
+def job(tmp_path, picture, model_folder):
+    """The words of the command: two boxes on one picture, one on a copy, one on a picture that is missing."""
+    shutil.copy(picture, tmp_path / "other.png")
+    images = [{"id": n, "file_name": name} for n, name in enumerate(["picture.png", "other.png", "missing.png"])]
+    of_images = [(0, [5, 5, 35, 25]), (1, [5, 5, 35, 25]), (0, [50, 2, 20, 60]), (2, [1, 1, 9, 9])]
+    annotations = [{"id": n, "image_id": image, "bbox": bbox} for n, (image, bbox) in enumerate(of_images)]
+    (tmp_path / "ann.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    words = ["caption", tmp_path / "ann.json", "--images", tmp_path, "--out", tmp_path / "out.json"]
+    words += ["--model", model_folder, "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "8"]
+    return [str(word) for word in words]
+
+
+def test_the_counts_go_to_stdout_and_the_rest_to_stderr(job, tmp_path, capsys):
+    assert main(job) == 0
+
+    out, err = capsys.readouterr()
+    assert out == f"wrote {tmp_path / 'out.json'}: 3 of 4 boxes have a text\n"
+    assert "4 of 4 regions, " in err and "0:00 left" in err
+    assert "not captioned: image 2: picture" in err
+    texts = [row.get("caption") for row in json.loads((tmp_path / "out.json").read_text())["annotations"]]
+    assert texts[0] == texts[1] != texts[2] and texts[3] is None
+
+
+def test_a_finished_job_has_nothing_left_and_another_is_not_overwritten(job, tmp_path, capsys):
+    assert main([*job, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["captioned"] == 3
+    before = (tmp_path / "out.json").read_bytes()
+
+    assert main(job) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert main([*job, "--question", "Name <region1>!"]) == 2
+    assert "exists and is of another job" in capsys.readouterr().err
+    assert (tmp_path / "out.json").read_bytes() == before
+    assert main([*job, "--question", "Name <region1>!", "--overwrite"]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["info"]["gpt4roi"]["question"] == "Name <region1>!"

@@ -1,0 +1,55 @@
+"""What a shell offers after `gpt4roi completion` was sourced."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+
+import pytest
+
+from gpt4roi import cli
+from gpt4roi.cli import main
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The script of each shell."""
+    import contextlib
+    import io
+
+    written = {}
+    for shell in ("bash", "zsh", "fish"):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert main(["completion", shell]) == 0
+        written[shell] = out.getvalue()
+    return written
+
+
+def offered(script: str, *words: str) -> list[str]:
+    """What bash offers for the last word."""
+    program = f"{script}\nCOMP_WORDS=(gpt4roi {shlex.join(words)}); COMP_CWORD={len(words)}; _gpt4roi\n"
+    program += 'printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, cwd="/")
+    return done.stdout.split()
+
+
+def test_bash_offers_verbs_flags_choices_and_files(scripts):
+    script = scripts["bash"]
+    assert set(cli.verb_names()) < set(offered(script, ""))
+    assert offered(script, "desc") == ["describe"]
+    assert offered(script, "describe", "--qua") == ["--quantize"]
+    assert offered(script, "describe", "--quantize", "") == ["4bit", "8bit"]
+    assert offered(script, "data", "make-st") == ["make-stamps"]
+    assert offered(script, "data", "make-stamps", "--shap") == ["--shapes"]
+    assert offered(script, "describe", "et") == ["etc"]
+
+
+def test_every_script_knows_every_verb(scripts):
+    assert scripts["zsh"].startswith("autoload -Uz bashcompinit && bashcompinit\n")
+    for verb in cli.verb_names():
+        assert all(verb in script for script in scripts.values())
+    assert "-n '__fish_seen_subcommand_from describe' -l quantize -r -f -a '4bit 8bit'" in scripts["fish"]
+
+
+def test_bash_parses_its_script(scripts):
+    assert subprocess.run(["bash", "-n"], input=scripts["bash"], text=True, check=False).returncode == 0
