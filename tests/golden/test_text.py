@@ -179,7 +179,7 @@ def app_sample(number, answers):
     for question, answer in zip(APP["rounds"][: number + 1], [*answers[:number], ""], strict=True):
         boxes = question["boxes_px"] or boxes
         turns += [Turn("user", question["question"]), Turn("assistant", answer)]
-    return RegionSample(str(HERE / "pictures" / "app_rounds.jpg"), turns[:-1], boxes_px=boxes)
+    return RegionSample(str(HERE / "datasets" / "data" / "coco_all" / "000000000001.jpg"), turns[:-1], boxes_px=boxes)
 
 
 @pytest.mark.parametrize("number", [0, 1])
