@@ -8,6 +8,7 @@ bicubic (dialogue data and inference): the stored pixels, not rotated; CLIP's re
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ MAX_PIXELS = 178_956_970
 """Pictures with more pixels are refused before they are decoded (PIL's own limit for decompression bombs)."""
 
 MAX_ASPECT = 200
+
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 def load_image(image: Any, pipeline: PicturePipeline = "bicubic", where: str = "") -> Image.Image:
@@ -58,6 +62,20 @@ def load_image(image: Any, pipeline: PicturePipeline = "bicubic", where: str = "
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InputError(f"picture {name} cannot be decoded{where}: {error}; fetch or save it again") from error
+
+
+def read_header(path: str, where: str = "") -> tuple[tuple[int, int], bool]:
+    """Returns the (height, width) of a picture as stored, and whether its EXIF data turn it by a quarter.
+
+    Decodes nothing. Raises InputError where even its header cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                return (picture.height, picture.width), picture.getexif().get(_ORIENTATION) in _SIDEWAYS
+    except Exception as error:  # whatever a damaged header makes the decoder raise
+        raise InputError(f"picture {path!r} cannot be opened{where}: {error}") from None
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""`gpt4roi data`: makes data sets, and looks them over."""
+"""`gpt4roi data`: makes data sets, converts them, and looks them over."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 
 from gpt4roi.cli import output
 from gpt4roi.cli._data_check import add_check, check
+from gpt4roi.cli._data_convert import add_convert, convert
 
-HELP = "look data sets over, and make the embedded one"
+HELP = "look data sets over, convert them, and make the embedded one"
 EXAMPLE = """
   gpt4roi data check my/train.jsonl --html report.html
   gpt4roi data check gpt4roi/configs/stage2.py --sample 1000 --model ./vicuna-7b
+  gpt4roi data convert instances.json my/train.jsonl --from coco --img-prefix photos
   gpt4roi data make-stamps --out exp/quickstart/data
   gpt4roi data make-stamps --shapes --no-parts --scenes 50 --out exp/shapes
 """
@@ -22,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-verbs and their options."""
     verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="VERB")
     add_check(verbs)
+    add_convert(verbs)
     stamps = verbs.add_parser(
         "make-stamps",
         help="fetch and compose the embedded data set",
@@ -61,7 +64,7 @@ def _add_stamps_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-verb and returns the exit code."""
-    return {"check": check, "make-stamps": _make_stamps}[args.data_verb](args)
+    return {"check": check, "convert": convert, "make-stamps": _make_stamps}[args.data_verb](args)
 
 
 def _make_stamps(args: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ from typing import Any
 import numpy as np
 
 from gpt4roi.datasets.base import Drop, Item, RegionDataset
-from gpt4roi.datasets.unified_object import BadObjectError, check_object
+from gpt4roi.datasets.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
 from gpt4roi.structures import RegionSample, Turn
 
 logger = logging.getLogger(__name__)
-
-MENTION = re.compile(r"<region(\d+)>")
 
 NO_CONVERSATION = "no conversation"
 _TOLD = 5
@@ -33,7 +30,7 @@ class UnifiedDataset(RegionDataset):
     img_prefix: where `image` is looked up; the file's own folder by default.
     pairs_per_visit: how many question-answer pairs of each task one visit draws, without replacement, where the
         object has a parallel list `tasks`; all pairs by default. Only for `independent` objects.
-    picture_pipeline: see RegionSample.
+    picture_pipeline: see RegionSample; an object may have its own.
     An object that cannot be used is left out, counted in `dropped` and listed by `drops()`. n_masks: how many boxes
     come from masks. Raises InputError for a file that is not of this form at all, or has no object left.
     """
@@ -125,23 +122,15 @@ class UnifiedDataset(RegionDataset):
             image=self._path(entry),
             turns=tuple(turns),
             boxes_px=entry["boxes"],
-            picture_pipeline=self.picture_pipeline,
+            picture_pipeline=entry["picture_pipeline"] or self.picture_pipeline,
             independent_turns=entry["independent"],
             region_texts=tuple(texts.get(box, "") for box in range(len(entry["boxes"]))),
             source=entry["source"],
         )
 
     def region_texts(self, index: int) -> dict[int, str]:
-        """Returns the answers to questions about exactly one region; only `caption` ones where tasks are told."""
-        entry = self.items[index]
-        turns = entry["conversations"]
-        tasks = entry["tasks"] or ["caption"] * (len(turns) // 2)
-        texts = {}
-        for pair, task in enumerate(tasks):
-            mentioned = set(MENTION.findall(turns[2 * pair][1]))
-            if task == "caption" and len(mentioned) == 1:
-                texts[int(mentioned.pop()) - 1] = turns[2 * pair + 1][1]
-        return texts
+        """Returns what the boxes are called (box number from 0 -> text), as far as the object says so."""
+        return texts_of(self.items[index])
 
     def _draw_pairs(self, turns: list[Turn], tasks: list[str], rng: np.random.Generator) -> list[Turn]:
         of_task: dict[str, list[int]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,11 @@ import numpy as np
 from gpt4roi import masks
 from gpt4roi.constants import IMAGE_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
-from gpt4roi.mentions import number_boxes
+from gpt4roi.mentions import MENTION, number_boxes
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 FIELD, MASK, BOX = "wrong field", "mask that cannot be used", "box that is not four numbers"
-TURN, MENTION = "turn that is not text", "mention that fits no box"
+TURN, REFERENCE = "turn that is not text", "mention that fits no box"
 MAX_COORDINATE = 1_000_000
 """Boxes reach beyond their picture now and then, but not this far."""
 
@@ -27,10 +28,12 @@ class BadObjectError(InputError):
 
 
 def check_object(item: Any, source: str) -> dict[str, Any]:
-    """Returns an object in one form: image, image_size, boxes, conversations, tasks, independent, n_masks.
+    """Returns an object in one form: image, image_size, boxes, conversations, tasks, independent, texts,
+    picture_pipeline, n_masks.
 
     image: None for text alone; image_size: (height, width) as masks or the object say, else None; boxes: float64[N, 4];
-    conversations: list of (role, text), roles as of Turn; n_masks: how many of the boxes come from masks.
+    conversations: list of (role, text), roles as of Turn; texts: what each box is called, or None;
+    n_masks: how many of the boxes come from masks.
     Raises BadObjectError whose message begins with the source.
     """
     if not isinstance(item, dict):
@@ -52,8 +55,27 @@ def check_object(item: Any, source: str) -> dict[str, Any]:
         "conversations": turns,
         "independent": independent,
         "tasks": _tasks(item, len(turns), source),
+        "texts": _region_texts(item, len(boxes), source),
+        "picture_pipeline": _pipeline(item, source),
         "n_masks": n_masks,
     }
+
+
+def texts_of(entry: dict[str, Any]) -> dict[int, str]:
+    """Returns what the boxes of a checked object are called, by their number from 0, as far as it says so.
+
+    That is its `region_texts`, or else the first answer to a question about exactly that region; where tasks are told,
+    only `caption` ones count.
+    """
+    if entry["texts"]:
+        return {box: text for box, text in enumerate(entry["texts"]) if text}
+    texts: dict[int, str] = {}
+    for step, ((asker, question), (_, answer)) in enumerate(pairwise(entry["conversations"])):
+        mentioned = set(MENTION.findall(question))
+        is_caption = not entry["tasks"] or entry["tasks"][step // 2] == "caption"
+        if asker == "user" and len(mentioned) == 1 and is_caption:
+            texts.setdefault(int(mentioned.pop()) - 1, answer)
+    return texts
 
 
 def _image(item: dict[str, Any], source: str) -> str | None:
@@ -129,13 +151,13 @@ def _check_mentions(texts: list[str], image: str | None, num_boxes: int, source:
     try:
         number_boxes(texts, num_boxes)
     except InputError as error:
-        raise BadObjectError(MENTION, f"{source}: {error}") from None
+        raise BadObjectError(REFERENCE, f"{source}: {error}") from None
     shown = sum(text.count(IMAGE_TOKEN) for text in texts)
     if shown > 1 or (shown and image is None):
         have = "no picture" if image is None else "one picture"
-        raise BadObjectError(MENTION, f"{source}: {shown} <image> in the text but {have}")
+        raise BadObjectError(REFERENCE, f"{source}: {shown} <image> in the text but {have}")
     if image is None and (num_boxes or any("<region" in text or REGION_TOKEN in text for text in texts)):
-        raise BadObjectError(MENTION, f"{source}: boxes or regions are mentioned but there is no image")
+        raise BadObjectError(REFERENCE, f"{source}: boxes or regions are mentioned but there is no image")
 
 
 def _tasks(item: dict[str, Any], num_turns: int, source: str) -> list[str] | None:
@@ -148,3 +170,21 @@ def _tasks(item: dict[str, Any], num_turns: int, source: str) -> list[str] | Non
         got = f"{len(tasks)} tasks for {num_turns} turns"
         raise BadObjectError(FIELD, f"{source}: {got}; expected one task for each pair of turns")
     return tasks
+
+
+def _region_texts(item: dict[str, Any], num_boxes: int, source: str) -> tuple[str, ...] | None:
+    texts = item.get("region_texts")
+    if not texts:
+        return None
+    if not isinstance(texts, list) or not all(isinstance(text, str) and _is_text(text) for text in texts):
+        raise BadObjectError(FIELD, f"{source}: region_texts must be a list of texts, got {texts!r:.80}")
+    if len(texts) != num_boxes:
+        raise BadObjectError(FIELD, f"{source}: {len(texts)} region_texts for {num_boxes} boxes")
+    return tuple(texts)
+
+
+def _pipeline(item: dict[str, Any], source: str) -> str | None:
+    pipeline = item.get("picture_pipeline")
+    if pipeline not in (None, "bilinear", "bicubic"):
+        raise BadObjectError(FIELD, f"{source}: picture_pipeline must be bilinear or bicubic, got {pipeline!r:.60}")
+    return pipeline

@@ -11,10 +11,8 @@ import numpy as np
 from PIL import Image
 
 from gpt4roi.errors import InputError
-from gpt4roi.pictures import load_image
+from gpt4roi.pictures import load_image, read_header
 
-_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
 _LOOK_SIDE = 32
 _LOOK_BITS = 8
 _FLAT = 2.0
@@ -43,15 +41,13 @@ class PictureFacts:
         return self.size[::-1]
 
 
-def read_header(path: str) -> PictureFacts:
+def read_facts(path: str) -> PictureFacts:
     """Reads the size and the rotation without decoding; without a size where even that fails."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
-                return PictureFacts((picture.height, picture.width), _is_sideways(picture))
-    except Exception:  # whatever a damaged header makes the decoder raise; examine() says what is wrong with it
+        size, sideways = read_header(path)
+    except InputError:  # examine() says what is wrong with it
         return PictureFacts()
+    return PictureFacts(size, sideways)
 
 
 def examine(path: str) -> PictureFacts:
@@ -64,7 +60,7 @@ def examine(path: str) -> PictureFacts:
         return PictureFacts(error=f"picture {path!r} cannot be read: {getattr(error, 'strerror', None) or error}")
     if not data:
         return PictureFacts(error=f"picture {path!r} is an empty file")
-    header = read_header(path)
+    header = read_facts(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -73,10 +69,6 @@ def examine(path: str) -> PictureFacts:
         return PictureFacts(header.size, header.sideways, error=str(error))
     content = hashlib.blake2b(data, digest_size=16).hexdigest()
     return PictureFacts((picture.height, picture.width), header.sideways, content=content, look=_look(picture))
-
-
-def _is_sideways(picture: Image.Image) -> bool:
-    return picture.getexif().get(_ORIENTATION) in _SIDEWAYS
 
 
 def _look(picture: Image.Image) -> int | None:

@@ -16,7 +16,7 @@ from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.datasets.base import Item, RegionDataset
 from gpt4roi.doctor.findings import Finding, Findings
 from gpt4roi.doctor.lengths import Ruler
-from gpt4roi.doctor.pictures import PictureFacts, read_header
+from gpt4roi.doctor.pictures import PictureFacts, read_facts
 from gpt4roi.doctor.statistics import Statistics
 from gpt4roi.errors import InputError
 from gpt4roi.structures import RegionSample
@@ -72,7 +72,7 @@ class SampleChecker:
 
     def __init__(self, dataset: RegionDataset, ruler: Ruler, seed: int = 0) -> None:
         self.dataset, self.ruler, self.seed = dataset, ruler, seed
-        self._header = lru_cache(maxsize=4096)(read_header)
+        self._header = lru_cache(maxsize=4096)(read_facts)
 
     def check(self, indices: Iterable[int]) -> Part:
         """Looks at these samples; never raises for what is wrong with them."""

@@ -6,7 +6,7 @@ import pytest
 from fuzz import mutated
 
 from gpt4roi.datasets.unified import UnifiedDataset, read_objects
-from gpt4roi.datasets.unified_object import BOX, FIELD, MASK, MENTION, TURN
+from gpt4roi.datasets.unified_object import BOX, FIELD, MASK, REFERENCE, TURN
 from gpt4roi.errors import InputError
 
 
@@ -126,8 +126,8 @@ def test_the_size_that_boxes_were_made_for_is_told_where_the_object_says_it(tmp_
         ({"conversations": [PAIR[0], {"from": "gpt", "value": " "}]}, "empty answer", r"turn 2 \(from gpt\) is empty"),
         ({"conversations": [{"from": "human", "value": ""}, PAIR[1]]}, "empty question", "turn 1"),
         ({"conversations": PAIR[:1]}, "no answer", "there is no answer"),
-        ({"boxes": []}, MENTION, "<region4> but 0 boxes"),
-        ({"image": None}, MENTION, "there is no image"),
+        ({"boxes": []}, REFERENCE, "<region4> but 0 boxes"),
+        ({"image": None}, REFERENCE, "there is no image"),
         ({"image": 7}, FIELD, "image must be a path"),
         ({"image": "a\x00b"}, FIELD, "image must be a path"),
         ({"independent": "yes"}, FIELD, "independent must be true or false"),

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt4roi.datasets.unified import MENTION, read_objects
+from gpt4roi.datasets.unified import read_objects
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.items import Source
 from gpt4roi.evaluation.metrics import exact_match
+from gpt4roi.mentions import MENTION
 
 RELATIONS = ("larger", "left", "above")
 SEED = 0

@@ -6,10 +6,10 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from gpt4roi.datasets.unified import MENTION
 from gpt4roi.evaluation.benchmarks.stamps.items import RELATIONS, Item
 from gpt4roi.evaluation.captions import score_captions
 from gpt4roi.evaluation.metrics import Measure, exact_match, majority_share, word_overlap, words
+from gpt4roi.mentions import MENTION
 
 DISTANCE_BANDS = (0.0, 60.0, 100.0, 140.0, math.inf)
 """Between the centres of two regions, in pixels of the scene."""

@@ -1,0 +1,153 @@
+"""`gpt4roi data convert`: its arguments, and from which format to which."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt4roi.cli import output
+from gpt4roi.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {
+    "list": "what --dataset_config takes: a list of data sets, joined, or a unified file",
+    "llava": "LLaVA's json, checked",
+    "coco": "COCO's form, with a caption for each box or else its category",
+    "lvis": "LVIS's json: categories of boxes",
+    "osprey": "a file of Osprey-724K; masks become boxes",
+    "eva": "EVA's pickle of detections, to an .npz that opens without pickle",
+}
+
+
+def add_convert(verbs: Any) -> None:
+    """Adds the sub-verb."""
+    from gpt4roi.datasets.selection import READERS
+
+    sets = ", ".join(sorted(READERS))
+    parser = verbs.add_parser(
+        "convert",
+        help="turn other formats into the unified one, or into COCO's",
+        description="Reads SOURCE and writes OUT, which appears when it is whole. What cannot be converted is counted "
+        "and named. Formats: " + "; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + f"; and {sets}: as "
+        "`type` in a list of data sets says, one draw of its dialogues for each visit.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="annotation file, or a list of data sets")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="file to write: .jsonl; .json for --to coco; .npz for eva"
+    )
+    parser.add_argument("--from", dest="from_", default="list", metavar="FORMAT", help="default: %(default)s")
+    parser.add_argument("--to", default="unified", choices=("unified", "coco"), help="default: %(default)s")
+    parser.add_argument("--img-prefix", metavar="DIR", help="folder of the pictures (default: the source's own)")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="another key of the data set; repeat it"
+    )
+    parser.add_argument("--question", metavar="TEXT", help="coco, lvis: the question, with {region} for the box")
+    parser.add_argument("--labels", action="store_true", help="to COCO: every different text becomes a category")
+    parser.add_argument(
+        "--visits", type=int, default=1, metavar="N", help="draws of each sample (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of these draws (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Converts, prints one line that says what was written, and returns the exit code."""
+    from gpt4roi.datasets.conversion.coco import write_coco
+    from gpt4roi.datasets.conversion.objects import Conversion, write_objects
+
+    _check(args)
+    if args.from_ == "eva":
+        return _convert_detections(args)
+    target = Conversion(args.out.parent)
+    objects = _with_bar(_objects(args, target), args.out.name)
+    if args.to == "coco":
+        written = f"{write_coco(objects, args.out, target, args.labels)} boxes"
+    else:
+        written = f"{write_objects(objects, args.out)} objects"
+    left = sum(target.left_out.values())
+    reasons = "; ".join(f"{reason}: {count}" for reason, count in target.left_out.most_common())
+    output.line(f"{args.out}: {written}" + (f"; left out {left} ({reasons})" if left else ""))
+    for message in target.examples:
+        logger.warning("left out: %s", message)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    from gpt4roi.datasets.selection import READERS
+
+    if args.from_ not in FORMATS and args.from_ not in READERS:
+        raise InputError(f"unknown format {args.from_!r}; known are {', '.join([*FORMATS, *sorted(READERS)])}")
+    if not args.source.is_file():
+        raise InputError(f"{args.source}: no such file; give the file to convert")
+    if args.out.is_dir():
+        raise InputError(f"{args.out}: is a folder; give the file to write")
+    if args.out.exists() and (args.out.samefile(args.source) or not args.overwrite):
+        hint = "it is the source" if args.out.samefile(args.source) else "give --overwrite to replace it"
+        raise InputError(f"{args.out}: exists already; {hint}")
+    if args.visits < 1:
+        raise InputError(f"--visits must be at least 1, got {args.visits}")
+
+
+def _objects(args: argparse.Namespace, target: Any) -> Iterator[dict[str, Any]]:
+    """Yields the objects of the source."""
+    from gpt4roi.datasets.conversion.coco import QUESTION, objects_of_coco
+    from gpt4roi.datasets.conversion.objects import objects_of
+    from gpt4roi.datasets.conversion.osprey import objects_of_osprey
+    from gpt4roi.datasets.selection import build_mixture
+
+    folder = args.img_prefix if args.img_prefix is not None else args.source.parent
+    if args.from_ in ("coco", "lvis"):
+        yield from objects_of_coco(args.source, folder, target, args.question or QUESTION)
+    elif args.from_ == "osprey":
+        yield from objects_of_osprey(args.source, folder, target)
+    else:
+        config = str(args.source) if args.from_ == "list" else [_entry(args)]
+        for part in build_mixture(config, args.seed).parts:
+            yield from objects_of(part, target, args.visits, args.seed)
+
+
+def _entry(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the entry of a list of data sets that the arguments stand for."""
+    kind = "unified" if args.from_ == "llava" else args.from_
+    entry: dict[str, Any] = {"type": kind, "ann_file": str(args.source)}
+    entry["img_prefix"] = args.img_prefix if args.img_prefix is not None else str(args.source.parent)
+    for option in args.option:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise InputError(f"--option takes KEY=VALUE, got {option!r}")
+        try:
+            entry[key] = json.loads(value)
+        except ValueError:  # a plain word, such as a path
+            entry[key] = value
+    return entry
+
+
+def _convert_detections(args: argparse.Namespace) -> int:
+    from gpt4roi.datasets.annotations import read_bytes
+    from gpt4roi.datasets.detections import read_detections
+
+    if args.out.suffix != ".npz":
+        raise InputError(f"{args.out}: detections are written as .npz; give such a name")
+    found = read_detections(args.source, read_bytes(args.source))
+    part = args.out.with_name(f".{args.out.name}.part")
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        found.save(part)
+        part.replace(args.out)
+    except OSError as error:
+        raise InputError(f"{args.out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    output.line(f"{args.out}: {len(found.names)} pictures, {len(found.labels)} boxes; name it as det_pkl_path")
+    return 0
+
+
+def _with_bar(objects: Iterable[Any], title: str) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(objects, desc=title, unit=" objects", mininterval=0.5, disable=None)

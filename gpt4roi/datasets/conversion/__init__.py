@@ -1,0 +1,1 @@
+"""Other formats become the unified one, and that becomes COCO's."""
