@@ -1,0 +1,220 @@
+"""Other formats become the unified one, and that becomes COCO's."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from recordings import ENTRIES
+
+from gpt4roi.cli import main
+from gpt4roi.datasets.selection import build_mixture
+from gpt4roi.datasets.unified import UnifiedDataset
+from gpt4roi.pictures import load_image
+
+TEN = ("coco_det_train", "refcoco", "refcocop", "refcocog", "flickr30k", "vg", "vcr", "vcr_single", "vcr_multi")
+RUNS = {"size": [60, 80], "counts": [605, 20, 40, 20, 4115]}
+"""Columns 10 and 11, rows 5 to 24."""
+
+
+def convert(source, out, *arguments):
+    """Converts, and returns the objects."""
+    assert main(["data", "convert", str(source), str(out), *map(str, arguments)]) == 0
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def convert_entry(name, out):
+    """Converts one of the ten sets."""
+    entry = dict(ENTRIES[name])
+    kind, source, prefix = entry.pop("type"), entry.pop("ann_file"), entry.pop("img_prefix")
+    options = [part for key, value in entry.items() for part in ("--option", f"{key}={value}")]
+    return convert(source, out, "--from", kind, "--img-prefix", prefix, *options)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two pictures of 80 x 60 pixels."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def coco_file(path, **changes):
+    """Writes a COCO file with a caption for one box, a category for another, and what cannot be used."""
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg"}, {"id": 2, "file_name": "2.jpg"}, {"id": 3}],
+        "annotations": [
+            {"image_id": 1, "bbox": [10, 5, 20, 30], "category_id": 7, "caption": "a red cup"},
+            {"image_id": 1, "segmentation": RUNS, "category_id": 7},
+            {"image_id": 2, "bbox": [1, 2, 3.5, 4], "category_id": 8, "iscrowd": 0},
+            {"image_id": 2, "bbox": [1, 2, 3, 4], "category_id": 8, "iscrowd": 1},
+            {"image_id": 2, "bbox": [1, 2, 0, 4], "category_id": 8},
+            {"image_id": 2, "bbox": [1, 2, 3, 4], "category_id": 99},
+            {"image_id": 9, "bbox": [1, 2, 3, 4], "category_id": 8},
+        ],
+        "categories": [{"id": 7, "name": "cup"}, {"id": 8, "name": "traffic_light"}],
+    }
+    path.write_text(json.dumps(content | changes))
+    return path
+
+
+@pytest.mark.parametrize("name", [*TEN, "det_llava"])
+def test_each_of_the_ten_sets_reads_as_the_same_samples_after_conversion(name, tmp_path, pyramid_processor):
+    objects = convert_entry(name, tmp_path / "out" / "train.jsonl")
+    original = build_mixture([ENTRIES[name]]).parts[0]
+    converted = UnifiedDataset(tmp_path / "out" / "train.jsonl")
+    assert len(objects) == len(converted) == len(original) > 0
+    for index in range(len(original)):
+        before = original.sample(index, np.random.default_rng([0, 0, index]))
+        after = converted.sample(index, np.random.default_rng(5))
+        assert after.turns == before.turns
+        assert after.region_texts == before.region_texts
+        assert after.picture_pipeline == before.picture_pipeline
+        boxes = before.boxes_px
+        if before.box_frame == "unit":
+            picture = load_image(before.image)
+            boxes = boxes * [picture.width, picture.height, picture.width, picture.height]
+        np.testing.assert_allclose(after.boxes_px, boxes, atol=0.006)
+        pyramid_processor.encode(after)  # the picture is found from the new file's folder
+
+
+def test_several_visits_draw_anew(tmp_path):
+    entry = ENTRIES["vg"]
+    more = ["--from", "VGDATA", "--img-prefix", entry["img_prefix"]]
+    once = convert(entry["ann_file"], tmp_path / "once.jsonl", *more)
+    thrice = convert(entry["ann_file"], tmp_path / "thrice.jsonl", *more, "--visits", "3")
+    assert len(thrice) == 3 * len(once)
+    assert thrice[: len(once)] == once
+    assert thrice[len(once) : 2 * len(once)] != once
+
+
+def test_a_list_of_sets_is_joined(tmp_path):
+    entries = [{key: str(value) for key, value in ENTRIES[name].items()} for name in ("refcoco", "vg")]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    objects = convert(tmp_path / "list.json", tmp_path / "all.jsonl")
+    assert len(objects) == sum(len(part) for part in build_mixture(entries).parts)
+
+
+def test_coco_asks_about_each_box_and_answers_with_caption_or_category(tmp_path, photos, capsys):
+    objects = convert(coco_file(tmp_path / "c.json"), tmp_path / "t.jsonl", "--from", "coco", "--img-prefix", photos)
+    assert [entry["image"] for entry in objects] == ["photos/1.jpg", "photos/2.jpg"]
+    assert objects[0]["boxes"] == [[10, 5, 30, 35], [10, 5, 12, 25]]
+    assert [turn["value"] for turn in objects[0]["conversations"]] == [
+        "What is <region1>?", "a red cup", "What is <region2>?", "cup"]  # fmt: skip
+    assert objects[1]["region_texts"] == ["traffic light"]
+    written = capsys.readouterr()
+    assert "2 objects; left out 5" in written.out
+    assert "box of a crowd: 1" in written.out and "box without its picture: 1" in written.out
+    assert f"{tmp_path}/c.json#annotations[4]: box without area" in written.err
+    assert len(UnifiedDataset(tmp_path / "t.jsonl")) == 2
+
+
+def test_lvis_names_its_pictures_by_url(tmp_path, photos):
+    (photos / "train2017").mkdir()
+    images = [{"id": 1, "coco_url": "http://images.cocodataset.org/train2017/000000391895.jpg"}]
+    source = coco_file(tmp_path / "lvis.json", images=images)
+    (entry,) = convert(source, tmp_path / "t.jsonl", "--from", "lvis", "--question", "Name {region}.")
+    assert entry["image"] == "train2017/000000391895.jpg"
+    assert entry["conversations"][2]["value"] == "Name <region2>."
+
+
+def osprey(**changes):
+    regions = [{"segmentation": RUNS}, {"segmentation": [[1, 2, 9.5, 2, 9.5, 7]]}]
+    return {"file_name": "COCO_train2014_1.jpg", "height": 60, "width": 80, "annotation": regions} | changes
+
+
+def dialogue(*texts):
+    return [{"from": ("human", "gpt")[step % 2], "value": text} for step, text in enumerate(texts)]
+
+
+def test_osprey_descriptions_become_independent_questions(tmp_path):
+    described = osprey(description=["<region1>: A cup.", "<region2>: A big, red one: round."])
+    (tmp_path / "o.json").write_text(json.dumps([described]))
+    (entry,) = convert(
+        tmp_path / "o.json", tmp_path / "t.jsonl", "--from", "osprey", "--img-prefix", tmp_path / "photos"
+    )
+    assert entry["image"] == "photos/1.jpg"
+    assert entry["boxes"] == [[10, 5, 12, 25], [1, 2, 9.5, 7]]
+    assert entry["region_texts"] == ["A cup.", "A big, red one: round."]
+    assert UnifiedDataset(tmp_path / "t.jsonl").sample(0, np.random.default_rng(0)).independent_turns
+
+
+def test_osprey_dialogues_introduce_every_region_once_in_the_first_question(tmp_path):
+    entries = [
+        osprey(conversations=dialogue("<image>\nIs <region1> red?", "Yes, <region1> is.", "And <region1>?", "No")),
+        osprey(conversations=dialogue("What is <region2> for?", "For <region1>.")),
+        osprey(conversations=dialogue("What is it?", "A <region5>.")),
+        osprey(conversations=dialogue("What?", "That."), annotation=[{"segmentation": [[1, 2]]}]),
+    ]
+    (tmp_path / "o.json").write_text(json.dumps(entries))
+    first, second = convert(tmp_path / "o.json", tmp_path / "t.jsonl", "--from", "osprey")
+    assert [turn["value"] for turn in first["conversations"]] == [
+        "Is <region1> red?", "Yes, region1 is.", "And region1?", "No"]  # fmt: skip
+    assert [turn["value"] for turn in second["conversations"]] == [
+        "The picture has these regions: <region1>, <region2>.\nWhat is region2 for?", "For region1."]  # fmt: skip
+
+
+def test_llava_is_checked_and_kept_as_it_is(tmp_path, capsys):
+    turns = dialogue("<image>\nWhat is this?", "A dog.")
+    good, bad = {"id": "7", "image": "1.jpg", "conversations": turns}, {"id": "8", "conversations": turns}
+    (tmp_path / "l.json").write_text(json.dumps([good, bad]))
+    (entry,) = convert(tmp_path / "l.json", tmp_path / "out" / "t.jsonl", "--from", "llava")
+    assert entry == {"id": "l.json#0", "image": "../1.jpg", "conversations": turns}
+    assert "mention that fits no box: 1" in capsys.readouterr().out
+
+
+def test_from_coco_and_back_gives_the_same_boxes_and_captions(tmp_path, photos):
+    convert(coco_file(tmp_path / "c.json"), tmp_path / "t.jsonl", "--from", "coco", "--img-prefix", photos)
+    out = tmp_path / "back.json"
+    assert main(["data", "convert", str(tmp_path / "t.jsonl"), str(out), "--to", "coco", "--labels"]) == 0
+    coco = COCO(str(out))
+    assert [(image["file_name"], image["width"], image["height"]) for image in coco.imgs.values()] == [
+        ("photos/1.jpg", 80, 60), ("photos/2.jpg", 80, 60)]  # fmt: skip
+    assert [(one["bbox"], one["caption"]) for one in coco.anns.values()] == [
+        ([10, 5, 20, 30], "a red cup"), ([10, 5, 2, 20], "cup"), ([1, 2, 3.5, 4], "traffic light")]  # fmt: skip
+    assert [category["name"] for category in coco.cats.values()] == ["a red cup", "cup", "traffic light"]
+
+
+def test_detections_of_eva_become_a_file_that_opens_without_pickle(tmp_path):
+    entry = ENTRIES["det_llava"]
+    out = tmp_path / "found.npz"
+    assert main(["data", "convert", str(entry["det_pkl_path"]), str(out), "--from", "eva"]) == 0
+    with np.load(out, allow_pickle=False) as arrays:
+        assert set(arrays) == {"names", "first", "boxes", "labels"}
+    original = build_mixture([entry]).parts[0]
+    converted = build_mixture([entry | {"det_pkl_path": out}]).parts[0]
+    for index in range(len(original)):
+        np.testing.assert_array_equal(converted.item(index).boxes_px, original.item(index).boxes_px)
+        assert converted.item(index).region_texts == original.item(index).region_texts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("{tmp}/no.json {tmp}/o.jsonl --from coco", "no such file; give the file to convert"),
+        ("{tmp}/c.json {tmp}/o.jsonl --from yolo", "unknown format 'yolo'; known are list, llava, coco, lvis"),
+        ("{tmp}/c.json {tmp}/c.json --from coco --overwrite", "exists already; it is the source"),
+        ("{tmp}/c.json {tmp}/there.jsonl --from coco", "exists already; give --overwrite"),
+        ("{tmp}/c.json {tmp} --from coco", "is a folder; give the file to write"),
+        ("{tmp}/c.json {tmp}/o.jsonl --from coco --question What?", "the question must hold {{region}}"),
+        ("{tmp}/c.json {tmp}/o.jsonl --from coco --visits 0", "--visits must be at least 1"),
+        ("{tmp}/c.json {tmp}/o.jsonl --from vcr --option x", "--option takes KEY=VALUE, got 'x'"),
+        ("{tmp}/c.json {tmp}/o.jsonl --from osprey", "expected a list (Osprey's form), got an object"),
+        ("{tmp}/there.jsonl {tmp}/o.jsonl --from coco", "not valid JSON"),
+        ("{tmp}/empty.json {tmp}/o.jsonl --from coco", "not written, because nothing could be converted"),
+        ("{tmp}/empty.json {tmp}/o.json --from coco --to coco", "not written, because there is no box"),
+    ],
+)
+def test_a_wrong_argument_or_file_is_one_line_and_leaves_nothing_behind(tmp_path, capsys, arguments, message):
+    coco_file(tmp_path / "c.json")
+    coco_file(tmp_path / "empty.json", annotations=[])
+    (tmp_path / "there.jsonl").write_text("kept")
+    files = sorted(tmp_path.iterdir())
+    assert main(["data", "convert", *arguments.format(tmp=tmp_path).split()]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("gpt4roi data: error: ") and message.format() in error
+    assert sorted(tmp_path.iterdir()) == files
+    assert (tmp_path / "there.jsonl").read_text() == "kept"
