@@ -1,4 +1,4 @@
-"""The index of annotation files: made once, found again, made anew when the file changes, safe where none can be kept."""
+"""The index of annotation files: made once, found again, made anew when a file changes, safe where none can be kept."""
 
 import json
 import logging
