@@ -6,6 +6,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.files import fields, find_annotations, find_images, read_json
 from gpt4roi.evaluation.items import Item, Source
+from gpt4roi.evaluation.similarity import clean_category
 from gpt4roi.masks import to_box
 
 QUESTION = "What is the category of <region1>? Using only one word or phrase."
@@ -33,5 +34,5 @@ def load_objects(source: Source, file_name: str) -> list[Item]:
             (mask,) = fields(annotation, ["segmentation"], f"{where}, annotation {place}")
             box = to_box(mask, f" in {where}, annotation {place}")
             ask = Ask(picture, source.question or QUESTION, box[None], id=f"{name}#{row}.{place}")
-            items.append(Item(ask.id, ask, (str(category),)))
+            items.append(Item(ask.id, ask, (clean_category(str(category)),)))
     return items

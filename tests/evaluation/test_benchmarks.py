@@ -1,0 +1,236 @@
+"""Every benchmark reads its official files and runs end to end, through the command, with two wrapped models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from official import CAPTIONS, QUESTIONS, WRITERS
+
+from gpt4roi.cli import main
+from gpt4roi.errors import InputError
+from gpt4roi.evaluation import captions
+from gpt4roi.evaluation.benchmarks import BENCHMARKS, open_benchmark
+from gpt4roi.evaluation.captions import has_java
+from gpt4roi.evaluation.items import Source
+
+ORACLE = """
+from pathlib import Path
+from gpt4roi.evaluation.benchmarks import open_benchmark
+from gpt4roi.evaluation.items import Source
+ITEMS = {item.id: item for item in open_benchmark(NAME).load(Source(Path(DATA)))}
+def answer(asks):
+    return [ask.choices[ITEMS[ask.id].label] if ask.choices else ITEMS[ask.id].references[0] for ask in asks]
+def likelihoods(asks):
+    return [[float(place == ITEMS[ask.id].label) for place in range(len(ask.choices))] for ask in asks]
+"""
+CONSTANT = """
+def answer(asks):
+    return [ask.choices[0] if ask.choices else "something" for ask in asks]
+def likelihoods(asks):
+    return [[0.0] * len(ask.choices) for ask in asks]
+"""
+CHANCE = {"vcr": 0.25, "v7w-pointing": 0.25, "v7w-telling": 0.25, "coco-two-way": 0.5, "lvis-two-way": 0.5}
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    """A function that evaluates a wrapped model by the command and returns its metrics; without Java unless asked."""
+
+    def evaluate(name: str, code: str, *words: str, java: bool = False) -> dict:
+        monkeypatch.setattr(captions, "has_java", lambda: java)
+        data = WRITERS[name](tmp_path / "data")
+        model = tmp_path / "model.py"
+        model.write_text(code.replace("NAME", repr(name)).replace("DATA", repr(str(data))), encoding="utf-8")
+        words = ("--benchmark", name, "--data", str(data), "--model", str(model), *words)
+        assert main(["evaluate", *words, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+        return json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+    return evaluate
+
+
+def test_there_are_tiny_files_for_every_benchmark():
+    assert {*WRITERS, "stamps"} == set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_model_that_returns_the_reference_gets_the_maximum(run, name):
+    metrics = run(name, ORACLE)
+
+    measured = metrics["summary"]
+    best = {f"{part} ({way})" for part in ("Q→A", "QA→R", "Q→AR", "accuracy") for way in ("parsed", "likelihood")}
+    best |= {"SS", "S-IoU", "exact match", "word overlap", "BLEU-4", "ROUGE-L", "top-1 (its name)"}
+    best |= {"top-1 (nearest name)", *(f"{one} (all references of a box)" for one in ("word overlap", "exact match"))}
+    found = best & set(measured)
+    assert found and {key: measured[key] for key in found} == pytest.approx(dict.fromkeys(found, 1.0), abs=1e-5)
+    if name == "vg":
+        assert measured["CIDEr"] == pytest.approx(10.0)
+    assert metrics["unanswered"] == 0 and metrics["command"].startswith(f"gpt4roi evaluate --benchmark {name} ")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_constant_answer_is_near_chance(run, name):
+    measured = run(name, CONSTANT)["summary"]
+
+    if name in CHANCE:
+        chances = [value for key, value in measured.items() if key.startswith(("accuracy", "Q→A ", "QA→R "))]
+        if "two-way" in name:  # Ferret's rule takes any name of the category in the answer
+            assert chances == [pytest.approx(0.5, abs=0.1)] * 2
+        assert chances and chances == [pytest.approx(CHANCE[name], abs=0.1)] * len(chances)
+    else:
+        named = [key for key in measured if key.startswith(("CIDEr", "BLEU-4", "S-IoU", "top-1 (its", "exact"))]
+        assert named and [measured[key] for key in named] == [pytest.approx(0.0, abs=1e-3)] * len(named)
+        assert measured.get("SS", 0.0) < 0.5
+
+
+@pytest.mark.skipif(not has_java(), reason="PTB tokenizer and METEOR are Java programs")
+def test_with_java_captions_get_meteor_and_the_maximum_of_every_measure(run):
+    metrics = run("vg", ORACLE, java=True)
+
+    expected = {"CIDEr": 10.0, "METEOR": 1.0, "BLEU-1": 1.0, "BLEU-4": 1.0, "ROUGE-L": 1.0}
+    assert {name: metrics["summary"][name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert metrics["tokenizer"].startswith("PTB")
+
+
+def test_without_java_the_rest_is_computed_and_a_word_says_what_is_missing(run, capsys):
+    metrics = run("vg", ORACLE)
+
+    assert "METEOR" not in metrics["summary"] and metrics["summary"]["CIDEr"] > 0
+    assert any(note.startswith("METEOR: Java is missing") for note in metrics["notes"])
+    assert "not comparable" in metrics["tokenizer"]
+    assert "note: METEOR: Java is missing" in capsys.readouterr().out
+
+
+def test_a_model_without_likelihoods_is_scored_by_parsing_alone_and_that_is_said(run):
+    metrics = run("v7w-telling", CONSTANT.split("def likelihoods")[0])
+
+    assert "accuracy (likelihood)" not in metrics["summary"] and "accuracy (parsed)" in metrics["summary"]
+    assert any("no likelihoods" in note for note in metrics["notes"])
+
+
+def test_metrics_hold_what_is_needed_to_judge_and_repeat_them(run, tmp_path):
+    metrics = run("refcocog", ORACLE, "--limit", "1", "--shuffle", "3")
+
+    assert metrics["items"] == 2 and metrics["pictures"] == 1
+    assert metrics["protocols"]["one reference per expression"]["n"] in (2, 3)
+    assert metrics["bootstrap"] == {"draws": 2000, "seed": 0, "unit": "picture", "interval": 0.95}
+    assert "--limit 1 --shuffle 3" in metrics["command"] and metrics["decoding"] == "greedy"
+    assert {"value", "low", "high", "n"} == set(metrics["estimates"]["CIDEr (one reference per expression)"])
+    line = json.loads((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()[0])
+    assert {"id", "picture", "boxes", "question", "references", "answer", "scores"} <= set(line)
+
+
+def load(name, tmp_path, **changes):
+    return open_benchmark(name).load(Source(WRITERS[name](tmp_path / "data"), **changes))
+
+
+def test_a_box_is_asked_about_once_and_has_all_its_expressions(tmp_path):
+    items = load("refcocog", tmp_path)
+
+    assert len(items) == 4
+    assert items[0].references == (CAPTIONS[0], "that same man")
+    assert items[0].ask.boxes_px.tolist() == [[2, 3, 32, 43]]
+    assert items[0].ask.picture.name == "000000000000.jpg" and items[0].ask.picture.exists()
+
+
+def test_phrases_of_all_sentences_about_a_box_of_flickr_are_its_references(tmp_path):
+    assert [item.references for item in load("flickr30k", tmp_path)] == [
+        ("Two men in green shirts", "A pair of men"),
+        ("a brown dog",),
+    ]
+
+
+def test_vcr_numbers_objects_from_the_token_lists_and_leaves_plain_numbers_alone(tmp_path):
+    first, second = load("vcr", tmp_path)[:2]
+
+    assert "Question: Why is person at <region1> near dog at <region2>?" in first.ask.question
+    assert "(B) Because dog at <region2> is 20 years old." in first.ask.question
+    assert "(C) person at <region1> and dog at <region2> sit" in first.ask.question
+    assert first.ask.boxes_px.shape == (2, 4) and first.id == "val-0:qa" and second.id == "val-0:qar"
+    assert "Answer: person at <region1> smiles." in second.ask.question and second.options[0] == "No."
+
+
+def test_vcr_counts_both_right_by_annotation_and_not_by_order(tmp_path):
+    from dataclasses import replace
+
+    items = load("vcr", tmp_path)
+    right = [replace(item, answer=item.ask.choices[item.label]) for item in items]
+    wrong = [replace(item, answer="(A)" if item.label else "(B)") for item in items]
+    mixed = [(right if (number % 3 == 0 or item.task == "Q→A") else wrong)[number] for number, item in enumerate(items)]
+    measures = open_benchmark("vcr").score(mixed[::-1], Source(tmp_path)).measures
+
+    both = [
+        mixed[n].answer == right[n].answer and mixed[n + 1].answer == right[n + 1].answer
+        for n in range(0, len(items), 2)
+    ]
+    assert measures["Q→A (parsed)"].value == 1.0
+    assert measures["Q→AR (parsed)"].value == pytest.approx(sum(both) / len(both))
+
+
+def test_the_right_option_of_visual7w_stands_anywhere_and_always_at_the_same_place(tmp_path):
+    items = load("v7w-pointing", tmp_path)
+
+    assert len(items) == QUESTIONS
+    assert {item.label for item in items} == {0, 1, 2, 3}
+    assert [item.label for item in items] == [item.label for item in load("v7w-pointing", tmp_path)]
+    assert all(item.ask.boxes_px.shape == (4, 4) for item in items)
+    assert "(D) <region4>" in items[0].ask.question
+
+
+def test_telling_questions_get_the_boxes_they_are_about(tmp_path):
+    items = load("v7w-telling", tmp_path)
+
+    assert items[0].ask.boxes_px.tolist() == [[1, 2, 31, 22]] and "about <region1>." in items[0].ask.question
+    assert len(items[-1].ask.boxes_px) == 0 and "<region" not in items[-1].ask.question
+
+
+def test_masks_of_both_forms_become_boxes(tmp_path):
+    boxes = [item.ask.boxes_px[0].tolist() for item in load("lvis", tmp_path)]
+
+    assert boxes[0] == [5, 5, 40, 30] and boxes[1] == [10, 5, 11, 25]
+
+
+def test_the_wrong_name_of_a_two_way_question_is_not_in_the_picture(tmp_path):
+    for item in load("lvis-two-way", tmp_path):
+        assert "dog" in item.options and item.options[item.label] in ("person", "bus")
+    assert {item.label for item in load("coco-two-way", tmp_path)} == {0, 1}
+
+
+def test_denials_do_not_count_as_names(tmp_path):
+    from dataclasses import replace
+
+    from gpt4roi.evaluation.benchmarks._categories import names_right
+
+    item = load("lvis-two-way", tmp_path)[0]
+    name = item.references[0]
+
+    def right(answer):
+        return names_right(replace(item, answer=answer)) is not None
+
+    assert right(f"It is a {name}.") and right(f"Not a dog but a {name}")
+    assert not right(f"It is a dog, not a {name}.") and not right("a dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("vg", lambda path: path.write_text("{"), "no JSON"),
+        ("vg", lambda path: path.write_text('{"images": []}'), "no 'annotations'"),
+        ("vg", lambda path: path.write_text('{"images": [], "annotations": [{"image_id": 3}]}'), "no 'bbox'"),
+        ("vcr", lambda path: path.write_text('{"annot_id": 1}\n'), r"val\.jsonl#1: no 'img_fn'"),
+        ("ref-l4", lambda path: path.write_text("x"), "no parquet file"),
+        ("lvis", lambda path: path.write_text("{}"), "expected a list of pictures, got dict"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_is_wrong(name, damage, message, tmp_path):
+    files = {
+        "vg": "test.json",
+        "vcr": "val.jsonl",
+        "ref-l4": "ref-l4-test.parquet",
+        "lvis": "lvis_val_1k_category.json",
+    }
+    WRITERS[name](tmp_path / "data")
+    damage(tmp_path / "data" / files[name])
+
+    with pytest.raises(InputError, match=message):
+        open_benchmark(name).load(Source(tmp_path / "data"))
