@@ -1,0 +1,166 @@
+"""Long runs: killed and continued, shared among processes, with pictures that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from official import picture, visual7w
+from tiny import tiny_model, tiny_processor
+
+from gpt4roi.cli import main
+from gpt4roi.errors import InputError
+from gpt4roi.evaluation import answering
+from gpt4roi.evaluation.answering import answer_all, cut, read_replies, run_key
+from gpt4roi.evaluation.asking import Ask, ModelAnswerer
+
+
+def asks_about(folder: Path, pictures: int, each: int = 3) -> list[Ask]:
+    """Questions of different lengths about noise pictures."""
+    made = []
+    for number in range(pictures):
+        path = folder / f"{number}.png"
+        picture(path, number)
+        for k in range(each):
+            box = np.asarray([[2.0 + k, 3, 40 + number % 7, 50]])
+            made.append(Ask(path, f"What is {'very ' * k}<region1>?", box, id=f"{number}.{k}"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A tiny model that answers in batches."""
+    built = tiny_model("pyramid")
+    return ModelAnswerer(built, tiny_processor(built.config), batch_size=8, max_new_tokens=5)
+
+
+def test_pieces_are_whole_pictures_and_hold_every_question_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(answering, "PICTURES_AT_ONCE", 4)
+    asks = asks_about(tmp_path, 10)
+    mixed = [asks[place] for place in np.random.default_rng(0).permutation(len(asks))]
+
+    pieces = cut(mixed)
+
+    assert sorted(number for piece in pieces for number in piece) == list(range(30))
+    assert [len(piece) for piece in pieces] == [12, 12, 6]
+    for piece in pieces:
+        inside = {mixed[number].picture for number in piece}
+        assert not inside & {ask.picture for number, ask in enumerate(mixed) if number not in piece}
+
+
+def killed_run(asks: list[Ask], model: ModelAnswerer, folder: Path, pieces: int) -> int:
+    """Answers in a process of its own that is killed, without a chance to do anything, in its piece after so many."""
+    child = os.fork()
+    if child == 0:
+        done = 0
+
+        def answer(piece):
+            nonlocal done
+            if done == pieces:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done += 1
+            return model(piece)
+
+        answer_all(asks, answer, folder, {})
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(answering, "PICTURES_AT_ONCE", 2)
+    asks = asks_about(tmp_path, 13)
+    whole = answer_all(asks, model, tmp_path / "whole", {})
+    killed, asked = tmp_path / "killed", []
+
+    for pieces in (1, 2, 1):
+        assert killed_run(asks, model, killed, pieces) == -signal.SIGKILL
+        (kept,) = killed.glob("*/0.jsonl")
+        with kept.open("a") as file:  # a line that a kill tore
+            file.write('{"id": "12.2", "answ')
+
+    def counting(piece):
+        asked.extend(piece)
+        return model(piece)
+
+    assert len(read_replies(kept.parent)) == 4 * 6
+    assert answer_all(asks, counting, killed, {}) == whole
+    assert len(asked) == 39 - 24
+    assert answer_all(asks, counting, killed, {}) == whole and len(asked) == 39 - 24
+
+
+def test_answers_under_other_settings_or_to_other_questions_are_not_taken_over(tmp_path):
+    asks = asks_about(tmp_path, 2)
+
+    def says(word):
+        return lambda piece: [word] * len(piece)
+
+    assert {reply.answer for reply in answer_all(asks, says("a"), tmp_path, {"model": 1})} == {"a"}
+    assert {reply.answer for reply in answer_all(asks, says("b"), tmp_path, {"model": 1})} == {"a"}
+    assert {reply.answer for reply in answer_all(asks, says("b"), tmp_path, {"model": 2})} == {"b"}
+    assert {reply.answer for reply in answer_all(asks[:4], says("c"), tmp_path, {"model": 1})} == {"c"}
+    assert {reply.answer for reply in answer_all(asks, says("d"), tmp_path, {"model": 1}, fresh=True)} == {"d"}
+    assert run_key(asks, {"model": 1}) != run_key(asks[::-1], {"model": 1})
+
+
+def test_a_picture_that_cannot_be_read_costs_only_its_own_questions(tmp_path, model):
+    asks = asks_about(tmp_path, 3)
+    asks[3].picture.write_text("no picture")
+
+    replies = answer_all(asks, model, tmp_path / "out", {})
+
+    assert [bool(reply.error) for reply in replies] == [False] * 3 + [True] * 3 + [False] * 3
+    assert "1.png" in replies[3].error and replies[3].answer == ""
+
+
+def test_two_questions_of_the_same_name_are_refused(tmp_path):
+    asks = asks_about(tmp_path, 1)
+
+    with pytest.raises(InputError, match="3 of 6 questions have the id of another"):
+        answer_all(asks + asks, lambda piece: [""] * len(piece), tmp_path, {})
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A folder as a training writes it."""
+    folder = tmp_path_factory.mktemp("model")
+    built = tiny_model("pyramid")
+    built.save_pretrained(folder)
+    tiny_processor(built.config).save_pretrained(folder)
+    return folder
+
+
+def results(folder: Path) -> tuple[str, dict]:
+    """Predictions as written, and the figures."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return (folder / "predictions.jsonl").read_text(), {key: metrics[key] for key in ("summary", "estimates")}
+
+
+def test_two_processes_give_the_files_of_one(tmp_path, model_folder, monkeypatch):
+    folder = visual7w(tmp_path / "data", "telling")
+    content = json.loads((folder / "dataset_v7w_telling.json").read_text())
+    pairs = content["images"][0]["qa_pairs"]
+    content["images"] = [
+        {"image_id": n, "filename": f"v7w_{n}.jpg", "split": "test", "qa_pairs": pairs[2 * n : 2 * n + 2]}
+        for n in range(40)
+    ]
+    for n in range(40):
+        picture(folder / "visual7w_images" / f"v7w_{n}.jpg", n)
+    (folder / "dataset_v7w_telling.json").write_text(json.dumps(content))
+    words = ["evaluate", "--benchmark", "v7w-telling", "--model", str(model_folder), "--data", str(folder)]
+    words += ["--device", "cpu", "--dtype", "float32", "--max-new-tokens", "3", "--out"]
+
+    assert main([*words, str(tmp_path / "one")]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*torchrun, "-m", "gpt4roi.cli", *words, str(tmp_path / "two")], check=True, capture_output=True)
+
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["processes"] == 2
+    parts = sorted((tmp_path / "two").glob("answers-*/*.jsonl"))
+    assert [part.name for part in parts] == ["0.jsonl", "1.jsonl"]
+    assert all(part.stat().st_size for part in parts)
