@@ -14,7 +14,6 @@ _IN_BRACKETS = re.compile(r"[(\[]\s*([A-Ja-j])\s*[)\]]")
 _AT_THE_START = re.compile(
     r"\s*(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)\s*(?:is|:)?\s*)?([A-J])\b(?![’'])", re.I
 )
-_REGION = re.compile(r"region\s?(\d+)", re.I)
 
 
 def write_options(options: Sequence[str]) -> str:
@@ -45,12 +44,6 @@ def parse_choice(answer: str, options: Sequence[str]) -> int | None:
     said = f" {' '.join(words(answer))} "
     held = [index for index, option in enumerate(options) if f" {' '.join(words(option))} " in said]
     return held[0] if len(held) == 1 else None
-
-
-def parse_region(answer: str, candidates: Sequence[int]) -> int | None:
-    """Returns the index among the candidate numbers of the one region an answer names, else None."""
-    named = {int(number) for number in _REGION.findall(answer)} & set(candidates)
-    return candidates.index(named.pop()) if len(named) == 1 else None
 
 
 def _is_article(letter: str, answer: str) -> bool:
