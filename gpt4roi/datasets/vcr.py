@@ -144,7 +144,10 @@ class VCR(IndexedDataset):
         Raises InputError where that cannot be read, or has other boxes than there are objects.
         """
         path = Path(self.image(index, "metadata"))
-        content = parse_json(path, read_bytes(path))
+        try:
+            content = parse_json(path, read_bytes(path))
+        except InputError as error:
+            raise InputError(f"{error} (the boxes of {self.source(index)})") from None
         rows = content.get("boxes") if isinstance(content, dict) else None
         expected = len(self.objects(index))
         if not isinstance(rows, list) or len(rows) != expected:
@@ -155,7 +158,7 @@ class VCR(IndexedDataset):
             try:
                 boxes[number] = numbers(row[:4] if isinstance(row, list) else row, 4)
             except UnusableError as error:
-                raise InputError(f"{path}#boxes[{number}]: {error}") from None
+                raise InputError(f"{path}#boxes[{number}]: {error} in {self.source(index)}") from None
         try:
             return boxes, (length(content.get("height")), length(content.get("width")))
         except UnusableError:
