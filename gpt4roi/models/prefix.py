@@ -45,14 +45,19 @@ def prefix_length(model: nn.Module, input_ids: torch.Tensor | None, options: dic
         return 0
     if options.get("output_hidden_states") or options.get("output_attentions"):
         return 0
-    before_regions = (model.language_model, model.mm_projector)
-    if any(parameter.requires_grad for part in before_regions for parameter in part.parameters()):
-        return 0
-    if not _keeps_all_in_keys_and_values(model.language_model):
+    if not regions_learn_alone(model):
         return 0
     regions = (input_ids == model.config.region_token_id).any(0).nonzero()
     # Where there is no region at all, one column stays to carry the (zero) gradient to the region encoder.
     return int(regions[0]) if len(regions) else input_ids.shape[1] - 1
+
+
+def regions_learn_alone(model: nn.Module) -> bool:
+    """Tells whether nothing that comes before a region learns, in a model whose prefix can be run apart."""
+    before_regions = (model.language_model, model.mm_projector)
+    if any(parameter.requires_grad for part in before_regions for parameter in part.parameters()):
+        return False
+    return _keeps_all_in_keys_and_values(model.language_model)
 
 
 def _keeps_all_in_keys_and_values(language_model: nn.Module) -> bool:

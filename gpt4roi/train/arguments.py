@@ -108,6 +108,14 @@ class TrainingArguments(HFTrainingArguments):
     global_batch_size: int | None = field(
         default=None, metadata={"help": "samples a step over all devices; kept by accumulation"}
     )
+    estimate: bool = field(
+        default=False, metadata={"help": "print the memory that this training takes on each GPU, and end"}
+    )
+    estimate_gpus: int | None = field(default=None, metadata={"help": "GPUs to estimate for (those of this machine)"})
+    estimate_tokens: int | None = field(
+        default=None, metadata={"help": "tokens of a sample to estimate for (--model_max_length)"}
+    )
+    estimate_regions: int = field(default=8, metadata={"help": "regions of a sample to estimate for"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "kept off: the model reads every column"})
 
 

@@ -1,0 +1,260 @@
+"""How much memory a training takes on each GPU, by part, before anything is loaded.
+
+The model is built and run with tensors that have shapes and no content. Weights, gradients and the optimiser's state
+are counted; activations are what autograd keeps of that run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Trainer
+
+from gpt4roi.errors import InputError
+from gpt4roi.models import GPT4RoIForConditionalGeneration
+from gpt4roi.models.prefix import hidden_states, regions_learn_alone
+from gpt4roi.models.splice import scatter
+from gpt4roi.train.adapters import add_adapters, keep_frozen
+from gpt4roi.train.arguments import ModelArguments, TrainingArguments
+from gpt4roi.train.opening import learning_modules
+from gpt4roi.train.planned_model import planned_config, planned_model, runnable
+from gpt4roi.train.trainable import PARTS, module_of, set_trainable
+
+NF4_BLOCK = 64
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a batch of one GPU holds: samples of `tokens` tokens and `regions` boxes each; `learnt` labels in all."""
+
+    samples: int
+    tokens: int
+    regions: int
+    learnt: int
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Over how many GPUs each part is spread; buckets: whether gradients are copied to be averaged."""
+
+    weights: int = 1
+    gradients: int = 1
+    optimiser: int = 1
+    buckets: bool = False
+
+
+def shares_of(args: TrainingArguments, gpus: int) -> Shares:
+    """Returns how the arguments spread a model over a number of GPUs."""
+    if args.fsdp:
+        whole = "shard_grad_op" in str(args.fsdp)
+        return Shares(1 if whole else gpus, gpus, gpus)
+    if args.deepspeed:
+        zero = getattr(args, "hf_deepspeed_config", None)
+        stage = zero.get_value("zero_optimization.stage", 0) if zero is not None else 0
+        return Shares(gpus if stage > 2 else 1, gpus if stage > 1 else 1, gpus if stage > 0 else 1)
+    return Shares(buckets=gpus > 1)
+
+
+@dataclass
+class Estimate:
+    """Bytes on one GPU. weights, gradients, optimiser: of each module; buckets: DDP's; activations: of one batch."""
+
+    weights: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    gradients: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    optimiser: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    buckets: int = 0
+    activations: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        kept = (self.weights, self.gradients, self.optimiser)
+        return sum(sum(part.values()) for part in kept) + self.buckets + self.activations
+
+
+def estimate(model_args: ModelArguments, args: TrainingArguments, shape: Shape, gpus: int) -> Estimate:
+    """Estimates the memory of the training that these arguments describe; raises InputError where it cannot."""
+    model = planned_model(planned_config(model_args), model_args.attn_implementation)
+    modules = learning_modules(model_args, args)
+    set_trainable(model, [name for name in modules if name != "language_model" or not model_args.lora_r])
+    keep_frozen(model, model_args.frozen_dtype)
+    learner = add_adapters(model, model_args, modules) if model_args.lora_r else model
+    found = Estimate()
+    count_parameters(found, learner, model_args, args, shares_of(args, gpus))
+    with runnable(model):
+        found.activations = activation_bytes(model, shape, args.bf16 or args.fp16, args.activation_checkpointing)
+    return found
+
+
+def count_parameters(
+    found: Estimate, learner: nn.Module, model_args: ModelArguments, args: TrainingArguments, shares: Shares
+) -> None:
+    """Counts weights, buffers, gradients and the optimiser's state of every module."""
+    per_value, per_tensor = optimiser_bytes(args)
+    packed = _quantized(learner) if model_args.quantization else set()
+    for name, tensor in (*learner.named_parameters(), *learner.named_buffers()):
+        module = module_of(name)
+        size = tensor.numel() * tensor.element_size()
+        if name in packed:
+            size = quantized_bytes(tensor.numel(), model_args.quantization)
+        sharded = module != "vision_tower"
+        found.weights[module] += -(-size // (shares.weights if sharded else 1))
+        if tensor.requires_grad:
+            found.gradients[module] += -(-size // shares.gradients)
+            found.optimiser[module] += -(-tensor.numel() * per_value // shares.optimiser) + per_tensor
+    found.buckets = sum(found.gradients.values()) if shares.buckets else 0
+
+
+def _quantized(learner: nn.Module) -> set[str]:
+    """Returns the names of the weights that a quantization packs: the decoder's linear layers, not the output layer."""
+    return {
+        f"{name}.weight"
+        for name, layer in learner.named_modules()
+        if isinstance(layer, nn.Linear)
+        and "language_model" in name
+        and not name.endswith("lm_head")
+        and not any(part.startswith("lora_") for part in name.split("."))
+    }
+
+
+def quantized_bytes(values: int, how: str) -> int:
+    """Returns the bytes of a weight matrix in 4 bits (half a byte, and a float32 for each block of 64) or 8 bits."""
+    if how == "8bit":
+        return values
+    return -(-values // 2) + 4 * -(-values // NF4_BLOCK) + 16 * 4
+
+
+def optimiser_bytes(args: TrainingArguments) -> tuple[int, int]:
+    """Returns the bytes of state that the optimiser keeps for each value, and beside that for each tensor.
+
+    They are seen in one step of it on a small matrix. Raises InputError for one whose state has other sizes.
+    """
+    weight = nn.Parameter(torch.zeros(64, 64))
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimiser = kind([weight], **options)
+        weight.grad = torch.zeros_like(weight)
+        optimiser.step()
+    except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise InputError(f"--optim {args.optim}: cannot be tried here ({str(error).splitlines()[0]})") from None
+    per_value = per_tensor = 0
+    for value in optimiser.state[weight].values():
+        if not isinstance(value, torch.Tensor):
+            continue
+        if value.numel() == weight.numel():
+            per_value += value.element_size()
+        elif value.numel() == 1:
+            per_tensor += value.element_size()
+        else:
+            raise InputError(f"--optim {args.optim}: its state grows otherwise than the weights; no estimate is made")
+    return per_value, per_tensor
+
+
+def saved_bytes(run: Callable[[], Any], model: nn.Module) -> int:
+    """Returns the bytes that autograd keeps of a run, beside the parameters and buffers of the model."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = run()
+    total = sum(storage.nbytes() for storage in kept.values())
+    del result
+    return total
+
+
+def activation_bytes(model: GPT4RoIForConditionalGeneration, shape: Shape, half: bool, checkpointing: bool) -> int:
+    """Returns the bytes that autograd keeps of one batch; must run in the mode that the model was built in.
+
+    half: whether matrix products run in 16 bits; checkpointing: whether the decoder's layers are run again on the way
+    back, so that of each only its input is kept, and of one at a time all the rest.
+    """
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        around = saved_bytes(lambda: _run(model, shape, decoder=False), model)
+        whole = saved_bytes(lambda: _run(model, shape, apart=not checkpointing), model)
+    if not checkpointing:
+        return whole
+    layers = model.config.text_config.num_hidden_layers
+    hidden = shape.samples * shape.tokens * model.config.text_config.hidden_size * 4
+    return around + layers * hidden + (whole - around) // layers
+
+
+def _run(model: GPT4RoIForConditionalGeneration, shape: Shape, decoder: bool = True, apart: bool = False) -> Any:
+    """Runs a batch of the given shape through the model as a training does, and returns the loss.
+
+    decoder: whether through its layers too; apart: whether what precedes the regions may run without a graph.
+    """
+    config, samples, tokens = model.config, shape.samples, shape.tokens
+    weight = next(model.vision_tower.parameters())
+    pixels = torch.zeros(samples, 3, config.image_size, config.image_size, dtype=weight.dtype)
+    image_tokens, maps = model.vision_tower(pixels)
+    ids = torch.zeros(samples, tokens, dtype=torch.int64)
+    mask = torch.zeros(samples, tokens, dtype=torch.bool)
+    embeds = model.get_input_embeddings()(ids)
+    embeds = scatter(embeds, mask, model._project(image_tokens).flatten(0, 1))
+    embeds = scatter(embeds, mask, _regions(model, maps, shape))
+    states = embeds
+    if decoder:
+        inputs = {"inputs_embeds": embeds, "attention_mask": None, "use_cache": False}
+        # At the least the picture precedes the first region.
+        length = min(model.config.image_seq_length + 2, tokens - 1)
+        if apart and regions_learn_alone(model):
+            states = hidden_states(model.language_model, inputs, length)
+        else:
+            states = model.language_model.base_model(**inputs).last_hidden_state
+    logits = model.get_output_embeddings()(states.flatten(0, 1)[: shape.learnt])
+    return F.cross_entropy(logits.float(), torch.zeros(shape.learnt, dtype=torch.int64))
+
+
+def _regions(model: GPT4RoIForConditionalGeneration, maps: list[torch.Tensor], shape: Shape) -> torch.Tensor:
+    """Embeds boxes without looking at them, which tensors without content do not allow."""
+    encoder = getattr(model.region_encoder, "active_module", model.region_encoder)
+    boxes = [torch.zeros(shape.regions, 4) for _ in range(shape.samples)]
+    if model.config.region_encoder_type == "light":
+        return encoder.content(maps, boxes) + encoder.position(boxes)
+    dtype = encoder.fusion.input_convs[0].weight.dtype
+    pyramid = encoder.fusion([level.to(dtype) for level in maps])
+    return encoder.pooler(pyramid, boxes, encoder.image_size, encoder.extent)
+
+
+def plan(model_args: ModelArguments, args: TrainingArguments) -> str:
+    """Estimates the training that the arguments describe and writes the table."""
+    gpus = args.estimate_gpus or max(args.world_size, torch.cuda.device_count(), 1)
+    config = planned_config(model_args)
+    tokens = args.estimate_tokens or model_args.model_max_length or 2048
+    pictured = config.image_seq_length or 0
+    if tokens <= pictured + 2:
+        raise InputError(f"--estimate_tokens {tokens}: a picture alone takes {pictured} tokens; give more")
+    samples = args.per_device_train_batch_size
+    shape = Shape(samples, tokens, args.estimate_regions, samples * (tokens - pictured))
+    return table(estimate(model_args, args, shape, gpus), shape, gpus)
+
+
+def table(found: Estimate, shape: Shape, gpus: int) -> str:
+    """Writes an estimate in GiB, one line a module, then activations and the sum."""
+    title = f"GiB on each of {gpus} GPU{'s' if gpus > 1 else ''}"
+    lines = [f"{title:26}{'weights':>10}{'gradients':>11}{'optimiser':>11}"]
+    for name in PARTS:
+        parts = (found.weights[name], found.gradients[name], found.optimiser[name])
+        lines.append(
+            f"{name:26}" + "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (10, 11, 11), strict=True))
+        )
+    if found.buckets:
+        lines.append(f"{'copies to average':26}{'':10}{found.buckets / GIB:11.2f}")
+    lines.append(
+        f"{'activations':26}{found.activations / GIB:10.2f}  {shape.samples} x {shape.tokens} tokens, "
+        f"{shape.regions} regions each"
+    )
+    lines.append(f"{'sum':26}{found.total / GIB:10.2f}  and 1 to 2 for the GPU's own code and fragments")
+    return "\n".join(lines)

@@ -1,0 +1,157 @@
+"""Memory, told before anything is loaded: counted where it can be, and as autograd keeps it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_model
+from transformers import Trainer
+
+from gpt4roi.errors import InputError
+from gpt4roi.train.adapters import add_adapters
+from gpt4roi.train.arguments import ModelArguments
+from gpt4roi.train.command_line import parse
+from gpt4roi.train.estimate import Shape, estimate, plan, quantized_bytes, saved_bytes, shares_of
+from gpt4roi.train.planned_model import planned_config
+from gpt4roi.train.trainable import PARTS, module_of, parameter_groups, set_trainable
+
+ALL = ("region_encoder", "mm_projector", "language_model")
+SAMPLES, WORDS, REGIONS = 2, 90, 3
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder of each kind of tiny model."""
+    root = tmp_path_factory.mktemp("models")
+    for kind in ("clip", "pyramid"):
+        tiny_model(kind).save_pretrained(root / kind)
+    return root
+
+
+def arguments(folder, *more):
+    model_args, _, _, args = parse(
+        ["--stage", "2", "--output_dir", "/nowhere", "--model_name_or_path", str(folder), "--report_to", "none", *more]
+    )
+    return model_args, args
+
+
+def batch(model):
+    """Two samples of a picture, three regions and words that are learnt, of which the second ends in padding."""
+    config = model.config
+    picture = [config.image_start_token_id, *[config.image_token_id] * config.image_seq_length]
+    ids = [1, *picture, config.image_end_token_id, *[config.region_token_id, 50] * REGIONS, *[60] * WORDS]
+    labels = [-100] * (len(ids) - WORDS) + [60] * WORDS
+    corners = torch.tensor([[0.1, 0.1, 0.5, 0.6]] * REGIONS)
+    mask, targets = torch.ones(SAMPLES, len(ids), dtype=torch.long), torch.tensor([labels] * SAMPLES)
+    mask[1, -5:], targets[1, -5:] = 0, -100
+    return {
+        "input_ids": torch.tensor([ids] * SAMPLES),
+        "attention_mask": mask,
+        "labels": targets,
+        "pixel_values": torch.zeros(SAMPLES, 3, config.image_size, config.image_size),
+        "boxes": [corners] * SAMPLES,
+    }
+
+
+@pytest.mark.parametrize("kind", ["clip", "pyramid"])
+@pytest.mark.parametrize("modules", ["region_encoder", ",".join(ALL)])
+@pytest.mark.parametrize("half", [False, True])
+def test_activations_are_within_a_fifth_of_what_autograd_saves(folders, kind, modules, half):
+    model = tiny_model(kind).train()
+    set_trainable(model, modules.split(","))
+    inputs = batch(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        saved = saved_bytes(lambda: model(**inputs, logits_at_labels_only=True).loss, model)
+    flags = ["--trainable_modules", modules, "--activation_checkpointing", "false", "--bf16", str(half)]
+    shape = Shape(SAMPLES, inputs["input_ids"].shape[1], REGIONS, SAMPLES * WORDS)
+    found = estimate(*arguments(folders / kind, *flags), shape, gpus=1)
+    assert found.activations == pytest.approx(saved, rel=0.2)
+
+
+def test_the_prefix_and_checkpointing_make_them_fewer(folders):
+    shape = Shape(2, 120, 3, 100)
+    regions, everything = "region_encoder", ",".join(ALL)
+
+    def activations(modules, checkpointing):
+        flags = ["--trainable_modules", modules, "--activation_checkpointing", checkpointing]
+        return estimate(*arguments(folders / "clip", *flags), shape, gpus=1).activations
+
+    assert activations(regions, "false") < activations(everything, "false")
+    assert activations(everything, "true") < activations(everything, "false")
+
+
+def test_weights_gradients_and_optimiser_are_those_of_the_real_ones(folders):
+    model = tiny_model("pyramid")
+    set_trainable(model, ("region_encoder", "language_model"))
+    model_args, args = arguments(folders / "pyramid", "--trainable_modules", "region_encoder,language_model")
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+    optimiser = kind(parameter_groups(model, 1e-3, 0, {}), **options)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    optimiser.step()
+    expected = {part: [0, 0, 0] for part in PARTS}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        expected[module_of(name)][0] += tensor.nbytes
+        if tensor.requires_grad:
+            expected[module_of(name)][1] += tensor.grad.nbytes
+            state = [value for value in optimiser.state[tensor].values() if isinstance(value, torch.Tensor)]
+            expected[module_of(name)][2] += sum(value.nbytes for value in state)
+    found = estimate(model_args, args, Shape(1, 60, 1, 10), gpus=1)
+    for part in PARTS:
+        assert [found.weights[part], found.gradients[part], found.optimiser[part]] == expected[part], part
+
+
+def test_adapters_and_their_copies_are_counted(folders):
+    model_args, args = arguments(folders / "clip", "--lora_r", "4")
+    model = tiny_model("clip")
+    set_trainable(model, ("region_encoder", "mm_projector"))
+    real = add_adapters(model, ModelArguments(lora_r=4), ALL)
+    found = estimate(model_args, args, Shape(1, 60, 1, 10), gpus=1)
+    assert sum(found.weights.values()) == sum(t.nbytes for t in (*real.parameters(), *real.buffers()))
+    assert sum(found.gradients.values()) == sum(p.nbytes for p in real.parameters() if p.requires_grad)
+
+
+def test_sharding_spreads_all_but_the_tower(folders):
+    one = estimate(*arguments(folders / "clip"), Shape(1, 60, 1, 10), gpus=1)
+    model_args, args = arguments(folders / "clip")
+    ddp = estimate(model_args, args, Shape(1, 60, 1, 10), gpus=4)
+    assert ddp.buckets == sum(one.gradients.values())
+    args.fsdp = True
+    sharded = estimate(model_args, args, Shape(1, 60, 1, 10), gpus=4)
+    assert sharded.weights["vision_tower"] == one.weights["vision_tower"]
+    for part in ALL:
+        assert sharded.weights[part] == pytest.approx(one.weights[part] / 4, rel=0.01)
+        assert sharded.optimiser[part] == pytest.approx(one.optimiser[part] / 4, rel=0.05)
+    assert shares_of(args, 4).buckets is False
+
+
+def test_four_bits_are_counted_as_bitsandbytes_keeps_them():
+    functional = pytest.importorskip("bitsandbytes.functional", reason="--quantization needs bitsandbytes")
+    packed, state = functional.quantize_4bit(torch.randn(96, 64), quant_type="nf4")
+    assert quantized_bytes(96 * 64, "4bit") == packed.nbytes + state.absmax.nbytes + state.code.nbytes
+
+
+def test_a_model_of_parts_is_planned_with_the_rows_and_tokens_that_it_would_get(parts):
+    given = ModelArguments(model_name_or_path=f"{parts}/language_model", vision_tower=f"{parts}/clip")
+    config = planned_config(given)
+    assert (config.text_config.vocab_size, config.image_size, config.image_seq_length) == (264, 32, 16)
+
+
+def test_the_table_of_the_released_model_says_what_eight_gpus_need(tmp_path):
+    tiny = tiny_model().config
+    tiny.text_config.update(
+        {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32006}
+    )
+    tiny.text_config.update({"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128})
+    tiny.save_pretrained(tmp_path)
+    flags = ["--estimate_gpus", "8", "--estimate_tokens", "512", "--bf16", "true"]
+    lines = {line.split()[0]: line.split()[1:] for line in plan(*arguments(tmp_path, *flags)).splitlines()}
+    # 6.74e9 parameters in float32.
+    assert float(lines["language_model"][0]) == pytest.approx(25.1, abs=0.1)
+    assert float(lines["language_model"][2]) == pytest.approx(50.2, abs=0.2)
+    assert float(lines["sum"][0]) > 100
+
+
+def test_a_sample_shorter_than_its_picture_is_refused(folders):
+    with pytest.raises(InputError, match="--estimate_tokens 10: a picture alone takes 16 tokens"):
+        plan(*arguments(folders / "clip", "--estimate_tokens", "10"))
