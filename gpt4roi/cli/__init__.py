@@ -6,6 +6,7 @@ A verb is a module of this package, `gpt4roi/cli/<verb>.py` (`-` in the verb is 
     EXAMPLE: str                             command lines, shown at the end of the verb's own --help
     add_arguments(parser) -> None
     run(args) -> int                         the exit code
+    TAKES_MORE = True                        where other arguments are taken too, as the list args.more
 
 Verbs import torch and the like inside `run`, so that every --help answers at once. Answers go to stdout, logs to
 stderr. Exit codes: 0 done; 2 the input is wrong (one line says what and what to do); 130 interrupted.
@@ -93,7 +94,12 @@ def _unknown(verb: str) -> InputError:
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
     try:
-        args = build_parser(verb).parse_args(arguments)
+        parser = build_parser(verb)
+        if getattr(load_verb(verb), "TAKES_MORE", False):
+            args, more = parser.parse_known_args(arguments)
+            args.more = more
+        else:
+            args = parser.parse_args(arguments)
     except SystemExit as leaving:  # argparse leaves this way after printing --help
         return int(leaving.code or 0)
     output.log_to_stderr()

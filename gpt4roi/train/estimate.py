@@ -6,7 +6,7 @@ are counted; activations are what autograd keeps of that run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,8 @@ from gpt4roi.models.prefix import hidden_states, regions_learn_alone
 from gpt4roi.models.splice import scatter
 from gpt4roi.train.adapters import add_adapters, keep_frozen
 from gpt4roi.train.arguments import ModelArguments, TrainingArguments
-from gpt4roi.train.opening import learning_modules
+from gpt4roi.train.command_line import parse, words
+from gpt4roi.train.opening import check_choices, learning_modules
 from gpt4roi.train.planned_model import planned_config, planned_model, runnable
 from gpt4roi.train.trainable import PARTS, module_of, set_trainable
 
@@ -226,6 +227,16 @@ def _regions(model: GPT4RoIForConditionalGeneration, maps: list[torch.Tensor], s
     dtype = encoder.fusion.input_convs[0].weight.dtype
     pyramid = encoder.fusion([level.to(dtype) for level in maps])
     return encoder.pooler(pyramid, boxes, encoder.image_size, encoder.extent)
+
+
+def estimated(arguments: Sequence[str]) -> str:
+    """Returns the table for a training's command line, which needs no --output_dir; raises InputError as that does."""
+    given = [word for word in words(arguments) if word != "--estimate"]
+    if "--output_dir" not in given:
+        given += ["--output_dir", "exp"]
+    model_args, _, _, args = parse(given)
+    check_choices(model_args, args)
+    return plan(model_args, args)
 
 
 def plan(model_args: ModelArguments, args: TrainingArguments) -> str:

@@ -23,6 +23,7 @@ from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, align_regions
 from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
 from gpt4roi.train.checks import check_drops, check_first_batch, check_fit
 from gpt4roi.train.command_line import arguments_to_remember, parse, remembered, words
+from gpt4roi.train.estimate import estimated
 from gpt4roi.train.features import keep_features
 from gpt4roi.train.opening import check_choices, is_ours, learning_modules, open_model
 from gpt4roi.train.resume import check_position, describe_data
@@ -37,9 +38,13 @@ CALIBRATION_SAMPLES = 128
 def main(argv: Sequence[str]) -> Path:
     """Trains as the arguments say, or goes on where a work directory stopped, and returns the work directory.
 
-    argv: `--stage 1|2 --output_dir FOLDER` and any of the dataclasses in arguments.py; FOLDER alone resumes its run.
+    argv: `--stage 1|2 --output_dir FOLDER` and any of the dataclasses in arguments.py; FOLDER alone resumes its run;
+    with `--estimate` nothing is trained, and the memory it would take is logged.
     Raises InputError for arguments that can't be carried out.
     """
+    if "--estimate" in words(argv):
+        logger.info("%s", estimated(argv))
+        return Path()
     arguments = remembered(words(argv))
     model_args, data_args, region_args, args = parse(arguments)
     folder = Path(args.output_dir)

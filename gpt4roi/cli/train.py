@@ -1,0 +1,40 @@
+"""`gpt4roi train`: both stages of a training, or what it would take."""
+
+from __future__ import annotations
+
+import argparse
+
+from gpt4roi.cli import output
+
+HELP = "train a stage on this process's device, or estimate the memory it takes"
+EXAMPLE = """
+  gpt4roi train --stage 1 --output_dir exp/stage1 --dataset_config my/train.jsonl \\
+      --model_name_or_path ./vicuna-7b --vision_tower openai/clip-vit-large-patch14
+  gpt4roi train --stage 2 --output_dir exp/stage2            goes on where that folder stopped
+  gpt4roi train --stage 2 --model_name_or_path exp/stage1 --estimate --estimate_gpus 8
+
+Every flag of the training is taken; `python -m gpt4roi.train --help` lists them all. On several GPUs start it with
+train_stage1.sh and train_stage2.sh, which find them.
+"""
+TAKES_MORE = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stage", metavar="N", help="1: the region encoder learns; 2: all but the vision tower")
+    parser.add_argument("--output_dir", metavar="DIR", help="the work directory; alone, it resumes its run")
+    parser.add_argument("--estimate", action="store_true", help="print the memory on each GPU by part, and end")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gpt4roi.train import main
+    from gpt4roi.train.estimate import estimated
+
+    words = [*args.more]
+    for name in ("stage", "output_dir"):
+        if getattr(args, name) is not None:
+            words += [f"--{name}", getattr(args, name)]
+    if args.estimate:
+        output.line(estimated(words))
+    else:
+        main(words)
+    return 0
