@@ -155,7 +155,7 @@ def cpu_seconds() -> float:
 def child(way: str, work: Path, suffix: str) -> None:
     """Runs one way in this process and prints what it cost beyond the imports."""
     if way != "copy":
-        for name in ("gpt4roi.checkpoint.delta", "gpt4roi.cli._progress", "tqdm"):
+        for name in ("gpt4roi.checkpoint.delta", "gpt4roi.cli._writing", "tqdm"):
             import_module(name)
     before, started, used = peak_bytes(), time.perf_counter(), cpu_seconds()
     {"load both": load_both, "streamed": streamed, "copy": copy}[way](work, suffix)

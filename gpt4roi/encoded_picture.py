@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from gpt4roi.models.offloading import place_of
+
 REGIONS_AT_ONCE = 64
 """How many boxes are pooled together at most, which bounds the memory for a picture with many."""
 
@@ -39,7 +41,7 @@ class EncodedPicture:
 
     def _fused(self) -> list[torch.Tensor]:
         if self._pyramid is None:
-            device = next(self.model.region_encoder.parameters()).device
+            device, _ = place_of(self.model.region_encoder)
             self._pyramid = self.model.region_encoder.pyramid([level.to(device) for level in self._feature_maps])
             self._feature_maps = []
         return self._pyramid
@@ -49,8 +51,7 @@ class EncodedPicture:
 def encode_pictures(model: Any, pixel_values: torch.Tensor) -> list[EncodedPicture]:
     """Looks at K pictures at once; pixel_values: float[K, 3, S, S]."""
     image_tokens, feature_maps = model.encode_picture(pixel_values.to(model.device))
-    weight = next(model.mm_projector.parameters())
-    features = model.mm_projector(image_tokens.to(weight.device, weight.dtype))
+    features = model.mm_projector(image_tokens.to(*place_of(model.mm_projector)))
     return [
         EncodedPicture(model, features[row], [level[row : row + 1] for level in feature_maps])
         for row in range(len(pixel_values))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gpt4roi.cli import output
+from gpt4roi.cli._writing import add_tower_argument, add_writing_arguments, write_with_bar
 
 HELP = "add a delta to its base: LLaMA-7B + GPT4RoI-7B-delta = GPT4RoI-7B"
 EXAMPLE = """
@@ -25,15 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="hf",
         help="names in the result: ours (hf, default) or original",
     )
-    parser.add_argument("--vision-tower", metavar="FOLDER", help="folder or hub name of the vision tower to put inside")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, such as 5GB (default)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a target that exists, once the new is whole")
+    add_tower_argument(parser, "to put inside")
+    add_writing_arguments(parser, "the target")
     parser.add_argument("--verify", action="store_true", help="read the result once more and print its fingerprint")
 
 
 def run(args: argparse.Namespace) -> int:
     from gpt4roi.checkpoint.delta import plan_apply
-    from gpt4roi.cli._progress import write_with_bar
 
     plan = plan_apply(
         args.base,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gpt4roi.cli import output
+from gpt4roi.cli._writing import add_tower_argument, add_writing_arguments, write_with_bar
 
 HELP = "convert a folder between our format (hf) and the original's, with the same bytes"
 EXAMPLE = """
@@ -17,15 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="the folder to convert")
     parser.add_argument("target", metavar="DST", help="where the result goes")
     parser.add_argument("--to", choices=("hf", "original"), required=True, help="format of the result")
-    parser.add_argument("--vision-tower", metavar="FOLDER", help="folder or hub name of the original's vision tower")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, such as 5GB (default)")
-    parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists, once the new is whole")
+    add_tower_argument(parser, "of the original")
+    add_writing_arguments(parser, "DST")
     parser.add_argument("--check", action="store_true", help="load both and compare their answers about two boxes")
 
 
 def run(args: argparse.Namespace) -> int:
     from gpt4roi.checkpoint.convert import plan_convert
-    from gpt4roi.cli._progress import write_with_bar
 
     plan = plan_convert(
         args.source,

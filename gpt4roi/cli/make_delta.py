@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gpt4roi.cli import output
+from gpt4roi.cli._writing import add_writing_arguments, write_with_bar
 
 HELP = "subtract the base from a trained model, so that it can be shared without the base's weights"
 EXAMPLE = """
@@ -16,13 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", "--base-model-path", required=True, metavar="FOLDER", help="the language model")
     parser.add_argument("--target", "--target-model-path", required=True, metavar="FOLDER", help="the trained model")
     parser.add_argument("--delta", "--delta-path", required=True, metavar="FOLDER", help="where the delta goes")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, such as 5GB (default)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a delta that exists, once the new is whole")
+    add_writing_arguments(parser, "the delta")
 
 
 def run(args: argparse.Namespace) -> int:
     from gpt4roi.checkpoint.delta import plan_make
-    from gpt4roi.cli._progress import write_with_bar
 
     plan = plan_make(args.base, args.target, args.delta, max_shard_size=args.max_shard_size, overwrite=args.overwrite)
     write_with_bar(plan, "make-delta")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gpt4roi.cli import output
+from gpt4roi.cli._writing import add_tower_argument, add_writing_arguments
 
 HELP = "join a peft adapter with the model it was trained on, into one folder"
 EXAMPLE = """
@@ -16,9 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", metavar="BASE", help="the model's folder or hub name")
     parser.add_argument("adapter", metavar="ADAPTER", help="the folder that peft's save_pretrained wrote")
     parser.add_argument("target", metavar="OUT", help="where the result goes")
-    parser.add_argument("--vision-tower", metavar="FOLDER", help="folder or hub name of the tower, if BASE has none")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, such as 5GB (default)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists, once the new is whole")
+    add_tower_argument(parser, "if BASE has none")
+    add_writing_arguments(parser, "OUT")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,6 +18,8 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
+from gpt4roi.models import winograd
+
 WORTHWHILE = {"cpu": 1.25}
 """How many times fewer multiplications the small map must need; a device's own number, or else the next one."""
 WORTHWHILE_ELSEWHERE = 4.0
@@ -56,11 +58,14 @@ class Stretched(NamedTuple):
             matrix = _resizing_matrix(matrix.shape[0], side) @ matrix
         return matrix
 
-    def is_better_mixed_small(self, outputs: int) -> bool:
-        """Tells whether a 3x3 convolution to so many channels is cheaper on the values than on the map."""
+    def is_better_mixed_small(self, outputs: int, per_cell: float = 9) -> bool:
+        """Tells whether a 3x3 convolution to so many channels is cheaper on the values than on the map.
+
+        per_cell: multiplications that it needs for a cell of the map and a pair of channels.
+        """
         (channels, height, width), side = self.values.shape[1:], self.side
-        large = 9 * channels * outputs * side**2
-        small = 9 * channels * outputs * height * width + 3 * outputs * height * side * (3 * width + side)
+        large = per_cell * channels * outputs * side**2
+        small = 9 * channels * outputs * height * width + 3 * outputs * width * side * (3 * height + side)
         return large > WORTHWHILE.get(self.values.device.type, WORTHWHILE_ELSEWHERE) * small
 
 
@@ -73,22 +78,42 @@ def resize(feature_map: torch.Tensor, side: int) -> torch.Tensor:
         return F.interpolate(feature_map, size=(side, side), mode="bilinear", align_corners=True)
 
 
-def convolve(parts: list[Stretched], weight: torch.Tensor) -> torch.Tensor:
-    """Convolves maps of one size, taken together as the channels of one map, with zeros around it.
+def convolve(levels: list[list[Stretched]], weight: torch.Tensor) -> list[torch.Tensor]:
+    """Convolves several maps with the same kernels, with zeros around each.
 
-    weight: float[O, C, 3, 3], C the channels of all parts in turn. Returns float[K, O, S, S].
+    levels: for each map its parts, of one size, which taken together are its channels;
+    weight: float[O, C, 3, 3], C the channels of all parts in turn. Returns a list of float[K, O, S_l, S_l].
     """
-    large: list[tuple[torch.Tensor, torch.Tensor]] = []
-    small: list[tuple[Stretched, torch.Tensor]] = []
-    for part, kernel in zip(parts, weight.split([part.values.shape[1] for part in parts], dim=1), strict=True):
-        if part.is_better_mixed_small(len(weight)):
-            small.append((part, kernel))
-        else:
-            large.append((part.computed(), kernel))
+    tiled = winograd.is_cheaper(sum(map(_cells, levels)), weight)
+    per_cell = winograd.TILED if tiled else 9
+    in_small = [[part.is_better_mixed_small(len(weight), per_cell) for part in parts] for parts in levels]
+    whole = [level for level, small in enumerate(in_small) if not any(small)]
+    results: dict[int, torch.Tensor] = {}
+    if winograd.is_cheaper(sum(_cells(levels[level]) for level in whole), weight):
+        maps = [torch.cat([part.computed() for part in levels[level]], dim=1) for level in whole]
+        results = dict(zip(whole, winograd.convolve(maps, weight), strict=True))
+    for level in set(range(len(levels))) - set(results):
+        results[level] = _convolve_one(levels[level], in_small[level], weight)
+    # Tiles are cut from channels-last maps. Elsewhere the other layout is faster, and PyTorch norms it more precisely.
+    layout = torch.channels_last if tiled else torch.contiguous_format
+    return [results[level].contiguous(memory_format=layout) for level in range(len(levels))]
+
+
+def _cells(parts: list[Stretched]) -> int:
+    return len(parts[0].values) * parts[0].side ** 2
+
+
+def _convolve_one(parts: list[Stretched], in_small: list[bool], weight: torch.Tensor) -> torch.Tensor:
+    """Convolves one map, some of its parts by the formula above and the others directly."""
+    kernels = weight.split([part.values.shape[1] for part in parts], dim=1)
+    small = [(part, kernel) for part, kernel, chosen in zip(parts, kernels, in_small, strict=True) if chosen]
+    large = [
+        (part.computed(), kernel) for part, kernel, chosen in zip(parts, kernels, in_small, strict=True) if not chosen
+    ]
     results = []
     if large:
-        maps, kernels = zip(*large, strict=True)
-        results.append(F.conv2d(torch.cat(maps, dim=1), torch.cat(kernels, dim=1), padding=1))
+        maps, weights = zip(*large, strict=True)
+        results.append(F.conv2d(torch.cat(maps, dim=1), torch.cat(weights, dim=1), padding=1))
     if small:
         results.append(_convolve_small(small))
     return sum(results[1:], results[0])
@@ -96,17 +121,17 @@ def convolve(parts: list[Stretched], weight: torch.Tensor) -> torch.Tensor:
 
 def _convolve_small(parts: list[tuple[Stretched, torch.Tensor]]) -> torch.Tensor:
     """Convolves maps by the formula above and adds them up; the kernels are float[O, C_part, 3, 3]."""
-    bands, row_matrices = [], []
+    bands, column_matrices = [], []
     for part, kernel in parts:
-        outputs, height = len(kernel), part.values.shape[-2]
-        mixed = F.conv2d(part.values, rearrange(kernel, "o c i j -> (j o i) c 1 1"))
-        mixed = mixed.unflatten(1, (3, outputs, 3))
-        columns = _shifted(part.matrix(-1)).to(mixed.device, mixed.dtype)
-        # Columns first: A_i stays on its left, for all three i and every row of x together.
-        band = sum(mixed[:, j] @ columns[j].T for j in range(3))
-        bands.append(band.reshape(len(band), outputs, 3 * height, part.side))
-        row_matrices.append(rearrange(_shifted(part.matrix(-2)), "i s h -> s (i h)").to(mixed.device, mixed.dtype))
-    return torch.cat(row_matrices, dim=1) @ torch.cat(bands, dim=2)
+        height = part.values.shape[-2]
+        cells = rearrange(part.values, "k c h w -> k (h w) c")
+        mixed = cells @ rearrange(kernel, "o c i j -> c (i j o)")
+        rows = rearrange(_shifted(part.matrix(-2)), "i s h -> s (h i)").to(mixed.device, mixed.dtype)
+        # Rows first: B_j stays on the other side, for all three j and every column of x together.
+        band = rows @ rearrange(mixed, "k (h w) (i m) -> k (h i) (w m)", h=height, i=3)
+        bands.append(band.unflatten(2, (-1, len(kernel))))
+        column_matrices.append(rearrange(_shifted(part.matrix(-1)), "j s w -> s (w j)").to(mixed.device, mixed.dtype))
+    return (torch.cat(column_matrices, dim=1) @ torch.cat(bands, dim=2)).permute(0, 3, 1, 2)
 
 
 def _resizing_matrix(source: int, target: int) -> torch.Tensor:

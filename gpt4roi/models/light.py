@@ -12,6 +12,7 @@ from transformers import initialization
 
 from gpt4roi.boxes import to_rois
 from gpt4roi.models.configuration import GPT4RoIConfig
+from gpt4roi.models.offloading import place_of, weights_at_hand
 from gpt4roi.models.region_encoder import empty_rows
 from gpt4roi.models.roi_align import check_boxes, roi_align
 from gpt4roi.models.vision import VisionTower
@@ -145,8 +146,8 @@ class LightRegionEncoder(nn.Module):
 
     def position(self, boxes: list[torch.Tensor]) -> torch.Tensor:
         """Embeds where each box is; float[M, D] in batch order."""
-        facts = self.standardise_box(box_facts(torch.cat(boxes).to(self.place.weight.device)))
-        return self.place(facts.to(self.place.weight.dtype))
+        device, dtype = place_of(self.place)
+        return self.place(self.standardise_box(box_facts(torch.cat(boxes).to(device))).to(dtype))
 
     def forward(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
         """Returns float[M, D]: row k belongs to the k-th box of the batch.
@@ -156,7 +157,8 @@ class LightRegionEncoder(nn.Module):
         """
         check_boxes(boxes)
         if not sum(len(rows) for rows in boxes):
-            return empty_rows(self, self.width)
+            with weights_at_hand(self):
+                return empty_rows(self, self.width)
         return self.content(feature_maps, boxes) + self.position(boxes)
 
 

@@ -15,6 +15,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.models.configuration import GPT4RoIConfig
 from gpt4roi.models.light import LightProjector, LightRegionEncoder
 from gpt4roi.models.loss import cross_entropy, next_tokens
+from gpt4roi.models.offloading import place_of
 from gpt4roi.models.opening import OpensFolders
 from gpt4roi.models.prefix import hidden_states, prefix_length
 from gpt4roi.models.region_encoder import FeatureFusion, RegionEncoder, RegionPooler
@@ -115,8 +116,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         pixel_values: float[K, 3, S, S]. Returns image tokens float[K, P, C] and feature maps, list of
         float[K, C_l, H_l, W_l].
         """
-        weight = next(self.vision_tower.parameters())
-        return self.vision_tower(pixel_values.to(weight.device, weight.dtype))
+        return self.vision_tower(pixel_values.to(*place_of(self.vision_tower)))
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Returns the projected image tokens, float[K, P, D]; pixel_values: float[K, 3, S, S]."""
@@ -137,8 +137,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
             self.mm_projector.calibrate(feature_maps)
 
     def _project(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        weight = next(self.mm_projector.parameters())
-        return self.mm_projector(image_tokens.to(weight.device, weight.dtype))
+        return self.mm_projector(image_tokens.to(*place_of(self.mm_projector)))
 
     def embed(
         self,

@@ -11,8 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from gpt4roi.boxes import to_rois
+from gpt4roi.models import winograd
 from gpt4roi.models.configuration import GPT4RoIConfig
 from gpt4roi.models.interpolation import Stretched, convolve, resize
+from gpt4roi.models.offloading import place_of, weights_at_hand
 from gpt4roi.models.roi_align import check_boxes, choose_backend, roi_align
 from gpt4roi.models.vision import VisionTower
 
@@ -29,11 +31,13 @@ class FusionConv(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = nn.GroupNorm(groups, channels)
 
-    def forward(self, parts: list[Stretched]) -> Stretched:
-        """Returns float[K, C, S, S]; parts: maps of one side S that have C channels together."""
-        mixed = convolve(parts, self.conv.weight)
+    def forward(self, levels: list[list[Stretched]]) -> list[Stretched]:
+        """Returns a float[K, C, S, S] for each level; its parts are maps of one side that have C channels together."""
         # Autocast may norm in float32; no later step reads more than the convolution's own precision.
-        return Stretched(F.relu(self.norm(mixed), inplace=True).to(mixed.dtype))
+        return [
+            Stretched(F.relu(self.norm(mixed), inplace=True).to(mixed.dtype))
+            for mixed in convolve(levels, self.conv.weight)
+        ]
 
 
 class FeatureFusion(nn.Module):
@@ -71,7 +75,7 @@ class FeatureFusion(nn.Module):
         levels = zip(self.input_convs, feature_maps, self.sizes, strict=True)
         maps = [_enter(conv, level, size) for conv, level, size in levels]
         for fuse in self.fuse_convs:
-            maps = [fuse(_exchange(maps, level)) for level in range(len(maps))]
+            maps = fuse([_exchange(maps, level) for level in range(len(maps))])
         return [level.computed() for level in maps]
 
 
@@ -155,12 +159,14 @@ class RegionPooler(nn.Module):
         image_size: side of the input picture; extent: how many of its pixels the maps cover along a side.
         """
         rois = to_rois(boxes, (image_size, image_size))
-        pooled = sum(
-            self._mix_and_pool(conv, level, rois, extent)
-            if self._is_better_mixed_first(level, len(rois))
-            else conv(self.pool(level, rois, extent))
-            for conv, level in zip(self.pool_convs, maps, strict=True)
-        )
+        total, convs, boxes_of_levels = 0, [], []
+        for conv, level in zip(self.pool_convs, maps, strict=True):
+            if self._is_better_mixed_first(conv, level, len(rois)):
+                total = total + self._mix_and_pool(conv, level, rois, extent)
+            else:
+                convs.append(conv)
+                boxes_of_levels.append(self.pool(level, rois, extent))
+        pooled = total + _convolve_sum(convs, boxes_of_levels)
         flat = self.flatten_linear(rearrange(F.relu(pooled), "m c h w -> m (c h w)"))
         place = self.position_embedding(torch.cat(boxes).to(flat.dtype))
         return self.output_linear(flat + place)
@@ -188,14 +194,25 @@ class RegionPooler(nn.Module):
             outputs.append(F.fold(pooled.flatten(2), side, conv.kernel_size, padding=conv.padding))
         return torch.cat(outputs, dim=1) + conv.bias[:, None, None]
 
-    def _is_better_mixed_first(self, level: torch.Tensor, count: int) -> bool:
+    def _is_better_mixed_first(self, conv: nn.Conv2d, level: torch.Tensor, count: int) -> bool:
         """Tells whether a level has so few cells that mixing them costs less than mixing so many pooled boxes."""
         pictures, channels, height, width = level.shape
         backend = choose_backend(self.backend, level.device, self.sampling_ratio)
         pooling = POOLING_COST.get((level.device.type, backend), DEFAULT_POOLING_COST)
         pooled_cells = count * self.output_size**2
         # Mixed first, each of nine taps is pooled by itself.
-        return 9 * channels * pictures * height * width + 8 * pooling * pooled_cells < 9 * channels * pooled_cells
+        mixed_first = 9 * channels * pictures * height * width + 8 * pooling * pooled_cells
+        return mixed_first * conv.out_channels < winograd.cheapest(pooled_cells, conv.weight)
+
+
+def _convolve_sum(convs: list[nn.Conv2d], maps: list[torch.Tensor]) -> torch.Tensor | int:
+    """Convolves maps float[M, C, H, W], each by its own kernels, and adds up the results; 0 for no map."""
+    if convs and winograd.is_cheaper(maps[0][:, 0].numel(), convs[0].weight):
+        # Taken together as the channels of one map, they are added up before the last transformation.
+        kernels = torch.cat([conv.weight for conv in convs], dim=1)
+        (mixed,) = winograd.convolve([torch.cat(maps, dim=1)], kernels)
+        return mixed + sum(conv.bias for conv in convs)[:, None, None]
+    return sum(conv(values) for conv, values in zip(convs, maps, strict=True))
 
 
 class RegionEncoder(nn.Module):
@@ -223,7 +240,8 @@ class RegionEncoder(nn.Module):
         check_boxes(boxes)
         used = [picture for picture, rows in enumerate(boxes) if len(rows)]
         if not used:
-            return empty_rows(self, self.width)
+            with weights_at_hand(self):
+                return empty_rows(self, self.width)
         # A picture without boxes has no part in the result: the norms are of each picture by itself.
         return self.embed_boxes(
             self.pyramid([level[used] for level in feature_maps]), [boxes[picture] for picture in used]
@@ -231,13 +249,15 @@ class RegionEncoder(nn.Module):
 
     def pyramid(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """Returns what depends on the pictures alone, to be kept for many boxes: list of float[K, C, H_l, W_l]."""
-        dtype = self.fusion.input_convs[0].weight.dtype
-        return self.fusion([level.to(dtype) for level in feature_maps])
+        place = place_of(self.fusion.input_convs[0])
+        with weights_at_hand(self.fusion):
+            return self.fusion([level.to(*place) for level in feature_maps])
 
     def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
         """Returns float[M, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
         on_device = [rows.to(pyramid[0].device) for rows in boxes]
-        return self.pooler(pyramid, on_device, self.image_size, self.extent)
+        with weights_at_hand(self.pooler):
+            return self.pooler(pyramid, on_device, self.image_size, self.extent)
 
 
 def empty_rows(module: nn.Module, width: int) -> torch.Tensor:

@@ -29,12 +29,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inputs():
+    return question()
+
+
+def question(config=None):
+    """A picture of 32 x 32 pixels with a box, as the model is given it."""
     sample = RegionSample(
         image=torch.arange(3072, dtype=torch.uint8).reshape(32, 32, 3).numpy(),
         boxes_px=[[2, 3, 20, 25]],
         turns=(Turn("user", "What is <region1>?"),),
     )
-    batch = tiny_processor()([sample], generation=True)
+    batch = tiny_processor(config)([sample], generation=True)
     return {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "boxes")}
 
 
@@ -66,16 +71,34 @@ def test_a_device_map_gives_the_same_logits(folder, inputs, device_map):
     assert torch.equal(logits(model, inputs), logits(load_model(folder), inputs))
 
 
-def test_a_decoder_layer_that_lies_on_the_disk_gives_the_same_logits_and_answers(folder, inputs, tmp_path):
-    away = "language_model.model.layers.1"
-    whole = load_model(folder)
-    names = ["vision_tower", "mm_projector", "region_encoder", "language_model.lm_head"]
-    names += [f"language_model.model.{name}" for name in ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")]
-    device_map = {name: "disk" if name == away else "cpu" for name in names}
+PARTS = ["vision_tower", "mm_projector", "region_encoder", "language_model.lm_head"]
+PARTS += [f"language_model.model.{name}" for name in ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")]
+
+
+@pytest.fixture(scope="module", params=["clip", "pyramid"])
+def saved(request, tmp_path_factory):
+    """A folder, and the model in it with its inputs."""
+    place = tmp_path_factory.mktemp("saved")
+    tiny_model(request.param).save_pretrained(place)
+    model = load_model(place)
+    return place, model, question(model.config)
+
+
+@pytest.mark.parametrize(
+    "away",
+    [["language_model.model.layers.1"], ["mm_projector"], ["region_encoder"], ["vision_tower"], PARTS],
+    ids=["a decoder layer", "the projector", "the region encoder", "the tower", "every part"],
+)
+def test_what_lies_on_the_disk_gives_the_same_logits_and_answers(saved, tmp_path, away):
+    folder, whole, inputs = saved
+    device_map = {name: "disk" if name in away else "cpu" for name in PARTS}
     model = load_model(folder, device_map=device_map, offload_folder=str(tmp_path))
+    on_disk = {value.device.type for name, value in model.named_parameters() if name.startswith(away[0])}
+    assert on_disk == {"meta"}
     assert torch.equal(logits(model, inputs), logits(whole, inputs))
     answers = [one.generate(**inputs, max_new_tokens=3, do_sample=False) for one in (model, whole)]
     assert torch.equal(*answers)
+    assert len(model.get_region_features(inputs["pixel_values"], [torch.zeros(0, 4)])) == 0
 
 
 @pytest.mark.parametrize("kind", ["clip", "pyramid"])

@@ -10,6 +10,7 @@ from plain_region_encoder import plain_pyramid, plain_region_features
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from gpt4roi.models import winograd
 from gpt4roi.models.interpolation import WORTHWHILE, Stretched, convolve
 from gpt4roi.models.region_encoder import RegionEncoder
 
@@ -62,9 +63,12 @@ def differentiate(encoder, features):
     return torch.autograd.grad((features * weights).sum(), list(encoder.parameters()))
 
 
+@pytest.mark.parametrize("kernels", ["chosen by cost", "in tiles wherever possible"])
 @pytest.mark.parametrize("backend", ["torchvision", "sparse"])
 @pytest.mark.parametrize("case", CASES)
-def test_features_and_gradients_equal_the_plain_formulation(case, backend):
+def test_features_and_gradients_equal_the_plain_formulation(case, backend, kernels, monkeypatch):
+    if kernels != "chosen by cost":
+        monkeypatch.setattr(winograd, "is_cheaper", lambda cells, weight: winograd.serves(weight))
     encoder, maps, boxes = build(case, backend)
     ours, plain = encoder(maps, boxes), plain_region_features(encoder, maps, boxes)
     torch.testing.assert_close(ours, plain, atol=1e-10, rtol=0)
@@ -81,21 +85,26 @@ def test_every_level_of_the_pyramid_equals_the_plain_one(case):
             torch.testing.assert_close(ours, plain, atol=1e-10, rtol=0)
 
 
-def test_single_precision_is_within_1e_5_of_the_largest_feature():
+def test_single_precision_is_within_1e_5_of_the_largest_feature(monkeypatch):
+    monkeypatch.setattr(winograd, "is_cheaper", lambda cells, weight: winograd.serves(weight))
     encoder, maps, boxes = build("many boxes", dtype=torch.float32)
     with torch.no_grad():
         ours, plain = encoder(maps, boxes), plain_region_features(encoder, maps, boxes)
     assert (ours - plain).abs().max() <= 1e-5 * plain.abs().max()
 
 
-@pytest.mark.parametrize("backend", ["torchvision", "sparse"])
-def test_a_map_is_mixed_before_pooling_only_where_that_is_cheaper(backend):
-    encoder, _, _ = build("many boxes", backend)
+def test_a_map_is_mixed_before_pooling_only_where_that_is_cheaper():
+    encoder, _, _ = build("many boxes", "sparse")
     encoder.pooler.output_size = 14
-    level = torch.empty(1, 1024, 16, 16)
-    # 256 cells of the map against 196 of each box.
-    assert [encoder.pooler._is_better_mixed_first(level, count) for count in (1, 32)] == [False, True]
-    assert not encoder.pooler._is_better_mixed_first(torch.empty(1, 1024, 128, 128), 32)
+    with torch.device("meta"):
+        conv = torch.nn.Conv2d(1024, 1024, 3)
+        choices = {
+            (side, count): encoder.pooler._is_better_mixed_first(conv, torch.empty(1, 1024, side, side), count)
+            for side in (16, 128)
+            for count in (1, 32)
+        }
+    # 256 or 16384 cells of the map against 196 of each box.
+    assert choices == {(16, 1): False, (16, 32): True, (128, 1): False, (128, 32): False}
 
 
 @pytest.mark.parametrize("sides", [(7,), (8, 16), (6, 12, 9)])
@@ -108,7 +117,8 @@ def test_a_stretched_map_is_convolved_as_if_it_were_computed(sides, monkeypatch)
     for threshold in (0.0, 1e9):
         monkeypatch.setitem(WORTHWHILE, "cpu", threshold)
         assert stretched.is_better_mixed_small(5) == (threshold == 0)
-        torch.testing.assert_close(convolve([stretched], weight), expected, atol=1e-12, rtol=0)
+        (result,) = convolve([[stretched]], weight)
+        torch.testing.assert_close(result, expected, atol=1e-12, rtol=0)
 
 
 def test_bfloat16_is_no_further_from_the_truth_than_the_plain_formulation():
