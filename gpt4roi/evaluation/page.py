@@ -121,7 +121,7 @@ def quality(scores: Scores, row: int) -> float:
 def histograms(items: Sequence[Item], scores: Scores) -> list[tuple[str, list[Bin]]]:
     """Returns the bins by box size, number of regions and answer length."""
     values = [quality(scores, row) for row in range(len(items))]
-    several = any(len(item.ask.boxes_px) > 1 for item in items)
+    several = any(len(item.ask.boxes_px) != 1 for item in items)
     of_picture: dict[str, int] = {}
     for item in items:
         of_picture[item.group] = of_picture.get(item.group, 0) + 1
