@@ -24,7 +24,7 @@ from gpt4roi.evaluation.ranks import World
 logger = logging.getLogger(__name__)
 
 PICTURES_AT_ONCE = 32
-QUESTIONS_AT_ONCE = 2048
+QUESTIONS_AT_ONCE = 4096
 _SECONDS_BETWEEN_WORDS = 10
 
 
@@ -44,18 +44,19 @@ def answer_all(
     settings: dict[str, Any],
     world: World | None = None,
     fresh: bool = False,
+    pictures_at_once: int = PICTURES_AT_ONCE,
 ) -> list[Reply]:
     """Returns a reply to every question, in order, to every process.
 
     folder: gets `answers-<key>/<rank>.jsonl`; the key stands for questions and settings, so that answers to other
     questions or of another model are never taken for these. fresh: forgets what is kept there.
-    Raises InputError where ids are not unique.
+    pictures_at_once: how many make a piece. Raises InputError where ids are not unique.
     """
     world = world or World()
     numbers = {ask.id: number for number, ask in enumerate(asks)}
     if len(numbers) != len(asks):
         raise InputError(f"{len(asks) - len(numbers)} of {len(asks)} questions have the id of another")
-    kept = folder / f"answers-{run_key(asks, settings)}"
+    kept = folder / f"answers-{run_key(asks, {**settings, 'pictures_at_once': pictures_at_once})}"
     if fresh and world.local_rank == 0:
         shutil.rmtree(kept, ignore_errors=True)
     world.all_gather(None)
@@ -63,7 +64,7 @@ def answer_all(
     known: dict[str, Reply] = {}
     for found in world.all_gather(read_replies(kept)):
         known |= found
-    pieces = [piece for piece in cut(asks) if not all(asks[number].id in known for number in piece)]
+    pieces = [piece for piece in cut(asks, pictures_at_once) if not all(asks[number].id in known for number in piece)]
     if known and pieces:
         logger.info("going on: %d of %d answers are there", len(known), len(asks))
     own = pieces[world.rank :: world.size]
@@ -88,7 +89,7 @@ def run_key(asks: Sequence[Ask], settings: dict[str, Any]) -> str:
     return digest.hexdigest()[:12]
 
 
-def cut(asks: Sequence[Ask]) -> list[list[int]]:
+def cut(asks: Sequence[Ask], pictures_at_once: int = PICTURES_AT_ONCE) -> list[list[int]]:
     """Returns the indices of the questions in pieces: whole pictures, in the order of their first question."""
     of_picture: dict[Path, list[int]] = {}
     for number, ask in enumerate(asks):
@@ -96,7 +97,7 @@ def cut(asks: Sequence[Ask]) -> list[list[int]]:
     pieces: list[list[int]] = []
     pictures = 0
     for members in of_picture.values():
-        if not pieces or pictures == PICTURES_AT_ONCE or len(pieces[-1]) + len(members) > QUESTIONS_AT_ONCE:
+        if not pieces or pictures == pictures_at_once or len(pieces[-1]) + len(members) > QUESTIONS_AT_ONCE:
             pieces.append([])
             pictures = 0
         pieces[-1] += members

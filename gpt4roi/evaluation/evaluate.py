@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.answering import Reply, answer_all
+from gpt4roi.evaluation.answering import PICTURES_AT_ONCE, Reply, answer_all
 from gpt4roi.evaluation.asking import Answerer
 from gpt4roi.evaluation.benchmarks import open_benchmark
 from gpt4roi.evaluation.compare import compare_runs, read_run
@@ -59,7 +59,8 @@ def evaluate(
     check_pictures(items)
     out_dir.mkdir(parents=True, exist_ok=True)
     settings = {"benchmark": name, **(settings or {})}
-    replies = answer_all([item.ask for item in items], answer, out_dir, settings, world, fresh)
+    at_once = getattr(benchmark, "PICTURES_AT_ONCE", PICTURES_AT_ONCE)
+    replies = answer_all([item.ask for item in items], answer, out_dir, settings, world, fresh, at_once)
     if world.rank != 0:
         return None
     items = take_over(items, replies)

@@ -16,7 +16,6 @@ from tiny import tiny_model, tiny_processor
 
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation import answering
 from gpt4roi.evaluation.answering import answer_all, cut, read_replies, run_key
 from gpt4roi.evaluation.asking import Ask, ModelAnswerer
 
@@ -40,12 +39,11 @@ def model():
     return ModelAnswerer(built, tiny_processor(built.config), batch_size=8, max_new_tokens=5)
 
 
-def test_pieces_are_whole_pictures_and_hold_every_question_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(answering, "PICTURES_AT_ONCE", 4)
+def test_pieces_are_whole_pictures_and_hold_every_question_once(tmp_path):
     asks = asks_about(tmp_path, 10)
     mixed = [asks[place] for place in np.random.default_rng(0).permutation(len(asks))]
 
-    pieces = cut(mixed)
+    pieces = cut(mixed, pictures_at_once=4)
 
     assert sorted(number for piece in pieces for number in piece) == list(range(30))
     assert [len(piece) for piece in pieces] == [12, 12, 6]
@@ -67,15 +65,14 @@ def killed_run(asks: list[Ask], model: ModelAnswerer, folder: Path, pieces: int)
             done += 1
             return model(piece)
 
-        answer_all(asks, answer, folder, {})
+        answer_all(asks, answer, folder, {}, pictures_at_once=2)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(answering, "PICTURES_AT_ONCE", 2)
+def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model):
     asks = asks_about(tmp_path, 13)
-    whole = answer_all(asks, model, tmp_path / "whole", {})
+    whole = answer_all(asks, model, tmp_path / "whole", {}, pictures_at_once=2)
     killed, asked = tmp_path / "killed", []
 
     for pieces in (1, 2, 1):
@@ -89,9 +86,9 @@ def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model, 
         return model(piece)
 
     assert len(read_replies(kept.parent)) == 4 * 6
-    assert answer_all(asks, counting, killed, {}) == whole
+    assert answer_all(asks, counting, killed, {}, pictures_at_once=2) == whole
     assert len(asked) == 39 - 24
-    assert answer_all(asks, counting, killed, {}) == whole and len(asked) == 39 - 24
+    assert answer_all(asks, counting, killed, {}, pictures_at_once=2) == whole and len(asked) == 39 - 24
 
 
 def test_answers_under_other_settings_or_to_other_questions_are_not_taken_over(tmp_path):
@@ -141,7 +138,7 @@ def results(folder: Path) -> tuple[str, dict]:
     return (folder / "predictions.jsonl").read_text(), {key: metrics[key] for key in ("summary", "estimates")}
 
 
-def test_two_processes_give_the_files_of_one(tmp_path, model_folder, monkeypatch):
+def test_two_processes_give_the_files_of_one(tmp_path, model_folder):
     folder = visual7w(tmp_path / "data", "telling")
     content = json.loads((folder / "dataset_v7w_telling.json").read_text())
     pairs = content["images"][0]["qa_pairs"]

@@ -24,10 +24,12 @@ from gpt4roi.evaluation.benchmarks.stamps.page import LEAD, galleries, key_figur
 from gpt4roi.evaluation.benchmarks.stamps.scores import figures, measures_of
 from gpt4roi.evaluation.items import Item, Scores, Source
 
-__all__ = ["LEAD", "SPLITS", "TITLE", "galleries", "key_figures", "load", "score", "tables"]
+__all__ = ["LEAD", "PICTURES_AT_ONCE", "SPLITS", "TITLE", "galleries", "key_figures", "load", "score", "tables"]
 
 TITLE = "Regions on held-out scenes"
 SPLITS = ("test and test_unseen",)
+PICTURES_AT_ONCE = 128
+"""Scenes are small and the model is: the mean region of `blank` is one over many scenes."""
 
 
 def load(source: Source) -> list[Item]:
