@@ -63,6 +63,13 @@ class DataArguments:
     dataset_config: str = field(
         default="gpt4roi/configs/dataset_config.json", metadata={"help": "list of data sets, or a unified file"}
     )
+    eval_dataset: str | None = field(
+        default=None,
+        metadata={"help": "what is held out: list of data sets, or a unified file; looked at every --eval_steps"},
+    )
+    watch_regions: int = field(
+        default=6, metadata={"help": "questions of --eval_dataset whose answers are written to watch.html"}
+    )
     picture_features: str | None = field(
         default=None,
         metadata={"help": "folder to keep the frozen tower's outputs in, so that each picture is looked at once"},

@@ -27,6 +27,8 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArg
     )
     accelerated = torch.cuda.is_available()
     parser.set_defaults(**STAGE_DEFAULTS[int(stage)], bf16=accelerated, use_cpu=not accelerated)
+    if _value(argv, "--eval_dataset") is not None:
+        parser.set_defaults(eval_strategy="steps", eval_steps=1000, eval_on_start=True)
     try:
         *parts, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     except (argparse.ArgumentError, ValueError) as error:
@@ -37,7 +39,9 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArg
     parse_modules(args.trainable_modules)
     parse_rates(args.learning_rates)
     parse_rates(args.weight_decays, "--weight_decays")
-    args.label_names = ["labels"]
+    args.label_names, args.prediction_loss_only = ["labels"], True
+    if args.eval_strategy != "no" and data_args.eval_dataset is None:
+        raise InputError(f"--eval_strategy {args.eval_strategy.value} needs --eval_dataset: what is to be evaluated on")
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs in one process: start one process for each, as train_stage{stage}.sh or torchrun does"

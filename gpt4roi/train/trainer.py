@@ -11,6 +11,7 @@ from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.errors import InputError
 from gpt4roi.train.alignment import AlignmentLoss
 from gpt4roi.train.guard import GuardedSteps, StepGuard
+from gpt4roi.train.rates import Rates
 from gpt4roi.train.resume import ResumableTrainer
 from gpt4roi.train.trainable import parameter_groups
 
@@ -45,6 +46,7 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         self.max_bad_fraction = max_bad_fraction
         self.seen = self.skipped = self.dropped_turns = 0
         self.guard = StepGuard(self.args.max_bad_steps)
+        self.rates_seen = Rates(self.args.world_size)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Builds the optimiser with one group for each learning rate and weight decay."""
@@ -63,7 +65,9 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         if model.training:
             self._count(extra)
             self.batch_is(int((inputs["labels"] != IGNORE_INDEX).sum()), extra.get("sources", []))
-        outputs = model(**inputs, logits_at_labels_only=model.training, num_items_in_batch=num_items_in_batch)
+            regions = sum(len(rows) for rows in inputs.get("boxes", ()))
+            self.rates_seen.saw(int(inputs["attention_mask"].sum()), regions)
+        outputs = model(**inputs, logits_at_labels_only=True, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # The sum was divided by the answers of all processes, whose gradients are then averaged.
@@ -91,10 +95,12 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
             )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the counts of skipped samples, dropped turns and bad steps to every log line where there were any."""
+        """Adds rates, memory and time left, and the counts of skipped samples, dropped turns and bad steps, if any."""
         for name in ("skipped", "dropped_turns", "bad_steps"):
             if getattr(self, name):
                 logs[name] = getattr(self, name)
+        if "loss" in logs:
+            logs |= self.rates_seen.line(self.state.global_step, self.state.max_steps)
         if self.bad_steps and logs.get("loss") == 0:
             # The Trainer counts a loss that is not finite as the mean of those since the last line, here of none.
             del logs["loss"]

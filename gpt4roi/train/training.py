@@ -29,6 +29,7 @@ from gpt4roi.train.opening import check_choices, is_ours, learning_modules, open
 from gpt4roi.train.resume import check_position, describe_data
 from gpt4roi.train.trainable import learning_table, parse_rates, set_trainable
 from gpt4roi.train.trainer import GPT4RoITrainer
+from gpt4roi.train.watch import WatchRegions, choose
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def _train(
 ) -> Path:
     set_seed(args.seed)
     mixture = build_mixture(data_args.dataset_config, args.seed)
-    check_drops(mixture.parts, data_args.max_bad_fraction)
+    held_out = build_mixture(data_args.eval_dataset, args.seed) if data_args.eval_dataset else None
+    check_drops([*mixture.parts, *(held_out.parts if held_out else ())], data_args.max_bad_fraction)
     if args.should_save:
         saving.clear_leftovers(folder)
     checkpoint = saving.last_checkpoint(folder)
@@ -106,6 +108,7 @@ def _train(
         model=model,
         args=args,
         train_dataset=dataset,
+        eval_dataset=held_out and EncodedDataset(held_out, processor, args.seed),
         data_collator=RegionCollator(processor.tokenizer.pad_token_id),
         processing_class=processor,
         rates=rates,
@@ -114,6 +117,8 @@ def _train(
         align_weight=region_args.align_weight,
         max_bad_fraction=data_args.max_bad_fraction,
     )
+    if held_out:
+        trainer.add_callback(WatchRegions(choose(held_out, args.seed, data_args.watch_regions), processor, trainer))
     trainer.data = describe_data(dataset)
     if checkpoint is not None:
         check_position(checkpoint, trainer.data, trainer.step_size)

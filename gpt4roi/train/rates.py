@@ -1,0 +1,56 @@
+"""How fast a training goes, how long it still takes, and how much memory it took."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+
+
+class Rates:
+    """Counts tokens and regions, and turns them into rates whenever a line is logged.
+
+    processes: how many take part; each counts its own, and they are taken to be alike.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self.tokens = self.regions = 0
+        self.began: tuple[float, int] | None = None
+        self.last = time.perf_counter()
+
+    def saw(self, tokens: int, regions: int) -> None:
+        """Takes note of a batch."""
+        self.tokens += tokens
+        self.regions += regions
+
+    def line(self, step: int, last_step: int) -> dict[str, float]:
+        """Returns what has happened since the last line: tokens and regions a second, memory, and minutes left.
+
+        step, last_step: steps done, and steps of the whole run.
+        """
+        now = time.perf_counter()
+        seconds = max(now - self.last, 1e-9)
+        found = {
+            "tokens_per_second": round(self.processes * self.tokens / seconds, 1),
+            "regions_per_second": round(self.processes * self.regions / seconds, 2),
+            "peak_memory_gib": round(peak_memory() / 2**30, 2),
+        }
+        if self.began is None:
+            # The first step warms up: what is left is told from the second on.
+            self.began = (now, step)
+        elif step > self.began[1]:
+            each = (now - self.began[0]) / (step - self.began[1])
+            found["minutes_left"] = round(each * (last_step - step) / 60, 2)
+        self.last, self.tokens, self.regions = now, 0, 0
+        return found
+
+
+def peak_memory() -> int:
+    """Returns the most bytes that this process has used: of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

@@ -1,0 +1,159 @@
+"""A small page of a few fixed regions and what the model says of them, step after step: one sees it learn."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from gpt4roi.datasets.mixture import Mixture
+from gpt4roi.drawing import draw_boxes
+from gpt4roi.errors import InputError
+from gpt4roi.pictures import load_image
+from gpt4roi.processor import GPT4RoIProcessor
+from gpt4roi.structures import RegionSample
+from gpt4roi.train.run import write_whole
+
+logger = logging.getLogger(__name__)
+
+PAGE, ANSWERS = "watch.html", "watch.json"
+LONGEST_ANSWER, PICTURE_SIDE = 48, 240
+STYLE = (
+    "body{font:15px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
+    "td,th{border:1px solid #ccc;padding:.4em .6em;text-align:left;vertical-align:top}td.right{background:#e3f4e3}"
+)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One question that is asked again and again; sample: up to the question; truth: the data's own answer."""
+
+    sample: RegionSample
+    truth: str
+
+    @property
+    def key(self) -> str:
+        """Tells this question from the others."""
+        return f"{self.sample.source}: {self.sample.turns[-1].text}"
+
+
+def choose(mixture: Mixture, seed: int, count: int) -> list[Watched]:
+    """Returns the first questions of samples spread over a data set, of those that have a picture and boxes."""
+    found: list[Watched] = []
+    for index in np.linspace(0, len(mixture) - 1, min(len(mixture), 4 * count)).astype(int).tolist():
+        sample = mixture.sample(index, np.random.default_rng([seed, 0, index]))
+        if sample.image is None or not len(sample.boxes_px) or len(sample.turns) < 2:
+            continue
+        if [turn.role for turn in sample.turns[:2]] == ["user", "assistant"]:
+            found.append(Watched(replace(sample, turns=sample.turns[:1], augmentation=None), sample.turns[1].text))
+    step = max(1, len(found) // count) if count else 1
+    return found[::step][:count]
+
+
+class WatchRegions(TrainerCallback):
+    """Asks the watched questions after every evaluation, and writes the page into the work directory.
+
+    Only the first process asks; a model whose weights are spread over processes cannot be asked by one of them.
+    """
+
+    def __init__(self, watched: list[Watched], processor: GPT4RoIProcessor, trainer: Any) -> None:
+        self.watched, self.processor, self.trainer = watched, processor, trainer
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Adds a column to the page."""
+        if not state.is_world_process_zero or not self.watched:
+            return
+        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
+            logger.info("No answers are written: the weights are spread over processes")
+            return
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        with self.trainer.compute_loss_context_manager():
+            answers = ask(model, self.processor, [one.sample for one in self.watched])
+        folder = Path(args.output_dir)
+        history = _history(folder)
+        loss = (metrics or {}).get("eval_loss")
+        history[str(state.global_step)] = {
+            "loss": loss,
+            "answers": {one.key: answer for one, answer in zip(self.watched, answers, strict=True)},
+        }
+        write_whole(folder / ANSWERS, json.dumps(history, indent=1, ensure_ascii=False))
+        write_whole(folder / PAGE, page(self.watched, history))
+
+
+@torch.no_grad()
+def ask(model: Any, processor: GPT4RoIProcessor, samples: list[RegionSample]) -> list[str]:
+    """Returns the greedy answers of a model to the last question of each sample."""
+    was_training = model.training
+    model.eval()
+    answers = []
+    for sample in samples:
+        try:
+            inputs = processor(sample, generation=True)
+        except InputError as error:
+            answers.append(f"[{error}]")
+            continue
+        device = next(model.parameters()).device
+        inputs = {name: value.to(device) for name, value in inputs.items() if isinstance(value, torch.Tensor)} | {
+            "boxes": [rows.to(device) for rows in inputs["boxes"]]
+        }
+        length = inputs["input_ids"].shape[1]
+        ids = model.generate(
+            **inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False, eos_token_id=processor.stop_token_ids or None
+        )
+        answers.append(processor.decode(ids[0, length:]))
+    model.train(was_training)
+    return answers
+
+
+def _history(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / ANSWERS).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def page(watched: list[Watched], history: dict[str, Any]) -> str:
+    """Writes the page: a row for each question, a column for each evaluation; right answers stand on green."""
+    steps = sorted(history, key=int)
+    heads = "".join(f"<th>step {step}<br>loss {_number(history[step]['loss'])}</th>" for step in steps)
+    rows = []
+    for one in watched:
+        cells = []
+        for step in steps:
+            answer = history[step]["answers"].get(one.key, "")
+            right = " class=right" if answer.strip().lower() == one.truth.strip().lower() else ""
+            cells.append(f"<td{right}>{html.escape(answer)}</td>")
+        asked = html.escape(one.sample.turns[-1].text)
+        rows.append(
+            f"<tr><td>{_picture(one.sample)}<td>{asked}<br><b>{html.escape(one.truth)}</b>{''.join(cells)}</tr>"
+        )
+    return (
+        f"<!doctype html><meta charset=utf-8><title>Watched regions</title><style>{STYLE}</style>"
+        f"<h1>Watched regions</h1><p>Under each question the data's own answer.</p>"
+        f"<table><tr><th>picture<th>question{heads}</tr>{''.join(rows)}</table>\n"
+    )
+
+
+def _number(loss: Any) -> str:
+    return f"{loss:.3f}" if isinstance(loss, float) else "–"
+
+
+def _picture(sample: RegionSample) -> str:
+    """Returns the picture with its boxes as an <img> that needs no file."""
+    picture = load_image(sample.image, sample.picture_pipeline)
+    width, height = picture.size
+    scale = np.array([width, height, width, height]) if sample.box_frame == "unit" else 1
+    drawn = draw_boxes(picture, np.asarray(sample.boxes_px) * scale)
+    drawn.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    file = io.BytesIO()
+    drawn.save(file, "JPEG", quality=80)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'

@@ -1,0 +1,92 @@
+"""A training that one can see learn: rates, validation loss, and answers for a few fixed regions."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from tiny_training import stage1
+
+from gpt4roi.datasets.selection import build_mixture
+from gpt4roi.errors import InputError
+from gpt4roi.train import main
+from gpt4roi.train.rates import Rates
+from gpt4roi.train.watch import choose
+
+
+@pytest.fixture(scope="module")
+def watched(parts, tmp_path_factory):
+    """Thirty steps with an evaluation before them and after every fifteen."""
+    flags = ["--eval_dataset", f"{parts}/train.jsonl", "--eval_steps", "15", "--watch_regions", "3"]
+    boards = tmp_path_factory.mktemp("boards")
+    more = ["--report_to", "tensorboard", "--logging_steps", "5"]
+    return stage1(boards / "out", parts, *flags, *more, steps=30)
+
+
+def history(folder):
+    return json.loads((folder / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]
+
+
+def test_the_validation_loss_is_logged_and_falls(watched):
+    losses = {entry["step"]: entry["eval_loss"] for entry in history(watched) if "eval_loss" in entry}
+    assert list(losses) == [0, 15, 30]
+    assert losses[30] < losses[15] < losses[0]
+
+
+def test_the_page_shows_every_watched_region_with_its_answer_at_each_evaluation(parts, watched):
+    answers = json.loads((watched / "watch.json").read_text())
+    assert list(answers) == ["0", "15", "30"]
+    questions = [one.key for one in choose(build_mixture(parts / "train.jsonl"), 42, 3)]
+    assert list(answers["30"]["answers"]) == questions
+    assert answers["0"]["answers"] != answers["30"]["answers"]
+    page = (watched / "watch.html").read_text()
+    assert page.count("<img") == 3 and page.count("data:image/jpeg;base64,") == 3
+    assert re.findall(r"<th>step (\d+)", page) == ["0", "15", "30"]
+
+
+def test_every_line_has_rates_memory_and_minutes_left(watched):
+    lines = [entry for entry in history(watched) if "loss" in entry]
+    assert len(lines) == 6
+    assert all(line["tokens_per_second"] > 0 and line["regions_per_second"] > 0 for line in lines)
+    assert all(line["peak_memory_gib"] > 0.1 for line in lines)
+    assert "minutes_left" not in lines[0] and lines[-1]["minutes_left"] == 0
+
+
+def test_what_is_logged_also_reaches_tensorboard(watched):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (file,) = watched.rglob("events.out.tfevents*")
+    board = EventAccumulator(str(file))
+    board.Reload()
+    assert {"train/loss", "eval/loss", "train/tokens_per_second"} <= set(board.Tags()["scalars"])
+
+
+def test_rates_are_of_the_time_since_the_last_line_and_of_all_processes(monkeypatch):
+    clock = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr("gpt4roi.train.rates.time.perf_counter", lambda: next(clock))
+    rates = Rates(processes=4)
+    rates.saw(100, 5)
+    first = rates.line(1, 11)
+    assert (first["tokens_per_second"], first["regions_per_second"]) == (40.0, 2.0)
+    rates.saw(300, 0)
+    assert rates.line(3, 11) | {"peak_memory_gib": 0} == {
+        "tokens_per_second": 120.0,
+        "regions_per_second": 0.0,
+        "peak_memory_gib": 0,
+        "minutes_left": round(5 * 8 / 60, 2),
+    }
+
+
+def test_the_watched_questions_are_fixed_and_show_regions(parts):
+    mixture = build_mixture(parts / "train.jsonl")
+    first, second = choose(mixture, 0, 4), choose(mixture, 0, 4)
+    assert [one.key for one in first] == [one.key for one in second]
+    assert len({one.sample.source for one in first}) == 4
+    assert all(np.asarray(one.sample.boxes_px).shape[1] == 4 and len(one.sample.turns) == 1 for one in first)
+
+
+def test_an_evaluation_without_anything_to_evaluate_on_is_refused(tmp_path):
+    with pytest.raises(InputError, match="--eval_strategy steps needs --eval_dataset"):
+        main(["--stage", "1", "--output_dir", str(tmp_path), "--eval_strategy", "steps", "--eval_steps", "5"])
