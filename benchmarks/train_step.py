@@ -28,7 +28,7 @@ from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
 from gpt4roi.models.loss import cross_entropy
 from gpt4roi.padding import pad_features
-from gpt4roi.train.grouping import level_batches
+from gpt4roi.train.grouping import longest_first
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
 from plain_region_encoder import plain_region_features
@@ -115,8 +115,8 @@ class Step:
         else:
             model.activation_checkpointing_disable()
         if sort:
-            lengths = [len(one["input_ids"]) for one in samples]
-            samples = [samples[index] for index in level_batches(range(len(samples)), lengths, len(samples))]
+            order = longest_first(range(len(samples)), lambda index: len(self.samples[index]["input_ids"]))
+            samples = [samples[index] for index in order]
         model.zero_grad(set_to_none=True)
         total = 0.0
         for batch in micro_batches(samples, self.size):

@@ -65,6 +65,14 @@ class EncodedDataset(Dataset):
             encoded["text_ids"] = torch.tensor(ids, dtype=torch.int64)
         return encoded
 
+    def text_length(self, index: int) -> int:
+        """Returns how many characters sample `index` has in this epoch, without opening its picture."""
+        try:
+            sample = self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
+        except InputError:
+            return 0
+        return sum(len(turn.text) for turn in sample.turns)
+
     def _encode(self, sample: RegionSample) -> dict[str, Any]:
         if self.features is None or sample.image is None:
             return self.processor.encode(sample)

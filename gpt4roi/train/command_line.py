@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArg
     )
     accelerated = torch.cuda.is_available()
     parser.set_defaults(**STAGE_DEFAULTS[int(stage)], bf16=accelerated, use_cpu=not accelerated)
+    if accelerated:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        parser.set_defaults(dataloader_num_workers=max(1, min(8, (os.cpu_count() or 1) // processes - 1)))
+    parser.set_defaults(dataloader_pin_memory=accelerated)
     if _value(argv, "--eval_dataset") is not None:
         parser.set_defaults(eval_strategy="steps", eval_steps=1000, eval_on_start=True)
     try:
@@ -42,6 +47,11 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArg
     args.label_names, args.prediction_loss_only = ["labels"], True
     if args.eval_strategy != "no" and data_args.eval_dataset is None:
         raise InputError(f"--eval_strategy {args.eval_strategy.value} needs --eval_dataset: what is to be evaluated on")
+    if args.dataloader_persistent_workers:
+        raise InputError(
+            "--dataloader_persistent_workers: workers that outlive an epoch would draw the first epoch's samples "
+            "again; leave it out"
+        )
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs in one process: start one process for each, as train_stage{stage}.sh or torchrun does"

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+from gpt4roi.datasets.encoded import EncodedDataset
 
 
-def level_batches(order: Sequence[int], lengths: Sequence[int], step_size: int) -> list[int]:
-    """Sorts the samples of each optimiser step by length, longest first, and leaves every step its own samples.
+def longest_first(samples: Sequence[int], length_of: Callable[[int], int]) -> list[int]:
+    """Sorts the samples of one step by length, so that the batches that it is cut into hold like with like.
 
-    A step's loss is a sum over its samples divided by their labels, so their order changes nothing but the padding of
-    the batches that they are cut into.
-    order: the samples as they are drawn; lengths: of every sample of the data set; step_size: samples a step over all
-    devices.
+    A step's loss is a sum over its samples divided by their labels: their order changes nothing but the padding.
     """
-    order = list(order)
-    steps = (order[start : start + step_size] for start in range(0, len(order), step_size))
-    return [index for step in steps for index in sorted(step, key=lambda index: -lengths[index])]
+    return sorted(samples, key=lambda index: (-length_of(index), index))
+
+
+class StepSampler(Sampler[int]):
+    """Draws every sample once an epoch, in an order of the seed and the epoch, each step's samples longest first.
+
+    step_size: samples a step over all devices. The steps hold the samples that they would hold unsorted.
+    """
+
+    def __init__(self, dataset: EncodedDataset, step_size: int) -> None:
+        self.dataset, self.step_size = dataset, step_size
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.dataset.seed + self.dataset.epoch)
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()
+        for start in range(0, len(order), self.step_size):
+            yield from longest_first(order[start : start + self.step_size], self.dataset.text_length)

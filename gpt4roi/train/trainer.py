@@ -10,6 +10,7 @@ import torch
 from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.errors import InputError
 from gpt4roi.train.alignment import AlignmentLoss
+from gpt4roi.train.grouping import StepSampler
 from gpt4roi.train.guard import GuardedSteps, StepGuard
 from gpt4roi.train.rates import Rates
 from gpt4roi.train.resume import ResumableTrainer
@@ -47,6 +48,13 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         self.seen = self.skipped = self.dropped_turns = 0
         self.guard = StepGuard(self.args.max_bad_steps)
         self.rates_seen = Rates(self.args.world_size)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Sorts the samples of a step by length where it consists of several batches of several samples."""
+        several = 1 < self.args.train_batch_size < self.step_size
+        if several and self.args.train_sampling_strategy == "random":
+            return StepSampler(self.train_dataset, self.step_size)
+        return super()._get_train_sampler(train_dataset)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Builds the optimiser with one group for each learning rate and weight decay."""
