@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,19 @@ class IndexedDataset(RegionDataset):
     """
 
     version = 1
+    what = "picture"
+    """What an item is called in messages."""
 
     def __init__(self, files: Sequence[str | Path], img_prefix: str | Path, options: str = "") -> None:
         self.files = tuple(Path(file) for file in files)
         self.img_prefix = str(img_prefix)
         self.name = str(files[0])
         self.columns = open_index(self.files, Recipe(type(self).__name__, self.version, options), self.build)
-        self.dropped = counted(self.columns["drops"], self.columns.facts)
+        self.dropped = self.count_drops()
         if not len(self):
             first = next(self.drops(), None)
-            at = f", first at {first.where}" if first else ""
-            raise InputError(f"{self.name}: no picture that can be used; left out: {summary(self.dropped)}{at}")
+            at = f"; the first: {first.detail or first.where}" if first else ""
+            raise InputError(f"{self.name}: no {self.what} can be used; left out: {summary(self.dropped)}{at}")
 
     def build(self, contents: list[bytes]) -> Columns:
         """Makes the index of what the files hold."""
@@ -41,6 +44,10 @@ class IndexedDataset(RegionDataset):
 
     def __len__(self) -> int:
         return len(self.columns["position"])
+
+    def count_drops(self) -> Counter[str]:
+        """Counts what was dropped, by its reason."""
+        return counted(self.columns["drops"], self.columns.facts)
 
     def drops(self) -> Iterator[Drop]:
         return listed_drops(self.columns["drops"], self.columns.facts, self.files)

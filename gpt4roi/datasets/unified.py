@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt4roi.datasets.base import Drop, Item, RegionDataset
+from gpt4roi.datasets.annotations import read_bytes
+from gpt4roi.datasets.base import Drop, Item
+from gpt4roi.datasets.columns import Columns, text_column
+from gpt4roi.datasets.indexed import IndexedDataset
 from gpt4roi.datasets.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
 from gpt4roi.structures import RegionSample, Turn
@@ -19,9 +23,11 @@ logger = logging.getLogger(__name__)
 
 NO_CONVERSATION = "no conversation"
 _TOLD = 5
+_FILE = "\ue000"
+"""Stands for the file's path in what the index keeps, which is the same wherever the file lies."""
 
 
-class UnifiedDataset(RegionDataset):
+class UnifiedDataset(IndexedDataset):
     """Reads a JSON-lines file, or a JSON list, of pictures with boxes and conversations.
 
     ann_file: one object a picture: `image` (absent for text alone), `boxes` (pixels, xyxy) or `masks` (run lengths or
@@ -35,6 +41,8 @@ class UnifiedDataset(RegionDataset):
     come from masks. Raises InputError for a file that is not of this form at all, or has no object left.
     """
 
+    what = "object"
+
     def __init__(
         self,
         ann_file: str | Path,
@@ -42,95 +50,112 @@ class UnifiedDataset(RegionDataset):
         pairs_per_visit: Mapping[str, int] | None = None,
         picture_pipeline: str = "bicubic",
     ) -> None:
-        super().__init__()
         self.path = Path(ann_file)
-        self.name = str(ann_file)
-        self.files = (self.path,)
-        self.img_prefix = Path(img_prefix) if img_prefix else self.path.parent
         if not isinstance(pairs_per_visit, Mapping | None):
             raise InputError(f"{ann_file}: pairs_per_visit must be task -> number, got {pairs_per_visit!r}")
         self.pairs_per_visit = dict(pairs_per_visit or {})
         self.picture_pipeline = picture_pipeline
-        self.items: list[dict[str, Any]] = []
-        self._drops: list[Drop] = []
-        for source, item in read_entries(self.path):
-            self._add(source, item)
-        self.n_masks = sum(item["n_masks"] for item in self.items)
-        self.dropped.update(drop.reason for drop in self._drops)
+        super().__init__([self.path], img_prefix or self.path.parent)
+        self.n_masks: int = self.columns.facts["n_masks"]
+        dependent = self.columns["dependent"]
+        if self.pairs_per_visit and len(dependent):
+            first = self.place(int(dependent[0]))
+            raise InputError(f'{first}: pairs_per_visit needs independent questions; add "independent": true')
         self._tell()
 
-    def _add(self, source: str, item: Any) -> None:
-        if isinstance(item, BadObjectError):
-            self._drops.append(Drop(item.kind, source, str(item)))
-        elif isinstance(item, dict) and not item.get("conversations"):
-            self._drops.append(Drop(NO_CONVERSATION, source))
-        else:
+    def build(self, contents: list[bytes]) -> Columns:
+        positions, objects, dependent, drops, n_masks = [], [], [], [], 0
+        for position, item in parsed_entries(self.path, contents.pop()):
             try:
-                checked = check_object(item, source)
+                checked = self._checked(item, f"{self.path}#{position}")
             except BadObjectError as error:
-                self._drops.append(Drop(error.kind, source, str(error)))
-            else:
-                if self.pairs_per_visit and checked["tasks"] and not checked["independent"]:
-                    raise InputError(f'{source}: pairs_per_visit needs independent questions; add "independent": true')
-                self.items.append(checked | {"source": source})
+                told = str(error).replace(str(self.path), _FILE) if error.kind != NO_CONVERSATION else ""
+                drops.append((position, error.kind, told))
+                continue
+            n_masks += checked["n_masks"]
+            if checked["tasks"] and not checked["independent"]:
+                dependent.append(position)
+            positions.append(position)
+            objects.append(json.dumps(checked | {"boxes": checked["boxes"].tolist()}, ensure_ascii=False))
+        arrays = {
+            "position": np.asarray(positions, dtype=np.int64),
+            "dependent": np.asarray(dependent, dtype=np.int64),
+            "drop_position": np.asarray([position for position, _, _ in drops], dtype=np.int64),
+            **text_column("object", objects),
+            **text_column("drop_reason", [reason for _, reason, _ in drops]),
+            **text_column("drop_detail", [detail for _, _, detail in drops]),
+        }
+        return Columns(arrays, {"n_masks": n_masks, "drop_sections": [(0, "")]})
+
+    def _checked(self, item: Any, source: str) -> dict[str, Any]:
+        if isinstance(item, BadObjectError):
+            raise item
+        if isinstance(item, dict) and not item.get("conversations"):
+            raise BadObjectError(NO_CONVERSATION, source)
+        return check_object(item, source)
 
     def _tell(self) -> None:
-        """Logs what was left out and what became of masks; raises InputError where no object is left."""
-        faults = [drop.detail for drop in self._drops if drop.detail]
-        if not self.items:
-            first = f"; the first: {faults[0]}" if faults else ""
-            raise InputError(f"{self.path}: no object can be used; left out: {dict(self.dropped)}{first}")
+        """Logs what was left out and what became of masks."""
+        faults = [drop.detail for drop in self.drops() if drop.detail]
         if faults:
             told = "\n  ".join(faults[:_TOLD])
             more = f"\n  and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
-            whole = len(self.items) + len(self._drops)
+            whole = len(self) + sum(self.dropped.values())
             logger.warning("%s: %d of %d objects are left out:\n  %s%s", self.path, len(faults), whole, told, more)
         if self.n_masks:
             logger.info("%s: %d masks became their bounding boxes", self.path, self.n_masks)
 
-    def __len__(self) -> int:
-        return len(self.items)
+    def count_drops(self) -> Counter[str]:
+        """Counts the objects that were left out, by the kind of their fault."""
+        return Counter(self.columns.texts("drop_reason", 0, len(self.columns["drop_position"])))
 
     def drops(self) -> Iterator[Drop]:
         """Lists the objects that were left out, in the order of the file."""
-        return iter(self._drops)
+        for number, position in enumerate(self.columns["drop_position"].tolist()):
+            detail = self.columns.text("drop_detail", number).replace(_FILE, str(self.path))
+            yield Drop(self.columns.text("drop_reason", number), self.place(position), detail)
+
+    def entry(self, index: int) -> dict[str, Any]:
+        """Returns object `index` as check_object made it, with its source."""
+        entry = json.loads(self.columns.text("object", index))
+        boxes = np.asarray(entry["boxes"], dtype=np.float64).reshape(-1, 4)
+        size = entry["image_size"] and tuple(entry["image_size"])
+        return entry | {"boxes": boxes, "image_size": size, "source": self.place(int(self.columns["position"][index]))}
 
     def item(self, index: int) -> Item:
         """Returns what the file says about object `index`."""
-        entry = self.items[index]
-        texts = self.region_texts(index)
+        entry = self.entry(index)
         return Item(
             image=self._path(entry),
             boxes_px=entry["boxes"],
             image_size=entry["image_size"],
-            region_texts=tuple(texts.get(box, "") for box in range(len(entry["boxes"]))),
+            region_texts=_one_a_box(entry),
             box_sources=(entry["source"],) * len(entry["boxes"]),
             source=entry["source"],
         )
 
     def _path(self, entry: Mapping[str, Any]) -> str | None:
-        return str(self.img_prefix / entry["image"]) if entry["image"] else None
+        return str(Path(self.img_prefix, entry["image"])) if entry["image"] else None
 
     def sample(self, index: int, rng: np.random.Generator) -> RegionSample:
         """Draws item `index`; which pairs are asked, and their order, come from `rng` where pairs_per_visit is set."""
-        entry = self.items[index]
+        entry = self.entry(index)
         turns = [Turn(role, text) for role, text in entry["conversations"]]
         if self.pairs_per_visit and entry["tasks"]:
             turns = self._draw_pairs(turns, entry["tasks"], rng)
-        texts = self.region_texts(index)
         return RegionSample(
             image=self._path(entry),
             turns=tuple(turns),
             boxes_px=entry["boxes"],
             picture_pipeline=entry["picture_pipeline"] or self.picture_pipeline,
             independent_turns=entry["independent"],
-            region_texts=tuple(texts.get(box, "") for box in range(len(entry["boxes"]))),
+            region_texts=_one_a_box(entry),
             source=entry["source"],
         )
 
     def region_texts(self, index: int) -> dict[int, str]:
         """Returns what the boxes are called (box number from 0 -> text), as far as the object says so."""
-        return texts_of(self.items[index])
+        return texts_of(self.entry(index))
 
     def _draw_pairs(self, turns: list[Turn], tasks: list[str], rng: np.random.Generator) -> list[Turn]:
         of_task: dict[str, list[int]] = {}
@@ -143,45 +168,39 @@ class UnifiedDataset(RegionDataset):
         return [turns[2 * pair + step] for pair in rng.permutation(drawn).astype(int) for step in (0, 1)]
 
 
+def _one_a_box(entry: dict[str, Any]) -> tuple[str, ...]:
+    texts = texts_of(entry)
+    return tuple(texts.get(box, "") for box in range(len(entry["boxes"])))
+
+
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (source, object) for every object of a .jsonl file or of a .json list, in the file's order.
 
     Raises InputError, with the place, at the first one that is none.
     """
-    for source, entry in read_entries(path):
+    for position, entry in parsed_entries(path, read_bytes(path)):
         if isinstance(entry, BadObjectError):
             raise entry
         if not isinstance(entry, dict):
-            raise InputError(f"{source}: expected an object, got {type(entry).__name__}")
-        yield source, entry
+            raise InputError(f"{path}#{position}: expected an object, got {type(entry).__name__}")
+        yield f"{path}#{position}", entry
 
 
-def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields (source, value) as read_objects does, whatever the values are.
+def parsed_entries(path: Path, data: bytes) -> Iterator[tuple[int, Any]]:
+    """Yields (line from 1, or number in the list from 0; value) as read_objects does, whatever the values are.
 
     A line that is not JSON is yielded as the BadObjectError that says so, and the next ones follow.
-    Raises InputError where the file can't be read, and where a list is not JSON.
+    Raises InputError where a list is not JSON.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give the annotation file of a data set") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; give the annotation file inside it") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if data.lstrip()[:1] == b"[":
-        entries = enumerate(_parsed(data, str(path)))
-    else:
-        entries = ((number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip())
-    for position, entry in entries:
-        source = f"{path}#{position}"
-        if isinstance(entry, bytes):
+        yield from enumerate(_parsed(data, str(path)))
+        return
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.strip():
             try:
-                entry = _parsed(entry, source)
+                yield number, _parsed(line, f"{path}#{number}")
             except BadObjectError as error:
-                entry = error
-        yield source, entry
+                yield number, error
 
 
 def _parsed(data: bytes, where: str) -> Any:
