@@ -1,0 +1,112 @@
+"""`gpt4roi demo`: a page in the browser where boxes are drawn and talked about."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from gpt4roi.cli import output
+from gpt4roi.cli._model import add_model_arguments, check_model_folder, open_chat
+from gpt4roi.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+HELP = "open a page in the browser: draw boxes on a picture, talk about them"
+EXAMPLE = """
+  gpt4roi demo
+  gpt4roi demo --model ./GPT4RoI-7B --port 7860
+  gpt4roi demo --host 0.0.0.0 --password-file ~/page-password
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the model, where the page is, and its limits."""
+    add_model_arguments(parser)
+    parser.add_argument("--port", type=int, metavar="N", help="(default: the first free one from 7860 on)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 lets other machines in (default: %(default)s)"
+    )
+    parser.add_argument("--share", action="store_true", help="also get a public address from Gradio's servers")
+    parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
+    parser.add_argument("--password-file", metavar="FILE", help="its first line is asked for before the page is shown")
+    parser.add_argument("--max-upload-mb", type=int, default=12, metavar="N", help="of a file (default: %(default)s)")
+    parser.add_argument(
+        "--max-megapixels", type=int, default=40, metavar="N", help="of a picture (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-sessions", type=int, default=64, metavar="N", help="conversations held (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--idle-minutes",
+        type=float,
+        default=30,
+        metavar="N",
+        help="a conversation at rest so long is put away (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="answers computed side by side (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Opens the model, serves the page until Ctrl-C."""
+    if find_spec("gradio") is None:
+        raise InputError('the page needs Gradio; install it with: pip install "gpt4roi[demo]"')
+    _check_numbers(args)
+    password = _read_password(args.password_file)
+    check_model_folder(args.model)
+
+    started = time.monotonic()
+    logger.info("opening %s …", args.model)
+    chat = open_chat(args)
+
+    from gpt4roi.serve.server import ServerOptions, serve
+    from gpt4roi.serve.uploads import Limits
+
+    options = ServerOptions(
+        host=args.host,
+        port=args.port,
+        share=args.share,
+        password=password,
+        limits=Limits(args.max_upload_mb * 2**20, args.max_megapixels * 1_000_000),
+        max_sessions=args.max_sessions,
+        idle_minutes=args.idle_minutes,
+        at_once=args.at_once,
+    )
+    running = serve(chat, Path(args.model).name, options)
+    if password is None and (args.share or args.host not in ("127.0.0.1", "localhost", "::1")):
+        logger.warning("anyone who has the address can use the page; --password-file FILE asks for a password")
+    logger.info("ready after %.0f s; Ctrl-C ends it", time.monotonic() - started)
+    output.line(running.url)
+    if args.open:
+        import webbrowser
+
+        webbrowser.open(running.url)
+    try:
+        running.page.block_thread()
+    finally:
+        running.close()
+    return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise InputError(f"--port is between 1 and 65535, got {args.port}")
+    for name in ("max_upload_mb", "max_megapixels", "max_sessions", "idle_minutes", "at_once"):
+        if not getattr(args, name) > 0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}")
+
+
+def _read_password(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--password-file {path}: cannot be read: {getattr(error, 'strerror', error)}") from None
+    if not lines or not lines[0].strip():
+        raise InputError(f"--password-file {path}: the first line is empty; write the password there")
+    return lines[0].strip()

@@ -1,0 +1,278 @@
+// The picture and its boxes: drawn, moved, resized and deleted with mouse, pen, finger or keyboard.
+// Python gives `picture` {src, width, height, id}, `note` and `value` {picture, boxes, fixed}; the first `fixed` boxes
+// belong to the conversation and stay. This side writes `value` whenever the boxes drawn since change.
+const { color, make, chip, insertMention, renumberQuestion, place } = window.gpt4roi;
+const find = (selector) => element.querySelector(selector);
+const frame = find('.stage-frame'), image = find('.stage-picture'), layer = find('.stage-boxes');
+const chips = find('.stage-chips'), note = find('.stage-note'), file = find('input[type=file]');
+
+const SMALLEST = 4; // pixels on the screen; less is a click
+const SIDES = { n: [0, -1], s: [0, 1], w: [-1, 0], e: [1, 0], nw: [-1, -1], ne: [1, -1], sw: [-1, 1], se: [1, 1] };
+let picture = null, boxes = [], fixed = 0, selected = -1, drag = null;
+
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+const ordered = ([x1, y1, x2, y2]) => [Math.min(x1, x2), Math.min(y1, y2), Math.max(x1, x2), Math.max(y1, y2)];
+const rounded = (box) => box.map((value) => Math.round(value * 100) / 100);
+
+const say = (text, wrong = false) => {
+  note.textContent = text;
+  note.classList.toggle('wrong', wrong);
+};
+
+const publish = () => {
+  props.value = { picture: picture ? picture.id : '', boxes: boxes.map(rounded), fixed };
+};
+
+// Where a pointer is, in pixels of the person's own picture; never outside it.
+const point = (event) => {
+  const area = image.getBoundingClientRect();
+  return [
+    clamp(((event.clientX - area.left) / area.width) * picture.width, 0, picture.width),
+    clamp(((event.clientY - area.top) / area.height) * picture.height, 0, picture.height),
+  ];
+};
+
+const isFixed = (index) => index < fixed;
+
+const regionNode = (index) => {
+  const node = make('div', 'stage-region');
+  node.tabIndex = 0;
+  node.setAttribute('role', 'group');
+  for (const side of ['n', 'e', 's', 'w']) node.append(make('span', `edge edge-${side}`));
+  node.append(make('span', 'region-tag'));
+  for (const side of Object.keys(SIDES)) {
+    const handle = make('span', `handle handle-${side}`);
+    handle.dataset.side = side;
+    node.append(handle);
+  }
+  node.onfocus = () => select(Number(node.dataset.index));
+  node.onkeydown = (event) => onBoxKey(event, Number(node.dataset.index));
+  return node;
+};
+
+const render = () => {
+  element.querySelector('.stage').classList.toggle('has-picture', Boolean(picture));
+  while (layer.children.length > boxes.length) layer.lastChild.remove();
+  while (layer.children.length < boxes.length) layer.append(regionNode());
+  boxes.forEach((box, index) => {
+    const node = layer.children[index];
+    node.dataset.index = index;
+    node.classList.toggle('fixed', isFixed(index));
+    node.classList.toggle('selected', index === selected);
+    node.style.setProperty('--region', color(index + 1));
+    node.querySelector('.region-tag').textContent = index + 1;
+    place(node, ordered(box), picture);
+    const [x1, y1, x2, y2] = ordered(box).map(Math.round);
+    node.setAttribute('aria-label', `region ${index + 1}${isFixed(index) ? ', part of the conversation' : ''}, ` +
+      `from ${x1}, ${y1} to ${x2}, ${y2}`);
+  });
+  renderChips();
+};
+
+const renderChips = () => {
+  chips.replaceChildren(...boxes.map((_, index) => {
+    const holder = make('span', 'chip-holder');
+    const known = isFixed(index);
+    holder.append(chip(index + 1, known, known ? `region${index + 1}` : `<region${index + 1}>`));
+    if (!known) {
+      const remove = make('button', 'chip-delete', '×');
+      remove.type = 'button';
+      remove.title = `Delete box ${index + 1}`;
+      remove.setAttribute('aria-label', remove.title);
+      remove.onclick = () => removeBox(index);
+      holder.append(remove);
+    }
+    return holder;
+  }));
+};
+
+const select = (index) => {
+  if (selected === index) return;
+  selected = index;
+  render();
+};
+
+const removeBox = (index) => {
+  if (isFixed(index)) return say(`Box ${index + 1} is part of the conversation; start over to be rid of it.`);
+  boxes.splice(index, 1);
+  selected = -1;
+  render();
+  publish();
+  renumberQuestion(index + 1);
+};
+
+const addBox = (box) => {
+  boxes.push(box);
+  selected = boxes.length - 1;
+  say('');
+};
+
+// The smallest box under a point: small boxes lie on large ones.
+const boxAt = ([x, y]) => {
+  let best = -1, least = Infinity;
+  boxes.forEach((box, index) => {
+    const [x1, y1, x2, y2] = ordered(box), area = (x2 - x1) * (y2 - y1);
+    if (x >= x1 && x <= x2 && y >= y1 && y <= y2 && area < least) [best, least] = [index, area];
+  });
+  return best;
+};
+
+const moved = (box, dx, dy) => {
+  const [x1, y1, x2, y2] = box;
+  const right = clamp(dx, -x1, picture.width - x2), down = clamp(dy, -y1, picture.height - y2);
+  return [x1 + right, y1 + down, x2 + right, y2 + down];
+};
+
+const resized = (box, side, dx, dy) => {
+  const [across, along] = SIDES[side];
+  const next = [...box];
+  if (across) next[across < 0 ? 0 : 2] = clamp(next[across < 0 ? 0 : 2] + dx, 0, picture.width);
+  if (along) next[along < 0 ? 1 : 3] = clamp(next[along < 0 ? 1 : 3] + dy, 0, picture.height);
+  return next;
+};
+
+frame.onpointerdown = (event) => {
+  if (!picture || drag || event.button > 0) return;
+  const start = point(event), region = event.target.closest('.stage-region');
+  const index = region && event.target !== region ? Number(region.dataset.index) : -1;
+  event.preventDefault();
+  frame.setPointerCapture(event.pointerId);
+  if (index >= 0) {
+    select(index);
+    layer.children[index].focus({ preventScroll: true });
+    if (isFixed(index)) return say(`Box ${index + 1} is part of the conversation and stays where it is.`);
+    drag = { id: event.pointerId, start, index, before: [...boxes[index]], side: event.target.dataset.side || '' };
+  } else {
+    drag = { id: event.pointerId, start, index: -1, before: null, side: '' };
+  }
+};
+
+frame.onpointermove = (event) => {
+  if (!drag || drag.id !== event.pointerId) return;
+  const [x, y] = point(event), [x0, y0] = drag.start;
+  if (drag.before && drag.side) boxes[drag.index] = resized(drag.before, drag.side, x - x0, y - y0);
+  else if (drag.before) boxes[drag.index] = moved(drag.before, x - x0, y - y0);
+  else if (drag.index < 0) {
+    if (!largeEnough([x0, y0, x, y])) return;
+    addBox([x0, y0, x, y]);
+    drag.index = boxes.length - 1;
+  } else boxes[drag.index] = [x0, y0, x, y];
+  render();
+};
+
+const largeEnough = (box) => {
+  const area = image.getBoundingClientRect(), [x1, y1, x2, y2] = ordered(box);
+  return ((x2 - x1) / picture.width) * area.width >= SMALLEST && ((y2 - y1) / picture.height) * area.height >= SMALLEST;
+};
+
+frame.onpointerup = (event) => {
+  if (!drag || drag.id !== event.pointerId) return;
+  const { index, before, start } = drag;
+  drag = null;
+  if (index < 0) {
+    select(boxAt(start));
+    if (selected >= 0) layer.children[selected].focus({ preventScroll: true });
+    return;
+  }
+  boxes[index] = ordered(boxes[index]);
+  if (!largeEnough(boxes[index])) {
+    if (before) boxes[index] = before;
+    else boxes.pop(), (selected = -1);
+  }
+  render();
+  publish();
+  if (selected >= 0) layer.children[selected].focus({ preventScroll: true });
+};
+
+frame.onpointercancel = () => {
+  if (!drag) return;
+  if (drag.before) boxes[drag.index] = drag.before;
+  else if (drag.index >= 0) boxes.pop(), (selected = -1);
+  drag = null;
+  render();
+};
+
+const onBoxKey = (event, index) => {
+  const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  const known = isFixed(index);
+  if (event.key === 'Enter' || event.key === ' ') insertMention(index + 1, known);
+  else if (event.key === 'Escape') select(-1), frame.focus({ preventScroll: true });
+  else if (event.key === 'Delete' || event.key === 'Backspace') {
+    removeBox(index);
+    frame.focus({ preventScroll: true });
+  } else if (arrows[event.key]) {
+    if (known) return say(`Box ${index + 1} is part of the conversation and stays where it is.`);
+    const step = event.altKey || event.ctrlKey ? 1 : Math.max(picture.width, picture.height) / 100;
+    const [dx, dy] = arrows[event.key].map((one) => one * step);
+    const next = event.shiftKey ? resized(boxes[index], 'se', dx, dy) : moved(boxes[index], dx, dy);
+    if (next[2] - next[0] >= 1 && next[3] - next[1] >= 1) boxes[index] = next;
+    render();
+    publish();
+  } else return;
+  event.preventDefault();
+  event.stopPropagation();
+};
+
+// A box for those who do not draw: in the middle, a little aside from the one before.
+find('.add-box').onclick = () => {
+  const { width, height } = picture, aside = (boxes.length % 5) * 0.04;
+  addBox([width * (0.3 + aside), height * (0.3 + aside), width * (0.6 + aside), height * (0.6 + aside)]);
+  render();
+  publish();
+  layer.children[selected].focus({ preventScroll: true });
+};
+
+const send = (chosen) => {
+  if (!chosen) return;
+  if (!chosen.type.startsWith('image/')) return say(`“${chosen.name}” is not a picture.`, true);
+  if (chosen.size > props.max_bytes) {
+    const megabytes = (size) => (size / 2 ** 20).toFixed(1);
+    return say(`“${chosen.name}” has ${megabytes(chosen.size)} MB; at most ${megabytes(props.max_bytes)} are taken.`, true);
+  }
+  say('Looking at the picture …');
+  const reader = new FileReader();
+  reader.onload = () => trigger('upload', { picture: reader.result });
+  reader.onerror = () => say(`“${chosen.name}” cannot be read.`, true);
+  reader.readAsDataURL(chosen);
+};
+
+file.onchange = () => {
+  send(file.files[0]);
+  file.value = '';
+};
+for (const button of element.querySelectorAll('.choose')) button.onclick = () => file.click();
+element.ondragover = (event) => event.preventDefault();
+element.ondrop = (event) => {
+  event.preventDefault();
+  send(event.dataTransfer.files[0]);
+};
+document.addEventListener('paste', (event) => {
+  const pasted = [...(event.clipboardData?.files || [])].find((one) => one.type.startsWith('image/'));
+  if (pasted && element.isConnected) send(pasted);
+});
+
+// As wide as there is room; a small picture is shown up to three times its size, to be drawn on more easily.
+const shownWidth = () => {
+  const { width, height } = picture, most = Math.max(width, Math.min(3 * width, 560));
+  return `min(100%, ${((68 * width) / height).toFixed(2)}vh, ${most}px)`;
+};
+
+const load = () => {
+  const value = props.value || {};
+  const next = props.picture && props.picture.src ? props.picture : null;
+  if ((next && next.id) !== (picture && picture.id)) {
+    picture = next;
+    if (picture) image.src = picture.src;
+    else image.removeAttribute('src');
+    image.alt = picture ? 'The picture of the conversation' : '';
+    if (picture) frame.style.width = shownWidth();
+  }
+  boxes = picture && value.boxes ? value.boxes.map((box) => [...box]) : [];
+  fixed = value.fixed || 0;
+  selected = -1;
+  drag = null;
+  say(props.note ? props.note.text : '', Boolean(props.note && props.note.wrong));
+  render();
+};
+watch(['value', 'picture', 'note'], load);
+load();

@@ -1,0 +1,255 @@
+"""What happens when something on the page is used: each takes values from the browser and says what changes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import count
+from typing import Any
+
+import gradio as gr
+
+from gpt4roi.errors import InputError
+from gpt4roi.sampling import Decoding
+from gpt4roi.serve.examples import open_example
+from gpt4roi.serve.export import conversation_picture
+from gpt4roi.serve.hints import Hint, UnclearError
+from gpt4roi.serve.session import NO_PICTURE, Session
+from gpt4roi.serve.store import SessionStore
+from gpt4roi.serve.uploads import Limits, as_data_url, open_upload, scaled
+
+logger = logging.getLogger(__name__)
+
+PUT_AWAY = Hint("This conversation was put away after a rest. Choose the picture again to begin a new one.")
+BROKEN = "Something went wrong here; the log of the server says what. Your question is still there."
+MAX_NEW_TOKENS = 1024
+
+_versions = count(1)
+
+
+def find_session(store: SessionStore, request: gr.Request) -> Session:
+    """Returns the session of whoever asks. Raises InputError where the request belongs to none."""
+    key = getattr(request, "session_hash", None)
+    if not isinstance(key, str) or not 8 <= len(key) <= 64:
+        raise InputError("the request belongs to no session; use the page or gradio_client")
+    return store.get(key)
+
+
+def decoding_of(temperature: Any, max_new_tokens: Any, seed: Any) -> Decoding:
+    """Reads the settings. Raises InputError on what is no number, or out of range."""
+    for name, value in (("temperature", temperature), ("max_new_tokens", max_new_tokens)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(f"{name} is a number, got {value!r:.40}")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, float)) or seed != seed // 1):
+        raise InputError(f"seed is a whole number or left out, got {seed!r:.40}")
+    if not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
+        raise InputError(f"max_new_tokens is between 1 and {MAX_NEW_TOKENS}, got {max_new_tokens:g}")
+    if not 0 <= temperature <= 10:
+        raise InputError(f"temperature is between 0 and 10, got {temperature:g}")
+    return Decoding(int(max_new_tokens), float(temperature), seed=None if seed is None else int(seed) % 2**63)
+
+
+class Handlers:
+    """The listeners of the page; `ui.build_page` connects them."""
+
+    def __init__(self, store: SessionStore, limits: Limits, model_name: str) -> None:
+        self.store, self.limits, self.model_name = store, limits, model_name
+
+    def upload(self, event: gr.EventData, request: gr.Request) -> tuple:
+        """A picture came from the browser. Returns stage, conversation, hints."""
+        data = event._data.get("picture") if isinstance(event._data, dict) else None
+        return self._new_picture(request, lambda: open_upload(data, self.limits))
+
+    def pick(self, event: gr.EventData, request: gr.Request) -> tuple:
+        """An example was clicked. Returns stage, conversation, hints."""
+        name = event._data.get("name") if isinstance(event._data, dict) else None
+        return self._new_picture(request, lambda: scaled(open_example(name)))
+
+    def _new_picture(self, request: gr.Request, open_it: Any) -> tuple:
+        try:
+            session = find_session(self.store, request)
+            session.show(open_it())
+        except InputError as error:
+            return note_on_stage(str(error)), gr.skip(), gr.skip()
+        except Exception:
+            logger.exception("a picture could not be shown")
+            return note_on_stage(BROKEN), gr.skip(), gr.skip()
+        return whole_stage(session), whole_conversation(session), no_hints()
+
+    def begin(self, question: Any, stage: Any, request: gr.Request) -> tuple:
+        """Says at once, without the queue, what the question lacks. Returns hints, ask button, stop button."""
+        return self._begin(question, stage, request, anyway=False)
+
+    def begin_anyway(self, question: Any, stage: Any, request: gr.Request) -> tuple:
+        """Begins, though a drawn box is not mentioned."""
+        return self._begin(question, stage, request, anyway=True)
+
+    def _begin(self, question: Any, stage: Any, request: gr.Request, anyway: bool) -> tuple:
+        try:
+            session = find_session(self.store, request)
+            session.check(question, drawn_boxes(stage, session), anyway)
+        except InputError as error:
+            return show_hints(hints_of(error)), gr.skip(), gr.skip()
+        return no_hints(), gr.update(interactive=False), gr.update(interactive=True)
+
+    def ask(self, question, stage, temperature, length, seed, request: gr.Request) -> Iterator[tuple]:
+        """Answers. Yields stage, conversation, hints, question, ask button, stop button."""
+        yield from self._ask(question, stage, (temperature, length, seed), request, anyway=False)
+
+    def ask_anyway(self, question, stage, temperature, length, seed, request: gr.Request) -> Iterator[tuple]:
+        """Answers, though a drawn box is not mentioned."""
+        yield from self._ask(question, stage, (temperature, length, seed), request, anyway=True)
+
+    def _ask(self, question, stage, settings, request: gr.Request, anyway: bool) -> Iterator[tuple]:
+        skip = gr.skip()
+        idle = gr.update(interactive=True), gr.update(interactive=False)
+        try:
+            session = find_session(self.store, request)
+            drawn = drawn_boxes(stage, session)
+            session.check(question, drawn, anyway)
+            answers = session.ask(question, drawn, decoding_of(*settings), anyway)
+            busy = gr.update(interactive=False), gr.update(interactive=True)
+            yield skip, conversation(session, question, "", drawn), no_hints(), "", *busy
+            for answer in answers:
+                yield skip, conversation(session, question, answer, drawn), skip, skip, skip, skip
+            yield boxes_on_stage(session, drawn), conversation(session), skip, skip, *idle
+        except InputError as error:
+            yield skip, skip, show_hints(hints_of(error)), skip, *idle
+        except Exception:
+            logger.exception("a question could not be answered")
+            yield skip, conversation(session), show_hints([Hint(BROKEN)]), question, *idle
+
+    def stop(self, question: Any, request: gr.Request) -> tuple:
+        """Stops the answer; the question goes back where it was typed. Returns conversation, question, both buttons."""
+        session = find_session(self.store, request)
+        asked = session.asking
+        session.stop()
+        typed = question if isinstance(question, str) and question.strip() else asked
+        return conversation(session), typed, gr.update(interactive=True), gr.update(interactive=False)
+
+    def start_over(self, request: gr.Request) -> tuple:
+        """Keeps the picture, forgets the rest. Returns stage, conversation, hints, both buttons."""
+        session = find_session(self.store, request)
+        session.start_over()
+        return (
+            boxes_on_stage(session),
+            conversation(session),
+            no_hints(),
+            gr.update(interactive=True),
+            gr.update(interactive=False),
+        )
+
+    def clear_all(self, request: gr.Request) -> tuple:
+        """Forgets everything. Returns stage, conversation, hints, both buttons, question."""
+        session = find_session(self.store, request)
+        session.clear()
+        buttons = gr.update(interactive=True), gr.update(interactive=False)
+        return whole_stage(session), whole_conversation(session), no_hints(), *buttons, ""
+
+    def save_record(self, request: gr.Request) -> tuple:
+        """Packs the conversation as JSON. Returns the download, hints."""
+        session = find_session(self.store, request)
+        if session.picture is None:
+            return gr.skip(), show_hints([NO_PICTURE])
+        record = {"model": self.model_name, **session.as_record()}
+        text = json.dumps(record, ensure_ascii=False, indent=2)
+        return download("conversation.json", "application/json", text.encode()), no_hints()
+
+    def save_picture(self, request: gr.Request) -> tuple:
+        """Packs the conversation as a picture. Returns the download, hints."""
+        session = find_session(self.store, request)
+        if session.picture is None:
+            return gr.skip(), show_hints([NO_PICTURE])
+        packed = io.BytesIO()
+        conversation_picture(session).save(packed, "PNG")
+        return download("conversation.png", "image/png", packed.getvalue()), no_hints()
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed: what it held is freed."""
+        if isinstance(request.session_hash, str):
+            self.store.drop(request.session_hash)
+
+
+def drawn_boxes(stage: Any, session: Session) -> list:
+    """Returns the boxes that were drawn since the last question, unchecked, from the value of the stage."""
+    if not isinstance(stage, dict) or not stage.get("picture"):
+        return []
+    if stage["picture"] != session.picture_id:
+        raise UnclearError([PUT_AWAY])
+    boxes = stage.get("boxes")
+    return boxes[len(session.boxes_px) :] if isinstance(boxes, list) else []
+
+
+def hints_of(error: InputError) -> list[Hint]:
+    """Returns an error as hints."""
+    return list(error.hints) if isinstance(error, UnclearError) else [Hint(f"{str(error)[:1].upper()}{str(error)[1:]}")]
+
+
+def show_hints(hints: list[Hint]) -> dict:
+    """Returns the value of the hints."""
+    return {"hints": [asdict(hint) for hint in hints], "version": next(_versions)}
+
+
+def no_hints() -> dict:
+    """Returns the value of no hints."""
+    return {"hints": []}
+
+
+def boxes_value(session: Session, drawn: list | None = None) -> dict:
+    """Returns the value of the stage: all boxes of the conversation, then those left for later."""
+    known = len(session.boxes_px)
+    every = [*session.boxes_px, *(drawn or [])]
+    return {"picture": session.picture_id, "boxes": every, "fixed": known, "version": next(_versions)}
+
+
+def boxes_on_stage(session: Session, drawn: list | None = None) -> dict:
+    """Returns the stage after a question with these drawn boxes: the ones it did not reach stay to be changed."""
+    last = session.rounds[-1].regions if session.rounds else ()
+    return boxes_value(session, (drawn or [])[len(last) :])
+
+
+def shown_picture(session: Session) -> dict | None:
+    """Returns what the browser shows of the picture; width and height are those of the person's own."""
+    if session.picture is None:
+        return None
+    width, height = session.size
+    return {"src": as_data_url(session.picture), "width": width, "height": height, "id": session.picture_id}
+
+
+def whole_stage(session: Session) -> Any:
+    """Returns the stage with its picture."""
+    return gr.HTML(value=boxes_value(session), picture=shown_picture(session), note=None)
+
+
+def note_on_stage(text: str) -> Any:
+    """Returns a word about what was wrong with a picture; all else stays."""
+    return gr.HTML(note={"text": f"{text[:1].upper()}{text[1:]}.", "wrong": True, "version": next(_versions)})
+
+
+def whole_conversation(session: Session) -> Any:
+    """Returns the conversation with its picture."""
+    return gr.HTML(value=conversation(session), picture=shown_picture(session))
+
+
+def conversation(session: Session, question: str = "", answer: str | None = None, drawn: list | None = None) -> dict:
+    """Returns what is said; with an answer, also the round that is being answered."""
+    rounds = [asdict(one) for one in session.rounds]
+    boxes = [*session.boxes_px, *(drawn or [])]
+    pending = answer is not None
+    if pending:
+        known = len(session.boxes_px)
+        rounds.append({"question": question, "answer": answer, "regions": session.new_regions(question, known)})
+    return {"rounds": rounds, "boxes": boxes, "introduced": sorted(session.introduced), "pending": pending}
+
+
+def download(name: str, kind: str, data: bytes) -> dict:
+    """Returns a file for the browser to save."""
+    return {
+        "name": name,
+        "data": f"data:{kind};base64,{base64.b64encode(data).decode()}",
+        "version": next(_versions),
+    }

@@ -1,0 +1,125 @@
+"""Puts the page on the network: by default on this machine only, never shared unless asked."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import socket
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from gpt4roi.errors import InputError
+from gpt4roi.inference import RegionChat
+from gpt4roi.serve.gate import Gate
+from gpt4roi.serve.handlers import Handlers
+from gpt4roi.serve.session import Session
+from gpt4roi.serve.store import SessionStore
+from gpt4roi.serve.ui import asset, build_page, head, theme
+from gpt4roi.serve.uploads import Limits
+
+logger = logging.getLogger(__name__)
+
+HOME = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where the page is, who may come in, and how much everyone may have.
+
+    port: None looks for a free one from 7860 on. max_sessions, idle_minutes: when conversations are put away.
+    at_once: answers computed side by side. queue_size: questions that may wait.
+    """
+
+    host: str = HOME
+    port: int | None = None
+    share: bool = False
+    password: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    max_sessions: int = 64
+    idle_minutes: float = 30
+    at_once: int = 1
+    queue_size: int = 64
+
+
+@dataclass
+class Running:
+    """A page that is being served."""
+
+    page: gr.Blocks
+    url: str
+    store: SessionStore
+    swept: threading.Event
+
+    def close(self) -> None:
+        """Ends the server and frees every session."""
+        self.swept.set()
+        self.page.close(verbose=False)
+
+
+def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOptions()) -> Running:
+    """Starts the page over one loaded model, in threads of its own, and returns it.
+
+    Raises InputError where the port is taken or the machine cannot be reached for sharing.
+    """
+    store = SessionStore(
+        lambda: Session(chat.model, chat.processor), options.max_sessions, idle_seconds=60 * options.idle_minutes
+    )
+    handlers = Handlers(store, options.limits, model_name)
+    page = build_page(handlers, options.at_once)
+    page.queue(max_size=options.queue_size, default_concurrency_limit=options.at_once)
+    _check_port(options)
+    # base64 needs a third more than the file; the rest of a request is small.
+    gate = Middleware(Gate, max_body=options.limits.max_bytes * 4 // 3 + 2**17)
+    try:
+        _, local, shared = page.launch(
+            server_name=options.host,
+            server_port=options.port,
+            share=options.share,
+            auth=_only_with(options.password),
+            auth_message="This page asks for a password. Any user name will do.",
+            app_kwargs={"middleware": [gate]},
+            state_session_capacity=options.max_sessions,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            run_history=False,
+            pwa=False,
+            mcp_server=False,
+            footer_links=["api", "settings"],
+            theme=theme(),
+            css=asset("page.css"),
+            head=head(),
+        )
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"the page cannot be served: {error}") from None
+    if options.share and not shared:
+        page.close(verbose=False)
+        raise InputError("no public address could be had; is there a network? Without --share the page stays local")
+    return Running(page, shared or local, store, store.keep_swept())
+
+
+def _only_with(password: str | None) -> Any:
+    if password is None:
+        return None
+    wanted = password.encode()
+    return lambda _user, given: hmac.compare_digest(given.encode(), wanted)
+
+
+def _check_port(options: ServerOptions) -> None:
+    """Says that a port is taken, or that a host is not this machine's, before Gradio does it at length."""
+    if options.port is None:
+        return
+    with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options.host, options.port))
+        except OSError as error:
+            raise InputError(
+                f"cannot listen on {options.host}:{options.port}: {error.strerror or error}; give another --port"
+            ) from None

@@ -1,0 +1,70 @@
+"""The sessions of all people at once: apart from each other, bounded in number, put away when they rest."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from gpt4roi.serve.session import Session
+
+
+class SessionStore:
+    """Holds at most max_sessions sessions by an unguessable key; the one that rested longest makes room for a new one.
+
+    A session that was not used for idle_seconds is dropped by `sweep`, which `keep_swept` calls every minute.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Session],
+        max_sessions: int = 64,
+        idle_seconds: float = 1800,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.max_sessions, self.idle_seconds = max_sessions, idle_seconds
+        self._make, self._clock = make, clock
+        self._lock = threading.Lock()
+        self._sessions: OrderedDict[str, tuple[Session, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def get(self, key: str) -> Session:
+        """Returns the session of a key, a new one where there is none."""
+        with self._lock:
+            session, _ = self._sessions.pop(key, (None, 0.0))
+            session = session or self._make()
+            while len(self._sessions) >= self.max_sessions:
+                _, (oldest, _) = self._sessions.popitem(last=False)
+                oldest.stop()
+            self._sessions[key] = (session, self._clock())
+            return session
+
+    def drop(self, key: str) -> None:
+        """Forgets a session, for example because its page was closed."""
+        with self._lock:
+            session, _ = self._sessions.pop(key, (None, 0.0))
+        if session is not None:
+            session.stop()
+
+    def sweep(self) -> int:
+        """Drops the sessions that have rested too long and returns how many."""
+        before = self._clock() - self.idle_seconds
+        with self._lock:
+            old = [key for key, (_, used) in self._sessions.items() if used < before]
+        for key in old:
+            self.drop(key)
+        return len(old)
+
+    def keep_swept(self, every_seconds: float = 60) -> threading.Event:
+        """Sweeps in a thread of its own until the returned event is set."""
+        ended = threading.Event()
+
+        def work() -> None:
+            while not ended.wait(every_seconds):
+                self.sweep()
+
+        threading.Thread(target=work, name="gpt4roi-sweep", daemon=True).start()
+        return ended

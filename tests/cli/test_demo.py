@@ -1,0 +1,51 @@
+"""`gpt4roi demo` with wrong arguments; what the page does is tested in tests/serve."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt4roi.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "70000"], "--port is between 1 and 65535, got 70000"),
+        (["--port", "web"], "argument --port: invalid int value: 'web'"),
+        (["--at-once", "0"], "--at-once must be above 0, got 0"),
+        (["--max-upload-mb", "-1"], "--max-upload-mb must be above 0, got -1"),
+        (["--idle-minutes", "nan"], "--idle-minutes must be above 0, got nan"),
+        (["--password-file", "nowhere.txt"], "--password-file nowhere.txt: cannot be read: No such file"),
+        (["--password-file", "empty.txt"], "--password-file empty.txt: the first line is empty"),
+        (["--model", "nowhere/at/all"], "no model in nowhere/at/all"),
+        ([], "no model in exp/quickstart/stage2: no such folder; give --model DIR, or run scripts/quickstart.sh"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpt4roi.cli.demo.find_spec", lambda name: name)
+    (tmp_path / "empty.txt").write_text("\nsecret")
+
+    assert main(["demo", *arguments]) == 2
+
+    error = capsys.readouterr().err
+    assert error.startswith("gpt4roi demo: error: ") and message in error and error.count("\n") == 1
+
+
+def test_without_gradio_the_command_that_installs_it_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("gpt4roi.cli.demo.find_spec", lambda name: None)
+    assert main(["demo"]) == 2
+    assert 'pip install "gpt4roi[demo]"' in capsys.readouterr().err
+
+
+def test_the_file_app_py_takes_the_same_arguments(tmp_path):
+    command = [sys.executable, str(ROOT / "gpt4roi" / "app.py"), "--port", "0"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "error: --port is between 1 and 65535, got 0" in ended.stderr or "pip install" in ended.stderr

@@ -1,0 +1,105 @@
+"""A page as a person uses it: draw, type, click, read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+QUESTION = "#question textarea"
+PATIENCE = 60_000  # milliseconds; the machine may be busy
+
+expect.set_options(timeout=PATIENCE)
+
+
+class Driver:
+    """Wraps one browser page; drawing is in shares of the picture, 0 to 1."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.addresses: list[str] = []
+        page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.addresses.append(request.url))
+        page.set_default_timeout(PATIENCE)
+        page.goto(url)
+        page.wait_for_selector(".example")
+
+    def pick(self, number: int) -> None:
+        """Clicks an example and waits until the picture is there."""
+        self.page.locator(".example").nth(number).click()
+        self._wait_for_picture()
+
+    def upload(self, path: Path) -> None:
+        """Chooses a file and waits until the picture is there."""
+        self.page.set_input_files("#stage input[type=file]", path)
+        self._wait_for_picture()
+
+    def _wait_for_picture(self) -> None:
+        self.page.wait_for_selector(".stage.has-picture")
+        self.page.wait_for_function("document.querySelector('.stage-picture').complete")
+
+    def area(self) -> dict:
+        """Returns where the picture is on the screen."""
+        self.page.locator(".stage-picture").scroll_into_view_if_needed()
+        return self.page.locator(".stage-picture").bounding_box()
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Returns the place on the screen of a place in the picture."""
+        area = self.area()
+        return area["x"] + x * area["width"], area["y"] + y * area["height"]
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Drags the mouse from place to place on the screen."""
+        mouse = self.page.mouse
+        mouse.move(*start)
+        mouse.down()
+        mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=3)
+        mouse.move(*end, steps=3)
+        mouse.up()
+
+    def draw(self, x1: float, y1: float, x2: float, y2: float) -> None:
+        """Draws a box with the mouse."""
+        before = self.regions()
+        self.drag(self.at(x1, y1), self.at(x2, y2))
+        expect(self.page.locator(".stage-region")).to_have_count(before + 1)
+
+    def regions(self) -> int:
+        """Returns how many boxes are on the picture."""
+        return self.page.locator(".stage-region").count()
+
+    def chip(self, number: int):
+        """Returns the chip of a region under the picture."""
+        return self.page.locator(".stage-chips .region-chip").nth(number - 1)
+
+    def type(self, text: str) -> None:
+        """Types a question."""
+        self.page.fill(QUESTION, text)
+
+    def question(self) -> str:
+        """Returns what is in the question box."""
+        return self.page.input_value(QUESTION)
+
+    def ask(self, text: str | None = None) -> str:
+        """Asks, waits until the answer is whole, and returns it."""
+        rounds = self.page.locator(".round").count()
+        if text is not None:
+            self.type(text)
+        self.page.click("#ask")
+        expect(self.page.locator(".round:not(.pending)")).to_have_count(rounds + 1)
+        expect(self.page.locator("#ask")).to_be_enabled()
+        return self.page.locator(".round .answer").last.inner_text()
+
+    def hints(self) -> list[str]:
+        """Returns the hints shown, once there are some."""
+        self.page.wait_for_selector(".hint")
+        return self.page.locator(".hint > span").all_inner_texts()
+
+    def set_length(self, tokens: int) -> None:
+        """Opens the settings and sets the longest answer."""
+        if not self.page.get_by_label("Temperature").first.is_visible():
+            self.page.get_by_text("Settings", exact=True).first.click()
+        self.page.get_by_label(re.compile("number input for Longest answer")).fill(str(tokens))
+        self.page.keyboard.press("Tab")

@@ -1,0 +1,391 @@
+"""The page in a real browser: boxes, answers, mistakes, keyboard, phone."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.browser
+
+WITHIN_PX = 2.0
+
+
+@pytest.fixture
+def open_page(browser, running):
+    """Opens pages, each in a context of its own, and looks at the end whether they complained."""
+    from page_driver import Driver
+
+    contexts, drivers = [], []
+
+    def open_one(query: str = "", **options) -> Driver:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        drivers.append(Driver(context.new_page(), running.url + query))
+        return drivers[-1]
+
+    yield open_one
+    complaints = [line for driver in drivers for line in driver.complaints]
+    strangers = {address for driver in drivers for address in driver.addresses if not _is_own(address, running.url)}
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert strangers == set()
+
+
+def _is_own(address: str, url: str) -> bool:
+    return address.startswith((url, "data:", "blob:"))
+
+
+def the_session(running, question: str):
+    """The session that was asked this question."""
+    found = [
+        session
+        for session, _ in running.store._sessions.values()
+        if any(one.question == question for one in session.rounds)
+    ]
+    assert len(found) == 1, [one.question for session, _ in running.store._sessions.values() for one in session.rounds]
+    return found[0]
+
+
+def save_noise(path, size: tuple[int, int]):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(path)
+    return path
+
+
+@pytest.mark.parametrize("size", [(2000, 1500), (120, 90)], ids=["larger than shown", "smaller than shown"])
+def test_the_boxes_that_python_receives_are_the_drawn_ones(open_page, running, tmp_path, screenshots, size):
+    page = open_page()
+    page.upload(save_noise(tmp_path / "noise.png", size))
+    shown = page.area()
+    assert (shown["width"] < size[0]) == (size[0] == 2000)
+    shares = [(0.1, 0.15, 0.45, 0.5), (0.9, 0.95, 0.55, 0.3)]  # the second one is drawn upwards
+    for share in shares:
+        page.draw(*share)
+    page.page.screenshot(path=screenshots / f"boxes_{size[0]}.png")
+
+    question = f"Is <region1> like <region2> on {size[0]}?"
+    page.ask(question)
+
+    expected = [[0.1, 0.15, 0.45, 0.5], [0.55, 0.3, 0.9, 0.95]] * np.array([*size, *size])
+    received = np.array(the_session(running, question).boxes_px)
+    a_screen_pixel = size[0] / shown["width"]
+    assert np.abs(received - expected).max() <= max(WITHIN_PX, a_screen_pixel)
+    print(f"{size}: largest difference {np.abs(received - expected).max():.2f} px of the picture")
+
+
+def test_two_boxes_a_streamed_answer_then_a_third_box_and_old_ones_again(open_page, running, screenshots):
+    page = open_page()
+    page.pick(0)
+    page.draw(0.1, 0.2, 0.4, 0.6)
+    page.draw(0.5, 0.1, 0.9, 0.7)
+    page.type("Which is larger,")
+    page.chip(1).click()
+    page.page.keyboard.type(" or")
+    page.chip(2).click()
+    assert page.question() == "Which is larger, <region1> or <region2>"
+    page.page.evaluate(
+        "window.seen = []; new MutationObserver(() => window.seen.push("
+        "document.querySelector('.round:last-child .answer')?.textContent))"
+        ".observe(document.querySelector('.conversation'), {childList: true, subtree: true})"
+    )
+
+    first = page.ask()
+
+    seen = [text for text in page.page.evaluate("window.seen") if text]
+    assert len(set(seen)) > 3 and first.startswith(seen[1].rstrip("…")[:1])
+    assert page.question() == ""
+    assert page.page.locator(".round .figure-box").count() == 2
+    page.page.screenshot(path=screenshots / "two_boxes.png")
+
+    page.draw(0.3, 0.3, 0.6, 0.9)
+    assert page.chip(3).inner_text() == "<region3>" and page.chip(1).inner_text() == "region1"
+    page.type("And")
+    page.chip(3).click()
+    page.page.keyboard.type(" beside")
+    page.chip(1).click()
+    assert page.question() == "And <region3> beside region1"
+    page.ask()
+    page.ask("Why region2?")
+
+    session = the_session(running, "And <region3> beside region1")
+    assert [one.regions for one in session.rounds] == [(1, 2), (3,), ()]
+    assert page.page.locator(".figure").count() == 2
+    assert page.page.locator(".figure").nth(1).locator(".figure-box").count() == 3
+    page.page.screenshot(path=screenshots / "three_rounds.png", full_page=True)
+
+
+def test_a_region_has_one_colour_in_picture_chips_and_conversation(open_page):
+    page = open_page()
+    page.pick(1)
+    page.draw(0.1, 0.1, 0.3, 0.3)
+    page.draw(0.4, 0.4, 0.8, 0.8)
+    page.ask("Is <region2> below <region1>?")
+
+    def colours(selector: str, kind: str) -> list[str]:
+        return page.page.locator(selector).evaluate_all(f"all => all.map(one => getComputedStyle(one).{kind})")
+
+    tags = colours(".stage-region .region-tag", "backgroundColor")
+    assert len(set(tags)) == 2
+    assert colours(".stage-chips .region-chip", "backgroundColor") == tags
+    assert colours(".figure .region-tag", "backgroundColor") == tags
+    assert colours(".round .question .region-chip", "backgroundColor") == tags[::-1]
+
+
+def test_boxes_are_moved_resized_and_deleted_and_numbers_follow(open_page, running):
+    page = open_page()
+    page.pick(1)  # 600 x 400, shown as it is
+    page.draw(0.1, 0.1, 0.3, 0.3)
+    page.draw(0.5, 0.5, 0.7, 0.7)
+    page.draw(0.6, 0.1, 0.9, 0.4)
+    page.type("Is <region3> above <region2>?")
+    page.page.locator(".chip-delete").first.click()
+    assert page.regions() == 2
+    assert page.question() == "Is <region2> above <region1>?"
+
+    page.page.mouse.click(*page.at(0.6, 0.6))  # inside: selected, which shows its dots
+    page.drag(page.at(0.6, 0.5), page.at(0.6, 0.6))  # the dot in the middle of its upper edge
+    page.drag(page.at(0.7, 0.7), page.at(0.8, 0.9))  # the dot at its corner
+    page.page.mouse.click(*page.at(0.02, 0.02))  # outside: nothing is selected now, so there are no dots
+    page.drag(page.at(0.6, 0.6), page.at(0.4, 0.6))  # by its upper edge
+    page.drag(page.at(0.9, 0.3), page.at(0.95, 0.5))  # the other one by its right edge
+    page.page.keyboard.press("Escape")
+
+    page.ask()
+    first, second = the_session(running, "Is <region2> above <region1>?").boxes_px
+    size = np.array([600, 400, 600, 400])
+    assert np.abs(first - np.array([0.3, 0.6, 0.6, 0.9]) * size).max() <= WITHIN_PX
+    assert np.abs(second - np.array([0.65, 0.3, 0.95, 0.6]) * size).max() <= WITHIN_PX
+
+
+def test_a_drag_begun_outside_a_box_or_ending_outside_the_picture_stays_in_it(open_page, running):
+    page = open_page()
+    page.pick(1)
+    start, area = page.at(0.5, 0.5), page.area()
+    page.drag(start, (area["x"] + area["width"] + 200, area["y"] - 60))
+    page.ask("What is at the edge, <region1>?")
+    (box,) = the_session(running, "What is at the edge, <region1>?").boxes_px
+    assert np.abs(box - np.array([300, 0, 600, 200])).max() <= WITHIN_PX
+
+
+def test_the_keyboard_alone_is_enough(open_page, running):
+    page = open_page()
+    keys = page.page.keyboard
+    page.page.locator(".example").nth(1).focus()
+    keys.press("Enter")
+    page._wait_for_picture()
+    page.page.locator(".add-box").focus()
+    keys.press("Enter")
+    keys.press("ArrowRight")
+    keys.press("Shift+ArrowDown")
+    keys.press("Alt+ArrowUp")
+    page.page.locator(".add-box").focus()
+    keys.press("Enter")
+    keys.press("Delete")
+    assert page.regions() == 1
+    page.page.locator(".stage-region").focus()
+    keys.press("Enter")
+    assert page.question() == "<region1>"
+    keys.type(": what is it?")
+    keys.press("Enter")
+    page.page.wait_for_selector(".round:not(.pending)")
+    (box,) = the_session(running, "<region1>: what is it?").boxes_px
+    assert box == [186, 119, 366, 245]
+    page.page.locator(".stage-region").focus()
+    keys.press("Delete")
+    assert page.regions() == 1
+    assert "part of the conversation" in page.page.inner_text(".stage-note")
+
+
+def test_clear_all_clears_and_start_over_keeps_the_picture(open_page, running):
+    page = open_page()
+    page.pick(0)
+    page.draw(0.1, 0.2, 0.4, 0.6)
+    page.ask("What will be cleared, <region1>?")
+    session = the_session(running, "What will be cleared, <region1>?")
+
+    page.page.click("#start-over")
+    page.page.wait_for_selector(".round", state="detached")
+    assert page.regions() == 0 and page.page.locator(".stage.has-picture").count() == 1
+    assert session.rounds == [] and session.picture is not None
+
+    page.draw(0.1, 0.2, 0.4, 0.6)
+    page.type("half a question")
+    page.page.click("#clear-all")
+    page.page.wait_for_selector(".stage:not(.has-picture)")
+    assert page.regions() == 0 and page.question() == "" and page.page.locator(".figure").count() == 0
+    assert session.picture is None and session.boxes_px == []
+    assert page.page.locator(".stage-chips > *").count() == 0
+
+
+def test_each_mistake_is_a_hint_in_place_and_nothing_typed_is_lost(open_page, running, screenshots):
+    page = open_page()
+    page.type("What is this?")
+    page.page.click("#ask")
+    assert page.hints() == ["There is no picture yet. Choose one of your own, or click an example."]
+    assert page.question() == "What is this?"
+
+    page.pick(1)
+    assert page.question() == "What is this?"
+    page.draw(0.2, 0.2, 0.6, 0.6)
+    page.type("")
+    page.page.click("#ask")
+    assert page.hints() == ["Ask something, for example: What is <region1>?"]
+    page.page.click(".hint-mend")
+    assert page.question() == "What is <region1>?"
+
+    page.type("What is <region2>?")
+    page.page.click("#ask")
+    page.page.wait_for_selector("text=Draw a box for <region2>")
+    assert page.question() == "What is <region2>?"
+    page.page.screenshot(path=screenshots / "hint.png")
+
+    page.draw(0.7, 0.2, 0.9, 0.6)
+    page.page.click("#ask")
+    page.page.wait_for_selector("text=<region1> is drawn, but the question does not mention it.")
+    page.page.click(".hint-mend")
+    assert page.question() == "What is <region2> <region1>?"
+    page.type("What is <region1> without the other?")
+    page.page.click("#ask")
+    page.page.wait_for_selector("text=Add <region2>")
+    page.page.click(".hint-anyway")
+    page.page.wait_for_selector(".round:not(.pending)")
+    assert len(the_session(running, "What is <region1> without the other?").boxes_px) == 1
+    assert page.regions() == 2  # the other one stays to be asked about
+    page.page.wait_for_selector(".hint", state="detached")
+
+
+def test_a_file_that_is_no_picture_or_too_large_is_said_so_on_the_picture(open_page, tmp_path):
+    page = open_page()
+    (tmp_path / "words.txt").write_text("words")
+    (tmp_path / "words.png").write_text("words")
+    save_noise(tmp_path / "wide.png", (3000, 2000))
+    (tmp_path / "large.png").write_bytes(bytes(3 * 2**20))
+    for name, said in [
+        ("words.txt", "“words.txt” is not a picture."),
+        ("large.png", "“large.png” has 3.0 MB; at most 2.0 are taken."),
+        ("words.png", "This is no picture that can be read"),
+        ("wide.png", "The picture has 3000 x 2000 pixels; at most 4,000,000 are taken"),
+    ]:
+        page.page.set_input_files("#stage input[type=file]", tmp_path / name)
+        page.page.wait_for_selector(f".stage-note.wrong:has-text('{said}')")
+    page.pick(0)
+    assert page.page.inner_text(".stage-note") == ""
+
+
+def test_an_answer_is_stopped_and_the_question_comes_back(open_page, running):
+    page = open_page()
+    page.pick(0)
+    page.set_length(1000)
+    page.type("Tell a long story.")
+    page.page.click("#ask")
+    page.page.wait_for_selector(".round.pending")
+    page.page.wait_for_function("document.querySelector('.round .answer').textContent.length > 3")
+    page.page.click("#stop")
+    page.page.wait_for_selector(".round", state="detached")
+    assert page.question() == "Tell a long story."
+    page.set_length(20)
+    page.ask()
+    assert len(the_session(running, "Tell a long story.").rounds) == 1
+
+
+def test_who_waits_sees_the_place_in_the_queue_and_nothing_of_the_others(open_page, screenshots):
+    first, second = open_page(), open_page()
+    for page in (first, second):
+        page.pick(0)
+    first.draw(0.1, 0.1, 0.5, 0.5)
+    first.set_length(1000)
+    first.type("What is <region1>, at length?")
+    first.page.click("#ask")
+    first.page.wait_for_selector(".round.pending")
+    second.type("And for me?")
+    second.page.click("#ask")
+    second.page.wait_for_selector("#queue-place :text('queue: 1')")
+    second.page.screenshot(path=screenshots / "queue.png")
+    assert second.regions() == 0 and second.page.locator(".round:not(.pending)").count() == 0
+    first.page.click("#stop")
+    second.page.wait_for_selector(".round:not(.pending)")
+    assert second.page.locator(".round").count() == 1
+
+
+def test_a_page_that_is_closed_frees_its_session(open_page, running):
+    page = open_page()
+    page.pick(0)
+    page.ask("Who will be forgotten?")
+    the_session(running, "Who will be forgotten?")
+    page.page.close()
+    for _ in range(200):
+        asked = [one.question for session, _ in running.store._sessions.values() for one in session.rounds]
+        if "Who will be forgotten?" not in asked:
+            break
+        time.sleep(0.1)
+    assert "Who will be forgotten?" not in asked
+
+
+def test_on_a_phone_one_draws_with_a_finger_and_nothing_is_wider_than_the_screen(open_page, running, screenshots):
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, device_scale_factor=2)
+    page.page.locator(".example").nth(1).tap()
+    page._wait_for_picture()
+    shown = page.area()
+    finger = page.page.context.new_cdp_session(page.page)
+
+    def touch(kind: str, *place: float) -> None:
+        points = [{"x": place[0], "y": place[1]}] if place else []
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return shown["x"] + x * shown["width"], shown["y"] + y * shown["height"]
+
+    touch("touchStart", *place(0.2, 0.2))
+    for step in range(1, 6):
+        touch("touchMove", *place(0.2 + 0.1 * step, 0.2 + 0.12 * step))
+    touch("touchEnd")
+    assert page.regions() == 1
+    page.page.wait_for_timeout(500)  # sooner, the next touch would be half of a double tap
+    page.chip(1).tap()
+    page.page.wait_for_function("document.querySelector('#question textarea').value === '<region1>'")
+    page.page.keyboard.type(", by finger?")
+    page.page.screenshot(path=screenshots / "phone_asking.png")
+    page.page.locator("#ask").tap()
+    page.page.wait_for_selector(".round:not(.pending)")
+    (box,) = the_session(running, "<region1>, by finger?").boxes_px
+    a_screen_pixel = 600 / shown["width"]
+    assert np.abs(box - np.array([0.2, 0.2, 0.7, 0.8]) * [600, 400, 600, 400]).max() <= max(2, a_screen_pixel)
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.page.screenshot(path=screenshots / "phone.png", full_page=True)
+
+
+def test_in_the_dark_words_are_light(open_page, screenshots):
+    page = open_page("?__theme=dark")
+    page.pick(2)
+    page.draw(0.3, 0.2, 0.7, 0.6)
+    page.ask("Who is <region1>, in the dark?")
+    for selector in (".round .answer", ".stage-help", ".round .question"):
+        light = page.page.locator(selector).first.evaluate(
+            "node => getComputedStyle(node).color.match(/\\d+/g).slice(0, 3).map(Number)"
+        )
+        assert sum(light) / 3 > 140, selector
+    page.page.screenshot(path=screenshots / "dark.png")
+
+
+def test_the_conversation_is_saved_as_json_and_as_a_picture(open_page, tmp_path):
+    page = open_page()
+    page.page.click("#save-json")
+    assert "There is no picture yet" in page.hints()[0]
+    page.pick(1)
+    page.draw(0.2, 0.2, 0.6, 0.6)
+    said = page.ask("What is saved of <region1>?")
+    with page.page.expect_download() as waiting:
+        page.page.click("#save-json")
+    record = json.loads(waiting.value.path().read_text(encoding="utf-8"))
+    assert record["picture"] == {"width": 600, "height": 400} and len(record["regions"]) == 1
+    assert record["rounds"][0]["question"] == "What is saved of <region1>?"
+    assert record["rounds"][0]["answer"].split() == said.split()
+    with page.page.expect_download() as waiting:
+        page.page.click("#save-picture")
+    with Image.open(waiting.value.path()) as sheet:
+        assert sheet.format == "PNG" and sheet.width == 960
