@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 from gpt4roi.errors import InputError
 from gpt4roi.train import run
 from gpt4roi.train.arguments import STAGE_DEFAULTS, DataArguments, ModelArguments, RegionArguments, TrainingArguments
+from gpt4roi.train.refusals import check_values
 from gpt4roi.train.trainable import parse_modules, parse_rates
 
 
@@ -24,7 +25,10 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArg
     if _value(argv, "--output_dir") is None and not {"-h", "--help"} & set(argv):
         raise InputError("--output_dir is missing: the folder that the training writes to and resumes from")
     parser = HfArgumentParser(
-        (ModelArguments, DataArguments, RegionArguments, TrainingArguments), prog="gpt4roi train", exit_on_error=False
+        (ModelArguments, DataArguments, RegionArguments, TrainingArguments),
+        prog="gpt4roi train",
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     accelerated = torch.cuda.is_available()
     parser.set_defaults(**STAGE_DEFAULTS[int(stage)], bf16=accelerated, use_cpu=not accelerated)
@@ -41,17 +45,11 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArg
     if unknown:
         raise InputError(f"unknown arguments: {' '.join(unknown)}; --help lists what there is")
     model_args, data_args, region_args, args = parts
+    check_values(model_args, data_args, region_args, args)
     parse_modules(args.trainable_modules)
     parse_rates(args.learning_rates)
     parse_rates(args.weight_decays, "--weight_decays")
     args.label_names, args.prediction_loss_only = ["labels"], True
-    if args.eval_strategy != "no" and data_args.eval_dataset is None:
-        raise InputError(f"--eval_strategy {args.eval_strategy.value} needs --eval_dataset: what is to be evaluated on")
-    if args.dataloader_persistent_workers:
-        raise InputError(
-            "--dataloader_persistent_workers: workers that outlive an epoch would draw the first epoch's samples "
-            "again; leave it out"
-        )
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs in one process: start one process for each, as train_stage{stage}.sh or torchrun does"

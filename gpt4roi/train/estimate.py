@@ -234,8 +234,8 @@ def estimated(arguments: Sequence[str]) -> str:
     given = [word for word in words(arguments) if word != "--estimate"]
     if "--output_dir" not in given:
         given += ["--output_dir", "exp"]
-    model_args, _, _, args = parse(given)
-    check_choices(model_args, args)
+    model_args, _, region_args, args = parse(given)
+    check_choices(model_args, region_args, args)
     return plan(model_args, args)
 
 

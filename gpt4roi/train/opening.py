@@ -14,7 +14,8 @@ from gpt4roi.errors import InputError
 from gpt4roi.processor import GPT4RoIProcessor
 from gpt4roi.train import run
 from gpt4roi.train.adapters import check_adapters, quantization_config
-from gpt4roi.train.arguments import ModelArguments, TrainingArguments
+from gpt4roi.train.arguments import ModelArguments, RegionArguments, TrainingArguments
+from gpt4roi.train.refusals import check_new_parts, refuse_adapter
 from gpt4roi.train.resume import realign
 from gpt4roi.train.trainable import parse_modules
 
@@ -95,10 +96,20 @@ def learning_modules(model_args: ModelArguments, args: TrainingArguments) -> tup
     return modules
 
 
-def check_choices(model_args: ModelArguments, args: TrainingArguments) -> None:
+def check_choices(model_args: ModelArguments, region_args: RegionArguments, args: TrainingArguments) -> None:
     """Raises InputError for choices about the model that contradict each other, before anything is opened."""
     source = Path(model_args.model_name_or_path)
-    check_adapters(model_args, parse_modules(args.trainable_modules), is_ours(source))
+    starts_from_ours = is_ours(source)
+    if not any(Path(args.output_dir).glob("checkpoint-*")):  # a run that goes on needs no start
+        refuse_adapter(source)
+        run.require_finished(source)
+        if args.stage == 2 and not starts_from_ours:
+            raise InputError(
+                f"{source}: not a GPT4RoI folder; stage 2 starts from stage 1's: --model_name_or_path exp/stage1"
+            )
+    if not starts_from_ours:
+        check_new_parts(model_args, region_args)
+    check_adapters(model_args, parse_modules(args.trainable_modules), starts_from_ours)
 
 
 def is_ours(folder: Path) -> bool:

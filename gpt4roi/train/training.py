@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> Path:
     if (folder / run.DONE).is_file():
         logger.info("%s is trained already: %s", folder, (folder / run.DONE).read_text())
         return folder
-    check_choices(model_args, args)
+    check_choices(model_args, region_args, args)
     with run.held(folder, needed=args.should_save):
         return _train(folder, arguments, model_args, data_args, region_args, args)
 
@@ -148,8 +148,10 @@ def _calibrate(model: Any, dataset: EncodedDataset) -> None:
     else:
         pictures = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
         if not pictures:
-            reasons = "; ".join(dict.fromkeys(sample["skipped"] for sample in samples if "skipped" in sample))
-            raise InputError(f"none of the first {len(samples)} samples shows a picture to measure by: {reasons}")
+            reasons = list(dict.fromkeys(sample["skipped"] for sample in samples if "skipped" in sample))
+            raise InputError(
+                f"none of the first {len(samples)} samples shows a picture to measure by: {'; '.join(reasons[:2])}"
+            )
         maps = model.encode_picture(torch.stack(pictures))[1]
     model.calibrate(maps, boxes)
 

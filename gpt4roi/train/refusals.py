@@ -1,0 +1,87 @@
+"""What can be seen to be wrong from a command line and small files alone, before anything is opened."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from transformers.integrations import get_reporting_integration_callbacks
+
+from gpt4roi.conversation import TEMPLATES
+from gpt4roi.errors import InputError
+from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
+
+FORMATS = (*TEMPLATES, "chat")
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+ENCODERS = ("gpt4roi", "light")
+
+
+def check_values(
+    model_args: ModelArguments, data_args: DataArguments, region_args: RegionArguments, args: TrainingArguments
+) -> None:
+    """Raises InputError for a value that no training can have; names what was expected."""
+    for name, value, least in (
+        ("learning_rate", args.learning_rate, 0),
+        ("weight_decay", args.weight_decay, 0),
+        ("max_bad_steps", args.max_bad_steps, 0),
+        ("global_batch_size", args.global_batch_size, 1),
+        ("per_device_train_batch_size", args.per_device_train_batch_size, 1),
+        ("model_max_length", model_args.model_max_length, 1),
+        ("align_regions", region_args.align_regions, 0),
+        ("estimate_gpus", args.estimate_gpus, 1),
+        ("estimate_regions", args.estimate_regions, 1),
+    ):
+        if value is not None and not (value >= least and math.isfinite(value)):
+            raise InputError(f"--{name}: got {value}, expected {least} or more")
+    if not 0 <= data_args.max_bad_fraction <= 1:
+        raise InputError(f"--max_bad_fraction: got {data_args.max_bad_fraction}, expected a share from 0 to 1")
+    if model_args.prompt_format not in (None, *FORMATS):
+        raise InputError(f"--prompt_format: got {model_args.prompt_format!r}, expected one of {', '.join(FORMATS)}")
+    if model_args.region_encoder_type not in ENCODERS:
+        raise InputError(
+            f"--region_encoder_type: got {model_args.region_encoder_type!r}, expected {' or '.join(ENCODERS)}"
+        )
+    if args.resume_from_checkpoint:
+        raise InputError("--resume_from_checkpoint: give the work directory alone, and its run goes on by itself")
+    if args.dataloader_persistent_workers:
+        raise InputError(
+            "--dataloader_persistent_workers: workers that outlive an epoch would draw the first epoch's samples "
+            "again; leave it out"
+        )
+    if args.eval_strategy != "no" and data_args.eval_dataset is None:
+        raise InputError(f"--eval_strategy {args.eval_strategy.value} needs --eval_dataset: what is to be evaluated on")
+    _check_attention(model_args.attn_implementation, args.use_cpu)
+    _check_reports(args)
+
+
+def _check_attention(chosen: str | None, use_cpu: bool) -> None:
+    if chosen not in (None, *ATTENTION):
+        raise InputError(f"--attn_implementation: got {chosen!r}, expected one of {', '.join(ATTENTION)}")
+    if chosen is not None and chosen.startswith("flash") and use_cpu:
+        raise InputError(f"--attn_implementation {chosen} needs a GPU, and this training runs on the CPU; choose sdpa")
+
+
+def _check_reports(args: TrainingArguments) -> None:
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"--report_to {' '.join(args.report_to)}: {' '.join(str(error).split())[:300]}") from None
+
+
+def check_new_parts(model_args: ModelArguments, region_args: RegionArguments) -> None:
+    """Raises InputError for choices of a new model that contradict each other."""
+    if model_args.region_encoder_type == "light":
+        return
+    if model_args.image_grid_size is not None:
+        raise InputError("--image_grid_size is for --region_encoder_type light; leave one out or give the other")
+    if region_args.region_mixup or region_args.region_noise:
+        raise InputError("--region_mixup and --region_noise are for --region_encoder_type light")
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises InputError where a training is to start from a folder that holds an adapter alone."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds an adapter, not a model; join it with its base: gpt4roi merge-adapter BASE {folder} OUT"
+        )

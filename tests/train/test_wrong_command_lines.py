@@ -1,0 +1,131 @@
+"""Wrong command lines of a training: one readable error each, before any model is opened where that is possible."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny import tiny_model, tiny_processor
+
+from gpt4roi.errors import InputError
+from gpt4roi.train import main
+
+DATA = "--dataset_config {parts}/train.jsonl"
+ONE = "--stage 1 --output_dir {tmp}/out"
+NEW = f"{ONE} {DATA} --model_name_or_path {{parts}}/language_model --vision_tower {{parts}}/clip"
+LIGHT = f"{NEW} --vision_tower {{parts}}/pyramid --region_encoder_type light"
+TWO = f"--stage 2 --output_dir {{tmp}}/out {DATA} --model_name_or_path {{wrong}}/whole"
+
+BEFORE_ANY_MODEL = [
+    ("--output_dir {tmp}/out --stage 3", "--stage must be 1 or 2, got '3'"),
+    ("--stage 1", "--output_dir is missing"),
+    (f"{NEW} --learning_rat 1", "unknown arguments: --learning_rat 1"),
+    (f"{NEW} --max_steps many", "argument --max_steps.*invalid int value: 'many'"),
+    (f"{NEW} --bf16 true --fp16 true", "arguments: .*fp16 and bf16"),
+    (
+        f"{NEW} --global_batch_size 6 --per_device_train_batch_size 4",
+        "--global_batch_size 6 is not a multiple of the 4",
+    ),
+    (f"{NEW} --global_batch_size 0", "--global_batch_size: got 0, expected 1 or more"),
+    (f"{NEW} --learning_rate -1", "--learning_rate: got -1.0, expected 0 or more"),
+    (f"{NEW} --max_bad_fraction 2", r"--max_bad_fraction: got 2.0, expected a share from 0 to 1"),
+    (f"{NEW} --trainable_modules vision_tower", "--trainable_modules: got 'vision_tower', expected some of"),
+    (f"{NEW} --learning_rates vision_tower=1", "--learning_rates: got 'vision_tower=1', expected module=number"),
+    (f"{NEW} --weight_decays region_encoder", "--weight_decays: got 'region_encoder', expected module=number"),
+    (f"{NEW} --prompt_format vicuna", "--prompt_format: got 'vicuna', expected one of v0, v1, llava_v1, chat"),
+    (f"{NEW} --region_encoder_type heavy", "--region_encoder_type: got 'heavy', expected gpt4roi or light"),
+    (f"{NEW} --attn_implementation flash", "--attn_implementation: got 'flash', expected one of eager, sdpa"),
+    (f"{NEW} --attn_implementation flash_attention_2 --use_cpu true", "flash_attention_2 needs a GPU.*choose sdpa"),
+    (f"{NEW} --image_grid_size 4", "--image_grid_size is for --region_encoder_type light"),
+    (f"{NEW} --region_mixup 0.5", "--region_mixup and --region_noise are for --region_encoder_type light"),
+    (f"{NEW} --lora_r 8", "--lora_r 8 is for a language model that learns"),
+    (f"{NEW} --lora_alpha 16", "--lora_alpha does nothing without --lora_r"),
+    (f"{TWO} --quantization 4bit", "quantized weights cannot learn; add --lora_r"),
+    (f"{NEW} --eval_strategy steps", "--eval_strategy steps needs --eval_dataset"),
+    (f"{NEW} --dataloader_num_workers 2 --dataloader_persistent_workers true", "would draw the first epoch's samples"),
+    (f"{NEW} --report_to carrierpigeon", "carrierpigeon is not supported"),
+    (f"{NEW} --resume_from_checkpoint x", "--resume_from_checkpoint: give the work directory alone"),
+    (f"{ONE} --dataset_config {{tmp}}/no.json", "no.json: no such file"),
+    (f"{ONE} --dataset_config {{wrong}}/list.json", "list.json, data set 0: unknown type 'movies'"),
+    (f"{ONE} --dataset_config {{wrong}}/empty.jsonl", "empty.jsonl: .*no"),
+    (f"{NEW} --eval_dataset {{tmp}}/held_out.jsonl", "held_out.jsonl: no such file"),
+    (f"--stage 2 --output_dir {{tmp}}/out {DATA}", "vicuna-7b: not a GPT4RoI folder; stage 2 starts from stage 1's"),
+    (f"{TWO} --model_name_or_path {{wrong}}/unfinished", "unfinished: its training is not finished"),
+    (f"{TWO} --model_name_or_path {{wrong}}/adapter", "adapter holds an adapter, not a model; join it with its base"),
+    (f"--stage 1 --output_dir {{wrong}}/list.json {DATA}", "list.json is a file; --output_dir names a folder"),
+    (f"--stage 1 --output_dir {{wrong}}/whole {DATA}", "holds config.json but no run of this training"),
+]
+"""What can be seen from the words, the data and small files."""
+
+WHILE_OPENING = [
+    (f"{NEW} --vision_tower {{tmp}}/clip", "vision tower .*/clip.* not found: looked for a config.json"),
+    (f"{NEW} --model_name_or_path {{tmp}}/llama", "llama: no tokenizer can be opened there"),
+    (f"{NEW} --model_name_or_path {{wrong}}/no_weights", "no_weights: cannot be opened"),
+    (f"{LIGHT} --pretrain_mm_mlp_adapter {{tmp}}/mm_projector.bin", "mm_projector.bin: no such projector file"),
+    (f"{NEW} --mm_vision_select_layer -40", "give 0 levels from mm_vision_select_layer=-40"),
+    (f"{LIGHT} --prompt_format chat --model_max_length 12", "too long|none of the first"),
+    (f"{TWO} --model_name_or_path {{wrong}}/half", "half: the weights do not fit the configuration; .*missing"),
+    (f"{TWO} --model_name_or_path {{wrong}}/bare", "bare: .*no.* weights|bare: .*no file"),
+    (f"{TWO} --prompt_format v1", "--prompt_format v1 does not fit the model"),
+]
+"""What is known only once a part is opened; tiny here."""
+
+
+@pytest.fixture(scope="module")
+def wrong(parts, tmp_path_factory):
+    """Folders and files that are not what they should be."""
+    root = tmp_path_factory.mktemp("wrong")
+    model = tiny_model()
+    model.save_pretrained(root / "whole")
+    tiny_processor(model.config).save_pretrained(root / "whole")
+    for name in ("bare", "half", "unfinished"):
+        shutil.copytree(root / "whole", root / name)
+    (root / "bare" / "model.safetensors").unlink()
+    (root / "unfinished" / "run.json").write_text(json.dumps({"stage": 1, "arguments": []}))
+    tensors = load_file(root / "whole" / "model.safetensors")
+    tensors.pop("mm_projector.weight")
+    save_file(tensors, root / "half" / "model.safetensors", metadata={"format": "pt"})
+    shutil.copytree(parts / "language_model", root / "no_weights")
+    (root / "no_weights" / "model.safetensors").unlink()
+    (root / "adapter").mkdir()
+    (root / "adapter" / "adapter_config.json").write_text("{}")
+    (root / "list.json").write_text(json.dumps([{"type": "movies", "ann_file": "a"}]))
+    (root / "empty.jsonl").write_text("")
+    return root
+
+
+def said(arguments, parts, wrong, tmp_path):
+    """Returns what the training says of a wrong command line, and that it left no checkpoint."""
+    with pytest.raises(InputError) as caught:
+        main(arguments.format(tmp=tmp_path, parts=parts, wrong=wrong).split())
+    assert not list(tmp_path.rglob("checkpoint-*"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("arguments", "message"), BEFORE_ANY_MODEL)
+def test_it_is_said_before_any_model_is_opened(parts, wrong, tmp_path, monkeypatch, arguments, message):
+    for module in ("opening", "training"):
+        for name in ("load_model", "build_from_parts", "open_model"):
+            monkeypatch.setattr(f"gpt4roi.train.{module}.{name}", _too_late, raising=False)
+    assert_one_line(said(arguments, parts, wrong, tmp_path), message)
+
+
+@pytest.mark.parametrize(("arguments", "message"), WHILE_OPENING)
+def test_it_is_said_while_the_parts_are_opened(parts, wrong, tmp_path, arguments, message):
+    assert_one_line(said(arguments, parts, wrong, tmp_path), message)
+
+
+def _too_late(*args, **kwargs):
+    raise AssertionError("a model is opened before the command line is refused")
+
+
+def assert_one_line(text, message):
+    assert re.search(message, text), text
+    assert "\n" not in text and "Traceback" not in text and len(text) < 600, text
+
+
+def test_there_are_thirty_of_them_at_least():
+    assert len({message for _, message in (*BEFORE_ANY_MODEL, *WHILE_OPENING)}) >= 30
