@@ -5,6 +5,7 @@ The filters of boxes and pictures, and their order, are those of the original (m
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +188,12 @@ class _Regions:
         drops: Drops,
     ) -> None:
         self.reader, self.pictures, self.categories, self.drops = reader, pictures, categories, drops
-        self.pictures_of: list[int] = []
-        self.boxes: list[list[float]] = []
-        self.positions: list[int] = []
+        # Arrays, as lists would take several times the memory for millions of boxes.
+        self.pictures_of, self.positions, self.boxes = array("q"), array("q"), array("d")
         self.texts: list[str] = []
         long = len(annotations) > 200_000
-        for position, annotation in enumerate(tqdm(annotations, "Indexing", disable=not long, unit=" boxes")):
+        bar = tqdm(annotations, f"Indexing {reader.name}", disable=not long, unit=" boxes", mininterval=2)
+        for position, annotation in enumerate(bar):
             try:
                 self._take(position, annotation)
             except UnusableError as reason:
@@ -220,7 +221,7 @@ class _Regions:
             raise LeftOutError("box of a crowd")
         called = self.reader.region_text(annotation, self.pictures.captions[picture], category)
         self.pictures_of.append(picture)
-        self.boxes.append(box)
+        self.boxes.extend(box)
         self.positions.append(position)
         self.texts.append(called)
 

@@ -39,6 +39,9 @@ class Recipe:
         return f"{self.reader}-{FORMAT}.{self.version}-{self.options}"
 
 
+SMALL = 1_000_000
+"""Files of fewer bytes than this are read anew each time, which takes no longer than to look for an index."""
+
 Build = Callable[[list[bytes]], Columns]
 """Makes the index of the contents of the files."""
 
@@ -46,6 +49,7 @@ Build = Callable[[list[bytes]], Columns]
 def open_index(files: Sequence[Path], recipe: Recipe, build: Build) -> Columns:
     """Opens the index of some annotation files, and makes it first where there is none.
 
+    Small files have none, only what is made of them.
     Where no folder can keep it (read-only, full), it stays in the memory of this process, with a warning.
     Raises InputError where a file cannot be read or used.
     """
@@ -57,6 +61,9 @@ def open_index(files: Sequence[Path], recipe: Recipe, build: Build) -> Columns:
             made.append(build(contents))
         return made[0]
 
+    states = _states(files)
+    if states is None or sum(size for size, *_ in states) < SMALL:
+        return build([read_bytes(path) for path in files])
     refused = []
     for folder in index_folders():
         try:
@@ -79,13 +86,13 @@ def _open_in(folder: Path, files: Sequence[Path], recipe: Recipe, build: Build) 
     names = [str(path.absolute()) for path in files]
     place = hashlib.blake2b("\n".join([*names, str(recipe)]).encode(), digest_size=12).hexdigest()
     stamp = folder / f"{recipe.reader}-{place}.stamp"
+    if folder.exists() and folder.stat().st_uid != os.getuid():
+        raise PermissionError("belongs to another user")
     known = _read_stamp(stamp)
     if known and known["files"] == _states(files):
         with contextlib.suppress(OSError, ColumnsError):
             return Columns.open(folder / known["index"])
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError("belongs to another user")
     with _alone(folder / f"{recipe.reader}-{place}.lock", files[0]):
         states = _states(files)
         known = _read_stamp(stamp)

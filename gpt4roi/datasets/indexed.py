@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,8 +59,7 @@ class IndexedDataset(RegionDataset):
 
     def image(self, index: int, column: str = "image") -> str:
         """Returns the path of an item's picture."""
-        name = self.columns.text(column, index)
-        return f"{self.img_prefix}/{name}" if self.img_prefix else name
+        return os.path.join(self.img_prefix, self.columns.text(column, index))
 
 
 def make_columns(arrays: dict[str, np.ndarray], texts: dict[str, Sequence[str]], drops: Drops, **facts: Any) -> Columns:

@@ -26,6 +26,7 @@ def folder(tmp_path, monkeypatch):
     """Where indexes are kept during a test."""
     place = tmp_path / "cache"
     monkeypatch.setattr(index, "index_folders", lambda: [place])
+    monkeypatch.setattr(index, "SMALL", 0)
     return place
 
 
@@ -155,6 +156,7 @@ def test_of_several_processes_one_makes_the_index_and_the_others_wait(folder, fi
 
 
 def test_where_no_folder_can_be_written_the_index_stays_in_memory_and_says_so(tmp_path, file, monkeypatch, caplog):
+    monkeypatch.setattr(index, "SMALL", 0)
     (tmp_path / "a file").write_text("")
     monkeypatch.setattr(index, "index_folders", lambda: [tmp_path / "a file" / "below", tmp_path / "a file"])
     build = Builder()
@@ -165,6 +167,7 @@ def test_where_no_folder_can_be_written_the_index_stays_in_memory_and_says_so(tm
 
 
 def test_a_full_disk_leaves_nothing_behind_and_the_next_folder_is_taken(tmp_path, file, monkeypatch):
+    monkeypatch.setattr(index, "SMALL", 0)
     full, other = tmp_path / "full", tmp_path / "other"
     monkeypatch.setattr(index, "index_folders", lambda: [full, other])
     save = Columns.save
@@ -203,6 +206,16 @@ def test_a_folder_of_another_user_is_not_trusted(tmp_path, file, folder, monkeyp
     build = Builder()
     assert open_index([file], RECIPE, build).text("text", 0) == "one"
     assert "belongs to another user" in caplog.text and not kept(folder)
+
+
+def test_a_small_file_is_read_without_an_index(folder, file, monkeypatch):
+    monkeypatch.setattr(index, "SMALL", 4)
+    build = Builder()
+    assert [open_index([file], RECIPE, build).text("text", 0) for _ in range(2)] == ["one", "one"]
+    assert len(build.contents) == 2 and not folder.exists()
+    file.write_text("four")
+    open_index([file], RECIPE, build)
+    assert kept(folder) == [".columns", ".lock", ".stamp"]
 
 
 def test_a_missing_annotation_file_is_one_readable_error(folder, tmp_path):

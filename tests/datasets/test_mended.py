@@ -11,6 +11,7 @@ from recordings import DATA, ENTRIES, EXPECTED, MDETR, boxes_of, rounds_of
 
 import gpt4roi
 from gpt4roi.datasets import vcr_tags
+from gpt4roi.datasets.detections import read_detections
 from gpt4roi.datasets.labels import coco_names, lvis_names, lvis_names_as_released
 from gpt4roi.datasets.selection import build_mixture, open_reader
 from gpt4roi.errors import InputError
@@ -218,6 +219,19 @@ def test_a_shift_that_would_leave_no_box_of_two_pixels_is_not_made(tmp_path):
     # The box is 4.67 px wide at the right border of the frame: shifted right by 3 px or more it would fall away.
     assert max(sample.augmentation.shift[0] for sample in samples) <= 2
     assert min(sample.augmentation.shift[0] for sample in samples) < -20
+
+
+def test_detections_read_the_same_from_the_pickle_and_from_the_converted_file(tmp_path):
+    path = Path(ENTRIES["det_llava"]["det_pkl_path"])
+    read_detections(path, path.read_bytes()).save(tmp_path / "d.npz")
+    plain, converted = (open_reader(ENTRIES["det_llava"] | more) for more in ({}, {"det_pkl_path": tmp_path / "d.npz"}))
+    with path.open("rb") as file:
+        stored = pickle.load(file)  # our own file
+    for index in range(len(plain)):
+        one, other = plain.item(index), converted.item(index)
+        np.testing.assert_array_equal(one.boxes_px, other.boxes_px)
+        np.testing.assert_array_equal(one.boxes_px, stored[index]["pred_bboxes"][:, :4].astype(np.float64))
+        assert one.region_texts == other.region_texts
 
 
 class Calls:

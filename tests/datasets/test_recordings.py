@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from recordings import DATA, ENTRIES, EXPECTED, boxes_of, pixels_of, rounds_of
 
+from gpt4roi import prompts
 from gpt4roi.datasets.labels import coco_names
 from gpt4roi.datasets.selection import open_reader
 from gpt4roi.structures import Augmentation
@@ -147,3 +148,19 @@ def test_the_same_items_of_vcr_are_taken(readers, name):
 def test_as_many_samples_are_joined_as_have_a_box(readers):
     recorded_length, without = EXPECTED["multitask"]["len"], sum(name == "vg" for name, _ in SUBSTITUTED)
     assert len(readers["refcocog"]) + len(readers["vg"]) == recorded_length - without
+
+
+def test_there_are_at_least_as_many_questions_of_each_kind_as_the_original_had():
+    banks = {
+        "flickr_final": prompts.FLICKR_CAPTION_QUESTIONS,
+        "flickr_region": prompts.FLICKR_REGION_QUESTIONS,
+        "refcocog": prompts.REFCOCOG_QUESTIONS,
+        "vg": prompts.VISUAL_GENOME_QUESTIONS,
+        "vcr_why": prompts.VCR_WHY_QUESTIONS,
+        "vcr_ref": prompts.VCR_PREFIXES,
+        "halluc": prompts.PRESENCE_QUESTIONS,
+        "yes": prompts.PRESENCE_YES,
+        "no": prompts.PRESENCE_NO,
+    }
+    sizes = EXPECTED["template_list_sizes"]
+    assert {name: len(set(bank)) >= sizes[name] for name, bank in banks.items()} == dict.fromkeys(banks, True)
