@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Starts a training stage on every device of this machine: launch.sh STAGE WORKDIR [arguments]. Called by train_stage*.sh.
+# Over several machines it is called by launch_nodes.sh, which sets NODES and MASTER.
 set -euo pipefail
 stage=$1
 if [[ $# -lt 2 || "$2" == --* ]]; then
@@ -11,16 +12,28 @@ shift 2
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=python
 [[ -x "$here/.venv/bin/python" ]] && python="$here/.venv/bin/python"
-mkdir -p "$workdir"
-devices=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+nodes=${NODES:-1}
+if [[ -e "$workdir" && ! -d "$workdir" ]] || ! mkdir -p "$workdir" 2>/dev/null || [[ ! -w "$workdir" ]]; then
+    echo "$workdir: not a folder that can be written to; choose another work directory" >&2
+    exit 2
+fi
+processes=$("$python" -m gpt4roi.train.launch "$stage" "$workdir" "$nodes" "$@")
+log="$workdir/log.txt"
 command=("$python")
-if [[ $devices -gt 1 ]]; then
-    command=("$python" -m torch.distributed.run --standalone --nproc_per_node "$devices")
-elif [[ $devices -eq 0 ]]; then
+if [[ $nodes -gt 1 ]]; then
+    # Every machine names the same meeting place; which one is first is settled there.
+    command=("$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$((processes > 0 ? processes : 1))"
+        --rdzv_backend c10d --rdzv_endpoint "$MASTER" --rdzv_id "$(basename "$workdir")")
+    log="$workdir/log-$(hostname)-$$.txt"
+elif [[ $processes -gt 1 ]]; then
+    command=("$python" -m torch.distributed.run --standalone --nproc_per_node "$processes")
+fi
+if [[ $processes -eq 0 ]]; then
     # glibc gives large blocks back and fetches them anew each step, which costs more than the arithmetic.
     export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1
+    [[ $nodes -gt 1 ]] && set -- "$@" --ddp_backend gloo
 fi
 # The exit code is the training's, not tee's.
 set +e
-"${command[@]}" -m gpt4roi.train --stage "$stage" --output_dir "$workdir" "$@" 2>&1 | tee -a "$workdir/log.txt"
+"${command[@]}" -m gpt4roi.train --stage "$stage" --output_dir "$workdir" "$@" 2>&1 | tee -a "$log"
 exit "${PIPESTATUS[0]}"

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from transformers import HfArgumentParser
 
 from gpt4roi.errors import InputError
-from gpt4roi.train import run
-from gpt4roi.train.arguments import STAGE_DEFAULTS, DataArguments, ModelArguments, RegionArguments, TrainingArguments
-from gpt4roi.train.refusals import check_values
+from gpt4roi.train import run, sharding
+from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
+from gpt4roi.train.defaults import STAGE_DEFAULTS
+from gpt4roi.train.refusals import check_device, check_values
 from gpt4roi.train.trainable import parse_modules, parse_rates
 
 
-def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArguments, TrainingArguments]:
-    """Reads arguments over the defaults of their stage; raises InputError for unknown or impossible ones."""
+def parse(
+    argv: Sequence[str], planning: bool = False
+) -> tuple[ModelArguments, DataArguments, RegionArguments, TrainingArguments]:
+    """Reads arguments over the defaults of their stage.
+
+    planning: nothing will be trained, so that flags which this machine cannot carry out are taken.
+    Raises InputError for unknown or impossible arguments, before anything is loaded.
+    """
     stage = _value(argv, "--stage") or "1"
     if stage not in ("1", "2"):
         raise InputError(f"--stage must be 1 or 2, got {stage!r}")
@@ -30,39 +38,96 @@ def parse(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RegionArg
         exit_on_error=False,
         allow_abbrev=False,
     )
-    accelerated = torch.cuda.is_available()
+    accelerated = torch.cuda.is_available() and _value(argv, "--use_cpu") not in ("true", "True")
+    options = run.options(list(argv))
+    sharding.check_flags(options, accelerated or planning, needed=not planning)
+    if not planning:
+        check_device(options, accelerated)
+    argv = list(sharding.shipped_files(list(argv)))
+    processes = int(os.environ.get("WORLD_SIZE", "0"))  # torchrun's word for how many train together
+    if not processes:  # one alone has no backend
+        argv = _without(argv, "--ddp_backend")
     parser.set_defaults(**STAGE_DEFAULTS[int(stage)], bf16=accelerated, use_cpu=not accelerated)
     if accelerated:
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        parser.set_defaults(dataloader_num_workers=max(1, min(8, (os.cpu_count() or 1) // processes - 1)))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        parser.set_defaults(dataloader_num_workers=max(1, min(8, (os.cpu_count() or 1) // here - 1)))
     parser.set_defaults(dataloader_pin_memory=accelerated)
     if _value(argv, "--eval_dataset") is not None:
         parser.set_defaults(eval_strategy="steps", eval_steps=1000, eval_on_start=True)
+    # Known before the rest is read, because DeepSpeed's file is completed while it is.
+    parser.set_defaults(gradient_accumulation_steps=accumulation(options, int(stage), max(processes, 1)))
     try:
         *parts, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     except (argparse.ArgumentError, ValueError) as error:
         raise InputError(f"arguments: {error}") from None
     if unknown:
-        raise InputError(f"unknown arguments: {' '.join(unknown)}; --help lists what there is")
+        raise InputError(f"unknown arguments: {' '.join(unknown)}; {_hint(unknown, parser)}")
     model_args, data_args, region_args, args = parts
     check_values(model_args, data_args, region_args, args)
     parse_modules(args.trainable_modules)
     parse_rates(args.learning_rates)
     parse_rates(args.weight_decays, "--weight_decays")
     args.label_names, args.prediction_loss_only = ["labels"], True
-    if args.n_gpu > 1:
-        raise InputError(
-            f"{args.n_gpu} GPUs in one process: start one process for each, as train_stage{stage}.sh or torchrun does"
-        )
-    if args.global_batch_size:
-        at_once = args.per_device_train_batch_size * args.world_size
-        if args.global_batch_size % at_once:
+    args.global_batch_size = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    if not planning:
+        sharding.check_processes(args)
+        if args.n_gpu > 1:
             raise InputError(
-                f"--global_batch_size {args.global_batch_size} is not a multiple of the {at_once} samples that "
-                f"{args.world_size} processes take at once; change --per_device_train_batch_size"
+                f"{args.n_gpu} GPUs in one process: start one process for each, as train_stage{stage}.sh or torchrun "
+                "does"
             )
-        args.gradient_accumulation_steps = args.global_batch_size // at_once
     return model_args, data_args, region_args, args
+
+
+def accumulation(options: Mapping[str, tuple[str, ...]], stage: int, processes: int) -> int:
+    """Returns how many batches each process puts into a step, so that a step keeps its samples.
+
+    options: the command line as name -> words. Raises InputError where the numbers do not fit each other.
+    """
+    numbers = {}
+    for name in ("global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        word = next(iter(options.get(name, ())), None)
+        if word is not None and not (word.isdigit() and int(word)):
+            raise InputError(f"--{name}: got {word!r}, expected a whole number above 0")
+        numbers[name] = int(word or STAGE_DEFAULTS[stage].get(name, 0))
+    step_size, at_once, given = numbers.values()
+    at_once *= processes
+    if given:
+        if "global_batch_size" in options and step_size != given * at_once:
+            raise InputError(
+                f"--global_batch_size {step_size} and --gradient_accumulation_steps {given} contradict each other: "
+                f"{given} x {at_once} samples at once are {given * at_once}; give one of them"
+            )
+        return given
+    if step_size % at_once:
+        raise InputError(
+            f"--global_batch_size {step_size} is not a multiple of the {at_once} samples that {processes} processes "
+            "take at once; change --per_device_train_batch_size"
+        )
+    return step_size // at_once
+
+
+REPLACED = {
+    "version": "--prompt_format",
+    "load_from": "--model_name_or_path",
+    "warmup_ratio": "--warmup_steps, which takes a fraction of all steps",
+    "evaluation_strategy": "--eval_strategy",
+    "fsdp_transformer_layer_cls_to_wrap": "nothing: the layers are found by themselves",
+    "lazy_preprocess": "nothing: samples are always made when they are needed",
+    "overwrite_output_dir": "another folder",
+    "resume_from_checkpoint": "nothing: the folder alone resumes its run",
+}
+"""Flags that people bring along, and what does their work here."""
+
+
+def _hint(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Says what may have been meant by the first unknown argument."""
+    name = next((word[2:] for word in unknown if word.startswith("--")), "")
+    if name in REPLACED:
+        return f"instead of --{name} give {REPLACED[name]}"
+    known = [option for action in parser._actions for option in action.option_strings]
+    close = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.75)
+    return f"did you mean {close[0]}? --help lists what there is" if close else "--help lists what there is"
 
 
 def remembered(argv: list[str]) -> list[str]:
@@ -78,28 +143,17 @@ def remembered(argv: list[str]) -> list[str]:
 
 def arguments_to_remember(argv: Sequence[str]) -> list[str]:
     """Returns the arguments without the stage and the folder, which the work directory itself stands for."""
+    return _without(argv, "--stage", "--output_dir")
+
+
+def _without(argv: Sequence[str], *flags: str) -> list[str]:
+    """Returns the words without some flags and the word after each."""
     kept, skip = [], False
     for word in argv:
-        if skip:
-            skip = False
-        elif word in ("--stage", "--output_dir"):
-            skip = True
-        else:
+        if not skip and word not in flags:
             kept.append(word)
+        skip = not skip and word in flags
     return kept
-
-
-def words(argv: Sequence[str]) -> list[str]:
-    """Returns every word, `--some-flag=value` as `--some_flag` and `value`."""
-    return [part for word in argv for part in _apart(word)]
-
-
-def _apart(word: str) -> list[str]:
-    """Returns `--some-flag=value` as `--some_flag` and `value`, and any other word as it is."""
-    if not word.startswith("--"):
-        return [word]
-    flag, *value = word.split("=", 1)
-    return ["--" + flag[2:].replace("-", "_"), *value]
 
 
 def _value(argv: Sequence[str], flag: str) -> str | None:

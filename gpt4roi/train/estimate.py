@@ -21,9 +21,10 @@ from gpt4roi.models.prefix import hidden_states, regions_learn_alone
 from gpt4roi.models.splice import scatter
 from gpt4roi.train.adapters import add_adapters, keep_frozen
 from gpt4roi.train.arguments import ModelArguments, TrainingArguments
-from gpt4roi.train.command_line import parse, words
+from gpt4roi.train.command_line import parse
 from gpt4roi.train.opening import check_choices, learning_modules
 from gpt4roi.train.planned_model import planned_config, planned_model, runnable
+from gpt4roi.train.run import words
 from gpt4roi.train.trainable import PARTS, module_of, set_trainable
 
 NF4_BLOCK = 64
@@ -234,7 +235,7 @@ def estimated(arguments: Sequence[str]) -> str:
     given = [word for word in words(arguments) if word != "--estimate"]
     if "--output_dir" not in given:
         given += ["--output_dir", "exp"]
-    model_args, _, region_args, args = parse(given)
+    model_args, _, region_args, args = parse(given, planning=True)
     check_choices(model_args, region_args, args)
     return plan(model_args, args)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers.integrations import get_reporting_integration_callbacks
@@ -59,6 +61,19 @@ def _check_attention(chosen: str | None, use_cpu: bool) -> None:
         raise InputError(f"--attn_implementation: got {chosen!r}, expected one of {', '.join(ATTENTION)}")
     if chosen is not None and chosen.startswith("flash") and use_cpu:
         raise InputError(f"--attn_implementation {chosen} needs a GPU, and this training runs on the CPU; choose sdpa")
+
+
+def check_device(options: Mapping[str, tuple[str, ...]], accelerated: bool) -> None:
+    """Raises InputError for flags that this machine cannot carry out.
+
+    options: the command line as name -> words; accelerated: whether the training runs on GPUs.
+    """
+    for name in ("fp16", "tf32"):
+        if not accelerated and options.get(name, ("false",)) in ((), ("true",), ("True",)):
+            raise InputError(f"--{name} needs a GPU; leave it out, or give --bf16, which the CPU computes in too")
+    attention = next(iter(options.get("attn_implementation", ())), "")
+    if accelerated and attention.startswith("flash") and find_spec("flash_attn") is None:
+        raise InputError(f"--attn_implementation {attention} needs flash-attn: pip install 'gpt4roi[flash-attn]'")
 
 
 def _check_reports(args: TrainingArguments) -> None:

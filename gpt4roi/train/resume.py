@@ -157,4 +157,6 @@ class ResumableTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:  # killed between the last checkpoint and the end
             self.control.should_training_stop = True
             return
+        # accelerate hands the epoch on to a data set only where one process trains.
+        self.train_dataset.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)

@@ -6,7 +6,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -80,7 +80,20 @@ def remembered_arguments(folder: Path, stage: int, given: list[str]) -> list[str
     )
 
 
-def options(arguments: list[str]) -> dict[str, tuple[str, ...]]:
+def words(argv: Sequence[str]) -> list[str]:
+    """Returns every word, `--some-flag=value` as `--some_flag` and `value`."""
+    return [part for word in argv for part in _apart(word)]
+
+
+def _apart(word: str) -> list[str]:
+    """Returns `--some-flag=value` as `--some_flag` and `value`, and any other word as it is."""
+    if not word.startswith("--"):
+        return [word]
+    flag, *value = word.split("=", 1)
+    return ["--" + flag[2:].replace("-", "_"), *value]
+
+
+def options(arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Reads `--name value …` words as name -> values; a name given twice counts as given last."""
     read: dict[str, tuple[str, ...]] = {}
     name = ""

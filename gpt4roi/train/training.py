@@ -17,12 +17,12 @@ from gpt4roi.datasets.mixture import Mixture
 from gpt4roi.datasets.selection import build_mixture
 from gpt4roi.errors import InputError
 from gpt4roi.processor import GPT4RoIProcessor
-from gpt4roi.train import run, saving
+from gpt4roi.train import run, saving, sharding
 from gpt4roi.train.adapters import add_adapters, keep_frozen
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, align_regions
 from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
 from gpt4roi.train.checks import check_drops, check_first_batch, check_fit
-from gpt4roi.train.command_line import arguments_to_remember, parse, remembered, words
+from gpt4roi.train.command_line import arguments_to_remember, parse, remembered
 from gpt4roi.train.estimate import estimated
 from gpt4roi.train.features import keep_features
 from gpt4roi.train.opening import check_choices, is_ours, learning_modules, open_model
@@ -43,10 +43,10 @@ def main(argv: Sequence[str]) -> Path:
     with `--estimate` nothing is trained, and the memory it would take is logged.
     Raises InputError for arguments that can't be carried out.
     """
-    if "--estimate" in words(argv):
+    if "--estimate" in run.words(argv):
         logger.info("%s", estimated(argv))
         return Path()
-    arguments = remembered(words(argv))
+    arguments = remembered(run.words(argv))
     model_args, data_args, region_args, args = parse(arguments)
     folder = Path(args.output_dir)
     if (folder / run.DONE).is_file():
@@ -72,7 +72,8 @@ def _train(
     if args.should_save:
         saving.clear_leftovers(folder)
     checkpoint = saving.last_checkpoint(folder)
-    model, processor = open_model(checkpoint, model_args, args)
+    with sharding.whole_while_opening(args):
+        model, processor = open_model(checkpoint, model_args, args)
     check_fit(processor, model)
     features = None
     if data_args.picture_features:
@@ -104,6 +105,7 @@ def _train(
     rates = parse_rates(args.learning_rates)
     decays = parse_rates(args.weight_decays, "--weight_decays")
     logger.info("%s", learning_table(model, args.learning_rate, args.weight_decay, rates, decays))
+    plan = sharding.configure(args, model, aligned=bool(region_args.align_weight))
     trainer = GPT4RoITrainer(
         model=model,
         args=args,
@@ -117,13 +119,16 @@ def _train(
         align_weight=region_args.align_weight,
         max_bad_fraction=data_args.max_bad_fraction,
     )
+    if plan is not None:
+        trainer.add_callback(sharding.StopUnlessSharded(plan, trainer))
     if held_out:
         trainer.add_callback(WatchRegions(choose(held_out, args.seed, data_args.watch_regions), processor, trainer))
     trainer.data = describe_data(dataset)
     if checkpoint is not None:
         check_position(checkpoint, trainer.data, trainer.step_size)
         trainer.read_own_state(checkpoint)
-    check_first_batch(trainer.get_train_dataloader(), processor)
+    else:
+        check_first_batch(trainer.get_train_dataloader(), processor)
     if args.should_save and checkpoint is None:
         run.remember_arguments(folder, args.stage, arguments_to_remember(arguments))
         run.write_settings(

@@ -1,0 +1,277 @@
+"""What is sharded over the processes and how; refused where it cannot be done, stopped where it was not done.
+
+The Trainer shards by its own flags: `--fsdp` (with `--fsdp_config`) through accelerate, `--deepspeed` through
+DeepSpeed. Which modules become units is decided here, and looked at before the first step: accelerate falls back to
+whole copies in silence where it cannot shard.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from gpt4roi.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SHIPPED = {"zero2": CONFIGS / "deepspeed_zero2.json", "zero3": CONFIGS / "deepspeed_zero3.json"}
+"""What `--deepspeed` may be called instead of a file."""
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Which modules are gathered and freed by themselves, and which are not sharded.
+
+    units: names of modules, inner before outer; everything else but `whole` belongs to the root.
+    classes: the class names of the units, as accelerate wants them. whole: names of modules.
+    """
+
+    units: tuple[str, ...]
+    classes: tuple[str, ...]
+    whole: tuple[str, ...]
+
+
+def plan_shards(model: nn.Module) -> ShardPlan:
+    """Makes every decoder layer and the region encoder a unit; the tower, small, frozen and run once, stays whole.
+
+    Raises InputError where the language model does not name its layers.
+    """
+    layers = set(getattr(model.language_model, "_no_split_modules", None) or ())
+    names = {name: type(module).__name__ for name, module in model.named_modules()}
+    units = [name for name, kind in names.items() if kind in layers and ".language_model." in f".{name}"]
+    if not units:
+        raise InputError(f"{type(model.language_model).__name__} does not name its layers, so it cannot be sharded")
+    # Adapters put a prefix before all names.
+    units += [next(name for name in names if name.rpartition(".")[2] == "region_encoder")]
+    whole = next(name for name in names if name.rpartition(".")[2] == "vision_tower")
+    return ShardPlan(tuple(units), tuple(dict.fromkeys(names[name] for name in units)), (whole,))
+
+
+def shard(model: nn.Module, plan: ShardPlan, **options: Any) -> nn.Module:
+    """Applies a plan with torch's own `fully_shard`, in place; options are that function's.
+
+    Returns the model. torch.distributed must be initialised.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    whole = {parameter for name in plan.whole for parameter in model.get_submodule(name).parameters()}
+    for name in (*plan.units, ""):
+        fully_shard(model.get_submodule(name), ignored_params=whole, **options)
+    return model
+
+
+def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Gathers the weights of a sharded model on the CPU of the first process; all processes must call it.
+
+    Returns names and tensors as an unsharded model has them; an empty dict on the other processes.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def local_bytes(module: nn.Module) -> int:
+    """Counts the bytes of a module's parameters that this process holds."""
+    total = 0
+    for parameter in module.parameters():
+        held = parameter.to_local() if hasattr(parameter, "to_local") else getattr(parameter, "ds_tensor", parameter)
+        total += held.numel() * held.element_size()
+    return total
+
+
+def unsharded_units(model: nn.Module, plan: ShardPlan) -> list[str]:
+    """Names the units of a plan whose parameters this process holds whole."""
+    wrapped = _wrapped_by_fsdp1(model)
+    parameters: dict[str, list[nn.Parameter]] = {unit: [] for unit in plan.units}
+    for name, parameter in model.named_parameters():
+        name = _plain(name)
+        for unit in plan.units:
+            if name.startswith(unit + "."):
+                parameters[unit].append(parameter)
+    return [
+        unit
+        for unit, found in parameters.items()
+        if unit not in wrapped and not (found and all(_is_sharded(parameter) for parameter in found))
+    ]
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    """Tells whether a parameter is one shard of FSDP 2 or ZeRO-3, over more than one process."""
+    placements = getattr(parameter, "placements", None)
+    if placements is not None:
+        return parameter.device_mesh.size() > 1 and any(placement.is_shard() for placement in placements)
+    return hasattr(parameter, "ds_id")
+
+
+def _wrapped_by_fsdp1(model: nn.Module) -> set[str]:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    found = {name: module for name, module in model.named_modules() if isinstance(module, FullyShardedDataParallel)}
+    return {_plain(name) for name, module in found.items() if module._handle and module._handle.uses_sharded_strategy}
+
+
+def _plain(name: str) -> str:
+    """Returns a parameter's or module's name without what wrappers put into it."""
+    wrappers = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+    return ".".join(part for part in name.removeprefix("module.").split(".") if part not in wrappers)
+
+
+@contextmanager
+def whole_while_opening(args: Any) -> Iterator[None]:
+    """Lets models be opened whole under ZeRO-3, whose own way of opening leaves no weights to measure and extend.
+
+    args: TrainingArguments. DeepSpeed shards the weights when it takes them over.
+    """
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    from transformers.integrations import deepspeed
+
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)
+
+
+class StopUnlessSharded(TrainerCallback):
+    """Stops a training before its first step where sharding was asked for and did not happen."""
+
+    def __init__(self, plan: ShardPlan, trainer: Any) -> None:
+        self.plan, self.trainer = plan, trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Looks at the wrapped model; raises InputError that names what is whole."""
+        require_sharded(self.trainer.model_wrapped, self.plan, asked_for(args))
+
+
+def require_sharded(model: nn.Module, plan: ShardPlan, asked: str | None) -> None:
+    """Raises InputError where `asked` (of `asked_for`) did not happen to a wrapped model; else logs what did."""
+    if asked is None:
+        return
+    if asked == "ZeRO-2":
+        stage = getattr(model, "zero_optimization_stage", lambda: 0)()
+        if stage < 2:
+            raise InputError(f"{asked} was asked for, but gradients and optimiser are not sharded; {_ADVICE}")
+        logger.info("%s: gradients and optimiser are sharded, weights are whole", asked)
+        return
+    left = unsharded_units(model, plan)
+    if left:
+        shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+        raise InputError(
+            f"{asked} was asked for, but {len(left)} of {len(plan.units)} modules are not sharded ({shown}): every "
+            f"process would hold them whole; {_ADVICE}"
+        )
+    logger.info("%s: %d modules sharded; %.2f GB of weights here", asked, len(plan.units), local_bytes(model) / 1e9)
+
+
+_ADVICE = "start one process for each GPU with train_stage1.sh, train_stage2.sh or torchrun"
+
+
+def asked_for(args: Any) -> str | None:
+    """Returns the sharding that TrainingArguments ask for: FSDP 1, FSDP 2, ZeRO-2, ZeRO-3, or None."""
+    if args.fsdp:
+        return f"FSDP {int((args.fsdp_config or {}).get('version', 2))}"
+    if args.deepspeed:
+        stage = _zero_stage(_read_json("--deepspeed", args.deepspeed))
+        return f"ZeRO-{stage}" if stage >= 2 else None
+    return None
+
+
+def configure(args: Any, model: nn.Module, aligned: bool) -> ShardPlan | None:
+    """Tells the Trainer's FSDP which modules to shard, unless `--fsdp_config` does; returns the plan, None without one.
+
+    aligned: whether the alignment loss is kept, which reaches into the region encoder past what gathers its shards.
+    """
+    asked = asked_for(args)
+    if asked is None:
+        return None
+    if aligned and asked != "ZeRO-2":
+        raise InputError(f"--align_weight cannot be kept while the region encoder is sharded ({asked}); leave it out")
+    plan = plan_shards(model)
+    if args.fsdp:
+        options = args.fsdp_plugin_args
+        options.setdefault("transformer_cls_names_to_wrap", ",".join(plan.classes))
+        options["ignored_modules"] = "|".join(re.escape(name) for name in plan.whole)
+    return plan
+
+
+def check_flags(options: Mapping[str, tuple[str, ...]], accelerated: bool, needed: bool = True) -> None:
+    """Raises InputError for flags of sharding that cannot be carried out.
+
+    options: the command line as name -> words; accelerated: whether the training runs on GPUs; needed: whether the
+    packages must be there.
+    """
+    fsdp = "fsdp" in options and options["fsdp"] not in (("",), ("false",), ("False",))
+    deepspeed = options.get("deepspeed", ())
+    if fsdp and deepspeed:
+        raise InputError("--fsdp and --deepspeed both shard; give one of them")
+    if options.get("fsdp_config"):
+        if not fsdp:
+            raise InputError("--fsdp_config does nothing without --fsdp")
+        version = _read_json("--fsdp_config", options["fsdp_config"][0]).get("version", 2)
+        if version not in (1, 2, "1", "2"):
+            raise InputError(f"--fsdp_config: version must be 1 or 2, got {version!r}")
+    if fsdp and not accelerated:
+        raise InputError(
+            "--fsdp needs GPUs: on the CPU the Trainer would train whole copies in silence; leave it out, or use "
+            "--deepspeed zero2 or zero3"
+        )
+    if deepspeed:
+        _zero_stage(_read_json("--deepspeed", deepspeed[0]))
+        if needed and find_spec("deepspeed") is None:
+            raise InputError("--deepspeed needs the package deepspeed: pip install 'gpt4roi[deepspeed]'")
+
+
+def check_processes(args: Any) -> None:
+    """Raises InputError where FSDP was asked for and there is nothing to shard over."""
+    if args.fsdp and args.world_size < 2:
+        raise InputError("--fsdp shards over processes and there is one; start one for each GPU, or leave it out")
+
+
+def _read_json(flag: str, value: str | dict[str, Any]) -> dict[str, Any]:
+    """Reads a flag's JSON object: a file's, a shipped one's by name, or the text itself."""
+    if isinstance(value, dict):
+        return value
+    text, where = value, flag
+    if not value.lstrip().startswith("{"):
+        path = SHIPPED.get(value, Path(value)) if flag == "--deepspeed" else Path(value)
+        if not path.is_file():
+            names = f"; shipped are {' and '.join(SHIPPED)}" if flag == "--deepspeed" else ""
+            raise InputError(f"{flag}: {value}: no such file{names}")
+        text, where = path.read_text(encoding="utf-8", errors="replace"), f"{flag}: {value}"
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _zero_stage(config: dict[str, Any]) -> int:
+    stage = (config.get("zero_optimization") or {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise InputError(f"--deepspeed: zero_optimization.stage must be 0 to 3, got {stage!r}")
+    return stage
+
+
+def shipped_files(words: list[str]) -> Iterator[str]:
+    """Yields a command line's words with `--deepspeed zero2` spelt as the file that it names."""
+    before = ""
+    for word in words:
+        yield str(SHIPPED[word]) if before == "--deepspeed" and word in SHIPPED else word
+        before = word

@@ -1,0 +1,310 @@
+"""What two processes do together, printed as JSON: `python tests/train/ranks.py [ddp] [shards] [deepspeed] FOLDER`.
+
+One parent imports everything once and forks the processes, so that a run costs no imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from squares import write_parts  # noqa: E402
+from tiny import tiny_model, tiny_processor  # noqa: E402
+
+from gpt4roi.checkpoint.loading import load_model  # noqa: E402
+from gpt4roi.datasets.encoded import EncodedDataset  # noqa: E402
+from gpt4roi.train import main, saving, sharding, training  # noqa: E402
+from gpt4roi.train.trainable import set_trainable  # noqa: E402
+
+
+def together(count: int, folder: Path, work: Callable[[Path], dict]) -> list[dict]:
+    """Forks `count` processes as torchrun would start them, and returns what `work` returned in each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    children = []
+    for rank in range(count):
+        process = os.fork()
+        if process == 0:
+            _child(rank, count, port, folder, work)
+        children.append(process)
+    failed = [rank for rank, process in enumerate(children) if os.waitpid(process, 0)[1]]
+    if failed:
+        raise SystemExit("\n".join((folder / f"rank{rank}.log").read_text()[-3000:] for rank in failed))
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
+
+
+def _child(rank: int, count: int, port: int, folder: Path, work: Callable[[Path], dict]) -> None:
+    log = os.open(folder / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if count > 1:
+        ids = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in ids.items()}, MASTER_ADDR="127.0.0.1")
+    code = 1
+    try:
+        (folder / f"rank{rank}.json").write_text(json.dumps(work(folder)))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+STEPS = 6
+
+
+def train(folder: Path, parts: Path, *more: str, stop_at: int | None = None) -> dict[str, Any]:
+    """Trains in a work directory; returns the samples that this process read, and the losses of its lives so far."""
+    read = []
+    get, step = EncodedDataset.__getitem__, training.GPT4RoITrainer.training_step
+
+    def get_and_tell(self: EncodedDataset, index: int) -> dict:
+        read.append([self.epoch, index])
+        return get(self, index)
+
+    def step_or_stop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == stop_at:
+            raise InterruptedError
+        return step(self, *args, **kwargs)
+
+    EncodedDataset.__getitem__, training.GPT4RoITrainer.training_step = get_and_tell, step_or_stop
+    work = folder / "work"
+    argv = ["--stage", "1", "--output_dir", str(work)]
+    if not (work / "run.json").exists():
+        argv += arguments(parts)
+    try:
+        main([*argv, *more])
+    except InterruptedError:
+        return {"read": read}
+    newest = saving.last_checkpoint(work)
+    history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    return {"read": read, "losses": [entry["loss"] for entry in history if "loss" in entry]}
+
+
+def arguments(parts: Path) -> list[str]:
+    return [
+        *("--model_name_or_path", f"{parts}/language_model", "--vision_tower", f"{parts}/pyramid"),
+        *("--region_encoder_type", "light", "--region_noise", "0.5", "--prompt_format", "chat"),
+        *("--dataset_config", f"{parts}/train.jsonl", "--max_steps", str(STEPS), "--save_steps", "2"),
+        *("--save_total_limit", "9", "--global_batch_size", "4", "--per_device_train_batch_size", "1"),
+        *("--learning_rate", "3e-3", "--report_to", "none", "--disable_tqdm", "true", "--ddp_backend", "gloo"),
+        *("--attn_implementation", "eager", "--max_grad_norm", "1.0"),
+    ]
+
+
+def ddp(root: Path, parts: Path) -> dict:
+    """Two processes, uninterrupted and interrupted; their checkpoint of step 2 gone on with by one."""
+    whole = together(2, root / "whole", lambda folder: train(folder, parts))
+    together(2, root / "again", lambda folder: train(folder, parts, stop_at=5))
+    again = together(2, root / "again", lambda folder: train(folder, parts))
+    alone = together(1, root / "alone", lambda folder: train(folder, parts))
+    work = root / "whole" / "work"
+    for step in (4, 6):
+        saving.remove(work / f"checkpoint-{step}")
+    (work / "trained.json").unlink()
+    fewer = together(1, root / "whole", lambda folder: train(folder, parts))
+    return {"whole": whole, "again": again, "alone": alone, "fewer": fewer}
+
+
+def batch_of(parts: Path, processor: Any) -> list[dict]:
+    """Encodes the first four pictures as two batches of two."""
+    from gpt4roi.datasets.collator import RegionCollator
+    from gpt4roi.datasets.selection import build_mixture
+
+    dataset = EncodedDataset(build_mixture(parts / "train.jsonl"), processor, 0)
+    collate = RegionCollator(processor.tokenizer.pad_token_id)
+    halves = [collate([dataset[index] for index in pair]) for pair in ((0, 1), (2, 3))]
+    for half in halves:
+        half.pop("n_dropped_turns")
+    return halves
+
+
+def learn(model: torch.nn.Module, optimizer: Any, batches: list[dict], steps: int, ranks: int) -> list[float]:
+    """Takes steps on batches, one a process, or all in one; returns the loss over all processes of each."""
+    items = sum(int((batch["labels"][:, 1:] >= 0).sum()) for batch in batches)
+    mine = batches if ranks == 1 else [batches[dist.get_rank()]]
+    losses = []
+    for _ in range(steps):
+        total = torch.zeros(())
+        for batch in mine:
+            loss = model(**batch, logits_at_labels_only=True, num_items_in_batch=items).loss
+            (loss * ranks).backward()
+            total += loss.detach()
+        if ranks > 1:
+            dist.all_reduce(total)
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(total))
+    return losses
+
+
+MODULES = ("region_encoder", "mm_projector", "language_model")
+
+
+def fresh(modules: tuple[str, ...] = MODULES) -> torch.nn.Module:
+    model = tiny_model("pyramid").train()
+    set_trainable(model, modules)
+    return model
+
+
+def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+
+
+def shards(root: Path, parts: Path) -> dict:
+    """Everything about sharding that needs no GPU, in two processes of gloo, beside one process."""
+    model = fresh()
+    processor = tiny_processor(model.config)
+    batches = batch_of(parts, processor)
+    optimizer = optimizer_of(model)
+    alone = learn(model, optimizer, batches, 4, ranks=1)
+    found = together(2, root, lambda folder: shard_and_learn(folder, processor, batches))
+    opened = load_model(root / "full")
+    differ = [float((opened.state_dict()[name] - tensor).abs().max()) for name, tensor in model.state_dict().items()]
+    return {"alone": alone, "two": found, "largest_difference": max(differ)}
+
+
+def shard_and_learn(folder: Path, processor: Any, batches: list[dict]) -> dict:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    model = fresh()
+    plan = sharding.plan_shards(model)
+    facts = {"units": plan.units, "bytes_whole": sharding.local_bytes(model), "unsharded": []}
+    facts["unsharded_before"] = sharding.unsharded_units(model, plan)
+    facts["refusal"] = refusal(model, plan)
+    sharding.shard(model, plan)
+    sharding.require_sharded(model, plan, "FSDP 2")
+    facts["bytes_here"] = sharding.local_bytes(model)
+    facts["bytes_tower"] = sharding.local_bytes(model.vision_tower)
+    facts["bytes_tower_whole"] = sharding.local_bytes(fresh().vision_tower)
+    optimizer = optimizer_of(model)
+    facts["losses"] = learn(model, optimizer, batches, 2, ranks=2)
+    weights, moments = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder / "sharded")
+    facts["losses"] += learn(model, optimizer, batches, 2, ranks=2)
+    full = sharding.full_state_dict(model)
+    facts["full_tensors"] = len(full)
+    if dist.get_rank() == 0:
+        fresh().save_pretrained(folder / "full", state_dict=full)
+        processor.save_pretrained(folder / "full")
+
+    resumed = sharding.shard(fresh(), plan)
+    again = optimizer_of(resumed)
+    weights, moments = get_state_dict(resumed, again)
+    dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder / "sharded")
+    set_state_dict(resumed, again, model_state_dict=weights, optim_state_dict=moments)
+    facts["losses_resumed"] = learn(resumed, again, batches, 2, ranks=2)
+
+    frozen = sharding.shard(fresh(("region_encoder",)), plan)
+    facts["losses_frozen"] = learn(frozen, optimizer_of(frozen), batches, 2, ranks=2)
+    facts["accelerate"] = by_accelerate()
+    facts["fsdp1"] = by_fsdp1(batches)
+    dist.destroy_process_group()
+    return facts
+
+
+def refusal(model: torch.nn.Module, plan: sharding.ShardPlan) -> str:
+    try:
+        sharding.require_sharded(model, plan, "FSDP 2")
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def plugin_of(version: int, model: torch.nn.Module) -> Any:
+    """Builds accelerate's plugin from the Trainer's arguments, as `configure` completes them."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from transformers import TrainingArguments
+
+    # What broadcasts the weights at the start looks for a GPU.
+    config = {"version": version} | ({"sync_module_states": "false"} if version == 1 else {})
+    args = TrainingArguments(output_dir="unused", use_cpu=True, fsdp=True, fsdp_config=config, report_to="none")
+    sharding.configure(args, model, aligned=False)
+    return FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)
+
+
+def by_accelerate() -> dict:
+    """Lets accelerate's own function shard as our flags say, which its Accelerator does on GPUs only."""
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    model = fresh()
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin_of(2, model)),
+        device=torch.device("cpu"),
+        mixed_precision="no",
+        is_main_process=dist.get_rank() == 0,
+        parallelism_config=None,
+    )
+    plan = sharding.plan_shards(model)
+    model = fsdp2_prepare_model(accelerator, model)
+    return {
+        "unsharded": sharding.unsharded_units(model, plan),
+        "bytes_here": sharding.local_bytes(model),
+        "bytes_tower": sharding.local_bytes(model.vision_tower),
+    }
+
+
+def by_fsdp1(batches: list[dict]) -> dict:
+    """Wraps with FSDP 1 as the plugin for it says, and takes steps."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = fresh()
+    plan = sharding.plan_shards(model)
+    plugin = plugin_of(1, model)
+    plugin.set_auto_wrap_policy(model)
+    wrapped = FullyShardedDataParallel(
+        model,
+        auto_wrap_policy=plugin.auto_wrap_policy,
+        ignored_modules=[model.get_submodule(name) for name in plan.whole],
+        use_orig_params=plugin.use_orig_params,
+        device_id=torch.device("cpu"),
+    )
+    unsharded = sharding.unsharded_units(wrapped, plan)
+    return {"unsharded": unsharded, "losses": learn(wrapped, optimizer_of(wrapped), batches, 2, ranks=2)}
+
+
+def deepspeed(root: Path, parts: Path) -> dict:
+    """ZeRO-2 and ZeRO-3 through the Trainer: uninterrupted, and interrupted after step 4."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    found = {"alone": together(1, root / "alone", lambda folder: train(folder, parts))}
+    for stage in ("zero2", "zero3"):
+        more = ("--deepspeed", stage)
+        found[stage] = together(2, root / stage, lambda folder, more=more: train(folder, parts, *more))
+        together(2, root / f"{stage}-again", lambda folder, more=more: train(folder, parts, *more, stop_at=5))
+        found[f"{stage}_again"] = together(2, root / f"{stage}-again", lambda folder: train(folder, parts))
+        found[f"{stage}_log"] = (root / stage / "rank0.log").read_text()
+    return found
+
+
+def run(argv: list[str]) -> None:
+    """Prints what the named scenarios found, as one JSON object by name."""
+    *names, folder = argv
+    torch.set_num_threads(1)
+    root = Path(folder)
+    (root / "parts").mkdir(parents=True)
+    parts = write_parts(root / "parts", pictures=11)
+    scenarios = {"ddp": ddp, "shards": shards, "deepspeed": deepspeed}
+    found = {name: scenarios[name](root / name, parts) for name in names}
+    sys.stdout.write("\n" + json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -1,0 +1,128 @@
+"""Two processes: sharded as planned, equal to one process, interrupted and gone on with; by torch's gloo on the CPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("ranks.py")
+
+
+def together(folder, *names):
+    """Runs scenarios of ranks.py and returns what they found."""
+    command = [sys.executable, str(SCRIPT), *names, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return together(tmp_path_factory.mktemp("ranks"), "ddp", "shards")
+
+
+@pytest.fixture(scope="module")
+def shards(found):
+    return found["shards"]
+
+
+@pytest.fixture(scope="module")
+def ddp(found):
+    return found["ddp"]
+
+
+def learnt(samples):
+    """Returns the samples of the steps: what one process read after the calibration and the look at the first batch."""
+    return samples[-(len(samples) - 11 - 2) :]
+
+
+def test_the_units_are_the_decoder_layers_and_the_region_encoder(shards):
+    for rank in shards["two"]:
+        assert rank["units"] == ["language_model.model.layers.0", "language_model.model.layers.1", "region_encoder"]
+
+
+def test_each_of_two_processes_holds_half_of_all_but_the_tower(shards):
+    for rank in shards["two"]:
+        tower = rank["bytes_tower_whole"]
+        assert rank["bytes_tower"] == tower
+        assert rank["bytes_here"] == tower + (rank["bytes_whole"] - tower) / 2
+
+
+def test_sharding_that_did_not_happen_is_refused_and_names_what_is_whole(shards):
+    for rank in shards["two"]:
+        assert rank["unsharded_before"] == rank["units"]
+        assert (
+            "FSDP 2 was asked for, but 3 of 3 modules are not sharded (language_model.model.layers.0" in rank["refusal"]
+        )
+
+
+def test_sharded_processes_have_the_losses_of_one_process(shards):
+    for rank in shards["two"]:
+        assert rank["losses"] == pytest.approx(shards["alone"], rel=1e-6)
+    assert shards["alone"][-1] < 0.9 * shards["alone"][0]
+
+
+def test_a_sharded_checkpoint_goes_on_equal_to_the_bit(shards):
+    for rank in shards["two"]:
+        assert rank["losses_resumed"] == rank["losses"][2:]
+
+
+def test_a_full_state_dict_opens_in_one_process_with_the_weights_of_one_process(shards):
+    assert [rank["full_tensors"] for rank in shards["two"]] == [125, 0]
+    assert shards["largest_difference"] < 1e-6
+
+
+def test_frozen_modules_are_sharded_beside_one_that_learns(shards):
+    for rank in shards["two"]:
+        assert rank["losses_frozen"][0] == pytest.approx(shards["alone"][0], rel=1e-6)
+        assert rank["losses_frozen"][1] < rank["losses_frozen"][0]
+
+
+def test_accelerate_shards_what_the_plan_says_with_the_arguments_that_the_trainer_gets(shards):
+    for rank in shards["two"]:
+        assert rank["accelerate"]["unsharded"] == []
+        assert rank["accelerate"]["bytes_here"] == rank["bytes_here"]
+        assert rank["accelerate"]["bytes_tower"] == rank["bytes_tower_whole"]
+
+
+def test_fsdp_1_wraps_the_same_units_and_has_the_same_losses(shards):
+    for rank in shards["two"]:
+        assert rank["fsdp1"]["unsharded"] == []
+        assert rank["fsdp1"]["losses"] == pytest.approx(shards["alone"][:2], rel=1e-5)
+
+
+def test_two_processes_interrupted_go_on_equal_to_the_bit_with_the_noise_of_each(ddp):
+    assert len(ddp["whole"][0]["losses"]) == 6
+    for whole, again in zip(ddp["whole"], ddp["again"], strict=True):
+        assert again["losses"] == whole["losses"]
+        assert again["read"] == whole["read"][-len(again["read"]) :]
+        assert len(again["read"]) == 4
+
+
+def test_two_processes_read_the_samples_of_one_in_every_epoch(ddp):
+    both = [learnt(rank["read"]) for rank in ddp["whole"]]
+    merged = [sample for pair in zip(*both, strict=True) for sample in pair]
+    alone = learnt(ddp["alone"][0]["read"])
+    assert merged[:11] == alone[:11]
+    assert merged[12:23] == alone[11:22]
+    assert merged[12][0] == 1
+
+
+def test_one_process_goes_on_with_the_right_samples_where_two_stopped(ddp):
+    alone, fewer = learnt(ddp["alone"][0]["read"]), ddp["fewer"][0]["read"]
+    assert fewer == alone[8:]
+    assert ddp["fewer"][0]["losses"][:2] == ddp["whole"][0]["losses"][:2]
+    assert len(ddp["fewer"][0]["losses"]) == 6
+
+
+@pytest.mark.slow
+def test_deepspeed_shards_learns_as_one_process_does_and_goes_on_equal_to_the_bit(tmp_path):
+    pytest.importorskip("deepspeed")
+    found = together(tmp_path, "deepspeed")["deepspeed"]
+    for stage, words in (("zero2", "gradients and optimiser are sharded"), ("zero3", "modules sharded")):
+        assert words in found[f"{stage}_log"]
+        for whole, again in zip(found[stage], found[f"{stage}_again"], strict=True):
+            assert again["losses"] == whole["losses"]
+        assert found[stage][0]["losses"] == pytest.approx(found["alone"][0]["losses"], rel=0.05)

@@ -1,0 +1,149 @@
+"""Going on exactly where a training stopped, in one process."""
+
+import json
+import logging
+import resource
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gpt4roi.datasets.encoded import EncodedDataset
+from gpt4roi.datasets.selection import build_mixture
+from gpt4roi.errors import InputError
+from gpt4roi.train import main, saving, training
+from gpt4roi.train.resume import check_position, describe_data, realign
+
+STEPS = 7
+
+
+def arguments(parts, folder):
+    return [
+        *("--stage", "1", "--output_dir", str(folder), "--max_steps", str(STEPS), "--save_steps", "3"),
+        *("--model_name_or_path", f"{parts}/language_model", "--vision_tower", f"{parts}/pyramid"),
+        *("--region_encoder_type", "light", "--region_noise", "0.5", "--prompt_format", "chat"),
+        *("--dataset_config", f"{parts}/train.jsonl", "--logging_steps", "2", "--save_total_limit", "1"),
+        *("--global_batch_size", "3", "--per_device_train_batch_size", "3", "--learning_rate", "3e-3"),
+        *("--report_to", "none", "--disable_tqdm", "true", "--attn_implementation", "eager"),
+    ]
+
+
+def history(folder):
+    """Returns steps, losses and learning rates that the newest checkpoint remembers."""
+    state = json.loads((saving.last_checkpoint(folder) / "trainer_state.json").read_text())
+    return [(entry["step"], entry["loss"], entry["learning_rate"]) for entry in state["log_history"] if "loss" in entry]
+
+
+def same_tensors(one, other):
+    before, after = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+def train_until(argv, step, monkeypatch):
+    """Runs a training and stops it in the forward pass of the step after `step`."""
+    original = training.GPT4RoITrainer.training_step
+
+    def stop(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Stopped
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.GPT4RoITrainer, "training_step", stop)
+        with pytest.raises(Stopped):
+            main(argv)
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+    return main(arguments(parts, tmp_path_factory.mktemp("runs") / "whole"))
+
+
+@pytest.fixture
+def stopped(parts, tmp_path, monkeypatch):
+    """A run that was stopped in step 6, after its checkpoint of step 3."""
+    train_until(arguments(parts, tmp_path / "stopped"), 5, monkeypatch)
+    return tmp_path / "stopped"
+
+
+def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one_to_the_bit(whole, stopped):
+    assert saving.step_of(saving.last_checkpoint(stopped)) == 3
+    main(["--stage", "1", "--output_dir", str(stopped)])
+    # The log line of step 4 is the mean of steps 3 and 4, which lie on both sides of the checkpoint.
+    assert [step for step, _, _ in history(whole)] == [2, 4, 6]
+    assert history(stopped) == history(whole)
+    assert same_tensors(stopped, whole)
+
+
+def test_a_run_that_was_killed_before_its_model_was_written_only_writes_it(whole, parts, tmp_path, monkeypatch):
+    folder = main(arguments(parts, tmp_path / "again"))
+    (folder / "trained.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"torn")
+    with monkeypatch.context() as patch:
+        patch.setattr(training.GPT4RoITrainer, "training_step", None)
+        main(["--stage", "1", "--output_dir", str(folder)])
+    assert json.loads((folder / "trained.json").read_text())["steps"] == STEPS
+    assert same_tensors(folder, whole)
+
+
+def test_no_checkpoint_but_the_last_stays_and_nothing_unfinished(whole):
+    names = sorted(path.name for path in whole.iterdir() if path.is_dir())
+    assert names == ["checkpoint-7"]
+    assert json.loads((whole / "settings.json").read_text())["settings"]["learning_rate"] == 3e-3
+
+
+def test_a_torn_checkpoint_is_passed_over_and_written_again(whole, stopped, caplog):
+    torn = stopped / "checkpoint-5"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"torn")
+    (stopped / ".partial-checkpoint-6").mkdir()
+    with caplog.at_level(logging.INFO):
+        main(["--stage", "1", "--output_dir", str(stopped)])
+    assert "checkpoint-5 is torn (it has no whole.json" in caplog.text
+    assert ".partial-checkpoint-6 was left unfinished" in caplog.text
+    assert same_tensors(stopped, whole)
+
+
+def test_a_disk_that_is_full_ends_the_run_with_the_old_checkpoint_whole(whole, stopped):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"checkpoint 6 cannot be written to .*checkpoint-3 is whole: make room"):
+            main(["--stage", "1", "--output_dir", str(stopped)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in stopped.iterdir() if path.is_dir()] == ["checkpoint-3"]
+    main(["--stage", "1", "--output_dir", str(stopped)])
+    assert same_tensors(stopped, whole)
+
+
+def test_other_data_or_another_step_size_is_refused(parts, tmp_path, pyramid_processor):
+    data = describe_data(EncodedDataset(build_mixture(parts / "train.jsonl"), pyramid_processor, 0))
+    assert data["samples"] == 8
+    (tmp_path / "position.json").write_text(json.dumps(data | {"step_size": 4}))
+    check_position(tmp_path, data, 4)
+    with pytest.raises(InputError, match=r"the samples in a step changed since it was written \(4 then, 8 now\)"):
+        check_position(tmp_path, data, 8)
+    lines = (parts / "train.jsonl").read_text().replace("yes", "no").splitlines()
+    lines = [line.replace('"images/', f'"{parts}/images/') for line in lines]
+    (tmp_path / "changed.jsonl").write_text("\n".join(lines))
+    changed = describe_data(EncodedDataset(build_mixture(tmp_path / "changed.jsonl"), pyramid_processor, 0))
+    with pytest.raises(InputError, match="the samples changed since it was written"):
+        check_position(tmp_path, changed, 4)
+
+
+def test_tensors_from_a_file_are_moved_to_the_allocators_alignment(pyramid_model, tmp_path):
+    pyramid_model.save_pretrained(tmp_path)
+    loaded = load_file(tmp_path / "model.safetensors")
+    model = type(pyramid_model)(pyramid_model.config)
+    state = dict(model.named_parameters())
+    for name, parameter in state.items():
+        parameter.data = loaded[name]
+    assert any(parameter.data_ptr() % 64 for parameter in state.values())
+    realign(model)
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in state.values())
+    assert all(torch.equal(parameter, loaded[name]) for name, parameter in state.items())
