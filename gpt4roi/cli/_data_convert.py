@@ -20,6 +20,7 @@ FORMATS = {
     "coco": "COCO's form, with a caption for each box or else its category",
     "lvis": "LVIS's json: categories of boxes",
     "osprey": "a file of Osprey-724K; masks become boxes",
+    "page": "conversations saved by the demo page, a file or a folder of them",
     "eva": "EVA's pickle of detections, to an .npz that opens without pickle",
 }
 
@@ -82,7 +83,7 @@ def _check(args: argparse.Namespace) -> None:
 
     if args.from_ not in FORMATS and args.from_ not in READERS:
         raise InputError(f"unknown format {args.from_!r}; known are {', '.join([*FORMATS, *sorted(READERS)])}")
-    if not args.source.is_file():
+    if not (args.source.is_file() or (args.from_ == "page" and args.source.is_dir())):
         raise InputError(f"{args.source}: no such file; give the file to convert")
     if args.out.is_dir():
         raise InputError(f"{args.out}: is a folder; give the file to write")
@@ -98,13 +99,17 @@ def _objects(args: argparse.Namespace, target: Any) -> Iterator[dict[str, Any]]:
     from gpt4roi.datasets.conversion.coco import QUESTION, objects_of_coco
     from gpt4roi.datasets.conversion.objects import objects_of
     from gpt4roi.datasets.conversion.osprey import objects_of_osprey
+    from gpt4roi.datasets.conversion.page import objects_of_page
     from gpt4roi.datasets.selection import build_mixture
 
-    folder = args.img_prefix if args.img_prefix is not None else args.source.parent
+    own_folder = args.source if args.source.is_dir() else args.source.parent
+    folder = args.img_prefix if args.img_prefix is not None else own_folder
     if args.from_ in ("coco", "lvis"):
         yield from objects_of_coco(args.source, folder, target, args.question or QUESTION)
     elif args.from_ == "osprey":
         yield from objects_of_osprey(args.source, folder, target)
+    elif args.from_ == "page":
+        yield from objects_of_page(args.source, folder, target)
     else:
         config = str(args.source) if args.from_ == "list" else [_entry(args)]
         for part in build_mixture(config, args.seed).parts:

@@ -87,19 +87,24 @@ def _set_row(one: SetResult) -> list[Any]:
 
 
 def _findings(page: Report, results: Sequence[SetResult]) -> None:
-    findings = all_findings(results)
-    rows = [
-        [Tag(kind_of(kind).severity, _TONES[kind_of(kind).severity]), kind_of(kind).title, count, kind_of(kind).advice]
-        for kind, count, _ in findings
-    ]
-    if not rows:
+    findings = list(all_findings(results))
+    if not findings:
         page.text("No fault was found.", "Findings")
         return
-    page.table("Findings", ["", "what", "how many", "what to do"], rows)
-    for kind, count, kept in findings:
-        lines = [[finding.message] for finding in kept[:_LISTED]]
-        more = f"The first {len(lines)} of {count}; --json lists more." if count > len(lines) else ""
-        page.table(f"{kind_of(kind).title} ({count})", ["where, and what"], lines, more, folded=True)
+    rows = [
+        [_tag(kind), kind_of(kind).title, count, kept[0].message, kind_of(kind).advice]
+        for kind, count, kept in findings
+    ]
+    page.table("Findings", ["", "what", "how many", "the first", "what to do"], rows)
+    lines = [[kind_of(kind).title, finding.message] for kind, _, kept in findings for finding in kept[:_LISTED]]
+    whole = sum(count for _, count, _ in findings)
+    more = f"{len(lines):,} of {whole:,}; --json lists more." if whole > len(lines) else ""
+    page.table(f"Every finding ({whole:,})", ["what", "where, and how"], lines, more, folded=True)
+
+
+def _tag(kind: str) -> Tag:
+    severity = kind_of(kind).severity
+    return Tag(severity, _TONES[severity])
 
 
 def _faulty(results: Sequence[SetResult]) -> Iterator[GalleryItem]:
@@ -111,12 +116,14 @@ def _faulty(results: Sequence[SetResult]) -> Iterator[GalleryItem]:
                 picture = _opened(finding.picture) if finding.picture else None
                 if picture is not None and shown < _PICTURED:
                     shown += 1
-                    yield GalleryItem(picture, finding.boxes_px, _short(finding), [_remark(kind, finding)])
+                    remark = Answer(kind_of(kind).title, finding.message, task=kind_of(kind).title)
+                    yield GalleryItem(picture, [_upright(box) for box in finding.boxes_px], _short(finding), [remark])
 
 
-def _remark(kind: str, finding: Finding) -> Answer:
-    wrong = False if kind_of(kind).severity == "error" else None
-    return Answer(kind_of(kind).title, finding.message, right=wrong, task=kind_of(kind).title)
+def _upright(box: Sequence[float]) -> tuple[float, ...]:
+    """Returns a box with its corners in order, so that it can be drawn."""
+    x1, y1, x2, y2 = box
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def _short(finding: Finding) -> str:
@@ -165,15 +172,16 @@ def _samples(one: SetResult, ruler: Ruler) -> Iterator[GalleryItem]:
             if sample.image is None:
                 continue
             picture = load_image(sample.image, sample.picture_pipeline)
-            encoded = ruler.processor.encode_text(sample, image_size=(picture.height, picture.width))
+            size = (picture.height, picture.width)
+            encoded = ruler.processor.encode_text(sample, image_size=size)
+            tokens = ruler.measure(sample, size).tokens
         except InputError:
             continue
         boxes = sample.boxes_px
         if sample.box_frame == "unit":
             boxes = boxes * [picture.width, picture.height, picture.width, picture.height]
         passages = ruler.processor.passages(encoded["input_ids"], encoded["labels"])
-        title = sample.source.rpartition("/")[2]
-        yield GalleryItem(picture, boxes, f"{title} · {len(encoded['input_ids'])} tokens", passages=passages)
+        yield GalleryItem(picture, boxes, f"{sample.source.rpartition('/')[2]} · {tokens} tokens", passages=passages)
         shown += 1
         if shown == _SAMPLES:
             return

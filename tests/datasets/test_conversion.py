@@ -166,6 +166,40 @@ def test_llava_is_checked_and_kept_as_it_is(tmp_path, capsys):
     assert "mention that fits no box: 1" in capsys.readouterr().out
 
 
+def page_record(rounds, width=80, height=60):
+    """A conversation as the page saves it."""
+    regions = [{"region": 1, "box": [10, 5, 30, 35]}, {"region": 2, "box": [1, 2, 9.5, 7]}]
+    return {"model": "m", "picture": {"width": width, "height": height}, "regions": regions, "rounds": rounds}
+
+
+def test_conversations_of_the_page_find_their_picture_by_name(tmp_path, photos, capsys):
+    said = [{"question": "What is <region1> beside <region2>?", "answer": "a cup", "new_regions": [1, 2]}]
+    records = {"1": page_record(said), "2": page_record([]), "3": page_record(said)}
+    (tmp_path / "saved").mkdir()
+    for name, record in records.items():
+        (tmp_path / "saved" / f"{name}.json").write_text(json.dumps(record))
+    first, second = convert(tmp_path / "saved", tmp_path / "t.jsonl", "--from", "page", "--img-prefix", photos)
+    assert (first["image"], first["boxes"]) == ("photos/1.jpg", [[10, 5, 30, 35], [1, 2, 9.5, 7]])
+    assert [turn["value"] for turn in first["conversations"]] == ["What is <region1> beside <region2>?", "a cup"]
+    assert [turn["value"] for turn in second["conversations"]] == ["What is <region1>?", "", "What is <region2>?", ""]
+    assert "no picture of the file's name in" in capsys.readouterr().out
+    data = UnifiedDataset(tmp_path / "t.jsonl")
+    assert (len(data), data.dropped) == (1, {"empty answer": 1})  # what is still to be answered
+
+
+def test_boxes_drawn_on_an_upright_picture_stay_where_they_were_drawn(tmp_path, photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(photos / "1.jpg") as picture:
+        picture.save(photos / "3.jpg", exif=exif)
+    said = [{"question": "What is <region1>?", "answer": "a cup"}]
+    (tmp_path / "3.json").write_text(json.dumps(page_record(said, width=60, height=80)))
+    (entry,) = convert(tmp_path / "3.json", tmp_path / "t.jsonl", "--from", "page", "--img-prefix", photos)
+    assert (entry["width"], entry["height"], entry["picture_pipeline"]) == (60, 80, "bilinear")
+    (tmp_path / "3.json").write_text(json.dumps(page_record(said, width=80, height=60)))
+    assert main(["data", "convert", f"{tmp_path}/3.json", f"{tmp_path}/u.jsonl", "--from", "page"]) == 2
+
+
 def test_from_coco_and_back_gives_the_same_boxes_and_captions(tmp_path, photos):
     convert(coco_file(tmp_path / "c.json"), tmp_path / "t.jsonl", "--from", "coco", "--img-prefix", photos)
     out = tmp_path / "back.json"
