@@ -17,7 +17,14 @@ from gpt4roi.datasets.unified import UnifiedDataset
 from gpt4roi.train.training import parse
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "data/README.md", "docs/unified_format.md", "docs/data_sets.md")
+PAGES = (
+    "README.md",
+    "data/README.md",
+    "docs/unified_format.md",
+    "docs/data_sets.md",
+    "docs/data_check.md",
+    "docs/own_photographs.md",
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STAGE = re.compile(r"train_stage([12])\.sh")
 
