@@ -60,7 +60,7 @@ def load_image(image: Any, pipeline: PicturePipeline = "bicubic", where: str = "
         raise InputError(f"picture {name} is not a picture file that can be read{where}") from error
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # decoders raise whatever comes to their mind over damaged files
         raise InputError(f"picture {name} cannot be decoded{where}: {error}; fetch or save it again") from error
 
 
@@ -79,9 +79,19 @@ def read_header(path: str, where: str = "") -> tuple[tuple[int, int], bool]:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):  # PIL would cut 16-bit greys off at 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode.startswith("I") or picture.mode == "F":  # PIL would cut these greys off at 255
+        picture = Image.fromarray(_eight_bits(np.asarray(picture)))
     return picture.convert("RGB")
+
+
+def _eight_bits(grey: np.ndarray) -> np.ndarray:
+    """Returns greys of 16 bits, of 32 that hold 8 or 16, or of floats in [0, 1] or [0, 255], as uint8."""
+    if grey.dtype.kind == "f":
+        grey = np.nan_to_num(grey)
+        return (grey * (255 if grey.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
+    if grey.dtype.itemsize == 2 or grey.max() > 255:
+        grey = grey.astype(np.int64) >> 8
+    return grey.clip(0, 255).astype(np.uint8)
 
 
 def _check_array(image: np.ndarray, where: str) -> np.ndarray:

@@ -91,6 +91,71 @@ def test_pictures_of_every_mode_open_as_rgb(mode, expected, tmp_path):
     assert abs(int(np.asarray(opened)[0, 0, 0]) - expected) <= 1
 
 
+def save_grey(path, dtype, value):
+    Image.fromarray(np.full((4, 4), value, dtype=dtype)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "value", "expected"),
+    [
+        ("16 bits.png", np.uint16, 77 * 256 + 200, 77),
+        ("16 bits.tif", np.uint16, 77 * 256 + 200, 77),
+        ("dark 16 bits.png", np.uint16, 300, 1),
+        ("32 bits that hold 16.tif", np.int32, 77 * 256, 77),
+        ("32 bits that hold 8.tif", np.int32, 77, 77),
+        ("floats to 1.tif", np.float32, 0.5, 128),
+        ("floats to 255.tif", np.float32, 77.2, 77),
+    ],
+)
+def test_greys_of_more_than_eight_bits_keep_their_brightness(name, dtype, value, expected, tmp_path):
+    assert load_image(save_grey(tmp_path / name, dtype, value)).getpixel((1, 1)) == (expected,) * 3
+
+
+def test_jpegs_in_cmyk_and_pictures_with_a_palette_keep_their_colours(tmp_path):
+    orange = Image.new("RGB", (16, 16), (230, 120, 20))
+    orange.convert("CMYK").save(tmp_path / "print.jpg", quality=100)
+    orange.quantize(8).save(tmp_path / "palette.png")
+    orange.quantize(8).save(tmp_path / "palette.gif")
+    transparent = orange.quantize(8)
+    transparent.save(tmp_path / "see-through.png", transparency=0)
+    for path in sorted(tmp_path.iterdir()):
+        np.testing.assert_allclose(load_image(path).getpixel((8, 8)), (230, 120, 20), atol=3, err_msg=path.name)
+
+
+@pytest.mark.parametrize("pipeline", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 150), (30_000, 160), (160, 30_000)])
+def test_pictures_of_one_pixel_and_of_thirty_thousand_are_loaded(size, pipeline, tmp_path):
+    Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "odd.png")
+    picture = load_image(tmp_path / "odd.png", pipeline)
+    assert picture.size == size
+    values = to_pixel_values(picture, pipeline, 8, **PLAIN) * 255
+    np.testing.assert_allclose(values[:, 4, 4], (10, 200, 30), atol=1)
+
+
+def test_damaged_files_of_every_kind_are_loaded_or_refused_in_one_line(tmp_path):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))
+    refused = 0
+    for kind in ("jpg", "png", "gif", "bmp", "tif", "webp"):
+        path = tmp_path / f"damaged.{kind}"
+        picture.save(path)
+        whole = path.read_bytes()
+        for number in range(50):
+            broken = bytearray(whole)
+            for place in rng.integers(0, min(len(whole), 200 if number % 2 else len(whole)), 6):
+                broken[place] = rng.integers(256)
+            path.write_bytes(broken[: rng.integers(1, len(broken))] if number % 5 == 0 else broken)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    assert load_image(path, "bilinear").mode == "RGB"
+            except InputError as error:
+                assert str(path) in str(error)
+                refused += 1
+    assert refused > 60
+
+
 def test_grey_and_transparent_arrays_are_taken():
     assert load_image(np.full((4, 6), 9, dtype=np.uint8)).getpixel((0, 0)) == (9, 9, 9)
     assert load_image(np.full((4, 6, 4), 9, dtype=np.uint8)).size == (6, 4)
