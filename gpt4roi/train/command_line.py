@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -87,9 +88,12 @@ def accumulation(options: Mapping[str, tuple[str, ...]], stage: int, processes: 
     numbers = {}
     for name in ("global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"):
         word = next(iter(options.get(name, ())), None)
-        if word is not None and not (word.isdigit() and int(word)):
-            raise InputError(f"--{name}: got {word!r}, expected a whole number above 0")
-        numbers[name] = int(word or STAGE_DEFAULTS[stage].get(name, 0))
+        try:
+            numbers[name] = int(STAGE_DEFAULTS[stage].get(name, 0) if word is None else word)
+        except ValueError:
+            raise InputError(f"--{name}: got {word!r}, expected a whole number") from None
+        if word is not None and numbers[name] < 1:
+            raise InputError(f"--{name}: got {word}, expected 1 or more")
     step_size, at_once, given = numbers.values()
     at_once *= processes
     if given:
@@ -157,5 +161,6 @@ def _without(argv: Sequence[str], *flags: str) -> list[str]:
 
 
 def _value(argv: Sequence[str], flag: str) -> str | None:
-    argv = list(argv)
-    return argv[argv.index(flag) + 1] if flag in argv and argv.index(flag) + 1 < len(argv) else None
+    """Returns the word after a flag, the last one where it is given twice."""
+    found = [after for word, after in pairwise(argv) if word == flag]
+    return found[-1] if found else None

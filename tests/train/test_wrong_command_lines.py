@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_processor
 
 from gpt4roi.errors import InputError
-from gpt4roi.train import main
+from gpt4roi.train import main, opening, training
 
+ROOT = Path(__file__).parents[2]
 DATA = "--dataset_config {parts}/train.jsonl"
 ONE = "--stage 1 --output_dir {tmp}/out"
 NEW = f"{ONE} {DATA} --model_name_or_path {{parts}}/language_model --vision_tower {{parts}}/clip"
@@ -60,6 +63,30 @@ BEFORE_ANY_MODEL = [
 ]
 """What can be seen from the words, the data and small files."""
 
+SHARDING_DEVICES_AND_WORK_DIRECTORIES = [
+    (f"{NEW} --fsdp", "--fsdp needs GPUs: on the CPU the Trainer would train whole copies in silence"),
+    (f"{NEW} --fsdp full_shard --deepspeed zero2", "--fsdp and --deepspeed both shard; give one of them"),
+    (f"{NEW} --fsdp_config {{wrong}}/version3.json", "--fsdp_config does nothing without --fsdp"),
+    (f"{NEW} --fsdp --fsdp_config {{tmp}}/no.json", "--fsdp_config: .*no.json: no such file"),
+    (f"{NEW} --fsdp --fsdp_config {{wrong}}/list.json", "list.json: expected a JSON object, got list"),
+    (f"{NEW} --fsdp --fsdp_config {{wrong}}/version3.json", "--fsdp_config: version must be 1 or 2, got 3"),
+    (f"{NEW} --deepspeed zero9", "--deepspeed: zero9: no such file; shipped are zero2 and zero3"),
+    (f"{NEW} --deepspeed {{wrong}}/empty.jsonl", "--deepspeed: .*empty.jsonl: not valid JSON"),
+    (f"{NEW} --deepspeed {{wrong}}/stage5.json", "--deepspeed: zero_optimization.stage must be 0 to 3, got 5"),
+    (f"{NEW} --fp16", "--fp16 needs a GPU"),
+    (f"{NEW} --tf32 true", "--tf32 needs a GPU"),
+    (f"{NEW} --global_batch_size 8 --gradient_accumulation_steps 3", "3 x 1 samples at once are 3; give one of them"),
+    (f"{NEW} --gradient_accumulation_steps few", "--gradient_accumulation_steps: got 'few', expected a whole number"),
+    (f"{NEW} --warmup_ratio 0.003", "instead of --warmup_ratio give --warmup_steps, which takes a fraction"),
+    (f"{NEW} --load_from x", "instead of --load_from give --model_name_or_path"),
+    (f"{NEW} --fsdp_transformer_layer_cls_to_wrap LlamaDecoderLayer", "give nothing: the layers are found"),
+    (f"{NEW} --gradient_checkpoint true", "did you mean --gradient_checkpointing"),
+    (f"{NEW} --output_dir {{wrong}}/list.json/out", "list.json/out: cannot be written to"),
+    (f"{NEW} --output_dir {{wrong}}/of_stage_2", "of_stage_2 holds a run of stage 2, not 1"),
+    (f"{NEW} --output_dir {{wrong}}/other", r"holds a run with other arguments \(they differ in --dataset_config, --"),
+    (f"{NEW} --output_dir {{wrong}}/damaged", "run.json: damaged; delete it to start anew"),
+]
+
 WHILE_OPENING = [
     (f"{NEW} --vision_tower {{tmp}}/clip", "vision tower .*/clip.* not found: looked for a config.json"),
     (f"{NEW} --model_name_or_path {{tmp}}/llama", "llama: no tokenizer can be opened there"),
@@ -94,6 +121,15 @@ def wrong(parts, tmp_path_factory):
     (root / "adapter" / "adapter_config.json").write_text("{}")
     (root / "list.json").write_text(json.dumps([{"type": "movies", "ann_file": "a"}]))
     (root / "empty.jsonl").write_text("")
+    (root / "version3.json").write_text('{"version": 3}')
+    (root / "stage5.json").write_text('{"zero_optimization": {"stage": 5}}')
+    for name, text in (
+        ("of_stage_2", '{"stage": 2, "arguments": []}'),
+        ("other", '{"stage": 1, "arguments": ["--seed", "3"]}'),
+        ("damaged", '{"stage": 1'),
+    ):
+        (root / name).mkdir()
+        (root / name / "run.json").write_text(text)
     return root
 
 
@@ -105,17 +141,39 @@ def said(arguments, parts, wrong, tmp_path):
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("arguments", "message"), BEFORE_ANY_MODEL)
+@pytest.mark.parametrize(("arguments", "message"), BEFORE_ANY_MODEL + SHARDING_DEVICES_AND_WORK_DIRECTORIES)
 def test_it_is_said_before_any_model_is_opened(parts, wrong, tmp_path, monkeypatch, arguments, message):
-    for module in ("opening", "training"):
+    for module in (opening, training):
         for name in ("load_model", "build_from_parts", "open_model"):
-            monkeypatch.setattr(f"gpt4roi.train.{module}.{name}", _too_late, raising=False)
+            monkeypatch.setattr(module, name, _too_late, raising=False)
     assert_one_line(said(arguments, parts, wrong, tmp_path), message)
 
 
 @pytest.mark.parametrize(("arguments", "message"), WHILE_OPENING)
 def test_it_is_said_while_the_parts_are_opened(parts, wrong, tmp_path, arguments, message):
     assert_one_line(said(arguments, parts, wrong, tmp_path), message)
+
+
+def test_deepspeed_that_is_not_installed_is_named(parts, wrong, tmp_path, monkeypatch):
+    monkeypatch.setattr("gpt4roi.train.sharding.find_spec", lambda name: None)
+    assert_one_line(said(f"{NEW} --deepspeed zero3", parts, wrong, tmp_path), "pip install 'gpt4roi.deepspeed.'")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train_stage1.sh", "usage: bash train_stage1.sh WORKDIR"),
+        ("train_stage2.sh --model_name_or_path x", "usage: bash train_stage2.sh WORKDIR STAGE1"),
+        ("train_stage1.sh {wrong}/list.json", "list.json: not a folder that can be written to"),
+        ("scripts/launch_nodes.sh 2 train_stage1.sh out", "usage: bash scripts/launch_nodes.sh NODES HOST:PORT"),
+        ("scripts/launch_nodes.sh 2 one:29500 stage3.sh out", "usage: bash scripts/launch_nodes.sh NODES HOST:PORT"),
+    ],
+)
+def test_the_scripts_say_how_they_are_called_without_starting_anything(wrong, line, message):
+    words = line.format(wrong=wrong).split()
+    done = subprocess.run(["bash", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert_one_line(done.stderr.strip(), message)
 
 
 def _too_late(*args, **kwargs):
