@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 from pathlib import Path
 
 import torch
@@ -64,12 +65,13 @@ def _open_quantized(
 
 
 def compile_model(model: torch.nn.Module) -> None:
-    """Lets torch.compile translate the language model and the region encoder's pyramid, for any length.
+    """Lets torch.compile translate the language model, for batches and prompts of any length, when it is first used.
 
-    Raises InputError where this machine has no compiler for it.
+    Raises InputError where there is no compiler for the model's device.
     """
-    for part in (model.language_model, model.region_encoder):
-        part.compile(dynamic=True)
+    if model.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise InputError("compiling for the CPU needs a C++ compiler such as g++; install one, or leave it out")
+    model.language_model.compile(dynamic=True)
 
 
 def choose_device(name: str | None = None) -> torch.device:

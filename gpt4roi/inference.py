@@ -92,7 +92,7 @@ class RegionChat:
         path: folder or hub name. device: by default CUDA, then Apple's MPS, then the CPU. dtype: name or torch.dtype;
         by default bfloat16 where the device computes in it, else float32. vision_tower: folder or hub name of the
         tower, for a model that lies without it. quantize: `4bit` or `8bit` for the language model (bitsandbytes).
-        compile: lets torch.compile make the language model and the region encoder faster, after a slow first answer.
+        compile: lets torch.compile translate the language model; the first answers take a minute, later ones less.
         settings: as the class takes. Raises InputError where there is no model or the machine cannot do it.
         """
         model = open_model(path, device, dtype, vision_tower, quantize, compile)

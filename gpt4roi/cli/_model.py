@@ -28,9 +28,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize", choices=("4bit", "8bit"), help="the language model in fewer bits (needs bitsandbytes)"
     )
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile: a slow first answer, faster ones after it"
-    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile the language model: slow first answers")
 
 
 def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
