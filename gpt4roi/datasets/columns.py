@@ -65,13 +65,16 @@ class Columns(Mapping[str, np.ndarray]):
             header_size, total = np.frombuffer(start, "<u8", offset=len(_MAGIC)).tolist()
             if total != size:
                 raise ColumnsError(f"{path}: {size} bytes of {total}")
-            header = json.loads(file.read(header_size))
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        arrays = {
-            name: np.frombuffer(pages, dtype, int(np.prod(shape)), offset).reshape(shape)
-            for name, (dtype, shape, offset) in header["arrays"].items()
-        }
-        return cls(arrays, header["facts"], path)
+            try:
+                header = json.loads(file.read(header_size))
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                arrays = {
+                    name: np.frombuffer(pages, dtype, int(np.prod(shape)), offset).reshape(shape)
+                    for name, (dtype, shape, offset) in header["arrays"].items()
+                }
+                return cls(arrays, header["facts"], path)
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                raise ColumnsError(f"{path}: damaged: {error}") from None
 
     def save(self, path: Path) -> None:
         """Writes the file beside its place and renames it when it is whole; raises OSError and leaves nothing."""

@@ -76,7 +76,15 @@ def test_columns_are_read_only_and_only_their_path_goes_to_another_process(tmp_p
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-1], lambda data: data + b"x", lambda data: data[:20], lambda _: b""]
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: data[:20],
+        lambda _: b"",
+        lambda data: data[:40] + b"\x00" * 20 + data[60:],
+        lambda data: data.replace(b'"<i8"', b'"<i9"'),
+    ],
 )
 def test_a_file_of_columns_that_is_not_whole_is_refused(tmp_path, damage):
     Columns({"a": np.arange(10)}, {}).save(tmp_path / "c")
