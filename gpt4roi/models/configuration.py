@@ -107,6 +107,9 @@ class GPT4RoIConfig(PreTrainedConfig):
         self.image_size = image_size or getattr(self.vision_config, "image_size", None)
         self.image_seq_length = image_seq_length or self._derive_image_seq_length()
         self._check()
+        # Otherwise transformers resets the attention of built parts, whose decoder would then mask nothing.
+        parts = {name: getattr(self, name)._attn_implementation for name in ("vision_config", "text_config")}
+        kwargs["attn_implementation"] = kwargs.get("attn_implementation") or parts
         super().__init__(**kwargs)
 
     def _derive_image_seq_length(self) -> int | None:
