@@ -103,10 +103,11 @@ def _set_lines(result: SetResult, ruler: Ruler) -> list[str]:
                 f"  reading: {1e3 * result.speed['encode']:.1f} ms a sample, {per_second:.0f} a second and core"
             )
     for kind, count, kept in result.findings:
-        lines.append(f"  {kind_of(kind).severity}: {kind_of(kind).title}: {count}")
-        lines += [f"    {finding.message}" for finding in kept[:_SHOWN]]
-        if count > len(kept[:_SHOWN]) and kept:
-            lines.append("    …")
+        severity = kind_of(kind).severity
+        lines.append(f"  {severity}: {kind_of(kind).title}: {count}")
+        if severity != "note":
+            lines += [f"    {finding.message}" for finding in kept[:_SHOWN]]
+            lines += ["    …"] if count > _SHOWN else []
     return lines
 
 
