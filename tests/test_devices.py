@@ -17,7 +17,8 @@ from gpt4roi.devices import choose_dtype, compile_model, open_model
 def folder(tmp_path_factory):
     """A saved model as wide as quantization needs."""
     path = tmp_path_factory.mktemp("model")
-    model = tiny_model("pyramid", text_config=tiny_text_config(hidden_size=64, intermediate_size=128))
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4, "head_dim": 16}
+    model = tiny_model("pyramid", text_config=tiny_text_config(**sizes))
     model.save_pretrained(path)
     tiny_processor(model.config).save_pretrained(path)
     return path

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from gpt4roi.evaluation.evaluate import evaluate
     from gpt4roi.evaluation.items import Source
     from gpt4roi.evaluation.models import fingerprint
-    from gpt4roi.evaluation.ranks import join_world, leave_world
     from gpt4roi.evaluation.similarity import find_sentence_model
+    from gpt4roi.ranks import join_world, leave_world
 
     find_sentence_model(args.sentence_model)
     source = Source(

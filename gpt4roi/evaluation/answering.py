@@ -19,7 +19,7 @@ from typing import Any
 
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.asking import Answerer, Ask
-from gpt4roi.evaluation.ranks import World
+from gpt4roi.ranks import World
 
 logger = logging.getLogger(__name__)
 

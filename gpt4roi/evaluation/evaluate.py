@@ -25,7 +25,7 @@ from gpt4roi.evaluation.compare import compare_runs, read_run
 from gpt4roi.evaluation.items import Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
 from gpt4roi.evaluation.page import write_page
-from gpt4roi.evaluation.ranks import World
+from gpt4roi.ranks import World
 
 logger = logging.getLogger(__name__)
 
