@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -64,7 +65,7 @@ def _change(content: Any, rng: np.random.Generator) -> str:
         container.append(container[key])
     else:
         kind = "replace"
-        container[key] = STRANGE[rng.integers(len(STRANGE))]
+        container[key] = copy.deepcopy(STRANGE[rng.integers(len(STRANGE))])
     return f"{kind} {key!r}"
 
 

@@ -24,6 +24,9 @@ from gpt4roi.mentions import MENTION
 LARGEST = 1e7
 """No pixel of a picture lies further out; larger numbers are faults, and would overflow later."""
 
+LONGEST_NAME = 255
+"""Characters of a file's name with its folders, which are few in annotation files."""
+
 _RESERVED = (IMAGE_TOKEN, REGION_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN)
 
 
@@ -133,6 +136,14 @@ def text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UnusableError(f"{what} is missing or empty")
     return harmless(value, what)
+
+
+def file_name(value: Any, what: str) -> str:
+    """Returns a text that can be a file's name; raises UnusableError. what: its name there."""
+    name = text(value, what)
+    if len(name) > LONGEST_NAME or "\x00" in name:
+        raise UnusableError(f"{what} cannot be a file's name")
+    return name
 
 
 def harmless(value: str, what: str) -> str:

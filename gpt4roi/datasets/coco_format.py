@@ -17,6 +17,7 @@ from gpt4roi.datasets.annotations import (
     Drops,
     LeftOutError,
     UnusableError,
+    file_name,
     length,
     listed,
     number,
@@ -164,7 +165,7 @@ class _Pictures:
         if key in self.seen:
             raise LeftOutError("picture whose id another one has")
         self.seen.add(key)
-        name = reader.file_name(text(image.get("file_name"), "file_name of the picture"))
+        name = reader.file_name(file_name(image.get("file_name"), "file_name of the picture"))
         caption = reader.caption(image.get("caption")) if reader.captions else ""
         height, width = length(image.get("height")), length(image.get("width"))
         if min(height, width) < SMALLEST_PICTURE:

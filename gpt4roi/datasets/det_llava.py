@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt4roi.constants import IMAGE_TOKEN
-from gpt4roi.datasets.annotations import Drops, LeftOutError, UnusableError, kind_of, parse_json, text
+from gpt4roi.datasets.annotations import Drops, LeftOutError, UnusableError, file_name, kind_of, parse_json, text
 from gpt4roi.datasets.base import Item
 from gpt4roi.datasets.columns import Columns
 from gpt4roi.datasets.detections import read_detections
@@ -152,7 +152,7 @@ def _dialogue(entry: Any) -> tuple[str, list[str]]:
         raise UnusableError("dialogue that is not an object")
     if "image" not in entry:
         raise LeftOutError("dialogue without a picture")
-    image = text(entry["image"], "image of the dialogue")
+    image = file_name(entry["image"], "image of the dialogue")
     turns = entry.get("conversations")
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
         raise UnusableError("dialogue without question and answer")

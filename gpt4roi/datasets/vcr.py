@@ -15,6 +15,7 @@ from gpt4roi.datasets.annotations import (
     Drops,
     LeftOutError,
     UnusableError,
+    file_name,
     length,
     numbers,
     parse_json,
@@ -71,8 +72,8 @@ class VCR(IndexedDataset):
             raise UnusableError("objects are missing or empty")
         objects = [text(name, "name of an object") for name in objects]
         row = {
-            "image": text(entry.get("img_fn"), "img_fn"),
-            "metadata": text(entry.get("metadata_fn"), "metadata_fn"),
+            "image": file_name(entry.get("img_fn"), "img_fn"),
+            "metadata": file_name(entry.get("metadata_fn"), "metadata_fn"),
             "objects": json.dumps(objects),
         }
         for part in _PARTS:
