@@ -101,6 +101,8 @@ def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOpti
     if options.share and not shared:
         page.close(verbose=False)
         raise InputError("no public address could be had; is there a network? Without --share the page stays local")
+    # Gradio keeps the last values that a session sent and was shown; they go with it.
+    store.on_drop = lambda key: page.state_holder.session_data.pop(key, None)
     return Running(page, shared or local, store, store.keep_swept())
 
 

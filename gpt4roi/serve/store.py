@@ -25,6 +25,8 @@ class SessionStore:
     ) -> None:
         self.max_sessions, self.idle_seconds = max_sessions, idle_seconds
         self._make, self._clock = make, clock
+        self.on_drop: Callable[[str], object] = lambda key: None
+        """Called with the key of a session that was put away, so that others may forget it too."""
         self._lock = threading.Lock()
         self._sessions: OrderedDict[str, tuple[Session, float]] = OrderedDict()
 
@@ -36,11 +38,14 @@ class SessionStore:
         with self._lock:
             session, _ = self._sessions.pop(key, (None, 0.0))
             session = session or self._make()
-            while len(self._sessions) >= self.max_sessions:
-                _, (oldest, _) = self._sessions.popitem(last=False)
-                oldest.stop()
+            crowded_out = [
+                self._sessions.popitem(last=False) for _ in range(len(self._sessions) + 1 - self.max_sessions)
+            ]
             self._sessions[key] = (session, self._clock())
-            return session
+        for old_key, (oldest, _) in crowded_out:
+            oldest.stop()
+            self.on_drop(old_key)
+        return session
 
     def drop(self, key: str) -> None:
         """Forgets a session, for example because its page was closed."""
@@ -48,6 +53,7 @@ class SessionStore:
             session, _ = self._sessions.pop(key, (None, 0.0))
         if session is not None:
             session.stop()
+            self.on_drop(key)
 
     def sweep(self) -> int:
         """Drops the sessions that have rested too long and returns how many."""

@@ -317,6 +317,7 @@ def test_a_page_that_is_closed_frees_its_session(open_page, running):
     page.pick(0)
     page.ask("Who will be forgotten?")
     the_session(running, "Who will be forgotten?")
+    kept = set(running.page.state_holder.session_data)
     page.page.close()
     for _ in range(200):
         asked = [one.question for session, _ in running.store._sessions.values() for one in session.rounds]
@@ -324,6 +325,7 @@ def test_a_page_that_is_closed_frees_its_session(open_page, running):
             break
         time.sleep(0.1)
     assert "Who will be forgotten?" not in asked
+    assert kept - set(running.page.state_holder.session_data)
 
 
 def test_on_a_phone_one_draws_with_a_finger_and_nothing_is_wider_than_the_screen(open_page, running, screenshots):

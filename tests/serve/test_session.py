@@ -204,6 +204,8 @@ class FakeClock:
 def test_the_store_keeps_sessions_apart_bounded_and_not_for_ever(parts):
     clock = FakeClock()
     store = SessionStore(lambda: Session(*parts), max_sessions=3, idle_seconds=60, clock=clock)
+    dropped: list[str] = []
+    store.on_drop = dropped.append
     first = store.get("a")
     assert store.get("a") is first and store.get("b") is not first
     store.get("c"), store.get("a"), store.get("d")
@@ -217,7 +219,7 @@ def test_the_store_keeps_sessions_apart_bounded_and_not_for_ever(parts):
     assert store.sweep() == 2 and len(store) == 1
     store.drop("a")
     store.drop("a")
-    assert len(store) == 0
+    assert len(store) == 0 and dropped == ["b", "c", "d", "a"]
 
 
 def test_the_store_stops_an_answer_whose_session_is_dropped(parts):

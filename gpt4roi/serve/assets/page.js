@@ -89,6 +89,9 @@
     const frame = make('div', 'figure');
     const image = make('img');
     image.src = picture.src;
+    // Said before the picture is decoded, so that nothing below jumps and the end can be scrolled to.
+    frame.style.aspectRatio = `${picture.width} / ${picture.height}`;
+    frame.style.width = `min(70%, ${Math.round((260 * picture.width) / picture.height)}px)`;
     image.alt = `The picture with ${boxes.length} numbered ${boxes.length === 1 ? 'box' : 'boxes'}`;
     frame.append(image);
     boxes.forEach((box, index) => {

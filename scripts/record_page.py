@@ -1,0 +1,167 @@
+"""Records the pictures of the page that the README shows, from the real page in a real browser.
+
+    python scripts/record_page.py --model exp/quickstart/stage2 [--out figs]
+
+Serves the page, draws with the mouse on photographs that scikit-image carries, asks, and writes demo1.gif (one
+region), demo2.gif (several regions) and fig1.png (several rounds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+SIZE = {"width": 1120, "height": 720}
+GIF_WIDTH = 800
+COLORS = 96
+
+Box = tuple[float, float, float, float]
+
+
+class Recorder:
+    """Does what a person does, slowly, and keeps a frame after every step."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.frames: list[tuple[Image.Image, int]] = []
+        page.goto(url)
+        page.wait_for_selector(".example")
+        page.add_style_tag(content="footer { display: none !important; }")
+
+    def keep(self, milliseconds: int) -> None:
+        """Keeps what the page shows now, for so long."""
+        packed = io.BytesIO(self.page.screenshot())
+        self.frames.append((Image.open(packed).convert("RGB"), milliseconds))
+
+    def pick(self, title: str) -> None:
+        """Chooses an example."""
+        self.keep(700)
+        self.page.locator(f'.example[title*="{title}"]').click()
+        self.page.wait_for_selector(".stage.has-picture")
+        self.page.wait_for_function("document.querySelector('.stage-picture').complete")
+        self.page.wait_for_timeout(400)
+        self.keep(600)
+
+    def draw(self, box: Box) -> None:
+        """Draws a box, in shares of the picture."""
+        area = self.page.locator(".stage-picture").bounding_box()
+        x1, y1, x2, y2 = box
+        mouse = self.page.mouse
+        mouse.move(area["x"] + x1 * area["width"], area["y"] + y1 * area["height"])
+        mouse.down()
+        for step in (0.25, 0.5, 0.75, 1.0):
+            x, y = x1 + step * (x2 - x1), y1 + step * (y2 - y1)
+            mouse.move(area["x"] + x * area["width"], area["y"] + y * area["height"])
+            self.keep(140)
+        mouse.up()
+        self.keep(400)
+
+    def type(self, question: str) -> None:
+        """Types a question; each <regionN> is put in by a click on its chip."""
+        self.page.focus("#question textarea")
+        for word in question.split():
+            if word.startswith(("<region", "region")):
+                number = int("".join(letter for letter in word if letter.isdigit()))
+                self.page.locator(".stage-chips .region-chip").nth(number - 1).click()
+                self.page.keyboard.type("".join(letter for letter in word if letter in ",?"))
+            else:
+                if self.page.input_value("#question textarea"):
+                    self.page.keyboard.type(" ")
+                self.page.keyboard.type(word)
+            self.keep(160)
+
+    def ask(self) -> str:
+        """Asks and keeps the answer as it grows."""
+        rounds = self.page.locator(".round:not(.pending)").count()
+        self.page.click("#ask")
+        while self.page.locator(".round:not(.pending)").count() <= rounds:
+            self.keep(120)
+        self.page.wait_for_timeout(600)
+        self.keep(1800)
+        return self.page.locator(".round .answer").last.inner_text()
+
+    def save_gif(self, path: Path) -> None:
+        """Writes the frames as a GIF; equal ones become one that stays longer."""
+        kept: list[tuple[Image.Image, int]] = []
+        for frame, milliseconds in self.frames:
+            small = frame.resize((GIF_WIDTH, round(frame.height * GIF_WIDTH / frame.width)), Image.Resampling.LANCZOS)
+            if kept and kept[-1][0].tobytes() == small.tobytes():
+                kept[-1] = (small, kept[-1][1] + milliseconds)
+            else:
+                kept.append((small, milliseconds))
+        palette = kept[-1][0].quantize(COLORS, dither=Image.Dither.NONE)
+        images = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame, _ in kept]
+        durations = [milliseconds for _, milliseconds in kept]
+        images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True)
+
+
+def one_region(page: Recorder) -> str:
+    """Asks about one box."""
+    page.pick("coffee")
+    page.draw((0.30, 0.03, 0.70, 0.80))
+    page.type("What is <region1>?")
+    return page.ask()
+
+
+def several_regions(page: Recorder) -> str:
+    """Asks about two boxes at once."""
+    page.pick("astronaut")
+    page.draw((0.30, 0.02, 0.66, 0.36))
+    page.draw((0.76, 0.02, 0.94, 0.55))
+    page.type("Which is larger, <region1> or <region2>?")
+    return page.ask()
+
+
+def several_rounds(page: Recorder) -> str:
+    """Asks, and asks again about an old box and a new one."""
+    page.pick("coffee")
+    page.draw((0.12, 0.05, 0.82, 0.97))
+    page.draw((0.54, 0.56, 0.69, 0.76))
+    page.type("Which is larger, <region1> or <region2>?")
+    first = page.ask()
+    page.draw((0.66, 0.16, 0.78, 0.56))
+    page.type("Is <region3> above region2?")
+    return f"{first}; {page.ask()}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="exp/quickstart/stage2", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=Path("figs"), metavar="DIR")
+    args = parser.parse_args()
+
+    from gpt4roi import RegionChat
+    from gpt4roi.serve.server import serve
+
+    running = serve(RegionChat.from_pretrained(args.model), Path(args.model).name)
+    plays: dict[str, Callable[[Recorder], str]] = {
+        "demo1.gif": one_region,
+        "demo2.gif": several_regions,
+        "fig1.png": several_rounds,
+    }
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name, play in plays.items():
+            recorder = Recorder(browser.new_page(viewport=SIZE), running.url)
+            said = play(recorder)
+            path = args.out / name
+            if path.suffix == ".gif":
+                recorder.save_gif(path)
+            else:
+                recorder.page.screenshot(path=path)
+            sys.stdout.write(f"{path}: {path.stat().st_size / 2**20:.2f} MB; said: {said}\n")
+            recorder.page.close()
+        browser.close()
+    running.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
