@@ -15,12 +15,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from playwright.sync_api import Page, sync_playwright
 
 SIZE = {"width": 1120, "height": 720}
 GIF_WIDTH = 800
-COLORS = 96
+COLORS = 200
+POINTER = ((0, 0), (0, 17), (4, 13), (7, 20), (10, 19), (7, 12), (12, 12))
 
 Box = tuple[float, float, float, float]
 
@@ -31,6 +32,7 @@ class Recorder:
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
         self.frames: list[tuple[Image.Image, int]] = []
+        self.pointer = (560.0, 560.0)
         page.goto(url)
         page.wait_for_selector(".example")
         page.add_style_tag(content="footer { display: none !important; }")
@@ -38,12 +40,27 @@ class Recorder:
     def keep(self, milliseconds: int) -> None:
         """Keeps what the page shows now, for so long."""
         packed = io.BytesIO(self.page.screenshot())
-        self.frames.append((Image.open(packed).convert("RGB"), milliseconds))
+        frame = Image.open(packed).convert("RGB")
+        shape = [(self.pointer[0] + x, self.pointer[1] + y) for x, y in POINTER]
+        ImageDraw.Draw(frame).polygon(shape, fill="black", outline="white")
+        self.frames.append((frame, milliseconds))
+
+    def go_to(self, x: float, y: float) -> None:
+        """Moves the mouse."""
+        self.page.mouse.move(x, y)
+        self.pointer = (x, y)
+
+    def click(self, selector: str, number: int = 0) -> None:
+        """Moves the mouse to the middle of a part of the page and clicks."""
+        area = self.page.locator(selector).nth(number).bounding_box()
+        self.go_to(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
+        self.keep(250)
+        self.page.mouse.click(*self.pointer)
 
     def pick(self, title: str) -> None:
         """Chooses an example."""
         self.keep(700)
-        self.page.locator(f'.example[title*="{title}"]').click()
+        self.click(f'.example[title*="{title}"]')
         self.page.wait_for_selector(".stage.has-picture")
         self.page.wait_for_function("document.querySelector('.stage-picture').complete")
         self.page.wait_for_timeout(400)
@@ -54,11 +71,11 @@ class Recorder:
         area = self.page.locator(".stage-picture").bounding_box()
         x1, y1, x2, y2 = box
         mouse = self.page.mouse
-        mouse.move(area["x"] + x1 * area["width"], area["y"] + y1 * area["height"])
+        self.go_to(area["x"] + x1 * area["width"], area["y"] + y1 * area["height"])
         mouse.down()
         for step in (0.25, 0.5, 0.75, 1.0):
             x, y = x1 + step * (x2 - x1), y1 + step * (y2 - y1)
-            mouse.move(area["x"] + x * area["width"], area["y"] + y * area["height"])
+            self.go_to(area["x"] + x * area["width"], area["y"] + y * area["height"])
             self.keep(140)
         mouse.up()
         self.keep(400)
@@ -69,7 +86,7 @@ class Recorder:
         for word in question.split():
             if word.startswith(("<region", "region")):
                 number = int("".join(letter for letter in word if letter.isdigit()))
-                self.page.locator(".stage-chips .region-chip").nth(number - 1).click()
+                self.click(".stage-chips .region-chip", number - 1)
                 self.page.keyboard.type("".join(letter for letter in word if letter in ",?"))
             else:
                 if self.page.input_value("#question textarea"):
@@ -80,7 +97,7 @@ class Recorder:
     def ask(self) -> str:
         """Asks and keeps the answer as it grows."""
         rounds = self.page.locator(".round:not(.pending)").count()
-        self.page.click("#ask")
+        self.click("#ask")
         while self.page.locator(".round:not(.pending)").count() <= rounds:
             self.keep(120)
         self.page.wait_for_timeout(600)
@@ -104,30 +121,30 @@ class Recorder:
 
 def one_region(page: Recorder) -> str:
     """Asks about one box."""
-    page.pick("coffee")
-    page.draw((0.30, 0.03, 0.70, 0.80))
+    page.pick("cat")
+    page.draw((0.233, 0.0, 0.534, 0.3))
     page.type("What is <region1>?")
     return page.ask()
 
 
 def several_regions(page: Recorder) -> str:
-    """Asks about two boxes at once."""
+    """Asks about two boxes at once: a head and a helmet."""
     page.pick("astronaut")
     page.draw((0.30, 0.02, 0.66, 0.36))
-    page.draw((0.76, 0.02, 0.94, 0.55))
+    page.draw((0.56, 0.55, 0.99, 0.99))
     page.type("Which is larger, <region1> or <region2>?")
     return page.ask()
 
 
 def several_rounds(page: Recorder) -> str:
-    """Asks, and asks again about an old box and a new one."""
-    page.pick("coffee")
-    page.draw((0.12, 0.05, 0.82, 0.97))
-    page.draw((0.54, 0.56, 0.69, 0.76))
-    page.type("Which is larger, <region1> or <region2>?")
+    """Asks, and asks again about an old box and a new one: the flag."""
+    page.pick("astronaut")
+    page.draw((0.30, 0.02, 0.66, 0.36))
+    page.draw((0.56, 0.55, 0.99, 0.99))
+    page.type("Is <region1> above <region2>?")
     first = page.ask()
-    page.draw((0.66, 0.16, 0.78, 0.56))
-    page.type("Is <region3> above region2?")
+    page.draw((0.0, 0.0, 0.25, 0.55))
+    page.type("Is <region3> left of region2?")
     return f"{first}; {page.ask()}"
 
 
@@ -155,7 +172,8 @@ def main() -> int:
             if path.suffix == ".gif":
                 recorder.save_gif(path)
             else:
-                recorder.page.screenshot(path=path)
+                recorder.page.add_style_tag(content=".conversation { max-height: none !important; }")
+                recorder.page.screenshot(path=path, full_page=True)
             sys.stdout.write(f"{path}: {path.stat().st_size / 2**20:.2f} MB; said: {said}\n")
             recorder.page.close()
         browser.close()

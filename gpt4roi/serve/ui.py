@@ -89,7 +89,7 @@ def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
                     ask = gr.Button("Ask", variant="primary", elem_id="ask")
                     stop = gr.Button("Stop", interactive=False, elem_id="stop")
                 with gr.Row():
-                    small = {"size": "sm", "min_width": 110}
+                    small = {"size": "sm", "min_width": 90}
                     over = gr.Button("Start over", elem_id="start-over", **small)
                     clear = gr.Button("Clear all", elem_id="clear-all", **small)
                     record = gr.Button("Save as JSON", elem_id="save-json", **small)
