@@ -49,7 +49,17 @@ def running(tiny_chat):
     served.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
+def slow_model(tiny_chat):
+    """Lets the tiny model take its time over each token, as large ones do, so that there is time to press Stop."""
+    import time
+
+    hook = tiny_chat.model.language_model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+    yield
+    hook.remove()
+
+
+@pytest.fixture(scope="module")
 def browser():
     """Debian's Chromium, driven by Playwright."""
     if find_spec("playwright") is None:
