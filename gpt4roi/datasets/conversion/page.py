@@ -11,15 +11,13 @@ from gpt4roi.datasets.conversion.objects import Conversion
 from gpt4roi.errors import InputError
 from gpt4roi.pictures import read_header
 
-QUESTION = "What is <region{number}>?"
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def objects_of_page(path: Path, img_prefix: str | Path, target: Conversion) -> Iterator[dict[str, Any]]:
     """Yields one object for each saved conversation: `NAME.json` belongs to the picture of that name in img_prefix.
 
-    path: one such file, or a folder of them. Boxes without any question get one each, whose answer is still empty, so
-    that the check lists what remains to be written. Raises InputError for a folder without such a file.
+    path: one such file, or a folder of them. Raises InputError for a folder without such a file.
     """
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
@@ -45,12 +43,7 @@ def _object(file: Path, folder: Path, target: Conversion) -> dict[str, Any]:
     made: dict[str, Any] = {"id": file.stem, "image": target.image_name(str(image)), **shown, "boxes": boxes}
     if sideways:  # the page shows pictures upright
         made["picture_pipeline"] = "bilinear"
-    turns = _turns(record.get("rounds"))
-    if not turns:
-        made["independent"] = True
-        for number in range(1, len(boxes) + 1):
-            turns += [("human", QUESTION.format(number=number)), ("gpt", "")]
-    return made | {"conversations": [{"from": speaker, "value": text} for speaker, text in turns]}
+    return made | {"conversations": _turns(record.get("rounds"))}
 
 
 def _picture_of(file: Path, folder: Path) -> Path:
@@ -61,10 +54,12 @@ def _picture_of(file: Path, folder: Path) -> Path:
     return image
 
 
-def _turns(rounds: Any) -> list[tuple[str, str]]:
+def _turns(rounds: Any) -> list[dict[str, str]]:
     turns = []
     for one in rounds if isinstance(rounds, list) else ():
         if not isinstance(one, dict) or not all(isinstance(one.get(key), str) for key in ("question", "answer")):
             raise UnusableError("round without question and answer")
-        turns += [("human", one["question"]), ("gpt", one["answer"])]
+        turns += [{"from": "human", "value": one["question"]}, {"from": "gpt", "value": one["answer"]}]
+    if not turns:
+        raise UnusableError("conversation in which nothing was asked yet")
     return turns
