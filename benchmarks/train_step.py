@@ -1,27 +1,27 @@
 """Times one optimiser step's forward and backward of both stages against the original's way of computing it.
 
-    python benchmarks/train_step.py [--quick]
+    python benchmarks/train_step.py [--quick] [--stages 1 2]
 
-A model in the proportions of the released one at a sixteenth of its widths and vocabulary, with all its 32 layers, its
-picture and its region encoder's rounds; random weights, float32. The original's way is written out here: a graph
-over the whole sequence, logits for every position, micro-batches padded in the order they come, the region encoder's
-plain formulation (tests/models/plain_region_encoder.py); with and without the checkpointing of the decoder's layers.
-Ours runs what precedes the first region of stage 1 without a graph, makes logits where there is a label, and sorts the
-samples of a step by length before it cuts them into micro-batches. Both divide the loss by the step's labels.
-Stage 1: 4 samples of 330 to 430 tokens one by one. Stage 2: 8 samples of 330 to 1090 tokens in micro-batches of 2.
---quick takes 1 sample, and for stage 2 four and 8 layers.
+Models in the proportions of the released one (vocabulary too) with random weights, float32. Stage 1: one sample of 350
+tokens, a quarter of the widths, all 32 layers. Stage 2: 16 samples of 330 to 1090 tokens in micro-batches of 2, a
+sixteenth of the widths, 8 layers. --quick: a sixteenth for both, and 4 samples in stage 2.
+The original's way is written out here: a graph over the whole sequence, logits for every position, micro-batches
+padded in the order they come, the region encoder's plain formulation (tests/models/plain_region_encoder.py); with and
+without the checkpointing of the decoder's layers. Ours runs what precedes the first region of stage 1 without a graph,
+makes logits where there is a label, and sorts the samples of a step by length before it cuts them into micro-batches.
+Both divide the loss by the step's labels.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from common import Row, devices, difference, main, rows, time_in_turn
+from common import Row, argument_parser, devices, difference, report, rows, time_in_turn
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from gpt4roi.constants import IGNORE_INDEX
@@ -34,25 +34,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models")
 from plain_region_encoder import plain_region_features
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-6, 1e-4
-WIDTH, VOCABULARY, BEFORE_PICTURE, BEFORE_REGION, ROUND = 256, 2000, 38, 16, 14
+BEFORE_PICTURE, BEFORE_REGION, ROUND = 38, 16, 14
+"""Tokens before the picture, between it and the first region, and of a question."""
 
 
-def build(layers: int, modules: tuple[str, ...]) -> GPT4RoIForConditionalGeneration:
-    """Builds a model of random weights in which the named modules learn."""
+def build(part: int, layers: int, modules: tuple[str, ...]) -> GPT4RoIForConditionalGeneration:
+    """Builds a model of random weights, 1 / part as wide as the released one, in which the named modules learn."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=12,
-        num_attention_heads=4,
+        hidden_size=1024 // part,
+        intermediate_size=4096 // part,
+        num_hidden_layers=24,
+        num_attention_heads=16 // part or 1,
         image_size=224,
         patch_size=14,
     )
+    tokens = 32000 // part
     text = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=688, num_hidden_layers=layers, num_attention_heads=4, vocab_size=VOCABULARY
+        hidden_size=4096 // part,
+        intermediate_size=11008 // part,
+        num_hidden_layers=layers,
+        num_attention_heads=64 // part,
+        vocab_size=tokens,
     )
-    ids = {"image_token_id": 1901, "region_token_id": 1902, "image_start_token_id": 1904, "image_end_token_id": 1905}
-    model = GPT4RoIForConditionalGeneration(GPT4RoIConfig(vision, text, fusion_groups=8, **ids)).train()
+    names = ("image_token_id", "region_token_id", "image_start_token_id", "image_end_token_id")
+    ids = {name: tokens - 1 - number for number, name in enumerate(names)}
+    config = GPT4RoIConfig(vision, text, fusion_groups=64 // part, **ids)
+    model = GPT4RoIForConditionalGeneration(config).train()
     for name in ("region_encoder", "mm_projector", "language_model"):
         getattr(model, name).requires_grad_(name in modules)
     return model
@@ -60,7 +68,7 @@ def build(layers: int, modules: tuple[str, ...]) -> GPT4RoIForConditionalGenerat
 
 def sample(config: GPT4RoIConfig, rounds: int, words: int, draw: torch.Generator) -> dict:
     """Makes a sample of a picture, `rounds` questions about a region each, and answers of `words` tokens."""
-    text = partial(torch.randint, 3, 1900, generator=draw)
+    text = partial(torch.randint, 3, config.image_end_token_id, generator=draw)
     start, patch_, end = config.image_start_token_id, config.image_token_id, config.image_end_token_id
     picture = [start, *[patch_] * config.image_seq_length, end]
     ids = [1, *text((BEFORE_PICTURE,)).tolist(), *picture, *text((BEFORE_REGION,)).tolist()]
@@ -135,24 +143,23 @@ class Step:
         return f"losses differ by {losses:.0e}, gradients by {off:.0e} of the largest"
 
 
-def measure(quick: bool) -> Iterator[Row]:
+def measure(quick: bool, stages: Sequence[int] = (1, 2)) -> Iterator[Row]:
     """Compares the steps of both stages on every device."""
     draw = torch.Generator().manual_seed(1)
-    original = {"original's way": (original_loss, False, False)}
     checkpointed = {"original's way, checkpointed": (original_loss, False, True)}
     for device in devices():
-        model = build(32, ("region_encoder",))
-        samples = [sample(model.config, rounds, 4, draw) for rounds in ((2,) if quick else (2, 6, 1, 3))]
-        ways = {**original, **checkpointed, "ours": (our_loss, True, False)}
-        step = Step(model, samples, 1, device)
-        yield from compare(step, f"stage 1, samples: {len(samples)}", ways, 1 if quick else 3, 2)
-
-        model = build(8 if quick else 32, ("region_encoder", "mm_projector", "language_model"))
-        kinds = [(1, 4), (12, 50), (3, 9), (2, 180), (1, 6), (6, 20), (1, 260), (2, 12)]
-        samples = [sample(model.config, rounds, words, draw) for rounds, words in (kinds[:4] if quick else kinds)]
-        ways = {**checkpointed, "ours, checkpointed": (our_loss, True, True), "ours": (our_loss, True, False)}
-        step = Step(model, samples, 2, device)
-        yield from compare(step, f"stage 2, samples of mixed length: {len(samples)}", ways, 1 if quick else 2, 1)
+        if 1 in stages:
+            model = build(16 if quick else 4, 32, ("region_encoder",))
+            step = Step(model, [sample(model.config, 2, 4, draw)], 1, device)
+            ways = {"original's way": (original_loss, False, False), **checkpointed, "ours": (our_loss, True, False)}
+            yield from compare(step, "stage 1", ways, 1, 2)
+        if 2 in stages:
+            model = build(16, 8, ("region_encoder", "mm_projector", "language_model"))
+            kinds = [(1, 4), (12, 50), (3, 9), (2, 180), (1, 6), (6, 20), (1, 260), (2, 12)]
+            samples = [sample(model.config, *kind, draw) for kind in (kinds[:4] if quick else kinds * 2)]
+            ways = {**checkpointed, "ours, checkpointed": (our_loss, True, True), "ours": (our_loss, True, False)}
+            step = Step(model, samples, 2, device)
+            yield from compare(step, f"stage 2, {len(samples)} samples of mixed length", ways, 1 if quick else 2, 1)
 
 
 def compare(step: Step, title: str, ways: dict[str, tuple], repeats: int, alternatives: int) -> list[Row]:
@@ -162,5 +169,12 @@ def compare(step: Step, title: str, ways: dict[str, tuple], repeats: int, altern
     return rows(title, spent, step.equality(next(iter(ways))), device=step.device, alternatives=alternatives)
 
 
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2], choices=[1, 2])
+    args = parser.parse_args()
+    report(measure(args.quick, args.stages), args)
+
+
 if __name__ == "__main__":
-    main(measure, __doc__)
+    main()
