@@ -19,6 +19,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.models import GPT4RoIForConditionalGeneration
 from gpt4roi.models.prefix import hidden_states, regions_learn_alone
 from gpt4roi.models.splice import scatter
+from gpt4roi.train import sharding
 from gpt4roi.train.adapters import add_adapters, keep_frozen
 from gpt4roi.train.arguments import ModelArguments, TrainingArguments
 from gpt4roi.train.command_line import parse
@@ -53,14 +54,10 @@ class Shares:
 
 def shares_of(args: TrainingArguments, gpus: int) -> Shares:
     """Returns how the arguments spread a model over a number of GPUs."""
-    if args.fsdp:
-        whole = "shard_grad_op" in str(args.fsdp)
-        return Shares(1 if whole else gpus, gpus, gpus)
-    if args.deepspeed:
-        zero = getattr(args, "hf_deepspeed_config", None)
-        stage = zero.get_value("zero_optimization.stage", 0) if zero is not None else 0
-        return Shares(gpus if stage > 2 else 1, gpus if stage > 1 else 1, gpus if stage > 0 else 1)
-    return Shares(buckets=gpus > 1)
+    asked = sharding.asked_for(args)
+    if asked == "ZeRO-2":
+        return Shares(gradients=gpus, optimiser=gpus)
+    return Shares(gpus, gpus, gpus) if asked else Shares(buckets=gpus > 1)
 
 
 @dataclass

@@ -116,7 +116,7 @@ def test_sharding_spreads_all_but_the_tower(folders):
     model_args, args = arguments(folders / "clip")
     ddp = estimate(model_args, args, Shape(1, 60, 1, 10), gpus=4)
     assert ddp.buckets == sum(one.gradients.values())
-    args.fsdp = True
+    args.fsdp, args.fsdp_config = True, {}
     sharded = estimate(model_args, args, Shape(1, 60, 1, 10), gpus=4)
     assert sharded.weights["vision_tower"] == one.weights["vision_tower"]
     for part in ALL:
