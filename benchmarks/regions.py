@@ -7,7 +7,8 @@ with our own parts, one region after the other, so that only the sharing differs
 give the same tokens. Encoder is from the picture's tensor to embeddings (tower, projector, region encoder), language
 model from embeddings to tokens. Two models: the quickstart's, where it is there; and one built like the released model
 (CLIP and the pyramid at 224 px, 256 image tokens, v0 prompt) at an eighth of its width, with weights drawn at random,
-the faster RoIAlign (`auto`) for both ways, and answers of 8 tokens. Left out: opening pictures and writing prompts, which both ways do alike.
+the faster RoIAlign (`auto`) for both ways, and answers of 8 tokens. Left out: opening pictures and writing prompts,
+which both ways do alike.
 """
 
 from __future__ import annotations

@@ -5,20 +5,33 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
 
 
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Turns a disk that is full or may not be written into one readable line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}; what is done is kept: make room, and run it again"
+        ) from None
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file whole or not at all. Raises InputError where it cannot be written."""
     beside = path.with_name(f"{path.name}.new")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    with _telling(path):
+        with beside.open("w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
 
 
 class Journal:
@@ -29,7 +42,8 @@ class Journal:
 
     def __init__(self, folder: Path, job: dict[str, Any], rank: int = 0) -> None:
         self.folder, self.path = folder, folder / f"rank-{rank}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
+        with _telling(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._check(job, rank)
 
     def _check(self, job: dict[str, Any], rank: int) -> None:
@@ -56,7 +70,7 @@ class Journal:
     def write(self, group: int, result: Any) -> None:
         """Notes a finished group; after this call a kill no longer costs it."""
         line = json.dumps({"group": group, "result": result}, ensure_ascii=False).encode() + b"\n"
-        with self.path.open("ab") as file:
+        with _telling(self.path), self.path.open("ab") as file:
             if file.tell() and not self._ends_whole():
                 line = b"\n" + line
             file.write(line)

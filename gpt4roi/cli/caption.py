@@ -72,14 +72,14 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--temperature needs --seed, so that a job that is killed and goes on draws the same")
     job = describe_job(args)
     settings = decoding_settings(args)
+    if Path(args.annotations).resolve() == out.resolve():
+        raise InputError(f"--out {out} is the file of boxes itself; give another name")
     if out.exists() and not args.overwrite:
         return _already_there(out, job)
 
     from gpt4roi.captioning.source import read_source
 
     source = read_source(args.annotations, args.images)
-    if Path(args.annotations).resolve() == out.resolve():
-        raise InputError(f"--out {out} is the file of boxes itself; give another name")
     return _caption(args, source, out, job, settings)
 
 
@@ -105,15 +105,15 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
 
 def describe_job(args: argparse.Namespace) -> dict[str, Any]:
     """Returns what the texts depend on: the boxes, the model, the question, and how answers are chosen."""
-    folder = Path(args.model)
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
+    from gpt4roi.evaluation.models import fingerprint
+
     digest = hashlib.sha256(Path(args.annotations).read_bytes())
     names = ("question", "field", "batch_size", "max_new_tokens", "temperature", "top_p", "seed", "stop")
     names += ("dtype", "quantize")
     return {
         "boxes": digest.hexdigest()[:16],
         "model": str(args.model),
-        "weights": [[path.name, path.stat().st_size, int(path.stat().st_mtime)] for path in weights],
+        "weights": str(next(iter(fingerprint(args.model).values())))[:16],
         **{name: getattr(args, name) for name in names},
     }
 

@@ -123,7 +123,8 @@ def open_answerer(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, 
     length = args.max_new_tokens or (24 if args.benchmark == "stamps" else 64)
     dtype = str(next(chat.model.language_model.parameters()).dtype)
     answer = ModelAnswerer(chat.model, chat.processor, args.batch_size, length)
-    return answer, {"dtype": dtype, "device": chat.model.device.type, "max_new_tokens": length}
+    settings = {"dtype": dtype, "device": chat.model.device.type, "max_new_tokens": length}
+    return answer, settings if args.quantize is None else {**settings, "quantize": args.quantize}
 
 
 def write_figures(metrics: dict[str, Any], args: argparse.Namespace) -> None:
@@ -146,7 +147,7 @@ def command_line(args: argparse.Namespace) -> str:
     words = ["gpt4roi", "evaluate", "--benchmark", args.benchmark]
     names = (
         "model", "vision_tower", "data", "images", "split", "out", "limit", "shuffle", "question", "sentence_model",
-        "max_new_tokens", "batch_size", "compare", "device", "dtype",
+        "max_new_tokens", "batch_size", "compare", "device", "dtype", "quantize",
     )  # fmt: skip
     for name in names:
         value = getattr(args, name)

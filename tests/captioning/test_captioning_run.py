@@ -227,3 +227,26 @@ def test_texts_that_are_there_are_not_overwritten(chat, pictures, tmp_path):
 
     (annotation,) = json.loads((tmp_path / "out.json").read_text())["annotations"]
     assert annotation["caption"] == "a truth" and annotation["answer"]
+
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_told_and_costs_nothing(chat, source, whole, tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+    hook = killed_after(chat, 3)
+    with pytest.raises(Killed):
+        caption(chat, source, out)
+    hook.remove()
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full_disk)
+        with pytest.raises(InputError, match=r"out.json cannot be written: No space left on device; what is done is"):
+            caption(chat, source, out)
+    assert not out.exists()
+
+    hook = killed_after(chat, 0)  # all four groups are there
+    caption(chat, source, out)
+
+    hook.remove()
+    assert out.read_bytes() == whole.read_bytes()
