@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,8 @@ READERS: dict[str, type[RegionDataset]] = {
 SHARE = ("ratio", "max_samples", "seed")
 """How much of a set is taken: a part of it or several times, at most so many, chosen by a seed of its own."""
 
+LARGEST_RATIO = 1000
+
 _SAME_KEYS = {"ann_path": "ann_file", "vis_root": "img_prefix"}
 _SAME_FOLDERS = {"coco_det": "coco", "coco": "coco_det", "coco_imgs": "coco_all", "coco_all": "coco_imgs"}
 """The original spelt some keys and folders in two ways; either is understood."""
@@ -69,13 +70,13 @@ def open_reader(entry: Any, label: str = "the data set") -> RegionDataset:
         raise InputError(f"{label}: expected an object with 'type', got {entry!r:.80}")
     reader = READERS.get(entry["type"])
     if reader is None:
-        raise InputError(f"{label}: unknown type {entry['type']!r}; known are {', '.join(sorted(READERS))}")
+        raise InputError(f"{label}: unknown type {entry['type']!r:.80}; known are {', '.join(sorted(READERS))}")
     keys = _spelt(entry, label)
     parameters = inspect.signature(reader).parameters
     unknown = sorted(set(keys) - set(parameters))
     if unknown:
         accepted = ", ".join([*parameters, *SHARE])
-        raise InputError(f"{label}: unknown keys {unknown} for {entry['type']}; accepted are {accepted}")
+        raise InputError(f"{label}: unknown keys {unknown!s:.200} for {entry['type']}; accepted are {accepted}")
     for name, parameter in parameters.items():
         if name not in keys and parameter.default is parameter.empty:
             raise InputError(f"{label}: {name} is missing; {entry['type']} needs the path of that file")
@@ -95,12 +96,20 @@ def _spelt(entry: dict[str, Any], label: str) -> dict[str, Any]:
             name = "ann_file" if str(value).endswith((".json", ".jsonl")) else "img_prefix"
         if name in keys:
             raise InputError(f"{label}: {key} says again what another key says: {name}")
-        keys[name] = _there(value) if name in _PATHS and isinstance(value, str) else value
+        try:
+            keys[name] = _there(value) if name in _PATHS and isinstance(value, str) else value
+        except (OSError, ValueError):  # too long, or with characters that no name has
+            raise InputError(f"{label}: {key} cannot be a path: {value!r:.80}") from None
     return keys
 
 
 def _there(path: str) -> str:
-    """Returns a path with coco_det for coco, coco_imgs for coco_all or the other way, where only that folder exists."""
+    """Returns a path with coco_det for coco, coco_imgs for coco_all or the other way, where only that folder exists.
+
+    Raises OSError or ValueError where it can be no path.
+    """
+    if b"\x00" in path.encode():
+        raise ValueError("a NUL in a path")
     parts = Path(path).parts
     for place, part in enumerate(parts):
         other = Path(*parts[:place], _SAME_FOLDERS.get(part, part))
@@ -126,8 +135,8 @@ def _share(entry: dict[str, Any], key: str, label: str) -> Any:
     if value is None:
         return None
     if key == "ratio":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(f"{label}: ratio must be a number above 0, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value <= LARGEST_RATIO:
+            raise InputError(f"{label}: ratio must be a number above 0, at most {LARGEST_RATIO}, got {value!r:.40}")
         return float(value)
     if type(value) is not int or value < (1 if key == "max_samples" else 0):
         raise InputError(f"{label}: {key} must be a whole number, got {value!r:.80}")

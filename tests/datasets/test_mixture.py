@@ -98,8 +98,8 @@ def test_a_python_list_is_read_and_never_executed(tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"ratio": "x"}, "data set 0: ratio must be a number above 0, got 'x'"),
-        ({"ratio": float("nan")}, "data set 0: ratio must be a number above 0, got nan"),
+        ({"ratio": "x"}, "data set 0: ratio must be a number above 0, at most 1000, got 'x'"),
+        ({"ratio": float("nan")}, "data set 0: ratio must be a number above 0, at most 1000, got nan"),
         ({"ann_file": None}, "data set 0: ann_file is missing"),
         ({"pairs_per_visit": 5}, "pairs_per_visit must be task -> number, got 5"),
         ({"type": ["unified"]}, "data set 0: expected an object with 'type'"),
@@ -133,6 +133,10 @@ def test_a_cap_takes_at_most_so_many_and_a_seed_of_its_own_does_not_depend_on_th
         ({"seed": "x"}, "data set 0: seed must be a whole number, got 'x'"),
         ({"max_gt_per_img": "many"}, "data set 0: max_gt_per_img must be a whole number above 0, got 'many'"),
         ({"test_mode": 1}, "data set 0: test_mode must be true or false, got 1"),
+        ({"ratio": 1e308}, "data set 0: ratio must be a number above 0, at most 1000, got 1e"),
+        ({"ann_file": "a" * 5000}, "data set 0: ann_file cannot be a path: 'aaa"),
+        ({"ann_file": "a\x00"}, "data set 0: ann_file cannot be a path"),
+        ({"img_prefix": "\ud800"}, "data set 0: img_prefix cannot be a path"),
         ({"img_prefix": 3}, "data set 0: img_prefix must be a path, got 3"),
         ({"type": "det_llava"}, "data set 0: det_pkl_path is missing"),
         ({"ann_path": "b.json"}, "data set 0: ann_path says again what another key says: ann_file"),
