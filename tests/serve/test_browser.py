@@ -259,6 +259,35 @@ def test_each_mistake_is_a_hint_in_place_and_nothing_typed_is_lost(open_page, ru
     page.page.wait_for_selector(".hint", state="detached")
 
 
+def test_markup_in_a_question_is_shown_and_not_obeyed(open_page, running):
+    page = open_page()
+    page.pick(1)
+    page.draw(0.2, 0.2, 0.6, 0.6)
+    page.ask("<img src=x onerror='window.hurt = 1'><b>What</b> is <region1>?")
+    asked = page.page.locator(".round .question").last
+    assert asked.inner_text() == "<img src=x onerror='window.hurt = 1'><b>What</b> is region1?"
+    assert asked.locator("img, b").count() == 0
+    assert page.page.evaluate("window.hurt") is None
+
+
+def test_a_conversation_that_was_put_away_says_so_and_a_new_one_begins(open_page, running):
+    page = open_page()
+    page.pick(1)
+    page.draw(0.2, 0.2, 0.6, 0.6)
+    page.ask("What will be put away, <region1>?")
+    kept = the_session(running, "What will be put away, <region1>?")
+    (key,) = [key for key, (session, _) in running.store._sessions.items() if session is kept]
+    running.store.drop(key)
+    page.type("And now?")
+    page.page.click("#ask")
+    assert "was put away after a rest" in page.hints()[0]
+    assert page.question() == "And now?"
+    page.pick(0)
+    page.page.wait_for_selector(".hint", state="detached")
+    page.ask()
+    assert page.page.locator(".round").count() == 1
+
+
 def test_a_file_that_is_no_picture_or_too_large_is_said_so_on_the_picture(open_page, tmp_path):
     page = open_page()
     (tmp_path / "words.txt").write_text("words")
