@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
@@ -13,7 +14,9 @@ from PIL import Image
 from tiny import tiny_model, tiny_processor
 
 from gpt4roi.cli import build_parser, verb_names
+from gpt4roi.datasets.selection import READERS, SHARE, read_config
 from gpt4roi.datasets.unified import UnifiedDataset
+from gpt4roi.train.defaults import STAGE_DEFAULTS
 from gpt4roi.train.training import parse
 
 ROOT = Path(__file__).parents[2]
@@ -135,3 +138,21 @@ def test_the_line_of_json_in_the_readme_is_read(tmp_path):
     sample = UnifiedDataset(tmp_path / "train.jsonl").sample(0, np.random.default_rng(0))
     assert sample.image == str(tmp_path / "photos/1.jpg")
     assert sample.boxes_px.tolist() == [[40, 30, 210, 190]]
+
+
+def test_the_list_on_the_page_of_data_sets_has_only_keys_that_are_accepted():
+    (shown,) = blocks((ROOT / "docs" / "data_sets.md").read_text(encoding="utf-8"), "json")
+    for entry in json.loads(shown):
+        accepted = {"type", *inspect.signature(READERS[entry["type"]]).parameters, *SHARE}
+        assert set(entry) <= accepted
+
+
+def test_every_data_set_has_a_row_on_its_page():
+    page = (ROOT / "docs" / "data_sets.md").read_text(encoding="utf-8")
+    assert [name for name in READERS if name != "unified" and f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("stage", STAGE_DEFAULTS)
+def test_the_list_that_a_stage_reads_by_itself_is_there(stage):
+    entries = read_config(ROOT / STAGE_DEFAULTS[stage]["dataset_config"])
+    assert {entry["type"] for entry in entries} <= set(READERS)
