@@ -210,6 +210,29 @@ def test_threads_with_a_chat_each_do_not_mix_over_one_model():
     assert found == expected
 
 
+def test_conversations_of_several_rounds_stream_side_by_side():
+    model = tiny_model("pyramid")
+    processor = tiny_processor(model.config)
+
+    def talk(index: int) -> tuple:
+        chat = RegionChat(model, processor)
+        chat.set_image(picture(index))
+        for number, box in enumerate(BOXES[:3], start=1):
+            list(chat.stream(f"What is <region{number}>?", [box], max_new_tokens=6, temperature=1.0, seed=index))
+        return chat.turns
+
+    expected = [talk(index) for index in range(3)]
+    found = [None] * 3
+    threads = [threading.Thread(target=lambda index=index: found.__setitem__(index, talk(index))) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert found == expected
+    assert len(set(expected)) == 3
+
+
 def test_a_conversation_that_outgrows_the_context_says_so():
     model = tiny_model()
     settings = {"image_size": 32, "image_seq_length": 16, "prompt_format": "chat", "model_max_length": 200}
