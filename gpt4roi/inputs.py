@@ -30,6 +30,8 @@ _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base6
 BORDER_SLACK_PX = 1.0
 """How far a box may reach over the picture's border: annotation files round."""
 
+MASKS_SHOWN = 5
+
 MAX_BOXES = 1000
 """Boxes that one call takes; more are a mistake, such as a mask given as boxes, more often than a wish."""
 
@@ -97,6 +99,7 @@ def check_boxes(boxes_px: Any, image_size: tuple[int, int], first_number: int = 
     rows = [_as_box(box, number, image_size) for number, box in enumerate(boxes_px, start=first_number)]
     for number, box in enumerate(rows, start=first_number):
         _check_box(box, number, image_size)
+    _say_what_became_of_masks(boxes_px, rows, first_number)
     return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
 
 
@@ -106,7 +109,7 @@ def _refuse_a_single_box(boxes_px: Sequence) -> None:
 
 
 def _as_box(region: Any, number: int, image_size: tuple[int, int]) -> list[float]:
-    """Returns the four numbers of a region; says so where they were found around a mask."""
+    """Returns the four numbers of a region: its own, or those of the box around a mask."""
     if not is_mask(region):
         return _four_numbers(region, number)
     mask = np.asarray(region) if hasattr(region, "shape") else region
@@ -117,8 +120,16 @@ def _as_box(region: Any, number: int, image_size: tuple[int, int]) -> list[float
             f"the mask of region {number} is {size[1]}x{size[0]} but the picture is {image_size[1]}x{image_size[0]} "
             "pixels (width x height)"
         )
-    logger.info("region %d: the mask became its bounding box %s", number, _as_text(box))
     return box
+
+
+def _say_what_became_of_masks(regions: Sequence, boxes: list[list[float]], first_number: int) -> None:
+    """Says in one line, which also people see who did not set up a log, that masks are not looked at as such."""
+    pairs = enumerate(zip(regions, boxes, strict=True), start=first_number)
+    became = [f"region {number}: {_as_text(box)}" for number, (region, box) in pairs if is_mask(region)]
+    if became:
+        more = f"; and {len(became) - MASKS_SHOWN} more" if len(became) > MASKS_SHOWN else ""
+        logger.warning("masks became their bounding boxes: %s%s", "; ".join(became[:MASKS_SHOWN]), more)
 
 
 def is_mask(region: Any) -> bool:

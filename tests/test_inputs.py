@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 
 import numpy as np
 import pytest
@@ -89,15 +88,15 @@ def test_what_is_no_picture_is_refused_in_one_line(image, message):
     ids=["array", "tensor", "PIL", "run lengths", "polygon", "flat polygon", "pairs", "two polygons"],
 )
 def test_a_mask_becomes_the_box_around_it_and_this_is_said(region, caplog):
-    with caplog.at_level(logging.INFO, "gpt4roi"):
-        boxes = check_boxes([[1, 2, 3, 4], region], SIZE, first_number=4)
+    boxes = check_boxes([[1, 2, 3, 4], region], SIZE, first_number=4)
 
     assert boxes.tolist() == [[1, 2, 3, 4], [10, 20, 30, 40]]
-    assert caplog.messages == ["region 5: the mask became its bounding box 10,20,30,40"]
+    assert caplog.messages == ["masks became their bounding boxes: region 5: 10,20,30,40"]
 
 
-def test_a_stack_of_masks_is_a_list_of_masks():
-    assert check_boxes(np.stack([mask(), mask()]), SIZE).tolist() == [[10, 20, 30, 40]] * 2
+def test_a_stack_of_masks_is_a_list_of_masks_told_in_one_line(caplog):
+    assert check_boxes(np.stack([mask()] * 7), SIZE).tolist() == [[10, 20, 30, 40]] * 7
+    assert len(caplog.messages) == 1 and caplog.messages[0].endswith("region 5: 10,20,30,40; and 2 more")
 
 
 @pytest.mark.parametrize(
