@@ -46,20 +46,44 @@ def generate(
 
     The answer to a prompt does not depend on the others (up to rounding); batch_size bounds the memory.
     """
+    answers: list[list[int]] = [[] for _ in prompts]
+    for batch, tokens in generate_batches(model, prompts, decoding, ended, batch_size):
+        for index, said in zip(batch, tokens, strict=True):
+            answers[index] = said
+    return answers
+
+
+@torch.inference_mode()
+def generate_batches(
+    model: Any,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    ended: Ended,
+    batch_size: int = 64,
+    wanted: Callable[[list[int]], bool] = lambda batch: True,
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Yields the indices of each batch of prompts with the new tokens of each, as generate answers them.
+
+    wanted: asked about each batch in turn, tells whether it is to be answered; which prompts stand together does not
+    depend on it, so a batch gets the same answers whatever became of the others.
+    """
     choose = decoding.chooser()
     shared = shared_length(model, prompts)
-    answers: list[list[int]] = [[] for _ in prompts]
     # Pictures are taken in turns small enough that the kept beginnings stay within the batch size too.
     for members in _by_picture(prompts, batch_size):
+        batches = [batch for batch in _equal_lengths(prompts, members, batch_size) if wanted(batch)]
+        if not batches:
+            continue
         cache, row_of_picture = _prefill_beginnings(model, prompts, members, shared)
-        for batch in _equal_lengths(prompts, members, batch_size):
+        for batch in batches:
             suffixes = torch.stack([_embed(model, prompts[index])[shared:] for index in batch])
             branch = _branch(model, cache, [row_of_picture[prompts[index].picture] for index in batch])
             most = room_for_answer(model, shared + suffixes.shape[1], decoding.max_new_tokens)
+            said: list[list[int]] = [[] for _ in batch]
             for steps in _continue(model, suffixes, branch, choose, most, ended, batch):
                 for row, token in steps:
-                    answers[batch[row]].append(token)
-    return answers
+                    said[row].append(token)
+            yield batch, said
 
 
 @torch.inference_mode()

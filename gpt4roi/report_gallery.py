@@ -124,10 +124,7 @@ def _answer_row(answer: Answer, picture: Image.Image, boxes_px: Sequence) -> str
     css, mark = {None: ("", "·"), True: ("right", "✓"), False: ("wrong", "✗")}[answer.right]
     changed = " changed" if answer.before is not None and answer.before != answer.answer else ""
     quality = "" if answer.quality is None else f' data-quality="{answer.quality:.4f}"'
-    scores = "".join(
-        f'<span class="score" data-name="{escape(name)}" data-value="{value:.6g}">{escape(name)} {value:.3g}</span>'
-        for name, value in answer.scores.items()
-    )
+    scores = "".join(_score(escape(name), value) for name, value in answer.scores.items())
     crop = ""
     if answer.region is not None:
         crop = f'<img class="crop" alt="crop" loading="lazy" src="{_crop_url(picture, boxes_px[answer.region])}">'
@@ -137,6 +134,10 @@ def _answer_row(answer: Answer, picture: Image.Image, boxes_px: Sequence) -> str
         f"<p>{_said(answer)}</p>{_references(answer)}"
         f"{f'<p class=scores>{scores}</p>' if scores else ''}</div></div>"
     )
+
+
+def _score(name: str, value: float) -> str:
+    return f'<span class="score" data-name="{name}" data-value="{value:.6g}">{name} {round(value, 3):g}</span>'
 
 
 def _said(answer: Answer) -> str:

@@ -63,8 +63,9 @@ figcaption { color: var(--soft); font-size: 12.5px; margin-top: 7px; display: fl
 .score { display: inline-block; font-size: 12px; color: var(--soft); border: 1px solid var(--line);
   border-radius: 5px; padding: 0 5px; margin: 2px 4px 0 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 12px; }
-.chart th, .chart td { padding: 4px 12px; border: 0; } .chart caption { text-align: left; font-weight: 600;
-  padding: 10px 12px 2px; } .chart td.track { background: none; width: 45%; display: table-cell; }
+.chart th, .chart td { padding: 4px 10px; border: 0; white-space: nowrap; }
+.chart caption { text-align: left; font-weight: 600; padding: 10px 12px 2px; }
+.chart td.track { background: none; width: 45%; display: table-cell; }
 .chart .track i { position: static; display: block; height: 10px; min-width: 1px; background: var(--accent); }
 .answer[hidden] { display: none; } .answer p { margin: 0; overflow-wrap: anywhere; }
   .answer .q { color: var(--soft); font-size: 13px; }

@@ -17,7 +17,7 @@ phases = json.loads(path.read_text()) if path.exists() else {}
 phases[name] = round(phases.get(name, 0) + seconds / 60, 2)
 path.write_text(json.dumps(phases, indent=1))' "$folder/phases.json" "$name" $((SECONDS - start))
 }
-bash scripts/environment.sh train
+bash scripts/environment.sh train,eval
 gpt4roi=.venv/bin/gpt4roi
 phase "data: fetch the parts, compose the scenes" "$gpt4roi" data make-stamps --out "$folder/data"
 cat > "$folder/stage1.json" <<JSON

@@ -128,7 +128,7 @@ def open_answerer(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, 
 
 
 def write_figures(metrics: dict[str, Any], args: argparse.Namespace) -> None:
-    """Writes the main figures, and what could not be computed."""
+    """Writes the main figures and, where two runs are compared, their differences."""
     if args.json:
         output.record(metrics["summary"])
         return
@@ -137,8 +137,6 @@ def write_figures(metrics: dict[str, Any], args: argparse.Namespace) -> None:
         output.line(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
     for name, one in metrics.get("compared", {}).get("differences", {}).items():
         output.line(f"{name}: {one['value']:+.4g} ({one['low']:+.4g} to {one['high']:+.4g}) against {args.compare}")
-    for note in metrics["notes"]:
-        output.line(f"note: {note}")
     output.line(f"report: {Path(args.out) / 'report.html'}")
 
 

@@ -1,8 +1,8 @@
 """Asks all questions of a benchmark: in pieces, kept as they come, shared among processes.
 
-A piece is some whole pictures with their questions. Which questions stand together depends on the questions alone, so
-neither a kill nor the number of processes changes an answer. Every process appends its pieces to a file of its own;
-what lies there when a run starts again is not asked again.
+A piece is some whole pictures with their questions; a model of ours answers it in batches. Which questions stand
+together depends on the questions alone, so neither a kill nor the number of processes changes an answer. Every process
+appends its batches to a file of its own; what lies there when a run starts again is not asked again.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.asking import Answerer, Ask
+from gpt4roi.evaluation.asking import Answerer, Ask, ModelAnswerer
 from gpt4roi.ranks import World
 
 logger = logging.getLogger(__name__)
 
 PICTURES_AT_ONCE = 32
-QUESTIONS_AT_ONCE = 4096
+QUESTIONS_AT_ONCE = 8192
 _SECONDS_BETWEEN_WORDS = 10
 
 
@@ -67,17 +67,37 @@ def answer_all(
     pieces = [piece for piece in cut(asks, pictures_at_once) if not all(asks[number].id in known for number in piece)]
     if known and pieces:
         logger.info("going on: %d of %d answers are there", len(known), len(asks))
-    own = pieces[world.rank :: world.size]
+    # Few pieces are shared batch by batch, many piece by piece, which spares looking at pictures twice.
+    together = len(pieces) < world.size
+    own = pieces if together else pieces[world.rank :: world.size]
+    share = Share(frozenset(known), world.rank if together else 0, world.size if together else 1)
     new: dict[str, Reply] = {}
+    progress = Progress(sum(asks[number].id not in known for piece in own for number in piece), world)
     with (kept / f"{world.rank}.jsonl").open("a", encoding="utf-8") as file:
-        for piece in _with_progress(own, world):
-            replies = ask_piece([asks[number] for number in piece], answer)
-            new |= replies
-            file.write("".join(_line(name, reply) for name, reply in replies.items()))
-            file.flush()
+        for piece in own:
+            for replies in ask_piece([asks[number] for number in piece], answer, share):
+                new |= replies
+                file.write("".join(_line(name, reply) for name, reply in replies.items()))
+                file.flush()
+                progress.done(len(replies))
     for found in world.all_gather(new):
         known |= found
     return [known[ask.id] for ask in asks]
+
+
+class Share:
+    """Which batches of questions are this process's: of those not wholly known, every so many-th."""
+
+    def __init__(self, known: Collection[str] = (), rank: int = 0, size: int = 1) -> None:
+        self.known, self.rank, self.size = known, rank, size
+        self.open = 0
+
+    def wants(self, names: Sequence[str]) -> bool:
+        """Tells whether a batch with these ids is to be answered here; asked about all batches, in order."""
+        if all(name in self.known for name in names):
+            return False
+        self.open += 1
+        return (self.open - 1) % self.size == self.rank
 
 
 def run_key(asks: Sequence[Ask], settings: dict[str, Any]) -> str:
@@ -105,23 +125,31 @@ def cut(asks: Sequence[Ask], pictures_at_once: int = PICTURES_AT_ONCE) -> list[l
     return pieces
 
 
-def ask_piece(asks: Sequence[Ask], answer: Answerer) -> dict[str, Reply]:
-    """Returns the replies by id. Where something cannot be used, its picture's questions carry the reason."""
+def ask_piece(asks: Sequence[Ask], answer: Answerer, share: Share) -> Iterator[dict[str, Reply]]:
+    """Yields replies by id, as they come. Where something cannot be used, its picture's questions carry the reason."""
     try:
-        return _replies(asks, answer)
+        yield from _replies(asks, answer, share)
+        return
     except InputError as error:
         pictures = list(dict.fromkeys(ask.picture for ask in asks))
         if len(pictures) == 1:
             logger.warning("not answered: %s", error)
-            return {ask.id: Reply("", error=str(error)) for ask in asks}
-    replies: dict[str, Reply] = {}
-    for picture in pictures:
-        replies |= ask_piece([ask for ask in asks if ask.picture == picture], answer)
-    return replies
+            yield {ask.id: Reply("", error=str(error)) for ask in asks}
+            return
+    for picture in pictures:  # by every process alike: then nobody waits for what another could not use
+        yield from ask_piece([ask for ask in asks if ask.picture == picture], answer, Share())
 
 
-def _replies(asks: Sequence[Ask], answer: Answerer) -> dict[str, Reply]:
-    texts = answer(asks)
+def _replies(asks: Sequence[Ask], answer: Answerer, share: Share) -> Iterator[dict[str, Reply]]:
+    if not isinstance(answer, ModelAnswerer):
+        if share.wants([ask.id for ask in asks]):
+            yield _joined(asks, answer(asks), answer)
+        return
+    for batch, texts in answer.in_batches(asks, lambda batch: share.wants([asks[number].id for number in batch])):
+        yield _joined([asks[number] for number in batch], texts, answer)
+
+
+def _joined(asks: Sequence[Ask], texts: Sequence[str], answer: Answerer) -> dict[str, Reply]:
     if len(texts) != len(asks):
         raise ValueError(f"{len(texts)} answers to {len(asks)} questions; expected one for each, in order")
     of_choices = [ask for ask in asks if ask.choices]
@@ -134,17 +162,21 @@ def _replies(asks: Sequence[Ask], answer: Answerer) -> dict[str, Reply]:
     }
 
 
-def _with_progress(pieces: Sequence[list[int]], world: World) -> Iterable[list[int]]:
-    """Yields the pieces; the first process says every few seconds how far it is and how long it will take."""
-    total, done, started, said = sum(map(len, pieces)), 0, time.monotonic(), 0.0
-    for piece in pieces:
-        yield piece
-        done += len(piece)
-        passed = time.monotonic() - started
-        if world.rank == 0 and (passed - said > _SECONDS_BETWEEN_WORDS or done == total):
-            said = passed
-            left = (total - done) / max(done / passed, 1e-9)
-            logger.info("answered %d of %d, %.1f a second, %.0f s left", done, total, done / passed, left)
+class Progress:
+    """Says every few seconds how far this process is and how long it will take; only the first process speaks."""
+
+    def __init__(self, total: int, world: World) -> None:
+        self.total, self.world = total, world
+        self.count, self.started, self.said = 0, time.monotonic(), 0.0
+
+    def done(self, number: int) -> None:
+        """Counts answers."""
+        self.count += number
+        passed = time.monotonic() - self.started
+        if self.world.rank == 0 and (passed - self.said > _SECONDS_BETWEEN_WORDS or self.count == self.total):
+            self.said, rate = passed, self.count / max(passed, 1e-9)
+            left = max(self.total - self.count, 0) / rate
+            logger.info("answered %d of %d, %.1f a second, %.0f s left", self.count, self.total, rate, left)
 
 
 def _line(name: str, reply: Reply) -> str:

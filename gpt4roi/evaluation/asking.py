@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ import torch
 
 from gpt4roi.answers import answer_ended
 from gpt4roi.constants import IGNORE_INDEX
-from gpt4roi.decoding import Decoding, Prompt, generate
+from gpt4roi.decoding import Decoding, Prompt, generate_batches
 from gpt4roi.encoded_picture import EncodedPicture, encode_pictures
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.likelihood import Continued, log_likelihoods
@@ -39,6 +39,14 @@ class Ask:
     id: str = ""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A picture that the tower looked at, and its (height, width)."""
+
+    encoded: EncodedPicture
+    size: tuple[int, int]
+
+
 class Answerer(Protocol):
     """Answers every question, in order. Anything that can be called like this can be evaluated.
 
@@ -47,6 +55,10 @@ class Answerer(Protocol):
     """
 
     def __call__(self, asks: Sequence[Ask]) -> list[str]: ...
+
+
+Wanted = Callable[[list[int]], bool]
+"""Tells from the indices of the questions in a batch whether it is to be answered."""
 
 
 class ModelAnswerer:
@@ -58,65 +70,78 @@ class ModelAnswerer:
     def __init__(self, model: Any, processor: Any, batch_size: int = 64, max_new_tokens: int = 24) -> None:
         self.model, self.processor = model.eval(), processor
         self.batch_size, self.decoding = batch_size, Decoding(max_new_tokens)
+        self._seen: dict[Path, Seen] = {}
 
     def __call__(self, asks: Sequence[Ask]) -> list[str]:
         """Returns one answer for each question."""
-        pictures = list(dict.fromkeys(ask.picture for ask in asks))
-        encoded, sizes = self._look_at(pictures)
-        places = {picture: place for place, picture in enumerate(pictures)}
-        of_ask = [places[ask.picture] for ask in asks]
-        texts = [self._text(ask, sizes[place]) for ask, place in zip(asks, of_ask, strict=True)]
-        regions = self._embed_regions(texts, of_ask, encoded)
+        answers = [""] * len(asks)
+        for batch, texts in self.in_batches(asks, lambda batch: True):
+            for number, text in zip(batch, texts, strict=True):
+                answers[number] = text
+        return answers
+
+    def in_batches(self, asks: Sequence[Ask], wanted: Wanted) -> Iterator[tuple[list[int], list[str]]]:
+        """Yields the indices of each wanted batch of questions with their answers.
+
+        Which questions stand together does not depend on what is wanted.
+        """
+        self._look_at([ask.picture for ask in asks])
+        texts = [self._text(ask) for ask in asks]
+        regions = self._embed_regions(asks, texts)
         mean = torch.cat(regions).mean(dim=0) if regions else None
+        places = {picture: place for place, picture in enumerate(dict.fromkeys(ask.picture for ask in asks))}
         prompts = [
-            Prompt(text["input_ids"], place, encoded[place].image_features, mean.expand_as(rows) if ask.blank else rows)
-            for ask, place, text, rows in zip(asks, of_ask, texts, regions, strict=True)
+            Prompt(
+                text["input_ids"],
+                places[ask.picture],
+                self._seen[ask.picture].encoded.image_features,
+                mean.expand_as(rows) if ask.blank else rows,
+            )
+            for ask, text, rows in zip(asks, texts, regions, strict=True)
         ]
-        answers = generate(self.model, prompts, self.decoding, answer_ended(self.processor), self.batch_size)
-        return [self.processor.decode(answer) for answer in answers]
+        ended = answer_ended(self.processor)
+        for batch, tokens in generate_batches(self.model, prompts, self.decoding, ended, self.batch_size, wanted):
+            yield batch, [self.processor.decode(said) for said in tokens]
 
     def likelihoods(self, asks: Sequence[Ask]) -> list[list[float]]:
         """Returns for each question the log-likelihood of each of its choices, up to a constant of the question."""
-        pictures = list(dict.fromkeys(ask.picture for ask in asks))
-        encoded, sizes = self._look_at(pictures)
-        place_of = {picture: place for place, picture in enumerate(pictures)}
-        questions = []
-        for ask in asks:
-            place = place_of[ask.picture]
-            questions.append([self._answered(ask, choice, place, encoded, sizes[place]) for choice in ask.choices])
+        self._look_at([ask.picture for ask in asks])
+        questions = [[self._answered(ask, choice) for choice in ask.choices] for ask in asks]
         return log_likelihoods(self.model, questions, self.batch_size)
 
-    def _answered(
-        self, ask: Ask, choice: str, place: int, encoded: list[EncodedPicture], image_size: tuple[int, int]
-    ) -> Continued:
+    def _answered(self, ask: Ask, choice: str) -> Continued:
+        seen = self._seen[ask.picture]
         turns = (Turn("user", ask.question), Turn("assistant", choice))
         sample = RegionSample(str(ask.picture), turns, ask.boxes_px, source=str(ask.picture))
-        text = self.processor.encode_text(sample, image_size=image_size)
+        text = self.processor.encode_text(sample, image_size=seen.size)
         if text["n_cut_answers"]:
             raise InputError(f"{ask.id or ask.picture}: the question is too long for the model: {ask.question!r:.80}")
-        regions = encoded[place].region_features(text["boxes"])
-        prompt = Prompt(text["input_ids"], place, encoded[place].image_features, regions)
+        prompt = Prompt(text["input_ids"], 0, seen.encoded.image_features, seen.encoded.region_features(text["boxes"]))
         return Continued(prompt, text["labels"] != IGNORE_INDEX)
 
-    def _look_at(self, pictures: Sequence[Path]) -> tuple[list[EncodedPicture], list[tuple[int, int]]]:
-        encoded, sizes = [], []
+    def _look_at(self, asked: Sequence[Path]) -> None:
+        """Looks at pictures, and forgets all others unless these were all seen before."""
+        pictures = list(dict.fromkeys(asked))
+        if all(picture in self._seen for picture in pictures):
+            return
+        self._seen = {}
         for start in range(0, len(pictures), PICTURES_AT_ONCE):
-            opened = [open_picture(path) for path in pictures[start : start + PICTURES_AT_ONCE]]
+            paths = pictures[start : start + PICTURES_AT_ONCE]
+            opened = [open_picture(path) for path in paths]
             values = torch.stack([self.processor.pixel_values(picture, "bicubic") for picture in opened])
-            encoded += encode_pictures(self.model, values)
-            sizes += [(picture.height, picture.width) for picture in opened]
-        return encoded, sizes
+            for path, picture, encoded in zip(paths, opened, encode_pictures(self.model, values), strict=True):
+                self._seen[path] = Seen(encoded, (picture.height, picture.width))
 
-    def _text(self, ask: Ask, image_size: tuple[int, int]) -> dict:
+    def _text(self, ask: Ask) -> dict:
         sample = RegionSample(str(ask.picture), (Turn("user", ask.question),), ask.boxes_px, source=str(ask.picture))
-        return self.processor.encode_text(sample, generation=True, image_size=image_size)
+        return self.processor.encode_text(sample, generation=True, image_size=self._seen[ask.picture].size)
 
-    @staticmethod
-    def _embed_regions(texts: list[dict], of_ask: list[int], encoded: list[EncodedPicture]) -> list[torch.Tensor]:
+    def _embed_regions(self, asks: Sequence[Ask], texts: Sequence[dict]) -> list[torch.Tensor]:
         """Returns the region embeddings of every question; all regions of a picture are computed in one go."""
-        of_picture: dict[int, list[torch.Tensor]] = {}
-        for text, place in zip(texts, of_ask, strict=True):
-            of_picture.setdefault(place, []).append(text["boxes"])
-        for place, boxes in of_picture.items():
-            encoded[place].region_features(torch.cat(boxes))
-        return [encoded[place].region_features(text["boxes"]) for text, place in zip(texts, of_ask, strict=True)]
+        of_picture: dict[Path, list[torch.Tensor]] = {}
+        for ask, text in zip(asks, texts, strict=True):
+            of_picture.setdefault(ask.picture, []).append(text["boxes"])
+        for picture, boxes in of_picture.items():
+            self._seen[picture].encoded.region_features(torch.cat(boxes))
+        pairs = zip(asks, texts, strict=True)
+        return [self._seen[ask.picture].encoded.region_features(text["boxes"]) for ask, text in pairs]

@@ -72,6 +72,8 @@ def evaluate(
     write_predictions(out_dir / "predictions.jsonl", items, scores)
     write_whole(out_dir / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     write_page(out_dir / "report.html", benchmark, metrics, items, scores, other)
+    for note in metrics["notes"]:
+        logger.warning("%s", note)
     logger.info("%d questions in %.0f s; see %s", len(items), metrics["seconds"], out_dir / "report.html")
     return metrics
 

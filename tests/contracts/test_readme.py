@@ -27,6 +27,8 @@ PAGES = (
     "docs/data_sets.md",
     "docs/data_check.md",
     "docs/own_photographs.md",
+    "docs/evaluation.md",
+    "docs/results.md",
 )
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STAGE = re.compile(r"train_stage([12])\.sh")

@@ -16,7 +16,7 @@ from tiny import tiny_model, tiny_processor
 
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.answering import answer_all, cut, read_replies, run_key
+from gpt4roi.evaluation.answering import Share, answer_all, ask_piece, cut, read_replies, run_key
 from gpt4roi.evaluation.asking import Ask, ModelAnswerer
 
 
@@ -52,43 +52,62 @@ def test_pieces_are_whole_pictures_and_hold_every_question_once(tmp_path):
         assert not inside & {ask.picture for number, ask in enumerate(mixed) if number not in piece}
 
 
-def killed_run(asks: list[Ask], model: ModelAnswerer, folder: Path, pieces: int) -> int:
-    """Answers in a process of its own that is killed, without a chance to do anything, in its piece after so many."""
+class Watched(ModelAnswerer):
+    """Remembers what it answered, and is killed, without a chance to do anything, after so many batches."""
+
+    def __init__(self, model: ModelAnswerer, batches: int = 1000) -> None:
+        super().__init__(model.model, model.processor, model.batch_size, model.decoding.max_new_tokens)
+        self.left, self.answered = batches, 0
+
+    def in_batches(self, asks, wanted):
+        for batch, texts in super().in_batches(asks, wanted):
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.left -= 1
+            self.answered += len(batch)
+            yield batch, texts
+
+
+def killed_run(asks: list[Ask], model: ModelAnswerer, folder: Path, batches: int, at_once: int) -> int:
+    """Answers in a process of its own that is killed in the batch after so many; returns its exit code."""
     child = os.fork()
     if child == 0:
-        done = 0
-
-        def answer(piece):
-            nonlocal done
-            if done == pieces:
-                os.kill(os.getpid(), signal.SIGKILL)
-            done += 1
-            return model(piece)
-
-        answer_all(asks, answer, folder, {}, pictures_at_once=2)
+        answer_all(asks, Watched(model, batches), folder, {}, pictures_at_once=at_once)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model):
+@pytest.mark.parametrize("at_once", [4, 100])
+def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model, at_once):
     asks = asks_about(tmp_path, 13)
-    whole = answer_all(asks, model, tmp_path / "whole", {}, pictures_at_once=2)
-    killed, asked = tmp_path / "killed", []
+    whole = answer_all(asks, model, tmp_path / "whole", {}, pictures_at_once=at_once)
+    killed = tmp_path / "killed"
 
-    for pieces in (1, 2, 1):
-        assert killed_run(asks, model, killed, pieces) == -signal.SIGKILL
+    counts = []
+    for batches in (1, 2, 1):
+        assert killed_run(asks, model, killed, batches, at_once) == -signal.SIGKILL
         (kept,) = killed.glob("*/0.jsonl")
         with kept.open("a") as file:  # a line that a kill tore
             file.write('{"id": "12.2", "answ')
+        counts.append(len(read_replies(kept.parent)))
 
-    def counting(piece):
-        asked.extend(piece)
-        return model(piece)
+    assert 0 < counts[0] < counts[1] < counts[2] < 39
+    rest = Watched(model)
+    assert answer_all(asks, rest, killed, {}, pictures_at_once=at_once) == whole
+    assert rest.answered == 39 - counts[-1]
+    again = Watched(model)
+    assert answer_all(asks, again, killed, {}, pictures_at_once=at_once) == whole and again.answered == 0
 
-    assert len(read_replies(kept.parent)) == 4 * 6
-    assert answer_all(asks, counting, killed, {}, pictures_at_once=2) == whole
-    assert len(asked) == 39 - 24
-    assert answer_all(asks, counting, killed, {}, pictures_at_once=2) == whole and len(asked) == 39 - 24
+
+def test_the_batches_of_a_piece_can_be_shared_and_get_the_same_answers(tmp_path, model):
+    asks = asks_about(tmp_path, 5)
+    (alone,) = [dict(pair for found in ask_piece(asks, model, Share()) for pair in found.items())]
+
+    shares = [list(ask_piece(asks, model, Share((), rank, 3))) for rank in range(3)]
+
+    joined = [pair for share in shares for found in share for pair in found.items()]
+    assert dict(joined) == alone and len(joined) == len(asks)
+    assert all(shares)
 
 
 def test_answers_under_other_settings_or_to_other_questions_are_not_taken_over(tmp_path):

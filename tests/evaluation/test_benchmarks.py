@@ -98,7 +98,7 @@ def test_without_java_the_rest_is_computed_and_a_word_says_what_is_missing(run, 
     assert "METEOR" not in metrics["summary"] and metrics["summary"]["CIDEr"] > 0
     assert any(note.startswith("METEOR: Java is missing") for note in metrics["notes"])
     assert "not comparable" in metrics["tokenizer"]
-    assert "note: METEOR: Java is missing" in capsys.readouterr().out
+    assert "METEOR: Java is missing" in capsys.readouterr().err
 
 
 def test_a_model_without_likelihoods_is_scored_by_parsing_alone_and_that_is_said(run):

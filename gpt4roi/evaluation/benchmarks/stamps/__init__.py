@@ -28,8 +28,8 @@ __all__ = ["LEAD", "PICTURES_AT_ONCE", "SPLITS", "TITLE", "galleries", "key_figu
 
 TITLE = "Regions on held-out scenes"
 SPLITS = ("test and test_unseen",)
-PICTURES_AT_ONCE = 128
-"""Scenes are small and the model is: the mean region of `blank` is one over many scenes."""
+PICTURES_AT_ONCE = 1024
+"""Scenes are small: all are looked at together, and the mean region of `blank` is the mean over all of them."""
 
 
 def load(source: Source) -> list[Item]:
