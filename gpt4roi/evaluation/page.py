@@ -119,8 +119,9 @@ def quality(scores: Scores, row: int) -> float:
 
 
 def histograms(items: Sequence[Item], scores: Scores) -> list[tuple[str, list[Bin]]]:
-    """Returns the bins by box size, number of regions and answer length."""
-    values = [quality(scores, row) for row in range(len(items))]
+    """Returns the bins by box size, number of regions and answer length; controls do not belong there."""
+    rows = [row for row, item in enumerate(items) if not item.facts.get("control")]
+    values, items = [quality(scores, row) for row in rows], [items[row] for row in rows]
     several = any(len(item.ask.boxes_px) != 1 for item in items)
     of_picture: dict[str, int] = {}
     for item in items:
