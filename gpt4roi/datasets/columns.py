@@ -6,6 +6,7 @@ import itertools
 import json
 import mmap
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class Columns(Mapping[str, np.ndarray]):
         layout = {name: (dtype, shape, place + start) for name, (dtype, shape, place) in layout.items()}
         header = json.dumps({"arrays": layout, "facts": self.facts}).encode()
         header = header.ljust(start - len(_MAGIC) - 16)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part = part_of(path)
         try:
             with part.open("wb") as file:
                 file.write(_MAGIC + np.asarray([len(header), start + offset], "<u8").tobytes() + header)
@@ -101,6 +102,11 @@ class Columns(Mapping[str, np.ndarray]):
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """Returns a name beside a file, to write it under until it is whole; no other process on any machine has it."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 
 def text_column(name: str, texts: Iterable[str]) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt4roi.datasets.annotations import read_bytes
-from gpt4roi.datasets.columns import Columns, ColumnsError
+from gpt4roi.datasets.columns import Columns, ColumnsError, part_of
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _read_stamp(path: Path) -> dict | None:
 
 
 def _write_stamp(path: Path, stamp: dict) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         part.write_text(json.dumps(stamp), encoding="utf-8")
         part.replace(path)
