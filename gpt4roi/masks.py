@@ -66,7 +66,7 @@ def _box_of_runs(mask: Mapping[str, Any], where: str) -> np.ndarray:
     height, width = _checked_size(mask.get("size"), where)
     counts = mask.get("counts")
     if isinstance(counts, str | bytes):
-        text = counts.encode() if isinstance(counts, str) else counts
+        text = counts.encode(errors="replace") if isinstance(counts, str) else counts
         lengths = _run_lengths(text, where)
         runs = {"size": [height, width], "counts": text}
     elif isinstance(counts, Sequence) and all(_is_whole(count) and count >= 0 for count in counts):
@@ -133,7 +133,7 @@ def _corners(polygon: Any, where: str) -> np.ndarray:
         values = np.zeros(0)
     flat = values.ndim == 1 and len(values) % 2 == 0
     pairs = values.ndim == 2 and values.shape[1] == 2
-    if isinstance(polygon, str) or not (flat or pairs) or values.size < 6 or not np.isfinite(values).all():
+    if isinstance(polygon, str) or not (flat or pairs) or values.size < 6 or not (np.abs(values) <= _MAX_SIDE).all():
         raise InputError(f"a polygon needs three corners or more, as numbers, got {polygon!r:.60}{where}")
     return values.reshape(-1, 2)
 

@@ -82,6 +82,8 @@ def test_no_masks_are_no_boxes():
         ({"size": [3, 4], "counts": "nonsense"}, "compressed run lengths|counts sum to"),
         ({"size": [3, 4], "counts": "\x00\x01"}, "not COCO's compressed run lengths"),
         ({"size": [3, 4], "counts": "o" * 40}, "not COCO's compressed run lengths"),
+        ({"size": [3, 4], "counts": "\ud83d"}, "counts are not COCO's|counts sum to"),
+        ([[1, 2, 3, 4, 5, 1e300]], "a polygon needs three corners or more"),
         ([[1, 2, 3, 4]], "a polygon needs three corners or more"),
         ([[1, 2, 3, 4, 5, float("nan")]], "a polygon needs three corners or more"),
         ([["a", "b", "c", "d", "e", "f"]], "a polygon needs three corners or more"),

@@ -69,7 +69,7 @@ def convert(args: argparse.Namespace) -> int:
     if args.to == "coco":
         written = f"{write_coco(objects, args.out, target, args.labels)} boxes"
     else:
-        written = f"{write_objects(objects, args.out)} objects"
+        written = f"{write_objects(objects, args.out, target)} objects"
     left = sum(target.left_out.values())
     reasons = "; ".join(f"{reason}: {count}" for reason, count in target.left_out.most_common())
     output.line(f"{args.out}: {written}" + (f"; left out {left} ({reasons})" if left else ""))

@@ -1,16 +1,23 @@
 """Other formats become the unified one, and that becomes COCO's."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from fuzz import mutated
 from PIL import Image
 from pycocotools.coco import COCO
 from recordings import ENTRIES
 
 from gpt4roi.cli import main
+from gpt4roi.datasets.conversion.coco import objects_of_coco
+from gpt4roi.datasets.conversion.objects import Conversion, usable
+from gpt4roi.datasets.conversion.osprey import objects_of_osprey
+from gpt4roi.datasets.conversion.page import objects_of_page
 from gpt4roi.datasets.selection import build_mixture
 from gpt4roi.datasets.unified import UnifiedDataset
+from gpt4roi.errors import InputError
 from gpt4roi.pictures import load_image
 
 TEN = ("coco_det_train", "refcoco", "refcocop", "refcocog", "flickr30k", "vg", "vcr", "vcr_single", "vcr_multi")
@@ -197,6 +204,40 @@ def test_boxes_drawn_on_an_upright_picture_stay_where_they_were_drawn(tmp_path, 
     assert (entry["width"], entry["height"], entry["picture_pipeline"]) == (60, 80, "bilinear")
     (tmp_path / "3.json").write_text(json.dumps(page_record(said, width=80, height=60)))
     assert main(["data", "convert", f"{tmp_path}/3.json", f"{tmp_path}/u.jsonl", "--from", "page"]) == 2
+
+
+def damaged(kind, tmp_path):
+    """What a converter reads, to be damaged, and the converter."""
+    if kind == "coco":
+        coco_file(tmp_path / "c.json")
+        return json.loads((tmp_path / "c.json").read_text()), objects_of_coco
+    if kind == "osprey":
+        described = osprey(description=["<region1>: A cup.", "<region2>: Big."])
+        return [
+            described,
+            osprey(conversations=dialogue("Is <region1> red?", "Yes, <region2> too.")),
+        ], objects_of_osprey
+    return page_record([{"question": "What is <region1>?", "answer": "a cup"}]), objects_of_page
+
+
+@pytest.mark.parametrize("kind", ["coco", "osprey", "page"])
+def test_damaged_files_are_converted_as_far_as_they_go_or_refused_with_their_place(kind, tmp_path, photos):
+    content, read = damaged(kind, tmp_path)
+    made = refused = left_out = 0
+    for what, data in mutated(content, 120):
+        path = photos / "1.json"
+        path.write_bytes(data)
+        target = Conversion(tmp_path)
+        try:
+            for entry in usable(read(path, photos, target), target):
+                json.dumps(entry, allow_nan=False).encode()
+                made += 1
+        except InputError as error:
+            assert str(path) in str(error), what
+            refused += 1
+        left_out += target.left_out.total()
+        assert all(re.search(r"1\.json", message) for message in target.examples), what
+    assert made >= 10 and refused + left_out > 40
 
 
 def test_from_coco_and_back_gives_the_same_boxes_and_captions(tmp_path, photos):

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from fuzz import mutated
 from PIL import Image
 from planted import line, photograph, write_faulty_set
 
@@ -156,6 +157,24 @@ def test_links_to_one_file_are_one_picture_and_flat_pictures_are_not_compared(tm
         Image.fromarray(np.full((40, 40), level, dtype=np.uint8)).save(tmp_path / f"flat{level}.png")
     facts = {str(path): look_at(str(path)) for path in sorted(tmp_path.iterdir())}
     assert not list(duplicates(facts))
+
+
+def test_damaged_files_never_end_an_examination(tmp_path, ruler):
+    content = [
+        line("0.png", answer="a thing", tasks=["x"], independent=True),
+        line("1.png", [[1, 2, 9, 9], [2, 2, 8, 8]]),
+    ]
+    for number in range(2):
+        photograph(number).save(tmp_path / f"{number}.png")
+    kinds = set()
+    for number, (_, data) in enumerate(mutated(content, 80, lines=True)):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_bytes(data)
+        (result,) = examine([unified(path)], ruler)
+        json.dumps(result.as_dict(), allow_nan=False)
+        assert all(str(tmp_path) in one.message for _, _, kept in result.findings for one in kept)
+        kinds |= set(result.findings.counts)
+    assert {"set_unreadable", "box_unmentioned", "object_unusable:broken JSON"} <= kinds, kinds
 
 
 def test_lines_for_a_terminal_end_with_the_verdict(tmp_path, capsys):

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from gpt4roi.datasets.base import RegionDataset
+from gpt4roi.datasets.unified_object import BadObjectError, check_object
 from gpt4roi.errors import InputError
 from gpt4roi.pictures import read_header
 from gpt4roi.structures import RegionSample
@@ -90,15 +91,27 @@ def _pixels(sample: RegionSample) -> np.ndarray:
     return sample.boxes_px * [width, height, width, height]
 
 
-def write_objects(objects: Iterable[dict[str, Any]], path: Path) -> int:
+def usable(objects: Iterable[dict[str, Any]], target: Conversion) -> Iterator[dict[str, Any]]:
+    """Yields the objects that the reader of the format takes; the others are left out."""
+    for entry in objects:
+        try:
+            check_object(entry, str(entry["id"]))
+        except BadObjectError as error:
+            target.leave_out(error.kind, str(error))
+        else:
+            yield entry
+
+
+def write_objects(objects: Iterable[dict[str, Any]], path: Path, target: Conversion) -> int:
     """Writes objects one a line; the file appears when it is whole. Returns how many there were."""
     count = 0
     with whole_file(path) as file:
-        for entry in objects:
+        for entry in usable(objects, target):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             count += 1
         if not count:
-            raise InputError(f"{path}: not written, because nothing could be converted")
+            first = f"; the first: {target.examples[0]}" if target.examples else ""
+            raise InputError(f"{path}: not written, because nothing could be converted{first}")
     return count
 
 
