@@ -1,9 +1,9 @@
 """Applies a delta in two ways, each in a process of its own, and prints memory and time side by side.
 
-    python benchmarks/apply_delta.py --gigabytes 2
+    python benchmarks/apply_delta.py [--gigabytes 2]
 
-`load both`: both state dicts in memory, added, saved. `streamed`: `gpt4roi apply-delta`. `copy`: the least that anyone
-must do, the bytes of base and delta read and as many as the result's written and forced to the disk.
+`load both`: both state dicts in memory, added, saved. `gpt4roi apply-delta` streams. `copy of the bytes`: the least
+that anyone must do, base and delta read and as many bytes as the result's written and forced to the disk.
 Memory is the peak over a process that has imported the same libraries; times leave the imports out.
 """
 
@@ -18,8 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+
+from common import CPU_SECONDS, SECONDS, Row, argument_parser, report, rows
 
 SHARDS = 4
 WIDTH, INNER, VOCABULARY, ADDED = 2048, 5504, 32000, 6
@@ -27,7 +30,10 @@ LAYER_BYTES = 2 * (4 * WIDTH * WIDTH + 3 * WIDTH * INNER + 2 * WIDTH)
 TABLE_BYTES = 2 * VOCABULARY * WIDTH
 SHORTEST_LAYER = 2
 MIB = 2**20
-WAYS = ("load both", "streamed", "copy")
+WAYS = LOAD_BOTH, COPY, STREAMED = ("load both", "copy of the bytes", "gpt4roi apply-delta")
+MEMORY = "MB"
+UNITS = {MEMORY: "peak memory over the interpreter's", CPU_SECONDS: "processor", SECONDS: "clock"}
+SUFFIXES = ("safetensors", "bin")
 
 
 def shapes(layers: int, rows: int) -> dict[str, tuple[int, ...]]:
@@ -154,13 +160,14 @@ def cpu_seconds() -> float:
 
 def child(way: str, work: Path, suffix: str) -> None:
     """Runs one way in this process and prints what it cost beyond the imports."""
-    if way != "copy":
+    if way != COPY:
         for name in ("gpt4roi.checkpoint.delta", "gpt4roi.cli._writing", "tqdm"):
             import_module(name)
     before, started, used = peak_bytes(), time.perf_counter(), cpu_seconds()
-    {"load both": load_both, "streamed": streamed, "copy": copy}[way](work, suffix)
-    spent = {"wall": time.perf_counter() - started, "cpu": cpu_seconds() - used, "memory": peak_bytes() - before}
-    sys.stdout.write("\n" + json.dumps(spent | {"interpreter": before}) + "\n")
+    {LOAD_BOTH: load_both, STREAMED: streamed, COPY: copy}[way](work, suffix)
+    clock, processor = time.perf_counter() - started, cpu_seconds() - used
+    spent = {SECONDS: clock, CPU_SECONDS: processor, MEMORY: (peak_bytes() - before) / 1e6}
+    sys.stdout.write("\n" + json.dumps(spent) + "\n")
 
 
 def run_apart(way: str, work: Path, suffix: str) -> dict[str, float]:
@@ -190,45 +197,56 @@ def digest(folder: Path) -> dict[str, bytes]:
     return result
 
 
+def measure(
+    quick: bool,
+    gigabytes: float = 2.0,
+    repeats: int = 3,
+    suffixes: Sequence[str] = SUFFIXES,
+    folder: Path | None = None,
+) -> Iterator[Row]:
+    """Compares the three ways on a model of a size, for each kind of file; folder: where to work."""
+    if quick:
+        gigabytes, repeats, suffixes = 0, 1, SUFFIXES[:1]
+    layers = max(SHORTEST_LAYER, round((gigabytes * 1e9 - 2 * TABLE_BYTES) / LAYER_BYTES + 0.5))
+    for suffix in suffixes:
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            yield from compare(Path(temporary), layers, suffix, repeats)
+
+
+def compare(work: Path, layers: int, suffix: str, repeats: int) -> Iterator[Row]:
+    """Makes the two folders and runs the three ways in turn."""
+    make_model(work / "base", shapes(layers, VOCABULARY), 2e-2, suffix, seed=0)
+    make_delta(work / "delta", layers, suffix)
+    size = sum(file.stat().st_size for file in (work / "delta").glob(f"*.{suffix}"))
+    spent: dict[str, dict[str, list[float]]] = {unit: {way: [] for way in WAYS} for unit in UNITS}
+    results = {}
+    for _ in range(repeats):
+        for way in WAYS:
+            found = run_apart(way, work, suffix)
+            for unit in UNITS:
+                spent[unit][way].append(found[unit])
+            if way != COPY:
+                results[way] = digest(work / "out")
+    assert results[LOAD_BOTH] == results[STREAMED], "the two results differ"
+    for unit, ways in spent.items():
+        title = f"{size / 1e9:.1f} GB in {SHARDS} files, {suffix}: {UNITS[unit]}"
+        compared = {way: values for way, values in ways.items() if unit != MEMORY or way != COPY}
+        yield from rows(title, compared, "equal bit for bit", unit=unit, alternatives=len(compared) - 1)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the model")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each way; the quickest counts")
-    parser.add_argument("--suffix", choices=("safetensors", "bin"), help="only this kind of file")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
+    parser.add_argument("--suffix", choices=SUFFIXES, help="only this kind of file")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:
         child(args.way, args.folder, args.suffix)
         return
-    layers = max(SHORTEST_LAYER, round((args.gigabytes * 1e9 - 2 * TABLE_BYTES) / LAYER_BYTES + 0.5))
-    for suffix in [args.suffix] if args.suffix else ["safetensors", "bin"]:
-        with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
-            compare(Path(temporary), layers, suffix, args.repeats)
-
-
-def compare(work: Path, layers: int, suffix: str, repeats: int) -> None:
-    """Makes the two folders, runs the three ways in turn, and prints a table."""
-    make_model(work / "base", shapes(layers, VOCABULARY), 2e-2, suffix, seed=0)
-    make_delta(work / "delta", layers, suffix)
-    size = sum(file.stat().st_size for file in (work / "delta").glob(f"*.{suffix}"))
-    best: dict[str, dict[str, float]] = {}
-    results = {}
-    for _ in range(repeats):
-        for way in WAYS:
-            spent = run_apart(way, work, suffix)
-            best[way] = {key: min(value, best.get(way, spent)[key]) for key, value in spent.items() if key != "memory"}
-            best[way]["memory"] = max(spent["memory"], best[way].get("memory", 0))
-            if way != "copy":
-                results[way] = digest(work / "out")
-    verdict = "equal" if results["load both"] == results["streamed"] else "DIFFERENT"
-    sys.stdout.write(f"\n{suffix}: {size / 1e9:.2f} GB in {SHARDS} files; the two results are {verdict}\n")
-    sys.stdout.write(f"{'':12}{'peak memory':>14}{'seconds':>10}{'CPU-seconds':>13}{'x copy':>9}\n")
-    for way, spent in best.items():
-        ratio = spent["wall"] / best["copy"]["wall"]
-        memory = f"{spent['memory'] / 1e6:.0f} MB"
-        sys.stdout.write(f"{way:12}{memory:>14}{spent['wall']:>10.2f}{spent['cpu']:>13.2f}{ratio:>9.2f}\n")
-    sys.stdout.write(f"interpreter with the libraries: {best['streamed']['interpreter'] / 1e6:.0f} MB\n")
+    suffixes = [args.suffix] if args.suffix else SUFFIXES
+    report(measure(args.quick, args.gigabytes, args.repeats, suffixes, args.folder), args)
 
 
 if __name__ == "__main__":

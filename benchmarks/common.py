@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -101,6 +102,12 @@ def _now(device: str) -> float:
 
     torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def children_seconds() -> float:
+    """Returns the processor time of all processes that this one has started and seen end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def difference(ours: Any, reference: Any) -> float:

@@ -4,7 +4,7 @@
     python -m benchmarks.run --quick    # small cases, in minutes; prints only
     python -m benchmarks.run roi_align  # some of them; the others' tables stay
 
-A machine with a GPU fills the GPU's columns and leaves the processor's as they are.
+On a machine with a GPU both are measured, and the GPU's column is filled.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # where the benchmarks find what they share, as when they are run by themselves
+import page  # noqa: E402
 
 
 def scripts() -> dict[str, Path]:
@@ -45,16 +47,23 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which (default: all): {', '.join(found)}")
     parser.add_argument("--quick", action="store_true", help="small cases, in minutes; writes nothing")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
+    parser.add_argument("--tables", action="store_true", help="only write the tables anew from results/")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in found]
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(found)}")
     failed = []
-    for name in args.names or found:
+    for name in [] if args.tables else args.names or found:
         sys.stdout.write(f"\n== {name}\n")
         sys.stdout.flush()
-        if run_one(found[name], args.quick, args.threads) is None:
+        rows = run_one(found[name], args.quick, args.threads)
+        if rows is None:
             failed.append(name)
+        elif not args.quick:
+            page.keep(name, rows)
+            page.write(found)
+    if args.tables:
+        page.write(found)
     if failed:
         sys.stderr.write(f"failed: {', '.join(failed)}\n")
     return 1 if failed else 0

@@ -13,8 +13,6 @@ products that mix channels, for every 4 x 4 results, instead of 9 for each one: 
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from einops import rearrange
 from torch.nn import functional as F
@@ -106,7 +104,6 @@ def _convolve_blocks(blocks: torch.Tensor, weight: torch.Tensor) -> torch.Tensor
     return (of_results @ torch.cat(bands)).view(BLOCK, count, BLOCK, -1)
 
 
-@functools.cache
 def _matrices() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns T float64[6, 3], and D and R for a line of TILES tiles: [6, TILES, BLOCK + 2], [BLOCK, 6 * TILES]."""
     data = torch.linalg.inv(_values(NODES)).T
