@@ -94,12 +94,12 @@ def _spelt(entry: dict[str, Any], label: str) -> dict[str, Any]:
         name = _SAME_KEYS.get(key, key)
         if key == "data_path":
             name = "ann_file" if str(value).endswith((".json", ".jsonl")) else "img_prefix"
-        if name in keys:
-            raise InputError(f"{label}: {key} says again what another key says: {name}")
         try:
-            keys[name] = _there(value) if name in _PATHS and isinstance(value, str) else value
+            value = _there(value) if name in _PATHS and isinstance(value, str) else value
         except (OSError, ValueError):  # too long, or with characters that no name has
             raise InputError(f"{label}: {key} cannot be a path: {value!r:.80}") from None
+        if keys.setdefault(name, value) != value:
+            raise InputError(f"{label}: {key} and another key for {name} differ: {value!r:.80}, {keys[name]!r:.80}")
     return keys
 
 

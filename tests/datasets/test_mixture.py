@@ -139,7 +139,7 @@ def test_a_cap_takes_at_most_so_many_and_a_seed_of_its_own_does_not_depend_on_th
         ({"img_prefix": "\ud800"}, "data set 0: img_prefix cannot be a path"),
         ({"img_prefix": 3}, "data set 0: img_prefix must be a path, got 3"),
         ({"type": "det_llava"}, "data set 0: det_pkl_path is missing"),
-        ({"ann_path": "b.json"}, "data set 0: ann_path says again what another key says: ann_file"),
+        ({"ann_path": "b.json"}, "data set 0: ann_path and another key for ann_file differ: 'b.json', 'a.json'"),
         ({"as_released": True}, r"unknown keys \['as_released'\] for VGDATA; accepted are .*max_gt_per_img"),
     ],
 )
