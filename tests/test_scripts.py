@@ -23,7 +23,7 @@ def test_a_stage_without_a_folder_says_how_it_is_called(stage):
 def test_a_training_that_cannot_start_keeps_its_exit_code_and_leaves_a_log(tmp_path):
     result = run("train_stage2.sh", tmp_path / "out", tmp_path / "nothing", "--dataset_config", tmp_path / "no.jsonl")
     assert result.returncode == 2
-    line = f"gpt4roi train: error: {tmp_path}/no.jsonl: no such file"
+    line = f"gpt4roi train: error: {tmp_path}/nothing: not a GPT4RoI folder"
     assert result.stdout.strip().splitlines()[-1].startswith(line)
     assert line in (tmp_path / "out" / "log.txt").read_text()
 

@@ -6,6 +6,7 @@ One parent imports everything once and forks the processes, so that a run costs 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sys
@@ -54,6 +55,7 @@ def _child(rank: int, count: int, port: int, folder: Path, work: Callable[[Path]
     if count > 1:
         ids = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in ids.items()}, MASTER_ADDR="127.0.0.1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     code = 1
     try:
         (folder / f"rank{rank}.json").write_text(json.dumps(work(folder)))
