@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
         webbrowser.open(running.url)
     try:
-        running.page.block_thread()
+        running.wait()
     finally:
         running.close()
     return 0

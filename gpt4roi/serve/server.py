@@ -52,11 +52,18 @@ class Running:
     page: gr.Blocks
     url: str
     store: SessionStore
-    swept: threading.Event
+    ended: threading.Event
+
+    def wait(self) -> None:
+        """Waits until the page is closed, by `close` or by Ctrl-C."""
+        try:
+            self.ended.wait()
+        except KeyboardInterrupt:
+            logger.info("closing the page")
 
     def close(self) -> None:
         """Ends the server and frees every session."""
-        self.swept.set()
+        self.ended.set()
         self.page.close(verbose=False)
 
 

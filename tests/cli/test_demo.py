@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,23 @@ def test_without_gradio_the_command_that_installs_it_is_named(monkeypatch, capsy
     monkeypatch.setattr("gpt4roi.cli.demo.find_spec", lambda name: None)
     assert main(["demo"]) == 2
     assert 'pip install "gpt4roi[demo]"' in capsys.readouterr().err
+
+
+def test_the_page_is_served_until_ctrl_c(model_folder, tmp_path):
+    pytest.importorskip("gradio", reason='pip install "gpt4roi[demo]"')
+    command = [sys.executable, str(ROOT / "gpt4roi" / "app.py"), "--model", str(model_folder)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as served:
+        try:
+            address = served.stdout.readline().strip()
+            with urllib.request.urlopen(address, timeout=60) as page:
+                assert page.status == 200
+            served.send_signal(signal.SIGINT)
+            rest, log = served.communicate(timeout=120)
+        finally:
+            served.kill()
+    assert served.returncode == 0 and rest == "" and "Traceback" not in log
+    assert "opening" in log and "ready after" in log
+    assert list(tmp_path.iterdir()) == []  # it leaves nothing where it was started
 
 
 def test_the_file_app_py_takes_the_same_arguments(tmp_path):
