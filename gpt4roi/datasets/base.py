@@ -83,6 +83,11 @@ class RegionDataset:
         """Lists what was dropped, in the order of the files."""
         return iter(())
 
+    def faults(self) -> tuple[int, int]:
+        """Returns how many annotations were dropped because they are wrong in themselves, and how many there were."""
+        wrong = sum(1 for drop in self.drops() if drop.detail)
+        return wrong, len(self) + wrong
+
     def region_texts(self, index: int) -> dict[int, str]:
         """Returns the text that names each box of item `index` (box number from 0 -> text), where the data say so.
 

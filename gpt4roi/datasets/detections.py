@@ -80,7 +80,7 @@ def _entry(entry: Any) -> tuple[str, np.ndarray, np.ndarray]:
         raise UnusableError("detections whose pred_bboxes or labels are not arrays")
     boxes, labels = boxes.array(), labels.array()
     if boxes.size == 0:
-        boxes = boxes.reshape(0, 5)
+        boxes, labels = boxes.reshape(0, 5), labels.reshape(-1)[:0].astype(np.int64)
     if boxes.ndim != 2 or boxes.shape[1] != 5 or labels.shape != boxes.shape[:1] or labels.dtype.kind not in "iu":
         raise UnusableError("detections that are not float[N, 5] with int[N] labels")
     with np.errstate(over="ignore"):

@@ -53,6 +53,11 @@ class IndexedDataset(RegionDataset):
     def drops(self) -> Iterator[Drop]:
         return listed_drops(self.columns["drops"], self.columns.facts, self.files)
 
+    def faults(self) -> tuple[int, int]:
+        rows, is_fault = self.columns["drops"], np.asarray(self.columns.facts["drop_faults"], dtype=bool)
+        wrong = int(is_fault[rows[:, 2]].sum()) if len(rows) else 0
+        return wrong, len(self) + len(self.columns.get("boxes", ())) + len(rows)
+
     def place(self, position: int, section: int = 0) -> str:
         """Returns the place of something in the files, as `Drop.where`."""
         return place(self.files, self.columns.facts["drop_sections"][section], position)

@@ -109,6 +109,11 @@ class UnifiedDataset(IndexedDataset):
         """Counts the objects that were left out, by the kind of their fault."""
         return Counter(self.columns.texts("drop_reason", 0, len(self.columns["drop_position"])))
 
+    def faults(self) -> tuple[int, int]:
+        """Returns how many objects were left out because they are wrong in themselves, and how many there are."""
+        lengths = np.diff(self.columns["drop_detail.limits"])
+        return int(np.count_nonzero(lengths)), len(self) + len(lengths)
+
     def drops(self) -> Iterator[Drop]:
         """Lists the objects that were left out, in the order of the file."""
         for number, position in enumerate(self.columns["drop_position"].tolist()):

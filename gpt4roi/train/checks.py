@@ -22,12 +22,12 @@ BATCHES_TO_TRY = 8
 def check_drops(parts: Iterable[RegionDataset], max_bad_fraction: float) -> None:
     """Raises InputError for a data set that lost more than this share of its annotations because they are wrong."""
     for part in parts:
-        faults = [drop.detail for drop in part.drops() if drop.detail]
-        whole = len(part) + len(faults)
-        if len(faults) > max(1, max_bad_fraction * whole):
+        faults, whole = part.faults()
+        if faults > max(1, max_bad_fraction * whole):
+            first = next(drop.detail for drop in part.drops() if drop.detail)
             raise InputError(
-                f"{part.name}: {len(faults)} of {whole} cannot be used, more than --max_bad_fraction "
-                f"{max_bad_fraction}; `gpt4roi data check` lists them; the first: {faults[0]}"
+                f"{part.name}: {faults} of {whole} cannot be used, more than --max_bad_fraction "
+                f"{max_bad_fraction}; `gpt4roi data check` lists them; the first: {first}"
             )
 
 

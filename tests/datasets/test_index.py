@@ -273,3 +273,5 @@ def test_what_is_dropped_is_counted_and_listed_with_its_place(tmp_path):
         "annotations[0]": "box with a value that is not a number of a picture's size",
     }
     assert sum(reader.dropped.values()) == len(list(reader.drops()))
+    kept = sum(len(reader.item(index).boxes_px) for index in range(len(reader)))
+    assert reader.faults() == (2, len(reader) + kept + len(list(reader.drops())))
