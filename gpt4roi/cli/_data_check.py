@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from gpt4roi.cli import output
 from gpt4roi.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 NOT_READY = 1
 
@@ -28,12 +31,18 @@ def add_check(verbs: Any) -> None:
         "--model", metavar="DIR", help="folder or hub name whose tokenizer counts tokens (else they are estimated)"
     )
     parser.add_argument("--model-max-length", type=int, metavar="N", help="default: the model's own, or 2048")
-    parser.add_argument("--prompt-format", default="v0", help="for a language model (default: %(default)s)")
+    parser.add_argument(
+        "--prompt-format", default="v0", metavar="NAME", help="for a language model (default: %(default)s)"
+    )
     parser.add_argument("--sample", type=int, metavar="N", help="look at N random samples of each set only")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
     parser.add_argument("--seed", type=int, default=0, help="of draws and samples (default: %(default)s)")
     parser.add_argument(
-        "--max-bad-fraction", type=float, default=0.01, help="share that may be lost (default: %(default)s)"
+        "--max-bad-fraction",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="how much of a set may be lost (default: %(default)s)",
     )
     parser.add_argument("--strict", action="store_true", help="not ready at the first error or warning")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -57,15 +66,17 @@ def check(args: argparse.Namespace) -> int:
     results = examine(entries, ruler, args.sample, args.workers or _cores(), args.seed)
     verdict = verdicts.judge(results, args.max_bad_fraction, args.strict)
     settings = _settings(args, ruler.limit)
-    if args.html:
-        write_page(args.html, results, verdict, ruler, settings)
     if args.json:
         output.record(verdicts.as_dict(results, verdict, ruler, settings))
     else:
         for line in verdicts.as_lines(results, verdict, ruler):
             output.line(line)
-        if args.html:
-            output.line(f"page: {args.html}")
+    if args.html:
+        try:
+            write_page(args.html, results, verdict, ruler, settings)
+        except OSError as error:
+            raise InputError(f"--html {args.html}: cannot be written: {error.strerror or error}") from None
+        logger.info("page: %s", args.html)
     return 0 if verdict.ready else NOT_READY
 
 
@@ -74,8 +85,15 @@ def _check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.html and (args.html.is_dir() or not _nearest_folder(args.html).is_dir()):
+        raise InputError(f"--html {args.html}: give a file to write, in a folder")
     if not 0 <= args.max_bad_fraction <= 1:
         raise InputError(f"--max-bad-fraction must lie between 0 and 1, got {args.max_bad_fraction}")
+
+
+def _nearest_folder(path: Path) -> Path:
+    """Returns the first thing above a path that is there."""
+    return next(above for above in path.absolute().parents if above.exists())
 
 
 def _role(entry: Any) -> str:

@@ -24,17 +24,17 @@ FORMATS = {
     "eva": "EVA's pickle of detections, to an .npz that opens without pickle",
 }
 
+SETS = "RefCOCO, RefCOCOG, RefCOCOP, VGDATA, coco_det, det_llava, flickr30k, multi_vcr, single_vcr, unified, vcr"
+"""The readers' names; written here, because help must not wait for the readers to be imported."""
+
 
 def add_convert(verbs: Any) -> None:
     """Adds the sub-verb."""
-    from gpt4roi.datasets.selection import READERS
-
-    sets = ", ".join(sorted(READERS))
     parser = verbs.add_parser(
         "convert",
         help="turn other formats into the unified one, or into COCO's",
         description="Reads SOURCE and writes OUT, which appears when it is whole. What cannot be converted is counted "
-        "and named. Formats: " + "; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + f"; and {sets}: as "
+        "and named. Formats: " + "; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + f"; and {SETS}: as "
         "`type` in a list of data sets says, one draw of its dialogues for each visit.",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="annotation file, or a list of data sets")

@@ -11,11 +11,12 @@ from pycocotools.coco import COCO
 from recordings import ENTRIES
 
 from gpt4roi.cli import main
+from gpt4roi.cli._data_convert import SETS
 from gpt4roi.datasets.conversion.coco import objects_of_coco
 from gpt4roi.datasets.conversion.objects import Conversion, usable
 from gpt4roi.datasets.conversion.osprey import objects_of_osprey
 from gpt4roi.datasets.conversion.page import objects_of_page
-from gpt4roi.datasets.selection import build_mixture
+from gpt4roi.datasets.selection import READERS, build_mixture
 from gpt4roi.datasets.unified import UnifiedDataset
 from gpt4roi.errors import InputError
 from gpt4roi.pictures import load_image
@@ -238,6 +239,10 @@ def test_damaged_files_are_converted_as_far_as_they_go_or_refused_with_their_pla
         left_out += target.left_out.total()
         assert all(re.search(r"1\.json", message) for message in target.examples), what
     assert made >= 10 and refused + left_out > 40
+
+
+def test_help_names_every_reader():
+    assert ", ".join(sorted(READERS)) == SETS
 
 
 def test_from_coco_and_back_gives_the_same_boxes_and_captions(tmp_path, photos):

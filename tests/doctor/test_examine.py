@@ -199,6 +199,8 @@ def test_a_model_counts_its_own_tokens(tmp_path, model_folder, capsys):
         ("{tmp}/none.json", "no such file; --dataset_config takes"),
         ("{good} --sample 0", "--sample must be at least 1, got 0"),
         ("{good} --max-bad-fraction 2", "--max-bad-fraction must lie between 0 and 1, got 2.0"),
+        ("{good} --html {tmp}", "give a file to write, in a folder"),
+        ("{good} --html {good}/page.html", "give a file to write, in a folder"),
         ("{good} --eval {tmp}/none.json", "none.json: no such file"),
         ("{good} --model {tmp}/none", "none: no tokenizer can be opened there"),
         ("{good} --prompt-format v7", "prompt_format must be one of"),
