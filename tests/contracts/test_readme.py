@@ -24,6 +24,7 @@ PAGES = (
     "README.md",
     "data/README.md",
     "docs/unified_format.md",
+    "docs/answers.md",
     "docs/data_sets.md",
     "docs/data_check.md",
     "docs/own_photographs.md",
