@@ -3,8 +3,8 @@
     python benchmarks/train_step.py [--quick] [--stages 1 2]
 
 Models in the proportions of the released one (vocabulary too) with random weights, float32. Stage 1: one sample of 350
-tokens, half of the widths, all 32 layers. Stage 2: 16 samples of 330 to 1090 tokens in micro-batches of 2, a
-sixteenth of the widths, 8 layers. --quick: a sixteenth for both, and 4 samples in stage 2.
+tokens, half of the widths, 32 layers. Stage 2: 16 samples of 330 to 1090 tokens in micro-batches of 2, a sixteenth of
+the widths, 8 layers. --quick: a sixteenth for both, and 4 samples in stage 2.
 The original's way is written out here: a graph over the whole sequence, logits for every position, micro-batches
 padded in the order they come, the region encoder's plain formulation (tests/models/plain_region_encoder.py); with and
 without the checkpointing of the decoder's layers. Ours runs what precedes the first region of stage 1 without a graph,
@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 import torch
 from common import Row, argument_parser, devices, difference, report, rows, time_in_turn
-from transformers import CLIPVisionConfig, LlamaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedModel
 
 from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
@@ -39,7 +39,11 @@ BEFORE_PICTURE, BEFORE_REGION, ROUND = 38, 16, 14
 
 
 def build(part: int, layers: int, modules: tuple[str, ...]) -> GPT4RoIForConditionalGeneration:
-    """Builds a model of random weights, 1 / part as wide as the released one, in which the named modules learn."""
+    """Builds a model of random weights, 1 / part as wide as the released one, in which the named modules learn.
+
+    Where its decoder does not learn, all layers share the weights of one, which changes no time and saves memory.
+    """
+    shared = "language_model" not in modules
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
         hidden_size=1024 // part,
@@ -53,17 +57,33 @@ def build(part: int, layers: int, modules: tuple[str, ...]) -> GPT4RoIForConditi
     text = LlamaConfig(
         hidden_size=4096 // part,
         intermediate_size=11008 // part,
-        num_hidden_layers=layers,
+        num_hidden_layers=1 if shared else layers,
         num_attention_heads=64 // part,
         vocab_size=tokens,
     )
     names = ("image_token_id", "region_token_id", "image_start_token_id", "image_end_token_id")
     ids = {name: tokens - 1 - number for number, name in enumerate(names)}
     config = GPT4RoIConfig(vision, text, fusion_groups=64 // part, **ids)
-    model = GPT4RoIForConditionalGeneration(config).train()
+    model = GPT4RoIForConditionalGeneration(config)
+    if shared:
+        repeat_layer(model.language_model, layers)
+    model.train()
     for name in ("region_encoder", "mm_projector", "language_model"):
         getattr(model, name).requires_grad_(name in modules)
     return model
+
+
+def repeat_layer(language_model: PreTrainedModel, count: int) -> None:
+    """Gives a decoder of one layer `count` layers with the weights of that one."""
+    language_model.config.num_hidden_layers = count
+    stack = language_model.model.layers
+    first = dict(stack[0].named_parameters())
+    for index in range(1, count):
+        with torch.device("meta"):
+            stack.append(type(stack[0])(language_model.config, index))
+        for name, weight in first.items():
+            module, _, last = name.rpartition(".")
+            setattr(stack[index].get_submodule(module), last, weight)
 
 
 def sample(config: GPT4RoIConfig, rounds: int, words: int, draw: torch.Generator) -> dict:
