@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def without_java(monkeypatch):
 
 def load_items(data, limit=None):
     """The questions of the data set and their controls."""
-    return stamps.load_items(Source(data, limit=limit))
+    return stamps.load_items(Source(Path(data), limit=limit))
 
 
 def evaluate_answerer(answer, data, out, facts=None):
@@ -300,6 +301,8 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(words, message, tmp_path, 
 def test_files_that_are_no_such_data_set_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"test\.jsonl: no such file"):
         load_items(tmp_path)
+    with pytest.raises(InputError, match="is a file; give the folder that"):
+        load_items(__file__)
     (tmp_path / "test.jsonl").write_text('{"boxes": [], "conversations": []}\n')
     with pytest.raises(InputError, match=r"test\.jsonl#1: no 'objects'; expected an object that"):
         load_items(tmp_path)

@@ -54,6 +54,8 @@ class Item:
 
 def load_items(source: Source) -> list[Item]:
     """Reads both splits, as many scenes of each as are wanted, and adds the controls."""
+    if not source.data.is_dir():
+        raise InputError(f"--data {source.data}: is a file; give the folder that `gpt4roi data make-stamps` wrote")
     return [
         item
         for split in ("test", "test_unseen")
