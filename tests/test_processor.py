@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.processor import GPT4RoIProcessor
-from gpt4roi.structures import Augmentation
+from gpt4roi.structures import Augmentation, RegionSample, Turn
 from gpt4roi.tokenization import add_special_tokens, is_llama_style
 
 
@@ -266,3 +266,12 @@ def test_truncation_switched_on_in_the_tokenizer_does_not_reach_the_processor():
     assert torch.equal(make("chat").encode(sample(*QUESTIONS))["input_ids"], before)
     other = processor.encode(sample("Is <region3> red?", "no"))["input_ids"]
     assert torch.equal(make("chat").encode(sample("Is <region3> red?", "no"))["input_ids"], other)
+
+
+def test_an_encoded_sample_is_written_in_passages_with_what_is_learnt(pyramid_processor):
+    turns = (Turn("user", "What is <region1>?"), Turn("assistant", "a cat"))
+    encoded = pyramid_processor.encode_text(RegionSample("a.png", turns, np.ones((1, 4))), image_size=(8, 8))
+    passages = pyramid_processor.passages(encoded["input_ids"], encoded["labels"])
+    assert [text for text, learnt in passages if learnt] == ["a cat<|end|>"]
+    assert [text for text, _ in passages][1] == f"[{pyramid_processor.image_seq_length} picture tokens]"
+    assert "What is region1 <bbox>?" in passages[2][0]

@@ -6,7 +6,7 @@ import re
 
 from PIL import Image
 
-from gpt4roi.report import Answer, Bin, GalleryItem, Interval, Report, Share
+from gpt4roi.report import Answer, Bin, GalleryItem, Interval, Report, Share, Tag
 
 
 def picture(color: str = "navy", size: tuple[int, int] = (64, 48)) -> Image.Image:
@@ -148,3 +148,19 @@ def test_a_figure_that_is_no_share_is_written_as_it_is_with_its_interval():
     html = Report("t").table("a", ["", "CIDEr"], [["val", Interval(1.3452, 1.30, 1.39, 80)]]).html()
 
     assert "<b>1.345</b><small>1.3–1.39 · n=80</small>" in html
+
+
+def test_a_tag_is_a_word_on_a_coloured_plate():
+    html = Report("T").table("Found", ["", "what"], [[Tag("<error>", "bad"), "x"]]).html()
+    assert '<td><span class="tag bad">&lt;error&gt;</span></td>' in html
+
+
+def test_passages_stand_below_the_picture_with_their_marked_parts():
+    item = GalleryItem(picture(), passages=[("Human: <bbox>?", False), ("a <cat>", True)])
+    html = Report("T").gallery("Prompts", [item]).html()
+    assert "<pre>Human: &lt;bbox&gt;?<mark>a &lt;cat&gt;</mark></pre>" in html
+
+
+def test_a_histogram_without_means_has_no_column_for_them():
+    bare = Report("T").histograms("H", [("h", [Bin("0 to 9", 3)])]).html()
+    assert ">mean<" not in bare and ">mean<" in Report("T").histograms("H", [("h", [Bin("0", 3, 0.5)])]).html()
