@@ -104,8 +104,10 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def save_whole(self) -> None:
-        """Writes the trained model into the work directory, every file by a rename."""
+        """Writes the trained model whole into the work directory, every file by a rename."""
         folder = Path(self.args.output_dir)
+        if self.is_fsdp_enabled:  # checkpoints may be sharded, the trained model never is
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         staging = folder / f"{saving.PARTIAL}model"
         with saving.room_for("the trained model", folder, staging):
             self.save_model(str(staging))
@@ -128,21 +130,21 @@ class ResumableTrainer(Trainer):
         own |= {"loss": float(self._tr_loss), "last_logged": self._globalstep_last_logged}
         (staged / f"rank_{self.args.process_index}.json").write_text(json.dumps(own))
         if self.args.should_save:
-            if not any(staged.glob("config.json")):  # where weights are sharded, the Trainer leaves these out
+            if not any(staged.glob("*config.json")):  # where weights are sharded, the Trainer leaves these out
                 self.accelerator.unwrap_model(self.model).config.save_pretrained(staged)
                 self.processing_class.save_pretrained(staged)
             (staged / POSITION).write_text(json.dumps(self.data | {"step_size": self.step_size}))
 
     def read_own_state(self, checkpoint: Path) -> None:
         """Reads what `_save_own_state` added; of another number of processes, the first goes on with all counts."""
-        files = sorted(checkpoint.glob("rank_*.json"))
-        states = [json.loads(path.read_text()) for path in files]
-        if not states:
+        files = {path.name: path for path in checkpoint.glob("rank_*.json")}
+        if not files:
             return
         rank = self.args.process_index
-        if len(states) == self.args.world_size:
-            self._restored = states[rank]
+        if len(files) == self.args.world_size:
+            self._restored = json.loads(files[f"rank_{rank}.json"].read_text())
         else:
+            states = [json.loads(path.read_text()) for path in files.values()]
             counts = {name: sum(s.get(name, 0) for s in states) if rank == 0 else 0 for name in self.kept_counts}
             loss = sum(state["loss"] for state in states) / len(states)
             self._restored = counts | {"loss": loss, "last_logged": states[0]["last_logged"]}
