@@ -18,37 +18,37 @@ from gpt4roi.train.watch import choose
 
 @pytest.fixture(scope="module")
 def watched(parts, tmp_path_factory):
-    """Thirty steps with an evaluation before them and after every fifteen."""
-    flags = ["--eval_dataset", f"{parts}/train.jsonl", "--eval_steps", "15", "--watch_regions", "3"]
+    """Twenty steps with an evaluation before them and after every ten."""
+    flags = ["--eval_dataset", f"{parts}/train.jsonl", "--eval_steps", "10", "--watch_regions", "3"]
     boards = tmp_path_factory.mktemp("boards")
     more = ["--report_to", "tensorboard", "--logging_steps", "5"]
-    return stage1(boards / "out", parts, *flags, *more, steps=30)
+    return stage1(boards / "out", parts, *flags, *more, steps=20)
 
 
 def history(folder):
-    return json.loads((folder / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]
+    return json.loads((folder / "checkpoint-20" / "trainer_state.json").read_text())["log_history"]
 
 
 def test_the_validation_loss_is_logged_and_falls(watched):
     losses = {entry["step"]: entry["eval_loss"] for entry in history(watched) if "eval_loss" in entry}
-    assert list(losses) == [0, 15, 30]
-    assert losses[30] < losses[15] < losses[0]
+    assert list(losses) == [0, 10, 20]
+    assert losses[20] < losses[10] < losses[0]
 
 
 def test_the_page_shows_every_watched_region_with_its_answer_at_each_evaluation(parts, watched):
     answers = json.loads((watched / "watch.json").read_text())
-    assert list(answers) == ["0", "15", "30"]
+    assert list(answers) == ["0", "10", "20"]
     questions = [one.key for one in choose(build_mixture(parts / "train.jsonl"), 42, 3)]
-    assert list(answers["30"]["answers"]) == questions
-    assert answers["0"]["answers"] != answers["30"]["answers"]
+    assert list(answers["20"]["answers"]) == questions
+    assert answers["0"]["answers"] != answers["20"]["answers"]
     page = (watched / "watch.html").read_text()
     assert page.count("<img") == 3 and page.count("data:image/jpeg;base64,") == 3
-    assert re.findall(r"<th>step (\d+)", page) == ["0", "15", "30"]
+    assert re.findall(r"<th>step (\d+)", page) == ["0", "10", "20"]
 
 
 def test_every_line_has_rates_memory_and_minutes_left(watched):
     lines = [entry for entry in history(watched) if "loss" in entry]
-    assert len(lines) == 6
+    assert len(lines) == 4
     assert all(line["tokens_per_second"] > 0 and line["regions_per_second"] > 0 for line in lines)
     assert all(line["peak_memory_gib"] > 0.1 for line in lines)
     assert "minutes_left" not in lines[0] and lines[-1]["minutes_left"] == 0
