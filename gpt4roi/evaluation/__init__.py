@@ -1,1 +1,1 @@
-"""Benchmarks: each is a module with its source, split, prompt, metric and pitfalls at the top."""
+"""A model's numbers: benchmarks ask, answers are kept as they come, the field's measures score, a page shows."""

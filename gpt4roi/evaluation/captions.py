@@ -61,8 +61,13 @@ def score_captions(
     if not java:
         if not quick:
             notes.append("METEOR: Java is missing (Debian, Ubuntu: apt install default-jre-headless)")
-        notes.append("BLEU, ROUGE-L, CIDEr: computed without the PTB tokenizer, for the same reason; not comparable")
-    said, asked = tokenize_all(predictions, references, java)
+        notes.append("BLEU, ROUGE-L, CIDEr: computed without the PTB tokenizer, which needs Java; not comparable")
+    try:
+        said, asked = tokenize_all(predictions, references, java)
+    except OSError as error:
+        java = False
+        notes.append(f"METEOR, and the PTB tokenizer of BLEU, ROUGE-L and CIDEr: Java does not run: {error}")
+        said, asked = tokenize_all(predictions, references, java)
     measures = _bleu(said, asked, groups)
     if java and not quick:
         measures["METEOR"] = _meteor(said, asked, groups)
@@ -96,9 +101,7 @@ def _ptb(texts: list[str]) -> list[str]:
     distinct = list(dict.fromkeys(texts))
     found = PTBTokenizer().tokenize({number: [{"caption": text}] for number, text in enumerate(distinct)})
     if len(found) != len(distinct):
-        raise RuntimeError(
-            f"the PTB tokenizer returned {len(found)} of {len(distinct)} lines; does `java -version` run?"
-        )
+        raise OSError(f"the PTB tokenizer returned {len(found)} of {len(distinct)} lines; does `java -version` run?")
     tokens = {text: found[number][0] for number, text in enumerate(distinct)}
     return [tokens[text] for text in texts]
 

@@ -234,3 +234,12 @@ def test_a_damaged_file_is_named_with_what_is_wrong(name, damage, message, tmp_p
 
     with pytest.raises(InputError, match=message):
         open_benchmark(name).load(Source(tmp_path / "data"))
+
+
+def test_a_java_that_does_not_run_costs_its_own_measures_alone(run, monkeypatch):
+    monkeypatch.setattr(captions, "_ptb", lambda texts: (_ for _ in ()).throw(OSError("no such program")))
+
+    metrics = run("vg", ORACLE, java=True)
+
+    assert "METEOR" not in metrics["summary"] and metrics["summary"]["BLEU-4"] == pytest.approx(1.0)
+    assert any(note.endswith("Java does not run: no such program") for note in metrics["notes"])

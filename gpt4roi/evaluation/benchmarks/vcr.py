@@ -8,7 +8,8 @@ Metric    accuracy of Q→A, of QA→R (the right answer is given, the rationale
 Protocol  Q→AR is right where both are, joined by annot_id, never by order, and not the product of the two. Every item
           counts; what was not answered is wrong. By likelihood of the letters, and by parsing the answer.
 Pitfalls  token lists number objects from 0, the `*_orig` strings from 1, and those also hold plain numbers: only the
-          token lists are read here. A model that was not trained for letters may do better in its own format.
+          token lists are read here. A model that was not trained for letters may do better in its own
+          format. `--limit` counts lines of the file.
 """
 
 from __future__ import annotations
