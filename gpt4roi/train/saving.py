@@ -173,7 +173,7 @@ def room_for(what: str, folder: Path, staged: Path) -> Iterator[None]:
         free = readable_size(shutil.disk_usage(folder).free)
         last = next((path for path in reversed(checkpoints(folder)) if damage(path) is None), None)
         state = f"{last.name} is whole" if last else "there is no checkpoint yet"
-        reason = str(error).splitlines()[0][:120]
+        reason = getattr(error, "strerror", None) or "no space is left"
         raise InputError(
             f"{what} cannot be written to {folder}: {reason} ({free} free); {state}: make room and give the folder "
             "alone to go on"

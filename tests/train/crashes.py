@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -30,6 +31,8 @@ from squares import write_parts  # noqa: E402
 from gpt4roi.train import main, saving, training  # noqa: E402
 
 SAVE_STEPS = 3
+LATEST = 8
+"""Steps after the intended one at which a life waits for its end."""
 
 
 @dataclass
@@ -59,8 +62,11 @@ def arguments(parts: Path, folder: Path, steps: int) -> list[str]:
     ]
 
 
-def start(argv: list[str], trace: Path) -> int:
-    """Forks a life of the training, which adds every loss to `trace`, and returns its process id."""
+def start(argv: list[str], trace: Path, limit: float = math.inf) -> int:
+    """Forks a life of the training, which adds every loss to `trace`, and returns its process id.
+
+    limit: the step at which it waits to be killed, should the killer come late on a busy machine.
+    """
     process = os.fork()
     if process:
         return process
@@ -74,6 +80,8 @@ def start(argv: list[str], trace: Path) -> int:
             line = f"{self.state.global_step} {float(logs['loss']).hex()}\n"
             with trace.open("a") as file:
                 file.write(line)
+        while self.state.global_step >= limit:
+            time.sleep(0.01)
         log(self, logs, *args, **kwargs)
 
     training.GPT4RoITrainer.log = log_and_tell
@@ -136,7 +144,7 @@ def crash(root: Path, kills: int, steps: int, seed: int) -> tuple[list[Life], bo
             target = int((number - 1 + chance.random()) * steps / (kills + 1))
             early = chance.random() < 0.15
             pause = chance.uniform(0, 20 * a_step) if early else chance.uniform(0, 2 * a_step)
-            kill_at(start(argv, trace), trace, None if early else max(1, target), pause)
+            kill_at(start(argv, trace, limit=target + LATEST), trace, None if early else max(1, target), pause)
         lines = told(trace)
         lives.append(
             Life(

@@ -136,7 +136,10 @@ def test_a_full_disk_is_one_readable_error_and_what_was_begun_is_removed(tmp_pat
     staged = tmp_path / ".partial-checkpoint-8"
     staged.mkdir()
     with (
-        pytest.raises(InputError, match=r"checkpoint 8 cannot be written to .*; checkpoint-4 is whole: make room and"),
+        pytest.raises(
+            InputError,
+            match=r"checkpoint 8 cannot be written to .*: [Nn]o space .*; checkpoint-4 is whole: make room and",
+        ),
         saving.room_for("checkpoint 8", tmp_path, staged),
     ):
         raise error
