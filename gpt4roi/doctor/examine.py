@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -206,7 +207,7 @@ def _spread(work: Callable[[Sequence], Any], whole: Sequence, workers: int, titl
 @contextmanager
 def _pool(work: Callable[[Sequence], Any], workers: int) -> Iterator[ProcessPoolExecutor]:
     """Starts processes that hold what the work needs; where the system can, as copies of this one."""
-    context = get_context("fork" if hasattr(os, "fork") else "spawn")
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(work,))
     try:
         yield pool
@@ -220,6 +221,7 @@ _held: list[Callable[[Sequence], Any]] = []
 
 
 def _hold(work: Callable[[Sequence], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to tell
     _held[:] = [work]
 
 

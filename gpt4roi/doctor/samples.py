@@ -72,7 +72,6 @@ class SampleChecker:
 
     def __init__(self, dataset: RegionDataset, ruler: Ruler, seed: int = 0) -> None:
         self.dataset, self.ruler, self.seed = dataset, ruler, seed
-        self._header = lru_cache(maxsize=4096)(read_facts)
 
     def check(self, indices: Iterable[int]) -> Part:
         """Looks at these samples; never raises for what is wrong with them."""
@@ -93,7 +92,7 @@ class SampleChecker:
 
     def _check(self, item: Item, sample: RegionSample, part: Part) -> None:
         part.remember(_digest(sample), item.source)
-        facts = self._header(item.image) if item.image else PictureFacts()
+        facts = _header(item.image) if item.image else PictureFacts()
         size = facts.shown_size(sample.picture_pipeline)
         good = self._check_text(item, sample, size, part)
         if not good:
@@ -158,6 +157,12 @@ class SampleChecker:
                 shown = [round(float(value), 2) for value in box]
                 message = f"{where}: box {number} is {shown}{of_picture}{found[1]}"
                 part.findings.add(_finding(found[0], item, message, boxes[number - 1]))
+
+
+@lru_cache(maxsize=4096)
+def _header(path: str) -> PictureFacts:
+    """Remembers the last pictures: many samples in a row may need the same one."""
+    return read_facts(path)
 
 
 def _finding(kind: str, item: Item, message: str, box: np.ndarray | None = None) -> Finding:
