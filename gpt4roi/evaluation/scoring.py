@@ -90,10 +90,10 @@ def parse_options(item: Item) -> int | None:
 
 
 def choose(items: Sequence[Item], parse: Parse = parse_options) -> dict[str, list[bool]]:
-    """Returns for each way of reading an answer which items are right; likelihoods only where all items have them."""
-    ways = {}
-    if items and all(item.likelihoods is not None for item in items):
-        ways[LIKELIHOOD] = [likeliest(item.likelihoods or ()) == item.label for item in items]
+    """Returns for each way of reading an answer which items are right; likelihoods only where all answers have them."""
+    ways, answered = {}, [item for item in items if not item.error]
+    if answered and all(item.likelihoods is not None for item in answered):
+        ways[LIKELIHOOD] = [not item.error and likeliest(item.likelihoods or ()) == item.label for item in items]
     ways[PARSED] = [parse(item) == item.label for item in items]
     return ways
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from official import CAPTIONS, QUESTIONS, WRITERS
@@ -151,8 +152,6 @@ def test_vcr_numbers_objects_from_the_token_lists_and_leaves_plain_numbers_alone
 
 
 def test_vcr_counts_both_right_by_annotation_and_not_by_order(tmp_path):
-    from dataclasses import replace
-
     items = load("vcr", tmp_path)
     right = [replace(item, answer=item.ask.choices[item.label]) for item in items]
     wrong = [replace(item, answer="(A)" if item.label else "(B)") for item in items]
@@ -197,8 +196,6 @@ def test_the_wrong_name_of_a_two_way_question_is_not_in_the_picture(tmp_path):
 
 
 def test_denials_do_not_count_as_names(tmp_path):
-    from dataclasses import replace
-
     from gpt4roi.evaluation.benchmarks._categories import names_right
 
     item = load("lvis-two-way", tmp_path)[0]
@@ -243,3 +240,14 @@ def test_a_java_that_does_not_run_costs_its_own_measures_alone(run, monkeypatch)
 
     assert "METEOR" not in metrics["summary"] and metrics["summary"]["BLEU-4"] == pytest.approx(1.0)
     assert any(note.endswith("Java does not run: no such program") for note in metrics["notes"])
+
+
+def test_what_was_not_answered_is_wrong_and_does_not_cost_the_others_their_likelihoods(tmp_path):
+    items = [replace(item, likelihoods=(1.0, 0.0, 0.0, 0.0), answer="(A)") for item in load("v7w-telling", tmp_path)]
+    items[0] = replace(items[0], label=0, likelihoods=None, answer="", error="no picture")
+
+    measures = open_benchmark("v7w-telling").score(items, Source(tmp_path)).measures
+
+    expected = sum(item.label == 0 for item in items[1:]) / len(items)
+    assert measures["accuracy (likelihood)"].value == pytest.approx(expected)
+    assert measures["accuracy (parsed)"].value == pytest.approx(expected)
