@@ -19,7 +19,7 @@ ALTERNATIVES = {FLOOR: ["-c", "pass"], TORCH: ["-c", "import torch"]}
 COMMANDS = {
     "gpt4roi --help": (["--help"], 0, "usage: gpt4roi VERB"),
     "gpt4roi describe --help": (["describe", "--help"], 0, "usage: gpt4roi describe"),
-    "gpt4roi describe, wrong box": (["describe", "photo.jpg", "--box", "1,2,3"], 2, "--box"),
+    "gpt4roi describe, wrong box": (["describe", "photo.jpg", "--box", "1,2,3"], 2, "box 1: expected four numbers"),
 }
 
 

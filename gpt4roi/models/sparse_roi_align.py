@@ -2,16 +2,17 @@
 
 A pooled cell is the mean of bilinear samples, hence a weighted sum of a few cells of the map, with the same weights
 for all channels. Boxes are upright, so a weight is one of the vertical axis times one of the horizontal axis.
-`embedding_bag` multiplies such a matrix, given by its entries row by row, with a table of rows, and its gradient of
-the table is the product with the transposed matrix.
+`embedding_bag` multiplies such a matrix, given by its entries row by row, with a table of rows. The gradient of the
+table is the product with the transposed matrix, whose entries are the same in another order.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gpt4roi.errors import InputError
@@ -24,6 +25,34 @@ class AxisWeights(NamedTuple):
     """int64[M, P, T], T = 2 x sampling_ratio"""
     weights: torch.Tensor
     """float[M, P, T]; 0 where a place is not used"""
+
+
+class _Product(torch.autograd.Function):
+    """A sparse matrix, by its entries row by row, times a table of rows.
+
+    `embedding_bag` has a gradient of its own, which adds to the rows of the table entry by entry and so reads and
+    writes each of them many times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: torch.Tensor, starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor):
+        """Returns float[R, C]; table: float[N, C]; starts: int64[R]; columns, values: int64[E], float[E]."""
+        ctx.save_for_backward(starts, columns, values)
+        ctx.table_rows = len(table)
+        return F.embedding_bag(columns, table, starts, mode="sum", per_sample_weights=values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor):
+        """Returns the gradient of the table, float[N, C]."""
+        starts, columns, values = ctx.saved_tensors
+        order = columns.argsort()
+        # An entry belongs to the last row that starts at it or before it.
+        rows = torch.searchsorted(starts, order, right=True) - 1
+        counts = columns.bincount(minlength=ctx.table_rows)
+        starts = counts.cumsum(0) - counts
+        result = F.embedding_bag(rows, gradient.contiguous(), starts, mode="sum", per_sample_weights=values[order])
+        return result, None, None, None
 
 
 def sparse_roi_align(
@@ -44,7 +73,7 @@ def sparse_roi_align(
     # PyTorch transposes a plain matrix many times faster than it permutes four dimensions (no copy if channels-last).
     tables = [picture.flatten(1).t().contiguous() for picture in feature_map]
     table = tables[0] if len(tables) == 1 else torch.cat(tables)
-    pooled = F.embedding_bag(columns, table, starts, mode="sum", per_sample_weights=values)
+    pooled = _Product.apply(table, starts, columns, values)
     return rearrange(pooled, "(m h w) c -> m c h w", h=output_size, w=output_size)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 """And infinity. Exact in binary, and close to each other in size, which keeps rounding errors small."""
@@ -63,7 +64,10 @@ def convolve(maps: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tenso
     maps: list of float[K, C, H, W]; weight: float[O, C, 3, 3]. Returns a list of float[K, O, H, W], channels-last.
     """
     blocks = [_cut(values) for values in maps]
-    results = _convolve_blocks(torch.cat(blocks, dim=1), weight)
+    # Made again for the gradient: to keep them would take many times the memory of the maps.
+    results = checkpoint(
+        _convolve_blocks, torch.cat(blocks, dim=1), weight, use_reentrant=False, preserve_rng_state=False
+    )
     parts = results.split([block.shape[1] for block in blocks], dim=1)
     return [_join(part, values.shape) for part, values in zip(parts, maps, strict=True)]
 
