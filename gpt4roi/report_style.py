@@ -68,7 +68,7 @@ figcaption { color: var(--soft); font-size: 12.5px; margin-top: 7px; display: fl
 .chart td.track { background: none; width: 45%; display: table-cell; }
 .chart .track i { position: static; display: block; height: 10px; min-width: 1px; background: var(--accent); }
 .answer[hidden] { display: none; } .answer p { margin: 0; overflow-wrap: anywhere; }
-  .answer .q { color: var(--soft); font-size: 13px; }
+  .answer .q { color: var(--soft); font-size: 13px; white-space: pre-line; }
 .mark { width: 20px; height: 20px; margin-top: 2px; border-radius: 50%; font-size: 12px;
   line-height: 20px;
   text-align: center; font-weight: 700; color: var(--soft); background: var(--line); }

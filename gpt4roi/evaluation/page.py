@@ -201,7 +201,7 @@ def to_answer(item: Item, scores: Scores, row: int, other: OtherRun | None, numb
 
     said = item.answer if not item.error else f"(not answered: {item.error})"
     return Answer(
-        text(item.ask.question),
+        text(_shortened(item.ask.question)),
         text(said),
         item.references[0] if scores.right[row] is not None else None,
         scores.right[row],
@@ -212,6 +212,11 @@ def to_answer(item: Item, scores: Scores, row: int, other: OtherRun | None, numb
         None if before is None else text(str(before.get("answer", ""))),
         None if before is None else next(iter((before.get("scores") or {}).values()), None),
     )
+
+
+def _shortened(question: str) -> str:
+    """Returns a question without its middle where it lists more than a reader wants to see under every picture."""
+    return question if len(question) <= 700 else f"{question[:400]} … {question[-150:]}"
 
 
 def _provenance(metrics: dict[str, Any]) -> list[list[str]]:
