@@ -16,7 +16,6 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 """And infinity. Exact in binary, and close to each other in size, which keeps rounding errors small."""
@@ -53,9 +52,14 @@ def _cost(cells: int, weight: torch.Tensor) -> float:
 
 
 def serves(weight: torch.Tensor) -> bool:
-    """Tells whether the device has no such kernels of its own and the precision is enough."""
+    """Tells whether the device has no such kernels of its own, the precision is enough, and nothing is learnt.
+
+    The gradient can be had, but takes longer than that of PyTorch's kernels.
+    """
     kind = weight.device.type
-    return kind == "cpu" and weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(kind)
+    if kind != "cpu" or torch.is_autocast_enabled(kind) or (weight.requires_grad and torch.is_grad_enabled()):
+        return False
+    return weight.dtype in (torch.float32, torch.float64)
 
 
 def convolve(maps: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tensor]:
@@ -64,10 +68,7 @@ def convolve(maps: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tenso
     maps: list of float[K, C, H, W]; weight: float[O, C, 3, 3]. Returns a list of float[K, O, H, W], channels-last.
     """
     blocks = [_cut(values) for values in maps]
-    # Made again for the gradient: to keep them would take many times the memory of the maps.
-    results = checkpoint(
-        _convolve_blocks, torch.cat(blocks, dim=1), weight, use_reentrant=False, preserve_rng_state=False
-    )
+    results = _convolve_blocks(torch.cat(blocks, dim=1), weight)
     parts = results.split([block.shape[1] for block in blocks], dim=1)
     return [_join(part, values.shape) for part, values in zip(parts, maps, strict=True)]
 

@@ -68,7 +68,7 @@ def differentiate(encoder, features):
 @pytest.mark.parametrize("case", CASES)
 def test_features_and_gradients_equal_the_plain_formulation(case, backend, kernels, monkeypatch):
     if kernels != "chosen by cost":
-        monkeypatch.setattr(winograd, "is_cheaper", lambda cells, weight: winograd.serves(weight))
+        monkeypatch.setattr(winograd, "is_cheaper", lambda cells, weight: True)
     encoder, maps, boxes = build(case, backend)
     ours, plain = encoder(maps, boxes), plain_region_features(encoder, maps, boxes)
     torch.testing.assert_close(ours, plain, atol=1e-10, rtol=0)

@@ -53,10 +53,15 @@ def test_tiles_are_chosen_where_maps_are_wide_and_have_many_cells(channels, cell
     assert winograd.is_cheaper(cells, torch.empty(channels, channels, 3, 3)) == expected
 
 
-def test_half_precision_and_other_devices_keep_their_own_kernels():
+def test_training_half_precision_and_other_devices_keep_their_own_kernels():
     weight = torch.empty(1024, 1024, 3, 3)
     assert winograd.serves(weight)
     assert not winograd.serves(weight.bfloat16())
     assert not winograd.serves(weight.to("meta"))
+    weight.requires_grad_()
+    assert not winograd.serves(weight)
+    with torch.no_grad():
+        assert winograd.serves(weight)
+    weight.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
         assert not winograd.serves(weight)
