@@ -66,7 +66,7 @@ def talk(person: Person, url: str, deadline: float) -> None:
     """Talks to the page until the deadline; now and then with the picture sent anew."""
     from gradio_client import Client
 
-    client = Client(url, verbose=False)
+    client = Client(url, verbose=False, httpx_kwargs={"timeout": 300})
     turn = 0
     while time.monotonic() < deadline:
         if turn % (2 * len(person.boxes)) == 0:

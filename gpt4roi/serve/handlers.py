@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import count
@@ -34,23 +35,25 @@ _versions = count(1)
 def find_session(store: SessionStore, request: gr.Request) -> Session:
     """Returns the session of whoever asks. Raises InputError where the request belongs to none."""
     key = getattr(request, "session_hash", None)
-    if not isinstance(key, str) or not 8 <= len(key) <= 64:
+    if not isinstance(key, str) or not 6 <= len(key) <= 64:
         raise InputError("the request belongs to no session; use the page or gradio_client")
     return store.get(key)
 
 
 def decoding_of(temperature: Any, max_new_tokens: Any, seed: Any) -> Decoding:
-    """Reads the settings. Raises InputError on what is no number, or out of range."""
+    """Reads the settings; a seed below 0 is none. Raises InputError on what is no number, or out of range."""
     for name, value in (("temperature", temperature), ("max_new_tokens", max_new_tokens)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(f"{name} is a number, got {value!r:.40}")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, float)) or seed != seed // 1):
         raise InputError(f"seed is a whole number or left out, got {seed!r:.40}")
     if not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
-        raise InputError(f"max_new_tokens is between 1 and {MAX_NEW_TOKENS}, got {max_new_tokens:g}")
+        raise InputError(f"max_new_tokens is between 1 and {MAX_NEW_TOKENS}, got {max_new_tokens!r:.40}")
     if not 0 <= temperature <= 10:
-        raise InputError(f"temperature is between 0 and 10, got {temperature:g}")
-    return Decoding(int(max_new_tokens), float(temperature), seed=None if seed is None else int(seed) % 2**63)
+        raise InputError(f"temperature is between 0 and 10, got {temperature!r:.40}")
+    return Decoding(
+        int(max_new_tokens), float(temperature), seed=None if seed is None or seed < 0 else int(seed) % 2**63
+    )
 
 
 class Handlers:
@@ -107,29 +110,39 @@ class Handlers:
     def _ask(self, question, stage, settings, request: gr.Request, anyway: bool) -> Iterator[tuple]:
         skip = gr.skip()
         idle = gr.update(interactive=True), gr.update(interactive=False)
+        said, typed = skip, skip  # what the page shows of the conversation, and in the question box, after an error
         try:
             session = find_session(self.store, request)
             drawn = drawn_boxes(stage, session)
             session.check(question, drawn, anyway)
             answers = session.ask(question, drawn, decoding_of(*settings), anyway)
             busy = gr.update(interactive=False), gr.update(interactive=True)
+            said, typed = conversation(session), question
             yield skip, conversation(session, question, "", drawn), no_hints(), "", *busy
             for answer in answers:
                 yield skip, conversation(session, question, answer, drawn), skip, skip, skip, skip
             yield boxes_on_stage(session, drawn), conversation(session), skip, skip, *idle
         except InputError as error:
-            yield skip, skip, show_hints(hints_of(error)), skip, *idle
+            yield skip, said, show_hints(hints_of(error)), typed, *idle
         except Exception:
             logger.exception("a question could not be answered")
-            yield skip, conversation(session), show_hints([Hint(BROKEN)]), question, *idle
+            yield skip, said, show_hints([Hint(BROKEN)]), typed, *idle
 
-    def stop(self, question: Any, request: gr.Request) -> tuple:
-        """Stops the answer; the question goes back where it was typed. Returns conversation, question, both buttons."""
+    def stop(self, question: Any, stage: Any, request: gr.Request) -> tuple:
+        """Stops the answer; the question goes back where it was typed.
+
+        Returns stage, conversation, question, both buttons.
+        """
         session = find_session(self.store, request)
         asked = session.asking
         session.stop()
         typed = question if isinstance(question, str) and question.strip() else asked
-        return conversation(session), typed, gr.update(interactive=True), gr.update(interactive=False)
+        try:
+            # The answer may have become whole just before: then its boxes stay where they are from now on.
+            shown = boxes_value(session, drawn_boxes(stage, session))
+        except UnclearError:
+            shown = gr.skip()
+        return shown, conversation(session), typed, gr.update(interactive=True), gr.update(interactive=False)
 
     def start_over(self, request: gr.Request) -> tuple:
         """Keeps the picture, forgets the rest. Returns stage, conversation, hints, both buttons."""
@@ -169,9 +182,9 @@ class Handlers:
         return download("conversation.png", "image/png", packed.getvalue()), no_hints()
 
     def leave(self, request: gr.Request) -> None:
-        """The page was closed: what it held is freed."""
+        """The page was closed: what it held will be freed."""
         if isinstance(request.session_hash, str):
-            self.store.drop(request.session_hash)
+            self.store.leave(request.session_hash)
 
 
 def drawn_boxes(stage: Any, session: Session) -> list:
@@ -243,7 +256,10 @@ def conversation(session: Session, question: str = "", answer: str | None = None
     if pending:
         known = len(session.boxes_px)
         rounds.append({"question": question, "answer": answer, "regions": session.new_regions(question, known)})
-    return {"rounds": rounds, "boxes": boxes, "introduced": sorted(session.introduced), "pending": pending}
+    # Later values have higher versions, also over a restart of the server; the browser passes over older ones.
+    version = time.time_ns() // 1000
+    introduced = sorted(session.introduced)
+    return {"rounds": rounds, "boxes": boxes, "introduced": introduced, "pending": pending, "version": version}
 
 
 def download(name: str, kind: str, data: bytes) -> dict:

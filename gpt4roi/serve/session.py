@@ -49,7 +49,6 @@ class Session:
         self._chat = self._new_chat()
         self._busy = threading.Lock()
         self._stop = threading.Event()
-        self.asking = ""
         self._forget()
 
     def _new_chat(self) -> RegionChat:
@@ -65,6 +64,8 @@ class Session:
     def _begin(self) -> None:
         self.boxes_px: list[list[float]] = []
         self.rounds: list[Round] = []
+        self.asking = ""
+        """The question that is being answered, or whose answer was stopped."""
 
     @property
     def default_question(self) -> str:
@@ -157,7 +158,7 @@ class Session:
             if self._chat.turns != before:  # the answer was whole, whether or not anybody took its last piece
                 self.boxes_px += new.tolist()
                 self.rounds.append(Round(asked, self._chat.turns[-1].text, self.new_regions(asked, known)))
-            self.asking = ""
+                self.asking = ""
             self._busy.release()
 
     def check(self, question: Any, drawn_px: Any, anyway: bool = False) -> np.ndarray:

@@ -114,10 +114,11 @@ def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
         anyway = hints.anyway(handlers.begin_anyway, [question, stage], begun, **quick).then(
             handlers.ask_anyway, asked, told, **by_model
         )
-        ends = {**quick, "cancels": [usual, anyway]}
-        stop.click(handlers.stop, [question], [conversation, question, ask, stop], **ends)
-        over.click(handlers.start_over, None, [*shown, ask, stop], **ends)
-        clear.click(handlers.clear_all, None, [*shown, ask, stop, question], **ends)
+        # What was asked is cancelled first: nothing of it can arrive after what these say.
+        ends = {"fn": None, "cancels": [usual, anyway], **quick}
+        stop.click(**ends).then(handlers.stop, [question, stage], [stage, conversation, question, ask, stop], **quick)
+        over.click(**ends).then(handlers.start_over, None, [*shown, ask, stop], **quick)
+        clear.click(**ends).then(handlers.clear_all, None, [*shown, ask, stop, question], **quick)
         record.click(handlers.save_record, None, [saved, hints], **quick)
         picture.click(handlers.save_picture, None, [saved, hints], **quick)
         page.unload(handlers.leave)
@@ -129,7 +130,7 @@ def _settings() -> list:
     with gr.Accordion("Settings", open=False):
         temperature = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 takes the likeliest words")
         length = gr.Slider(1, MAX_NEW_TOKENS, value=256, step=1, label="Longest answer, in tokens")
-        seed = gr.Number(value=None, precision=0, label="Seed", info="repeats an answer drawn above temperature 0")
+        seed = gr.Number(value=-1, precision=0, label="Seed", info="repeats what is drawn; below 0: anew each time")
     return [temperature, length, seed]
 
 

@@ -347,14 +347,16 @@ def test_who_waits_sees_the_place_in_the_queue_and_nothing_of_the_others(open_pa
     assert second.page.locator(".round").count() == 1
 
 
-def test_a_page_that_is_closed_frees_its_session(open_page, running):
+def test_a_page_that_is_closed_frees_its_session(open_page, running, monkeypatch):
     page = open_page()
     page.pick(0)
     page.ask("Who will be forgotten?")
     the_session(running, "Who will be forgotten?")
     kept = set(running.page.state_holder.session_data)
+    monkeypatch.setattr(running.store, "grace_seconds", 0)
     page.page.close()
     for _ in range(200):
+        running.store.sweep()
         asked = [one.question for session, _ in running.store._sessions.values() for one in session.rounds]
         if "Who will be forgotten?" not in asked:
             break

@@ -255,6 +255,33 @@ def test_nothing_of_a_stranger_is_written_to_the_disk(running, stranger, tmp_pat
     assert (set(folder.rglob("*")) if folder.exists() else set()) == before
 
 
+def test_a_question_that_does_not_fit_any_more_goes_back_where_it_was_typed(running, tiny_chat):
+    from types import SimpleNamespace
+
+    from tiny import tiny_tokenizer
+
+    from gpt4roi import GPT4RoIProcessor
+    from gpt4roi.serve.handlers import Handlers
+    from gpt4roi.serve.session import Session
+    from gpt4roi.serve.store import SessionStore
+    from gpt4roi.serve.uploads import Limits
+
+    sizes = {name: getattr(tiny_chat.processor, name) for name in ("image_size", "image_seq_length", "prompt_format")}
+    processor = GPT4RoIProcessor(tiny_tokenizer(), **sizes, model_max_length=150)
+    handlers = Handlers(SessionStore(lambda: Session(tiny_chat.model, processor)), Limits(), "tiny")
+    request = SimpleNamespace(session_hash="somebody")
+    session = handlers.store.get("somebody")
+    session.show(open_upload(noise(1)))
+    stage = {"picture": session.picture_id, "boxes": [], "fixed": 0}
+    asked = "What may be seen here, and what else, and what beside it, if there is anything at all? " * 2
+
+    first, *_, last = handlers.ask(asked, stage, 0, 4, None, request)
+
+    assert first[1]["pending"] and first[3] == ""
+    assert not last[1]["pending"] and last[3] == asked
+    assert "model_max_length is 150" in last[2]["hints"][0]["text"]
+
+
 def test_nobody_comes_in_without_the_password(tiny_chat):
     from gradio_client import Client
 

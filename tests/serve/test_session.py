@@ -131,7 +131,8 @@ def test_a_stopped_answer_leaves_the_conversation_as_it_was(session):
         next(session.ask("And now?", []))
     session.stop()
     assert list(answers) == []
-    assert session.rounds == [] and session.boxes_px == [] and session.asking == ""
+    assert session.rounds == [] and session.boxes_px == []
+    assert session.asking == "What is <region1>?"  # to be put back where it was typed
     assert answer(session, "What is <region1>?", BOXES[:1], SHORT)
 
 
@@ -219,7 +220,21 @@ def test_the_store_keeps_sessions_apart_bounded_and_not_for_ever(parts):
     assert store.sweep() == 2 and len(store) == 1
     store.drop("a")
     store.drop("a")
+    store.leave("a")
     assert len(store) == 0 and dropped == ["b", "c", "d", "a"]
+
+
+def test_a_session_that_was_left_is_kept_for_a_while_and_longer_if_it_comes_back(parts):
+    clock = FakeClock()
+    store = SessionStore(lambda: Session(*parts), idle_seconds=1000, grace_seconds=60, clock=clock)
+    gone, back = store.get("gone"), store.get("back")
+    store.leave("gone")
+    store.leave("back")
+    clock.now = 59
+    assert store.sweep() == 0 and store.get("back") is back
+    clock.now = 61
+    assert store.sweep() == 1
+    assert store.get("back") is back and store.get("gone") is not gone
 
 
 def test_the_store_stops_an_answer_whose_session_is_dropped(parts):

@@ -1,4 +1,4 @@
-// The conversation. Python gives `picture` and `value` {rounds, boxes, pending}; a round is {question, answer, regions}.
+// The conversation. Python gives `picture` and `value` {rounds, boxes, introduced, pending, version}; a round is {question, answer, regions}.
 const { make, withChips, figure } = window.gpt4roi;
 const list = element.querySelector('.conversation');
 
@@ -19,9 +19,11 @@ const roundNode = (round, index, value, pending) => {
   return node;
 };
 
-let shown = [];
+let shown = [], version = 0;
 const load = () => {
   const value = props.value || { rounds: [], boxes: [] };
+  if (value.version < version) return; // of an answer that was stopped meanwhile
+  version = value.version || 0;
   const rounds = value.rounds || [];
   const keys = rounds.map((round, index) =>
     JSON.stringify([round, index === rounds.length - 1 && value.pending, value.boxes.length, value.introduced, props.picture?.id]));
