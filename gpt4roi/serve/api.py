@@ -81,7 +81,7 @@ class Interface:
         """Stops the answer being written; the conversation stays as it was. Returns the conversation."""
         with one_line_errors():
             session = self._session(request)
-            session.stop()
+            session.stop(wait_seconds=10)
             return session.as_record()
 
     def start_over(self, request: gr.Request) -> dict:

@@ -134,8 +134,8 @@ class Handlers:
         Returns stage, conversation, question, both buttons.
         """
         session = find_session(self.store, request)
+        session.stop(wait_seconds=10)
         asked = session.asking
-        session.stop()
         typed = question if isinstance(question, str) and question.strip() else asked
         try:
             # The answer may have become whole just before: then its boxes stay where they are from now on.

@@ -98,9 +98,14 @@ class Session:
             self._chat = self._new_chat()
             self._forget()
 
-    def stop(self) -> None:
-        """Stops the answer being written; the conversation stays as it was before the question."""
+    def stop(self, wait_seconds: float = 0) -> None:
+        """Stops the answer being written; the conversation stays as it was before the question.
+
+        wait_seconds: how long to wait at most until the next question may be asked.
+        """
         self._stop.set()
+        if wait_seconds and self._busy.acquire(timeout=wait_seconds):
+            self._busy.release()
 
     def hints(self, question: Any, drawn_px: Sequence = (), anyway: bool = False) -> list[Hint]:
         """Says what a question lacks before it can be asked. drawn_px: the boxes drawn since the last one."""
