@@ -113,13 +113,6 @@ def _resamplings(groups: int, draws: int) -> Iterator[np.ndarray]:
         yield np.bincount(picks.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float64)
 
 
-def estimate(
-    scores: Sequence[float], groups: Sequence[Hashable] | None = None, draws: int = BOOTSTRAP_DRAWS
-) -> Estimate:
-    """Returns the mean of the scores and its interval; groups as of Measure, by default each score by itself."""
-    return Measure.mean(scores, groups).estimate(draws)
-
-
 def majority_share(truths: Sequence[str]) -> float:
     """Returns the share of the commonest truth: what a constant answer would score."""
     return max(Counter(truths).values()) / len(truths) if truths else 0.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt4roi.evaluation.metrics import Estimate, estimate, exact_match, majority_share, word_overlap
+from gpt4roi.evaluation.metrics import Estimate, Measure, exact_match, majority_share, word_overlap
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def test_word_overlap_is_the_f1_of_the_bags_of_words():
 def test_an_interval_holds_the_mean_and_is_the_same_every_time():
     scores = [1.0] * 80 + [0.0] * 20
 
-    first = estimate(scores)
+    first = Measure.mean(scores).estimate()
 
-    assert first == estimate(scores)
+    assert first == Measure.mean(scores).estimate()
     assert first.value == pytest.approx(0.8) and first.n == 100
     assert 0.70 < first.low < 0.75 and 0.85 < first.high < 0.90
 
@@ -42,14 +42,14 @@ def test_answers_about_one_picture_are_resampled_together():
     scores = [1.0] * 50 + [0.0] * 50
     groups = [index // 25 for index in range(100)]
 
-    together, apart = estimate(scores, groups), estimate(scores)
+    together, apart = Measure.mean(scores, groups).estimate(), Measure.mean(scores).estimate()
 
     assert together.value == apart.value == pytest.approx(0.5)
     assert together.high - together.low > 2 * (apart.high - apart.low)
 
 
 def test_no_scores_give_zeros_and_not_an_error():
-    assert estimate([]) == Estimate(0.0, 0.0, 0.0, 0)
+    assert Measure.mean([]).estimate() == Estimate(0.0, 0.0, 0.0, 0)
 
 
 def test_the_chance_level_is_the_share_of_the_commonest_truth():
