@@ -3,8 +3,8 @@
     python benchmarks/train_step.py [--quick] [--stages 1 2]
 
 Models in the proportions of the released one (vocabulary too) with random weights, float32. Stage 1: one sample of 350
-tokens, half of the widths, 32 layers. Stage 2: 16 samples of 330 to 1090 tokens in micro-batches of 2, a sixteenth of
-the widths, 8 layers. --quick: a sixteenth for both, and 4 samples in stage 2.
+tokens, a quarter of the widths, 32 layers. Stage 2: 16 samples of 330 to 1090 tokens in micro-batches of 2, a sixteenth
+of the widths, 8 layers. --quick: a sixteenth for both, and 4 samples in stage 2.
 The original's way is written out here: a graph over the whole sequence, logits for every position, micro-batches
 padded in the order they come, the region encoder's plain formulation (tests/models/plain_region_encoder.py); with and
 without the checkpointing of the decoder's layers. Ours runs what precedes the first region of stage 1 without a graph,
@@ -169,7 +169,7 @@ def measure(quick: bool, stages: Sequence[int] = (1, 2)) -> Iterator[Row]:
     checkpointed = {"original's way, checkpointed": (original_loss, False, True)}
     for device in devices():
         if 1 in stages:
-            model = build(16 if quick else 2, 32, ("region_encoder",))
+            model = build(16 if quick else 4, 32, ("region_encoder",))
             step = Step(model, [sample(model.config, 2, 4, draw)], 1, device)
             ways = {"original's way": (original_loss, False, False), **checkpointed, "ours": (our_loss, True, False)}
             yield from compare(step, "stage 1", ways, 1, 2, warm_ups=1 if quick else 0)
