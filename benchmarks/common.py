@@ -132,7 +132,8 @@ def machine() -> str:
 
 def cell(values: list[float]) -> str:
     """Writes a median and its range: `1.53 (1.51–1.60)`."""
-    middle, low, high = (f"{value:.3g}" for value in (statistics.median(values), min(values), max(values)))
+    numbers = (statistics.median(values), min(values), max(values))
+    middle, low, high = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in numbers)
     return middle if len(values) == 1 else f"{middle} ({low}–{high})"
 
 
