@@ -116,7 +116,7 @@ def test_two_boxes_a_streamed_answer_then_a_third_box_and_old_ones_again(open_pa
     assert [one.regions for one in session.rounds] == [(1, 2), (3,), ()]
     assert page.page.locator(".figure").count() == 2
     assert page.page.locator(".figure").nth(1).locator(".figure-box").count() == 3
-    page.page.screenshot(path=screenshots / "three_rounds.png", full_page=True)
+    page.page.screenshot(path=screenshots / "three_rounds.png")
 
 
 def test_a_region_has_one_colour_in_picture_chips_and_conversation(open_page):
