@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,9 +18,9 @@ from gpt4roi.doctor.lengths import Ruler
 from gpt4roi.doctor.pictures import PictureFacts, read_facts
 from gpt4roi.doctor.statistics import Statistics
 from gpt4roi.errors import InputError
+from gpt4roi.mentions import MENTION
 from gpt4roi.structures import RegionSample
 
-_MENTION = re.compile(r"<region(\d+)>")
 TINY_SIDE = 2.0
 """A box less wide or high than this, in pixels of the square that the model sees, is tiny."""
 SMALL_PICTURE = 32
@@ -209,7 +208,7 @@ def _unmentioned(sample: RegionSample) -> list[int]:
     texts = [turn.text for turn in sample.turns]
     if any(REGION_TOKEN in text for text in texts):
         return []
-    mentioned = {int(number) for text in texts for number in _MENTION.findall(text)}
+    mentioned = {int(number) for text in texts for number in MENTION.findall(text)}
     return [number for number in range(1, len(sample.boxes_px) + 1) if number not in mentioned]
 
 

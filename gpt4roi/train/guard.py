@@ -119,7 +119,11 @@ class GuardedSteps:
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Drops the gradients of a step that cannot be used, so that the optimiser finds none."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is None or self.accelerator.scaler is not None:  # which leaves such steps out by itself
+        if norm is None:
+            return norm
+        if self.accelerator.scaler is not None:
+            # It leaves steps out by itself, also while it looks for its scale: only losses tell of a fault.
+            self.guard.saw_gradients(math.nan if self.guard.lost else 0.0, self.state.global_step)
             return norm
         if not self.guard.saw_gradients(float(norm), self.state.global_step):
             if self.is_deepspeed_enabled:

@@ -37,7 +37,11 @@ def describe_data(dataset: EncodedDataset) -> dict[str, Any]:
     """Returns what a run remembers of its data: how many samples, and a digest of some of them, drawn alike."""
     digest = hashlib.sha256()
     for index in np.linspace(0, len(dataset) - 1, min(SAMPLES_COMPARED, len(dataset))).astype(int).tolist():
-        sample = dataset.mixture.sample(index, np.random.default_rng([dataset.seed, index]))
+        try:
+            sample = dataset.mixture.sample(index, np.random.default_rng([dataset.seed, index]))
+        except InputError:  # it is skipped when its turn comes
+            digest.update(b"unusable")
+            continue
         words = [f"{turn.role}: {turn.text}" for turn in sample.turns]
         digest.update(json.dumps([words, sample.boxes_px.round(3).tolist()]).encode())
     return {"samples": len(dataset), "digest": digest.hexdigest()[:16]}
@@ -65,10 +69,12 @@ class ResumableTrainer(Trainer):
     """The HF Trainer with checkpoints that are whole or not there, and all that an exact continuation needs in them.
 
     The position in the data is the step: samples are drawn by seed, epoch and index, so nothing is read to get there.
-    kept_counts: names of this trainer's counters that a continuation goes on with. data: as of `describe_data`.
+    kept_counts: names of this trainer's counters that a continuation goes on with; common_counts: those among them that
+    every process counts alike. data: as of `describe_data`.
     """
 
     kept_counts: tuple[str, ...] = ()
+    common_counts: tuple[str, ...] = ()
     data: dict[str, Any]
     _staging: Path | None = None
     _restored: dict[str, Any] | None = None
@@ -136,7 +142,7 @@ class ResumableTrainer(Trainer):
             (staged / POSITION).write_text(json.dumps(self.data | {"step_size": self.step_size}))
 
     def read_own_state(self, checkpoint: Path) -> None:
-        """Reads what `_save_own_state` added; of another number of processes, the first goes on with all counts."""
+        """Reads what `_save_own_state` added; of another number of processes, the first goes on with the sums."""
         files = {path.name: path for path in checkpoint.glob("rank_*.json")}
         if not files:
             return
@@ -146,6 +152,7 @@ class ResumableTrainer(Trainer):
         else:
             states = [json.loads(path.read_text()) for path in files.values()]
             counts = {name: sum(s.get(name, 0) for s in states) if rank == 0 else 0 for name in self.kept_counts}
+            counts |= {name: max(s.get(name, 0) for s in states) for name in self.common_counts}
             loss = sum(state["loss"] for state in states) / len(states)
             self._restored = counts | {"loss": loss, "last_logged": states[0]["last_logged"]}
         for name in self.kept_counts:

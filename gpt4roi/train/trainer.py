@@ -30,6 +30,7 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
     """
 
     kept_counts = ("seen", "skipped", "dropped_turns", "bad_steps")
+    common_counts = ("bad_steps",)
 
     def __init__(
         self,

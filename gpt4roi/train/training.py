@@ -172,7 +172,7 @@ def _configure_regularisation(model: Any, region_args: RegionArguments) -> None:
 
 def _region_texts(folder: Path, mixture: Mixture, processor: GPT4RoIProcessor, model: Any) -> RegionTexts:
     """Returns the texts that name regions; their targets are those that the run began with."""
-    path = folder / "region_texts.safetensors"
+    path = folder / run.REGION_TEXTS
     if path.is_file():
         return RegionTexts.load(path)
     texts = [text for index in range(len(mixture)) for text in mixture.region_texts(index).values()]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.datasets.mixture import Mixture
 from gpt4roi.drawing import draw_boxes
 from gpt4roi.errors import InputError
@@ -50,13 +51,25 @@ def choose(mixture: Mixture, seed: int, count: int) -> list[Watched]:
     """Returns the first questions of samples spread over a data set, of those that have a picture and boxes."""
     found: list[Watched] = []
     for index in np.linspace(0, len(mixture) - 1, min(len(mixture), 4 * count)).astype(int).tolist():
-        sample = mixture.sample(index, np.random.default_rng([seed, 0, index]))
+        try:
+            sample = mixture.sample(index, np.random.default_rng([seed, 0, index]))
+        except InputError:  # the evaluation skips it and says why
+            continue
         if sample.image is None or not len(sample.boxes_px) or len(sample.turns) < 2:
             continue
         if [turn.role for turn in sample.turns[:2]] == ["user", "assistant"]:
-            found.append(Watched(replace(sample, turns=sample.turns[:1], augmentation=None), sample.turns[1].text))
+            found.append(Watched(_first_question(sample), sample.turns[1].text))
     step = max(1, len(found) // count) if count else 1
     return found[::step][:count]
+
+
+def _first_question(sample: RegionSample) -> RegionSample:
+    """Returns a sample up to its first question; of boxes that bare `<bbox>` ask for, those of this question."""
+    question = sample.turns[0]
+    bare = question.text.count(REGION_TOKEN)
+    boxes = sample.boxes_px[:bare] if bare else sample.boxes_px
+    texts = sample.region_texts[: len(boxes)]
+    return replace(sample, turns=(question,), boxes_px=boxes, region_texts=texts, augmentation=None)
 
 
 class WatchRegions(TrainerCallback):
@@ -148,8 +161,11 @@ def _number(loss: Any) -> str:
 
 
 def _picture(sample: RegionSample) -> str:
-    """Returns the picture with its boxes as an <img> that needs no file."""
-    picture = load_image(sample.image, sample.picture_pipeline)
+    """Returns the picture with its boxes as an <img> that needs no file, or why it cannot be read."""
+    try:
+        picture = load_image(sample.image, sample.picture_pipeline)
+    except InputError as error:
+        return html.escape(str(error))
     width, height = picture.size
     scale = np.array([width, height, width, height]) if sample.box_frame == "unit" else 1
     drawn = draw_boxes(picture, np.asarray(sample.boxes_px) * scale)

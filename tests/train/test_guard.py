@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from gpt4roi.datasets.collator import RegionCollator
 from gpt4roi.errors import InputError
 from gpt4roi.structures import RegionSample, Turn
 from gpt4roi.train.checks import check_first_batch, check_fit
-from gpt4roi.train.guard import StepGuard
+from gpt4roi.train.guard import GuardedSteps, StepGuard
 from gpt4roi.train.trainer import GPT4RoITrainer
 
 
@@ -79,6 +80,34 @@ def test_a_first_loss_of_exactly_zero_stops_only_where_something_is_learnt():
         guard.saw_loss(0.0, 7, ["a#1"], 0, model)
     guard.began = True
     guard.saw_loss(0.0, 7, ["a#1"], 1, model)
+
+
+def scaled_trainer(max_bad_steps):
+    """A trainer whose gradients are scaled, as in fp16; only what the guard asks of it."""
+
+    class Base:
+        def _get_grad_norm(self, model, grad_norm=None):
+            return grad_norm
+
+    class Trainer(GuardedSteps, Base):
+        accelerator, state = SimpleNamespace(scaler=object()), SimpleNamespace(global_step=1)
+        guard = StepGuard(max_bad_steps)
+
+    return Trainer()
+
+
+def test_in_fp16_the_first_loss_is_the_first_alone_and_later_ones_that_are_not_finite_are_counted():
+    trainer, model = scaled_trainer(1), torch.nn.Linear(1, 1)
+    guard = trainer.guard
+    guard.saw_loss(2.0, 5, ["a#1"], 0, model)
+    assert trainer._get_grad_norm(model, float("inf")) == float("inf")  # the scaler looks for its scale
+    assert (guard.began, guard.bad_steps, guard.sources) == (True, 0, [])
+    guard.saw_loss(float("nan"), 5, ["a#2"], 1, model)
+    trainer._get_grad_norm(model, float("nan"))
+    assert trainer.bad_steps == 1
+    guard.saw_loss(float("nan"), 5, ["a#3"], 2, model)
+    with pytest.raises(InputError, match=r"not finite in 2 steps.*\(samples a#3\)"):
+        trainer._get_grad_norm(model, float("nan"))
 
 
 def with_a_loss_of_nan(monkeypatch, steps):

@@ -3,6 +3,7 @@
 import json
 import logging
 import resource
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from gpt4roi.datasets.encoded import EncodedDataset
 from gpt4roi.datasets.selection import build_mixture
 from gpt4roi.errors import InputError
 from gpt4roi.train import main, saving, training
+from gpt4roi.train.guard import StepGuard
 from gpt4roi.train.resume import check_position, describe_data, realign
 
 STEPS = 7
@@ -68,6 +70,31 @@ def stopped(parts, tmp_path, monkeypatch):
     """A run that was stopped in step 6, after its checkpoint of step 3."""
     train_until(arguments(parts, tmp_path / "stopped"), 5, monkeypatch)
     return tmp_path / "stopped"
+
+
+def test_counts_of_another_number_of_processes_are_summed_except_those_that_all_share(tmp_path):
+    trainer = object.__new__(training.GPT4RoITrainer)
+    trainer.guard, trainer.args = StepGuard(3), SimpleNamespace(process_index=0, world_size=1)
+    own = {"seen": 50, "skipped": 1, "dropped_turns": 2, "bad_steps": 2, "loss": 1.0, "last_logged": 4}
+    for rank in range(2):
+        (tmp_path / f"rank_{rank}.json").write_text(json.dumps(own))
+    trainer.read_own_state(tmp_path)
+    assert (trainer.seen, trainer.skipped, trainer.dropped_turns, trainer.bad_steps) == (100, 2, 4, 2)
+
+
+def test_a_sample_that_cannot_be_drawn_does_not_keep_a_run_from_beginning(parts, monkeypatch):
+    dataset = EncodedDataset(build_mixture(parts / "train.jsonl"), None, 0)
+    before = describe_data(dataset)
+    original = dataset.mixture.sample
+
+    def without_the_first(index, rng):
+        if index == 0:
+            raise InputError("no boxes")
+        return original(index, rng)
+
+    monkeypatch.setattr(dataset.mixture, "sample", without_the_first)
+    described = describe_data(dataset)
+    assert described["samples"] == before["samples"] and described["digest"] != before["digest"]
 
 
 def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one_to_the_bit(whole, stopped):

@@ -7,13 +7,16 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
+from tiny import tiny_processor
 from tiny_training import stage1
 
 from gpt4roi.datasets.selection import build_mixture
 from gpt4roi.errors import InputError
+from gpt4roi.structures import RegionSample, Turn
 from gpt4roi.train import main
 from gpt4roi.train.rates import Rates
-from gpt4roi.train.watch import choose
+from gpt4roi.train.watch import Watched, choose, page
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,36 @@ def test_the_watched_questions_are_fixed_and_show_regions(parts):
     assert [one.key for one in first] == [one.key for one in second]
     assert len({one.sample.source for one in first}) == 4
     assert all(np.asarray(one.sample.boxes_px).shape[1] == 4 and len(one.sample.turns) == 1 for one in first)
+
+
+class Samples:
+    """A data set of fixed samples; None for one that cannot be drawn."""
+
+    def __init__(self, *samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def sample(self, index, rng):
+        if self.samples[index] is None:
+            raise InputError("no boxes")
+        return self.samples[index]
+
+
+def test_a_watched_question_with_a_bare_box_keeps_that_box_and_what_cannot_be_drawn_is_passed_over(tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    turns = [Turn("user", "<bbox>"), Turn("assistant", "cat"), Turn("user", "<bbox>"), Turn("assistant", "dog")]
+    boxes = np.asarray([[1, 1, 20, 20], [5, 5, 30, 30]])
+    sample = RegionSample(str(tmp_path / "a.png"), tuple(turns), boxes, region_texts=("cat", "dog"), source="a#1")
+    (one,) = choose(Samples(None, sample), 0, 2)
+    assert (one.truth, one.sample.boxes_px.tolist(), one.sample.region_texts) == ("cat", [[1, 1, 20, 20]], ("cat",))
+    assert tiny_processor()(one.sample, generation=True)["boxes"][0].shape == (1, 4)
+
+
+def test_a_watched_picture_that_is_gone_is_told_on_the_page():
+    sample = RegionSample("gone.png", (Turn("user", "What is <region1>?"),), np.asarray([[1, 1, 9, 9]]), source="a#1")
+    assert "gone.png&#x27; not found" in page([Watched(sample, "cat")], {"1": {"loss": 0.5, "answers": {}}})
 
 
 def test_an_evaluation_without_anything_to_evaluate_on_is_refused(tmp_path):
