@@ -7,6 +7,7 @@ import binascii
 import io
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
@@ -59,7 +60,7 @@ def _check_path(path: str | Path) -> None:
         raise InputError(f"{text:.80}: addresses are not fetched; download the picture and give its path")
     if "\0" in text:
         raise InputError(f"{text!r:.80} is no path")
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # pathlib's raises on a name that is too long
         raise InputError(f"{path}: is a folder; give one picture inside it")
 
 
@@ -76,7 +77,7 @@ def _bytes_of_data_url(url: str) -> bytes:
 def _decode(data: bytes, which: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+    except Exception:  # decoders raise whatever comes to their mind over damaged files
         raise InputError(f"the {len(data)} bytes {which} are not a picture file that can be read") from None
 
 

@@ -46,6 +46,8 @@ def size_of(mask: Any) -> tuple[int, int] | None:
     if isinstance(mask, Mapping):
         height, width = mask["size"]
         return int(height), int(width)
+    if hasattr(mask, "__array_interface__") and not hasattr(mask, "shape"):  # a PIL picture
+        return mask.height, mask.width
     shape = getattr(mask, "shape", None)
     return (int(shape[0]), int(shape[1])) if shape is not None else None
 
@@ -117,7 +119,8 @@ def _run_lengths(text: bytes, where: str) -> list[int]:
 
 
 def _box_of_polygons(polygons: Sequence[Any], where: str) -> np.ndarray:
-    single = bool(polygons) and all(_is_number(value) for value in polygons)
+    numbers = bool(polygons) and all(_is_number(value) for value in polygons)
+    single = numbers or (len(polygons) > 2 and all(_is_point(value) for value in polygons))
     corners = [_corners(polygon, where) for polygon in ([polygons] if single else polygons)]
     if not corners:
         raise _empty(where)
@@ -136,6 +139,10 @@ def _corners(polygon: Any, where: str) -> np.ndarray:
     if isinstance(polygon, str) or not (flat or pairs) or values.size < 6 or not (np.abs(values) <= _MAX_SIDE).all():
         raise InputError(f"a polygon needs three corners or more, as numbers, got {polygon!r:.60}{where}")
     return values.reshape(-1, 2)
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and len(value) == 2 and all(_is_number(one) for one in value)
 
 
 def _is_number(value: Any) -> bool:

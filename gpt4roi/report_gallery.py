@@ -13,6 +13,8 @@ from typing import Any
 from PIL import Image
 
 from gpt4roi.drawing import region_color
+from gpt4roi.errors import InputError
+from gpt4roi.inputs import open_picture
 
 _REGION = re.compile(r"(?:&lt;)?region\s?(\d{1,4})(?:&gt;)?", re.IGNORECASE)
 _PICTURE_SIDE = 480
@@ -52,7 +54,8 @@ class Answer:
 class GalleryItem:
     """A picture with its regions and what was asked about them.
 
-    picture: a path, a PIL picture or an encoded file's bytes. boxes_px: N boxes, xyxy, in its pixels; numbered from 1.
+    picture: a PIL picture, or a path or an encoded file's bytes, which are turned upright. boxes_px: N boxes, xyxy, in
+    its pixels; numbered from 1.
     passages: a longer text to show below, as (text, whether it is highlighted); its row counts as an answer of task "".
     """
 
@@ -104,7 +107,7 @@ def _filter_bar(answers: Sequence[Answer]) -> str:
 
 
 def _card(item: GalleryItem, index: int) -> str:
-    picture = _open(item.picture)
+    picture = _open(item)
     width, height = picture.size
     boxes = "".join(_svg_box(box, number, height) for number, box in enumerate(item.boxes_px))
     judged = [answer.right for answer in item.answers if answer.right is not None]
@@ -187,11 +190,15 @@ def _svg_box(box: Sequence[float], number: int, picture_height: int) -> str:
     )
 
 
-def _open(picture: Any) -> Image.Image:
-    if isinstance(picture, bytes):
-        picture = io.BytesIO(picture)
-    opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
-    return opened.convert("RGB")
+def _open(item: GalleryItem) -> Image.Image:
+    """Returns the picture, files upright as the model saw them; a grey one where it is damaged, for its answers say."""
+    if isinstance(item.picture, Image.Image):
+        return item.picture.convert("RGB")
+    try:
+        return open_picture(item.picture)
+    except InputError:
+        sides = [min(max(int(box[end]) for box in item.boxes_px), 4096) if len(item.boxes_px) else 0 for end in (2, 3)]
+        return Image.new("RGB", (max(sides[0], 64), max(sides[1], 48)), "grey")
 
 
 def _data_url(picture: Image.Image, longest_side: int) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -21,6 +23,12 @@ def png() -> bytes:
     packed = io.BytesIO()
     Image.fromarray(PIXELS).save(packed, "PNG")
     return packed.getvalue()
+
+
+def swollen_text() -> bytes:
+    """A chunk of a PNG that unpacks to more text than PIL takes."""
+    content = b"zTXt" + b"note\0\0" + zlib.compress(bytes(5_000_000))
+    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
 
 
 def data_url(data: bytes, head: str = "data:image/png;base64,") -> str:
@@ -58,6 +66,7 @@ def test_every_form_of_a_picture_gives_the_same_pixels(tmp_path):
         (data_url(b"no picture"), "the 10 bytes of the data URL are not a picture file"),
         (b"", "the 0 bytes given are not a picture file"),
         (png()[:60], "cannot be decoded"),
+        (png()[:33] + swollen_text() + png()[33:], "bytes given are not a picture file"),
         ("", "the picture's path is empty"),
         ("a\0b", "is no path"),
         ("https://example.org/p.png", "addresses are not fetched; download the picture"),
@@ -73,6 +82,11 @@ def test_what_is_no_picture_is_refused_in_one_line(image, message):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
+def test_a_name_that_is_too_long_for_a_file_is_no_picture():
+    with pytest.raises(InputError, match="File name too long"):
+        open_picture("a" * 300)
+
+
 @pytest.mark.parametrize(
     "region",
     [
@@ -83,9 +97,10 @@ def test_what_is_no_picture_is_refused_in_one_line(image, message):
         [[10, 20, 30, 20, 30, 40, 10, 40]],
         [10, 20, 30, 20, 30, 40, 10, 40],
         [[[10, 20], [30, 20], [30, 40], [10, 40]]],
+        [[10, 20], [30, 20], [30, 40], [10, 40]],
         [[10, 20, 12, 20, 12, 40], [28, 22, 30, 24, 30, 30]],
     ],
-    ids=["array", "tensor", "PIL", "run lengths", "polygon", "flat polygon", "pairs", "two polygons"],
+    ids=["array", "tensor", "PIL", "run lengths", "polygon", "flat polygon", "pairs", "flat pairs", "two polygons"],
 )
 def test_a_mask_becomes_the_box_around_it_and_this_is_said(region, caplog):
     boxes = check_boxes([[1, 2, 3, 4], region], SIZE, first_number=4)
@@ -112,6 +127,7 @@ def test_a_stack_of_masks_is_a_list_of_masks_told_in_one_line(caplog):
         ([[float("inf"), 2, 30, 40]], "box 1: expected finite numbers"),
         ([np.zeros(SIZE)], "the mask is empty: no pixel lies inside of region 1"),
         ([mask()[:, :90]], "the mask of region 1 is 90x64 but the picture is 96x64"),
+        ([Image.fromarray(mask()[:, :90])], "the mask of region 1 is 90x64 but the picture is 96x64"),
         ([{"size": [64, 96], "counts": [3]}], "counts sum to 3"),
         ([[[10, 20, 30, 20]]], "a polygon needs three corners or more"),
         ([[[100, 20, 130, 20, 130, 40]]], r"box 1 \(100,20,130,40\): reaches outside the picture"),

@@ -51,12 +51,15 @@ def test_polygons_reach_to_their_outermost_corners():
     assert to_box([[1.5, 2, 9, 3, 4, 8.25]]).tolist() == expected
     assert to_box([1.5, 2, 9, 3, 4, 8.25]).tolist() == expected
     assert to_box([[[1.5, 2], [9, 3], [4, 8.25]]]).tolist() == expected
+    assert to_box([[1.5, 2], [9, 3], [4, 8.25]]).tolist() == expected
+    assert to_box([np.array([1.5, 2]), np.array([9, 3]), np.array([4, 8.25])]).tolist() == expected
     assert to_box([[1.5, 2, 3, 3, 3, 4], [9, 3, 4, 8.25, 5, 5]]).tolist() == expected
 
 
 def test_the_size_a_mask_was_made_for_is_told_where_it_is_known():
     assert size_of({"size": [4, 6], "counts": [24]}) == (4, 6)
     assert size_of(np.zeros((4, 6))) == (4, 6)
+    assert size_of(Image.new("L", (6, 4))) == (4, 6)
     assert size_of([[0, 0, 1, 0, 1, 1]]) is None
 
 

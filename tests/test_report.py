@@ -58,6 +58,20 @@ def test_pictures_may_be_paths_bytes_or_pil(tmp_path):
     assert html.count("data:image/jpeg;base64,") == 3
 
 
+def test_files_are_shown_upright_and_a_damaged_one_does_not_cost_the_page(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture().save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "damaged.jpg").write_bytes(b"no picture")
+
+    answers = [Answer("What?", "(not answered: it is no picture)", region=0)]
+    items = [GalleryItem(tmp_path / f"{name}.jpg", [[1, 2, 90, 70]], name, answers) for name in ("turned", "damaged")]
+    html = Report("t").gallery("g", items).html()
+
+    assert 'width="48" height="64"' in html and 'width="90" height="70"' in html
+    assert html.count("(not answered: it is no picture)") == 2
+
+
 def test_the_gallery_shows_the_worst_picture_first_and_remembers_the_written_order():
     def item(name, *verdicts):
         return GalleryItem(picture(), [], name, [Answer("q", "a", "b", verdict, "caption") for verdict in verdicts])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,8 +210,10 @@ def _complete(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -
         annotation.setdefault("id", number)
         annotation.setdefault("category_id", 1)
         annotation.setdefault("iscrowd", 0)
-        if "area" not in annotation and isinstance(annotation.get("bbox"), list) and len(annotation["bbox"]) == 4:
-            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+        bbox = annotation.get("bbox")
+        whole = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox)
+        if "area" not in annotation and whole:
+            annotation["area"] = bbox[2] * bbox[3]
 
 
 def _bbox_of_mask(annotation: dict[str, Any]) -> list[float] | None:
@@ -227,7 +229,8 @@ def _bbox_of_mask(annotation: dict[str, Any]) -> list[float] | None:
 def _categories(content: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the file's categories, and a name for every number that has none."""
     categories = [row for row in content.get("categories") or [] if isinstance(row, dict)]
-    named = {row.get("id") for row in categories}
-    used = {annotation["category_id"] for annotation in content["annotations"]}
+    named = {row.get("id") for row in categories if isinstance(row.get("id"), Hashable)}
+    numbers = (annotation["category_id"] for annotation in content["annotations"])
+    used = {number for number in numbers if isinstance(number, Hashable)}
     lacking = sorted((number for number in used - named), key=str)
     return categories + [{"id": number, "name": "region" if number == 1 else f"{number}"} for number in lacking]

@@ -87,7 +87,7 @@ def _read_lines(path: str | Path) -> list[Any]:
         if line.strip():
             try:
                 values.append(json.loads(line))
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}#{number}: not valid JSON: {error}") from None
     return values
 

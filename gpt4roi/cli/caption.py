@@ -104,16 +104,19 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
 
 
 def describe_job(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns what the texts depend on: the boxes, the model, the question, and how answers are chosen."""
+    """Returns what the texts depend on: boxes, pictures, model, question, and how answers are chosen."""
+    from gpt4roi.datasets.annotations import read_bytes
     from gpt4roi.evaluation.models import fingerprint
 
-    digest = hashlib.sha256(Path(args.annotations).read_bytes())
+    digest = hashlib.sha256(read_bytes(Path(args.annotations)))
     names = ("question", "field", "batch_size", "max_new_tokens", "temperature", "top_p", "seed", "stop")
     names += ("dtype", "quantize")
     return {
         "boxes": digest.hexdigest()[:16],
+        "images": str(args.images),
         "model": str(args.model),
         "weights": str(next(iter(fingerprint(args.model).values())))[:16],
+        "vision_tower": args.vision_tower,
         **{name: getattr(args, name) for name in names},
     }
 

@@ -57,7 +57,7 @@ def evaluate(
     other = None if compare is None else read_run(compare, name)
     items = benchmark.load(source)
     check_pictures(items)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir)
     settings = {"benchmark": name, **(settings or {})}
     at_once = getattr(benchmark, "PICTURES_AT_ONCE", PICTURES_AT_ONCE)
     replies = answer_all([item.ask for item in items], answer, out_dir, settings, world, fresh, at_once)
@@ -155,7 +155,21 @@ def write_predictions(path: Path, items: Sequence[Item], scores: Scores) -> None
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file beside its place and renames it, so that it is never there in half."""
+    """Writes a file beside its place and renames it, so that it is never there in half.
+
+    Raises InputError where it cannot be written.
+    """
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}; the answers are kept") from None
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder where there is none. Raises InputError where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be made: {error.strerror or error}; give another folder") from None

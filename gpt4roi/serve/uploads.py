@@ -63,7 +63,9 @@ def open_upload(data: object, limits: Limits = Limits()) -> Upload:
         raise InputError(f"this is no picture that can be read; send {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
         raise InputError(f"the picture has too many pixels; at most {limits.max_pixels:,} are taken") from None
-    except (OSError, SyntaxError, EOFError):
+    except InputError:
+        raise
+    except Exception:  # decoders raise whatever comes to their mind over damaged files
         raise InputError(DAMAGED) from None
     return scaled(upright)
 

@@ -160,6 +160,20 @@ def test_what_coco_tools_need_is_added_where_it_lacks(chat, pictures, tmp_path):
     COCO(str(tmp_path / "out.json"))
 
 
+def test_a_box_that_is_no_box_does_not_cost_the_others_their_texts(chat, pictures, tmp_path):
+    results = [{"image_id": 2, "bbox": [1, 2, 30, 40], "category_id": [3]}]
+    results += [
+        {"image_id": 2, "bbox": bbox} for bbox in ([1, 2, None, None], [1, 2, "x", "y"], ["1", "2", "30", "40"])
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+
+    outcome = caption(chat, read_source(tmp_path / "results.json", pictures), tmp_path / "out.json")
+
+    assert outcome.captioned == 2 and len(outcome.failed) == 2
+    first, *_, last = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert first["caption"] == last["caption"] and first["area"] == 1200
+
+
 def test_what_cannot_be_used_is_told_and_the_rest_is_captioned(chat, pictures, tmp_path):
     content = tables((1, 1, 1, 2))
     (pictures / "0.png").write_text("no picture")

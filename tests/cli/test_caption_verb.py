@@ -41,6 +41,10 @@ def test_a_finished_job_has_nothing_left_and_another_is_not_overwritten(job, tmp
 
     assert main(job) == 0
     assert "nothing to do" in capsys.readouterr().err
+    other_pictures = tmp_path / "others"
+    other_pictures.mkdir()
+    assert main([*job, "--images", str(other_pictures)]) == 2
+    assert "exists and is of another job" in capsys.readouterr().err
     assert main([*job, "--question", "Name <region1>!"]) == 2
     assert "exists and is of another job" in capsys.readouterr().err
     assert (tmp_path / "out.json").read_bytes() == before

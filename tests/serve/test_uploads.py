@@ -21,15 +21,16 @@ def encoded(picture: Image.Image, kind: str = "PNG", **more) -> str:
     return base64.b64encode(packed.getvalue()).decode()
 
 
-def bomb(width: int, height: int) -> str:
-    """A PNG of a few hundred bytes whose header promises many pixels."""
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
+def bomb(width: int, height: int, more: bytes = b"") -> str:
+    """A PNG of a few hundred bytes whose header promises many pixels; more: another chunk."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(bytes(1000))
-    packed = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    packed = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return base64.b64encode(packed).decode()
 
 
@@ -70,6 +71,7 @@ def test_large_pictures_are_kept_small_and_remember_their_size():
         (encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))[:4000], "damaged"),
         (bomb(9_000, 9_000), "9000 x 9000 pixels; at most 40,000,000"),
         (bomb(60_000, 60_000), "too many pixels"),
+        (bomb(9, 9, chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(5_000_000)))), "damaged"),
         (encoded(Image.new("RGB", (2000, 10))), "sides may differ 20 times"),
         ("A" * 20_000_000, "at most 12 MB"),
     ],
