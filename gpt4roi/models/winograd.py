@@ -29,7 +29,7 @@ HALO = TAPS - 1
 
 DIRECT, TILED = 7.0, RESULTS**-2 * NODES**2
 """Multiplications of a cell and a pair of channels; directly they are 9, each of them somewhat faster (measured)."""
-CELL_COST, WEIGHT_COST = 400, 3700
+CELL_COST, WEIGHT_COST = 650, 3700
 """What D and R cost a cell and channel, and T a pair of channels, in multiplications that take as long (measured)."""
 
 
