@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts a training stage on every device of this machine: launch.sh STAGE WORKDIR [arguments]. Called by train_stage*.sh.
-# Over several machines it is called by launch_nodes.sh, which sets NODES and MASTER.
+# Over several machines it is called by launch_nodes.sh, which sets GPT4ROI_NODES and GPT4ROI_MASTER.
 set -euo pipefail
 stage=$1
 if [[ $# -lt 2 || "$2" == --* ]]; then
@@ -12,7 +12,7 @@ shift 2
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=python
 [[ -x "$here/.venv/bin/python" ]] && python="$here/.venv/bin/python"
-nodes=${NODES:-1}
+nodes=${GPT4ROI_NODES:-1}
 if [[ -e "$workdir" && ! -d "$workdir" ]] || ! mkdir -p "$workdir" 2>/dev/null || [[ ! -w "$workdir" ]]; then
     echo "$workdir: not a folder that can be written to; choose another work directory" >&2
     exit 2
@@ -23,7 +23,7 @@ command=("$python")
 if [[ $nodes -gt 1 ]]; then
     # Every machine names the same meeting place; which one is first is settled there.
     command=("$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$((processes > 0 ? processes : 1))"
-        --rdzv_backend c10d --rdzv_endpoint "$MASTER" --rdzv_id "$(basename "$workdir")")
+        --rdzv_backend c10d --rdzv_endpoint "$GPT4ROI_MASTER" --rdzv_id "$(basename "$workdir")")
     log="$workdir/log-$(hostname)-$$.txt"
 elif [[ $processes -gt 1 ]]; then
     command=("$python" -m torch.distributed.run --standalone --nproc_per_node "$processes")

@@ -8,8 +8,8 @@ if [[ $# -lt 4 || ! "$1" =~ ^[1-9][0-9]*$ || "$2" != *:* || ! -f "$(dirname "$0"
     exit 2
 fi
 here=$(cd "$(dirname "$0")/.." && pwd)
-NODES=$1 MASTER=$2
-export NODES MASTER
+GPT4ROI_NODES=$1 GPT4ROI_MASTER=$2
+export GPT4ROI_NODES GPT4ROI_MASTER
 script=$3
 shift 3
 exec bash "$here/$script" "$@"
