@@ -10,9 +10,6 @@ import numpy as np
 
 from gpt4roi.errors import InputError
 
-BECAME_BOXES = "masks became their bounding boxes"
-"""What is said, and counted, wherever it happens."""
-
 _FORMS = "an array [H, W], run lengths {size, counts} or polygons [[x1, y1, x2, y2, …], …]"
 _MAX_SIDE = 1_000_000
 

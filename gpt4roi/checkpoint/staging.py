@@ -104,12 +104,12 @@ class StagedFolder:
         for name in (_PLAN, _LOCK):
             (self.path / name).unlink(missing_ok=True)
         for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
-            _sync_folder(folder)
+            sync(folder)
         old = _replaced(self.target)
         if self.target.exists():
             self.target.replace(old)
         self.path.replace(self.target)
-        _sync_folder(self.target.parent)
+        sync(self.target.parent)
         _remove(old)
 
     def _take_lock(self) -> None:
@@ -150,8 +150,8 @@ def _staged_bytes(target: Path) -> int:
     return sum(file.stat().st_size for file in partial.rglob("*"))
 
 
-def _sync_folder(path: Path) -> None:
-    """Forces the names in a folder to the disk, so that a rename outlives a power cut."""
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk, so that they outlive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -100,6 +100,10 @@ def _read_npz(path: Path, data: bytes) -> Detections:
         whole = len(made.first) == len(made.names) + 1 and boxes.shape == (made.first[-1], 5) == (len(labels), 5)
         if not whole or boxes.dtype != np.float32 or not (np.diff(made.first) >= 0).all():
             raise ValueError("its arrays do not fit together")
+        if labels.dtype.kind not in "iu" or ((labels < 0) | (labels >= NUM_LABELS)).any():
+            raise ValueError(f"it has labels that are not in 0 to {NUM_LABELS - 1}")
+        if made.first[0] != 0 or not np.isfinite(boxes).all():
+            raise ValueError("its numbers are no boxes")
         return made
     except Exception as error:  # zipfile and numpy raise many kinds for damaged files
         raise InputError(f"{path}: not a file of converted detections: {error}; convert it again") from None

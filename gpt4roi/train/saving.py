@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from gpt4roi.checkpoint.staging import sync
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
 
@@ -66,11 +66,11 @@ def seal(folder: Path) -> None:
     """Lists the files of a finished folder in `whole.json` and forces all of it to the disk."""
     listed = {}
     for path in _files(folder):
-        _sync(path)
+        sync(path)
         listed[str(path.relative_to(folder))] = [path.stat().st_size, check_sum(path)]
     (folder / LIST).write_text(json.dumps(listed))
     for path in (folder / LIST, *(path for path in folder.rglob("*") if path.is_dir()), folder):
-        _sync(path)
+        sync(path)
 
 
 def damage(folder: Path) -> str | None:
@@ -116,18 +116,18 @@ def publish(staged: Path, target: Path) -> None:
     if target.exists():
         remove(target)
     staged.replace(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def publish_files(staged: Path, target: Path) -> None:
     """Moves the files of a finished folder into another that exists, each by a rename."""
     for path in _files(staged):
-        _sync(path)
+        sync(path)
     for path in _files(staged):
         place = target / path.relative_to(staged)
         place.parent.mkdir(parents=True, exist_ok=True)
         path.replace(place)
-    _sync(target)
+    sync(target)
     shutil.rmtree(staged)
 
 
@@ -184,12 +184,3 @@ def _disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     return any(word in str(error) for word in _FULL_WORDS)
-
-
-def _sync(path: Path) -> None:
-    """Forces a file, or the names in a folder, to the disk, so that they outlive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ from gpt4roi.datasets.conversion.coco import objects_of_coco
 from gpt4roi.datasets.conversion.objects import Conversion, usable
 from gpt4roi.datasets.conversion.osprey import objects_of_osprey
 from gpt4roi.datasets.conversion.page import objects_of_page
+from gpt4roi.datasets.detections import Detections, read_detections
 from gpt4roi.datasets.selection import READERS, build_mixture
 from gpt4roi.datasets.unified import UnifiedDataset
 from gpt4roi.errors import InputError
@@ -268,6 +269,17 @@ def test_detections_of_eva_become_a_file_that_opens_without_pickle(tmp_path):
     for index in range(len(original)):
         np.testing.assert_array_equal(converted.item(index).boxes_px, original.item(index).boxes_px)
         assert converted.item(index).region_texts == original.item(index).region_texts
+
+
+@pytest.mark.parametrize(
+    ("label", "side", "message"), [(1203, 0.5, "labels that are not in 0 to 1202"), (3, np.nan, "numbers are no boxes")]
+)
+def test_converted_detections_with_labels_or_boxes_that_cannot_be_are_refused(tmp_path, label, side, message):
+    box = np.asarray([[0, 0, side, 0.5, 0.9]], dtype=np.float32)
+    out = tmp_path / "d.npz"
+    Detections(["a.jpg"], np.asarray([0, 1]), box, np.asarray([label])).save(out)
+    with pytest.raises(InputError, match=message):
+        read_detections(out, out.read_bytes())
 
 
 @pytest.mark.parametrize(

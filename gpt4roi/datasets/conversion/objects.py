@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +128,3 @@ def whole_file(path: Path) -> Iterator[TextIO]:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         part.unlink(missing_ok=True)
-
-
-Progress = Callable[[Iterable[Any], int | None], Iterable[Any]]
-"""Shows a bar while something is iterated over: (iterable, its length if known)."""
