@@ -76,8 +76,8 @@ def generate_batches(
             continue
         cache, row_of_picture = _prefill_beginnings(model, prompts, members, shared)
         for batch in batches:
-            suffixes = torch.stack([_embed(model, prompts[index])[shared:] for index in batch])
-            branch = _branch(model, cache, [row_of_picture[prompts[index].picture] for index in batch])
+            suffixes = torch.stack([embed_prompt(model, prompts[index])[shared:] for index in batch])
+            branch = branched(model, cache, [row_of_picture[prompts[index].picture] for index in batch])
             most = room_for_answer(model, shared + suffixes.shape[1], decoding.max_new_tokens)
             said: list[list[int]] = [[] for _ in batch]
             for steps in _continue(model, suffixes, branch, choose, most, ended, batch):
@@ -94,7 +94,7 @@ def stream(model: Any, prompt: Prompt, decoding: Decoding, ended: Ended, recall:
     """
     recall = Recall(model) if recall is None else recall
     most = room_for_answer(model, len(prompt.input_ids), decoding.max_new_tokens)
-    embeddings = _embed(model, prompt)[None, recall.turn_to(prompt) :]
+    embeddings = embed_prompt(model, prompt)[None, recall.turn_to(prompt) :]
     for steps in _continue(model, embeddings, recall.cache, decoding.chooser(), most, ended, [0]):
         recall.said(steps[0][1])
         yield steps[0][1]
@@ -153,7 +153,7 @@ def _equal_lengths(prompts: Sequence[Prompt], members: Sequence[int], batch_size
             yield group[start : start + batch_size]
 
 
-def _embed(model: Any, prompt: Prompt) -> torch.Tensor:
+def embed_prompt(model: Any, prompt: Prompt) -> torch.Tensor:
     """Returns float[T, D]: token embeddings with the picture and the regions in their places."""
     ids = prompt.input_ids.to(model.device)
     embeddings = model.get_input_embeddings()(ids)
@@ -182,12 +182,12 @@ def _prefill_beginnings(
     first_of = {prompts[index].picture: index for index in reversed(members)}
     cache = _empty_cache(model)
     if shared:
-        beginnings = torch.stack([_embed(model, prompts[index])[:shared] for index in first_of.values()])
+        beginnings = torch.stack([embed_prompt(model, prompts[index])[:shared] for index in first_of.values()])
         model.language_model(inputs_embeds=beginnings, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache, {picture: row for row, picture in enumerate(first_of)}
 
 
-def _branch(model: Any, cache: DynamicCache, rows: list[int]) -> DynamicCache:
+def branched(model: Any, cache: DynamicCache, rows: list[int]) -> DynamicCache:
     """Copies rows of a cache into one that may grow; the first stays as it is."""
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]

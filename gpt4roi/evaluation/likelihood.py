@@ -7,7 +7,6 @@ are part of every answer.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from gpt4roi.decoding import Prompt
-from gpt4roi.models.splice import scatter
+from gpt4roi.decoding import Prompt, branched, embed_prompt
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,13 @@ def _shared(answers: Sequence[Continued]) -> int:
 
 def _of_batch(model: Any, questions: Sequence[Sequence[Continued]], shared: int) -> list[list[float]]:
     answers = [one for question in questions for one in question]
-    embedded = [_embed(model, one.prompt) for one in answers]
+    embedded = [embed_prompt(model, one.prompt) for one in answers]
     places = torch.tensor([sum(map(len, questions[:row])) for row in range(len(questions))])
     cache = DynamicCache(config=model.language_model.config)
     beginnings = torch.stack([embedded[place][:shared] for place in places.tolist()])
     begun = model.language_model(inputs_embeds=beginnings, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    of_question = torch.tensor([row for row, question in enumerate(questions) for _ in question], device=model.device)
-    branch = copy.copy(cache)
-    branch.layers = [copy.copy(layer) for layer in cache.layers]
-    branch.batch_select_indices(of_question)
+    of_question = [row for row, question in enumerate(questions) for _ in question]
+    branch = branched(model, cache, of_question)
     # What is longer than its neighbours decides nothing about them: padding stands behind and is not counted.
     ends = torch.nn.utils.rnn.pad_sequence([rows[shared:] for rows in embedded], batch_first=True)
     followed = model.language_model(inputs_embeds=ends, past_key_values=branch, use_cache=True).logits
@@ -79,16 +75,3 @@ def _of_batch(model: Any, questions: Sequence[Sequence[Continued]], shared: int)
         totals.append(float(row[: len(tokens)].gather(1, tokens[:, None])[:, 0][learnt].sum()))
     rest = iter(totals)
     return [[next(rest) for _ in question] for question in questions]
-
-
-def _embed(model: Any, prompt: Prompt) -> torch.Tensor:
-    """Returns float[T, D]: token embeddings with the picture and the regions in their places."""
-    ids = prompt.input_ids.to(model.device)[None]
-    embeddings = model.get_input_embeddings()(ids)
-    for token, features in (
-        (model.config.image_token_id, prompt.image_features),
-        (model.config.region_token_id, prompt.region_features),
-    ):
-        if features is not None and len(features):
-            embeddings = scatter(embeddings, ids == token, features)
-    return embeddings[0]

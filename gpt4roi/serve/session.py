@@ -132,12 +132,15 @@ class Session:
         nor where the answer is stopped.
         """
         decoding = decoding or Decoding()
+        checked, known = self.picture_id, len(self.boxes_px)
         drawn = self.check(question, drawn_px, anyway)
         asked = tidy(question)
         if not self._busy.acquire(blocking=False):
             raise InputError("an answer is still being written; wait for it, or stop it")
+        if (self.picture_id, len(self.boxes_px)) != (checked, known):  # by another request of the same person
+            self._busy.release()
+            raise InputError("the picture or its boxes changed while this was asked; ask again")
         before = self._chat.turns
-        known = len(self.boxes_px)
         new = drawn[: len(self.new_regions(asked, known))]
         pieces: Iterator[str] | None = None
         try:

@@ -51,6 +51,23 @@ def answer(session: Session, *args, **more) -> str:
     return last
 
 
+def test_a_question_about_a_picture_that_is_replaced_meanwhile_is_not_put_to_the_other(session, monkeypatch):
+    check = session.check
+
+    def check_slowly(*args):
+        drawn = check(*args)
+        session.show(scaled(picture(1)))
+        return drawn
+
+    monkeypatch.setattr(session, "check", check_slowly)
+    with pytest.raises(InputError, match="changed while this was asked"):
+        answer(session, "What is <region1>?", BOXES[:1], SHORT)
+    monkeypatch.undo()
+
+    assert not session.rounds and not session.boxes_px
+    assert answer(session, "What is <region1>?", BOXES[:1], SHORT) == session.rounds[0].answer
+
+
 def test_a_session_answers_as_region_chat_does(parts, session):
     chat = RegionChat(*parts)
     chat.set_image(picture())
