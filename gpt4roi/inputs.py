@@ -187,11 +187,18 @@ def mentioned_regions(question: str) -> list[int]:
 def clean_question(question: Any) -> str:
     """Returns a question without blanks around it, the short mentions `<3>` and `<>` as `<region3>` and `<bbox>`.
 
-    Raises InputError where nothing is asked.
+    Raises InputError where nothing is asked, or where it holds bytes that are no text.
     """
     if not isinstance(question, str) or not question.strip():
         raise InputError('the question is empty; ask something, for example "What is <region1>?"')
+    if not _is_text(question):
+        raise InputError(f"the question is not UTF-8 text: {question.strip()!a:.80}; set the terminal or file to UTF-8")
     return _SHORT_MENTION.sub(r"<region\1>", question.strip()).replace("<>", REGION_TOKEN)
+
+
+def _is_text(text: str) -> bool:
+    """Tells whether a text is without the halves of characters as which Python keeps bytes that it cannot decode."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def one_region_question(question: Any) -> str:

@@ -146,3 +146,10 @@ def test_no_boxes_are_no_boxes():
 
 def test_short_mentions_are_written_out():
     assert clean_question(" What is <2>, and <>? ") == "What is <region2>, and <bbox>?"
+
+
+@pytest.mark.parametrize("question", ["What is \udcff?", "\ud83d in <region1>"])
+def test_a_question_of_bytes_that_are_no_text_is_refused(question):
+    with pytest.raises(InputError, match="not UTF-8 text") as caught:
+        clean_question(question)
+    assert str(caught.value).isascii()

@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     chat = open_chat(args, long_history="drop" if args.drop_history else "refuse")
     talk = Conversation(chat, args.picture, picture, boxes_px.tolist(), settings, args.json, drawn_to)
     talking = sys.stdin.isatty() and sys.stdout.isatty()
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # then a line that is no text is refused by itself
     if talking:
         output.note(f"{COMMANDS}\n")
     return talk.run(_typed_lines() if talking else (line.rstrip("\n") for line in sys.stdin), talking)
