@@ -75,6 +75,10 @@ class RegionDataset:
         """Draws the dialogue of item `index`; every random choice comes from `rng`."""
         raise NotImplementedError
 
+    def unaugmented(self) -> RegionDataset:
+        """Returns the same data set, whose samples are neither shifted nor mirrored and hold all their boxes."""
+        return self
+
     def item(self, index: int) -> Item:
         """Returns what the annotation files say about item `index`."""
         raise NotImplementedError

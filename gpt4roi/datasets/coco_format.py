@@ -5,6 +5,7 @@ The filters of boxes and pictures, and their order, are those of the original (m
 
 from __future__ import annotations
 
+import copy
 from array import array
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,11 @@ class CocoStyleDataset(IndexedDataset):
         pictures = _Pictures(self, images, drops)
         regions = _Regions(self, annotations, pictures, categories, drops)
         return regions.columns()
+
+    def unaugmented(self) -> CocoStyleDataset:
+        same = copy.copy(self)
+        same.test_mode = True
+        return same
 
     def size(self, index: int) -> tuple[int, int]:
         """Returns (height, width) of an item's picture as the file tells it."""

@@ -13,7 +13,7 @@ from recordings import ENTRIES
 from gpt4roi.cli import main
 from gpt4roi.cli._data_convert import SETS
 from gpt4roi.datasets.conversion.coco import objects_of_coco
-from gpt4roi.datasets.conversion.objects import Conversion, usable
+from gpt4roi.datasets.conversion.objects import Conversion, objects_of, usable
 from gpt4roi.datasets.conversion.osprey import objects_of_osprey
 from gpt4roi.datasets.conversion.page import objects_of_page
 from gpt4roi.datasets.detections import Detections, read_detections
@@ -73,7 +73,7 @@ def coco_file(path, **changes):
 @pytest.mark.parametrize("name", [*TEN, "det_llava"])
 def test_each_of_the_ten_sets_reads_as_the_same_samples_after_conversion(name, tmp_path, pyramid_processor):
     objects = convert_entry(name, tmp_path / "out" / "train.jsonl")
-    original = build_mixture([ENTRIES[name]]).parts[0]
+    original = build_mixture([ENTRIES[name]]).parts[0].unaugmented()
     converted = UnifiedDataset(tmp_path / "out" / "train.jsonl")
     assert len(objects) == len(converted) == len(original) > 0
     for index in range(len(original)):
@@ -256,6 +256,21 @@ def test_from_coco_and_back_gives_the_same_boxes_and_captions(tmp_path, photos):
     assert [(one["bbox"], one["caption"]) for one in coco.anns.values()] == [
         ([10, 5, 20, 30], "a red cup"), ([10, 5, 2, 20], "cup"), ([1, 2, 3.5, 4], "traffic light")]  # fmt: skip
     assert [category["name"] for category in coco.cats.values()] == ["a red cup", "cup", "traffic light"]
+
+
+def test_boxes_that_a_shift_would_cost_are_converted_too(tmp_path):
+    boxes = [[0, 0, 12, 12], [88, 88, 12, 12], [0, 88, 12, 12], [88, 0, 12, 12]]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 100}],
+        "annotations": [{"id": n, "image_id": 1, "category_id": 1, "bbox": box} for n, box in enumerate(boxes)],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    dataset = build_mixture([{"type": "coco_det", "ann_file": str(tmp_path / "c.json")}]).parts[0]
+    drawn = [len(dataset.sample(0, np.random.default_rng([0, visit, 0])).boxes_px) for visit in range(12)]
+    assert min(drawn) < 4
+    assert [len(one["boxes"]) for one in objects_of(dataset, Conversion(tmp_path), visits=12)] == [4] * 12
+    assert not dataset.test_mode
 
 
 def test_detections_of_eva_become_a_file_that_opens_without_pickle(tmp_path):

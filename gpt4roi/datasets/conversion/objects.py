@@ -56,6 +56,7 @@ def objects_of(dataset: RegionDataset, target: Conversion, visits: int = 1, seed
     """
     for drop in dataset.drops():
         target.leave_out(drop.reason, drop.detail or f"{drop.where}: {drop.reason}")
+    dataset = dataset.unaugmented()  # a shift would cost the boxes that it moves out of the picture
     for visit in range(visits):
         for index in range(len(dataset)):
             try:
