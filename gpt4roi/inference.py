@@ -19,6 +19,7 @@ from gpt4roi.devices import open_model
 from gpt4roi.encoded_picture import EncodedPicture
 from gpt4roi.errors import InputError
 from gpt4roi.inputs import check_boxes, clean_question, one_region_question, open_picture
+from gpt4roi.mentions import as_plain_text
 from gpt4roi.recall import Recall
 from gpt4roi.sampling import Decoding
 from gpt4roi.structures import RegionSample, Turn
@@ -288,6 +289,6 @@ class RegionChat:
     def _conclude(self, before: _Dialogue, after: _Dialogue, text: str) -> str:
         """Makes the answer a turn, unless the conversation was begun anew while it was computed."""
         if self._dialogue is before:
-            turns = (*after.turns, Turn("assistant", text))
+            turns = (*after.turns, Turn("assistant", as_plain_text(text)))
             self._dialogue = replace(after, turns=turns, recall=after.recall if self.keep_cache else None)
         return text

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gpt4roi.constants import REGION_TOKEN
+from gpt4roi.constants import ADDED_TOKENS, IMAGE_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
 
 MENTION = re.compile(r"<region(\d+)>")
+_PLACEHOLDER = re.compile("|".join(re.escape(token) for token in (IMAGE_TOKEN, *ADDED_TOKENS)))
 
 
 def number_boxes(texts: Sequence[str], num_boxes: int, where: str = "") -> list[list[int]]:
@@ -57,3 +58,11 @@ def write_mentions(texts: Sequence[str], bare_boxes: Sequence[Sequence[int]]) ->
         boxes.extend(bare)
         written.append(MENTION.sub(write, text))
     return written, boxes
+
+
+def as_plain_text(answer: str) -> str:
+    """Returns what a model said as it may stand in a later prompt: with no mention of a box and no placeholder.
+
+    A model may write `<region7>` or `<image>` of its own accord; neither brings a box or a picture with it.
+    """
+    return _PLACEHOLDER.sub(lambda found: found.group()[1:-1], MENTION.sub(r"region\1", answer))

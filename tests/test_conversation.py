@@ -5,7 +5,7 @@ from text_samples import CHATML, bytes_tokenizer
 
 from gpt4roi.conversation import V0, V1, ChatTemplate, role_of_speaker
 from gpt4roi.errors import InputError
-from gpt4roi.mentions import number_boxes, write_mentions
+from gpt4roi.mentions import as_plain_text, number_boxes, write_mentions
 
 TRIMMING = (
     "{{ '<|im_start|>' }}{% for m in messages %}{{ '[' + m['role'] + ']\n\n' + m['content'] | trim + '<|im_end|>' }}"
@@ -149,3 +149,10 @@ def test_references_that_do_not_fit_the_boxes_are_refused(texts, boxes, message)
     with pytest.raises(InputError) as caught:
         number_boxes(texts, boxes, " in d.json#4")
     assert message in str(caught.value)
+
+
+def test_what_a_model_says_brings_no_box_and_no_picture_into_later_prompts():
+    said = "like <region7> in <image>, a <bbox> of 2 < 3"
+
+    assert as_plain_text(said) == "like region7 in image, a bbox of 2 < 3"
+    assert number_boxes(["What is <region1>?", as_plain_text(said)], 1) == [[], []]

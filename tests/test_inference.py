@@ -292,6 +292,18 @@ def test_stop_texts_end_an_answer_before_them():
         assert answer == expected
 
 
+def test_an_answer_that_names_a_box_of_its_own_does_not_stop_the_conversation(monkeypatch):
+    chat = chat_with(image=True)
+    monkeypatch.setattr(chat.processor, "decode", lambda ids: "as <region9> of <image>")
+    said = chat.ask(QUESTION, BOXES[:1], max_new_tokens=4)
+    monkeypatch.undo()
+
+    chat.ask("And region1 again?", max_new_tokens=4)
+
+    assert said == "as <region9> of <image>"
+    assert chat.turns[1] == Turn("assistant", "as region9 of image")
+
+
 def test_a_picture_set_while_an_answer_comes_begins_a_conversation_of_its_own():
     chat = chat_with(image=True)
     pieces = chat.stream(QUESTION, BOXES[:1], max_new_tokens=12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 import sys
@@ -49,7 +50,10 @@ def test_without_gradio_the_command_that_installs_it_is_named(monkeypatch, capsy
 def test_the_page_is_served_until_ctrl_c(model_folder, tmp_path):
     pytest.importorskip("gradio", reason='pip install "gpt4roi[demo]"')
     command = [sys.executable, str(ROOT / "gpt4roi" / "app.py"), "--model", str(model_folder)]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as served:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # What a shell runs in the background ignores Ctrl-C, and so do its children unless told otherwise.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=heed, **pipes) as served:
         try:
             address = served.stdout.readline().strip()
             with urllib.request.urlopen(address, timeout=60) as page:
