@@ -49,7 +49,10 @@ class Journal:
     def _check(self, job: dict[str, Any], rank: int) -> None:
         description = self.folder / "job.json"
         if description.exists():
-            before = json.loads(description.read_text(encoding="utf-8"))
+            try:
+                before = dict(json.loads(description.read_bytes()))
+            except (ValueError, TypeError):
+                raise InputError(f"{description}: damaged; remove {self.folder} to begin anew") from None
             differ = [name for name in {**before, **job} if before.get(name) != job.get(name)]
             if differ:
                 what = "; ".join(f"{name} was {before.get(name)!r:.60}, is {job.get(name)!r:.60}" for name in differ)

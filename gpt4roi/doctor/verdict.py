@@ -26,7 +26,8 @@ def judge(results: Sequence[SetResult], max_bad_fraction: float, strict: bool = 
     """Weighs the findings.
 
     Not ready: a set that cannot be opened, evaluation pictures in a training set, or more samples and annotations lost
-    than max_bad_fraction of a set allows (training would stop there); with strict, any error or warning.
+    than max_bad_fraction of a set allows (a training stops there too, but lets a single one pass); with strict, any
+    error or warning.
     """
     reasons = []
     for one in results:

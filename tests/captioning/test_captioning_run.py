@@ -228,6 +228,10 @@ def test_parts_of_another_job_are_not_taken_for_these(chat, source, tmp_path):
     with pytest.raises(InputError, match="holds what is done of another job \\(model was 'tiny', is 'other'\\)"):
         caption(chat, source, out, job={**JOB, "model": "other"})
 
+    next(tmp_path.rglob("job.json")).write_text("{")
+    with pytest.raises(InputError, match=r"job\.json: damaged; remove .* to begin anew"):
+        caption(chat, source, out)
+
 
 def test_texts_that_are_there_are_not_overwritten(chat, pictures, tmp_path):
     content = tables((1,))
