@@ -1,10 +1,10 @@
 """Times one optimiser step's forward and backward of both stages against the original's way of computing it.
 
-    python benchmarks/train_step.py [--quick] [--stages 1 2]
+    python benchmarks/train_step.py [--quick] [--stages 1 2] [--part 2]
 
 Models in the proportions of the released one (vocabulary too) with random weights, float32. Stage 1: one sample of 350
-tokens, a quarter of the widths, 32 layers. Stage 2: 16 samples of 330 to 1090 tokens in micro-batches of 2, a sixteenth
-of the widths, 8 layers. --quick: a sixteenth for both, and 4 samples in stage 2.
+tokens, half the widths (--part 2; 1 is the released model's own), 32 layers. Stage 2: 16 samples of 330 to 1090 tokens
+in micro-batches of 2, a sixteenth of the widths, 8 layers. --quick: a sixteenth for both, and 4 samples in stage 2.
 The original's way is written out here: a graph over the whole sequence, logits for every position, micro-batches
 padded in the order they come, the region encoder's plain formulation (tests/models/plain_region_encoder.py); with and
 without the checkpointing of the decoder's layers. Ours runs what precedes the first region of stage 1 without a graph,
@@ -58,7 +58,7 @@ def build(part: int, layers: int, modules: tuple[str, ...]) -> GPT4RoIForConditi
         hidden_size=4096 // part,
         intermediate_size=11008 // part,
         num_hidden_layers=1 if shared else layers,
-        num_attention_heads=64 // part,
+        num_attention_heads=32 // part,
         vocab_size=tokens,
     )
     names = ("image_token_id", "region_token_id", "image_start_token_id", "image_end_token_id")
@@ -163,13 +163,13 @@ class Step:
         return f"losses differ by {losses:.0e}, gradients by {off:.0e} of the largest"
 
 
-def measure(quick: bool, stages: Sequence[int] = (1, 2)) -> Iterator[Row]:
+def measure(quick: bool, stages: Sequence[int] = (1, 2), part: int = 2) -> Iterator[Row]:
     """Compares the steps of both stages on every device."""
     draw = torch.Generator().manual_seed(1)
     checkpointed = {"original's way, checkpointed": (original_loss, False, True)}
     for device in devices():
         if 1 in stages:
-            model = build(16 if quick else 4, 32, ("region_encoder",))
+            model = build(16 if quick else part, 32, ("region_encoder",))
             step = Step(model, [sample(model.config, 2, 4, draw)], 1, device)
             ways = {"original's way": (original_loss, False, False), **checkpointed, "ours": (our_loss, True, False)}
             yield from compare(step, "stage 1", ways, 1, 2, warm_ups=1 if quick else 0)
@@ -194,8 +194,9 @@ def compare(
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2], choices=[1, 2])
+    parser.add_argument("--part", type=int, default=2, help="stage 1: 1 / PART of the released widths (default 2)")
     args = parser.parse_args()
-    report(measure(args.quick, args.stages), args)
+    report(measure(args.quick, args.stages, args.part), args)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
@@ -52,14 +53,9 @@ def _cost(cells: int, weight: torch.Tensor) -> float:
 
 
 def serves(weight: torch.Tensor) -> bool:
-    """Tells whether the device has no such kernels of its own, the precision is enough, and nothing is learnt.
-
-    The gradient can be had, but takes longer than that of PyTorch's kernels.
-    """
+    """Tells whether the device has no such kernels of its own and the precision is enough."""
     kind = weight.device.type
-    if kind != "cpu" or torch.is_autocast_enabled(kind) or (weight.requires_grad and torch.is_grad_enabled()):
-        return False
-    return weight.dtype in (torch.float32, torch.float64)
+    return kind == "cpu" and weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(kind)
 
 
 def convolve(maps: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tensor]:
@@ -68,7 +64,7 @@ def convolve(maps: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tenso
     maps: list of float[K, C, H, W]; weight: float[O, C, 3, 3]. Returns a list of float[K, O, H, W], channels-last.
     """
     blocks = [_cut(values) for values in maps]
-    results = _convolve_blocks(torch.cat(blocks, dim=1), weight)
+    results = _ConvolveBlocks.apply(torch.cat(blocks, dim=1), weight)
     parts = results.split([block.shape[1] for block in blocks], dim=1)
     return [_join(part, values.shape) for part, values in zip(parts, maps, strict=True)]
 
@@ -89,28 +85,70 @@ def _join(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return rows[:, :height, :width].contiguous().permute(0, 3, 1, 2)
 
 
-def _convolve_blocks(blocks: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Convolves blocks; float[BLOCK + 2, N, BLOCK + 2, C] becomes float[BLOCK, N, BLOCK, O]."""
-    side, count, _, channels = blocks.shape
-    of_taps, of_data, of_results = (matrix.to(blocks.dtype) for matrix in _matrices())
-    taps = rearrange(weight, "o c i j -> (i j) (o c)")
-    rows = (of_data.flatten(0, 1) @ blocks.flatten(1)).view(NODES, TILES * count, side, channels)
-    spread = of_data[:, None].expand(-1, TILES * count, -1, -1)
-    gather = of_results.expand(TILES * count, -1, -1)
-    bands = []
-    for node in range(NODES):
-        kernels = torch.einsum("i,bj->bij", of_taps[node], of_taps).flatten(1) @ taps
-        mixed = [
-            torch.bmm(spread[column], rows[node]).view(-1, channels) @ kernel.view(-1, channels).t()
-            for column, kernel in enumerate(kernels)
-        ]
-        mixed = torch.cat([values.view(TILES * count, TILES, -1) for values in mixed], dim=1)
-        bands.append(torch.bmm(gather, mixed).view(TILES, -1))
-    return (of_results @ torch.cat(bands)).view(BLOCK, count, BLOCK, -1)
+class _ConvolveBlocks(torch.autograd.Function):
+    """Convolves blocks; float[BLOCK + 2, N, BLOCK + 2, C] becomes float[BLOCK, N, BLOCK, O].
+
+    The gradient is written out because it needs no more than the blocks: what D makes of them is computed again, and
+    a product is forgotten as soon as it is used. Autograd would keep 36 values of every 16 cells, or compute them
+    twice.
+    """
+
+    @staticmethod
+    def forward(ctx, blocks: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(blocks, weight)
+        side, count, _, channels = blocks.shape
+        of_taps, of_data, of_results = _matrices(blocks.dtype)
+        taps = rearrange(weight, "o c i j -> (i j) (o c)")
+        rows = (of_data.flatten(0, 1) @ blocks.flatten(1)).view(NODES, TILES * count, side, channels)
+        gather = of_results.expand(TILES * count, -1, -1)
+        bands = []
+        for node in range(NODES):
+            kernels = (_of_tap_pairs(of_taps, node) @ taps).unflatten(1, (-1, channels))
+            mixed = [
+                _spread(of_data, column, rows[node]).flatten(0, 1) @ kernel.t() for column, kernel in enumerate(kernels)
+            ]
+            mixed = torch.cat([values.view(TILES * count, TILES, -1) for values in mixed], dim=1)
+            bands.append(torch.bmm(gather, mixed).view(TILES, -1))
+        return (of_results @ torch.cat(bands)).view(BLOCK, count, BLOCK, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        blocks, weight = ctx.saved_tensors
+        side, count, _, channels = blocks.shape
+        of_taps, of_data, of_results = _matrices(blocks.dtype)
+        taps = rearrange(weight, "o c i j -> (i j) (o c)")
+        rows = (of_data.flatten(0, 1) @ blocks.flatten(1)).view(NODES, TILES * count, side, channels)
+        bands = (of_results.t() @ gradient.flatten(1)).view(NODES, TILES * count, BLOCK, -1)
+        scatter = of_results.t().expand(TILES * count, -1, -1)
+        of_rows, of_all_taps = torch.zeros_like(rows), torch.zeros_like(taps)
+        for node in range(NODES):
+            pairs = _of_tap_pairs(of_taps, node)
+            kernels = (pairs @ taps).unflatten(1, (-1, channels))
+            of_kernels = torch.empty_like(kernels)
+            of_mixed = torch.bmm(scatter, bands[node]).unflatten(1, (NODES, TILES))
+            for column, kernel in enumerate(kernels):
+                values = of_mixed[:, column].flatten(0, 1)
+                torch.mm(values.t(), _spread(of_data, column, rows[node]).flatten(0, 1), out=of_kernels[column])
+                back = of_data[column].t().expand(TILES * count, -1, -1)
+                of_rows[node].baddbmm_(back, (values @ kernel).view(TILES * count, TILES, channels))
+            of_all_taps.addmm_(pairs.t(), of_kernels.flatten(1))
+        of_blocks = (of_data.flatten(0, 1).t() @ of_rows.view(NODES * TILES, -1)).view_as(blocks)
+        return of_blocks, rearrange(of_all_taps, "(i j) (o c) -> o c i j", i=TAPS, c=channels)
 
 
-def _matrices() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns T float64[6, 3], and D and R for a line of TILES tiles: [6, TILES, BLOCK + 2], [BLOCK, 6 * TILES]."""
+def _spread(of_data: torch.Tensor, column: int, rows: torch.Tensor) -> torch.Tensor:
+    """Applies D along the other axis: one node's float[M, BLOCK + 2, C] become one column's float[M, TILES, C]."""
+    return torch.bmm(of_data[column].expand(len(rows), -1, -1), rows)
+
+
+def _of_tap_pairs(of_taps: torch.Tensor, node: int) -> torch.Tensor:
+    """Returns float[6, 9], T on both axes: what the nine taps of a kernel become at a row's six nodes."""
+    return torch.einsum("i,bj->bij", of_taps[node], of_taps).flatten(1)
+
+
+def _matrices(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns T [6, 3], and D and R for a line of TILES tiles: [6, TILES, BLOCK + 2], [BLOCK, 6 * TILES]."""
     data = torch.linalg.inv(_values(NODES)).T
     result = _values(RESULTS).T
     of_data = torch.zeros(NODES, TILES, BLOCK + HALO, dtype=torch.float64)
@@ -119,7 +157,7 @@ def _matrices() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         start = tile * RESULTS
         of_data[:, tile, start : start + NODES] = data
         of_results[start : start + RESULTS, :, tile] = result
-    return _values(TAPS), of_data, of_results.flatten(1)
+    return _values(TAPS).to(dtype), of_data.to(dtype), of_results.flatten(1).to(dtype)
 
 
 def _values(coefficients: int) -> torch.Tensor:
