@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import count
 from typing import Any
@@ -26,7 +26,8 @@ from gpt4roi.serve.uploads import Limits, as_data_url, open_upload, scaled
 logger = logging.getLogger(__name__)
 
 PUT_AWAY = Hint("This conversation was put away after a rest. Choose the picture again to begin a new one.")
-BROKEN = "Something went wrong here; the log of the server says what. Your question is still there."
+WRONG = "Something went wrong here; the log of the server says what."
+BROKEN = f"{WRONG} Your question is still there."
 MAX_NEW_TOKENS = 1024
 
 _versions = count(1)
@@ -131,8 +132,11 @@ class Handlers:
     def stop(self, question: Any, stage: Any, request: gr.Request) -> tuple:
         """Stops the answer; the question goes back where it was typed.
 
-        Returns stage, conversation, question, both buttons.
+        Returns stage, conversation, hints, question, both buttons.
         """
+        return in_place(lambda: self._stop(question, stage, request), 2, (gr.skip(), *ask_again()))
+
+    def _stop(self, question: Any, stage: Any, request: gr.Request) -> tuple:
         session = find_session(self.store, request)
         session.stop(wait_seconds=10)
         asked = session.asking
@@ -142,22 +146,24 @@ class Handlers:
             shown = boxes_value(session, drawn_boxes(stage, session))
         except UnclearError:
             shown = gr.skip()
-        return shown, conversation(session), typed, gr.update(interactive=True), gr.update(interactive=False)
+        buttons = gr.update(interactive=True), gr.update(interactive=False)
+        return shown, conversation(session), no_hints(), typed, *buttons
 
     def start_over(self, request: gr.Request) -> tuple:
         """Keeps the picture, forgets the rest. Returns stage, conversation, hints, both buttons."""
+        return in_place(lambda: self._start_over(request), 2, ask_again())
+
+    def _start_over(self, request: gr.Request) -> tuple:
         session = find_session(self.store, request)
         session.start_over()
-        return (
-            boxes_on_stage(session),
-            conversation(session),
-            no_hints(),
-            gr.update(interactive=True),
-            gr.update(interactive=False),
-        )
+        buttons = gr.update(interactive=True), gr.update(interactive=False)
+        return boxes_on_stage(session), conversation(session), no_hints(), *buttons
 
     def clear_all(self, request: gr.Request) -> tuple:
         """Forgets everything. Returns stage, conversation, hints, both buttons, question."""
+        return in_place(lambda: self._clear_all(request), 2, (*ask_again(), gr.skip()))
+
+    def _clear_all(self, request: gr.Request) -> tuple:
         session = find_session(self.store, request)
         session.clear()
         buttons = gr.update(interactive=True), gr.update(interactive=False)
@@ -165,18 +171,24 @@ class Handlers:
 
     def save_record(self, request: gr.Request) -> tuple:
         """Packs the conversation as JSON. Returns the download, hints."""
+        return in_place(lambda: self._save_record(request), 1)
+
+    def _save_record(self, request: gr.Request) -> tuple:
         session = find_session(self.store, request)
         if session.picture is None:
-            return gr.skip(), show_hints([NO_PICTURE])
+            raise UnclearError([NO_PICTURE])
         record = {"model": self.model_name, **session.as_record()}
         text = json.dumps(record, ensure_ascii=False, indent=2)
         return download("conversation.json", "application/json", text.encode()), no_hints()
 
     def save_picture(self, request: gr.Request) -> tuple:
         """Packs the conversation as a picture. Returns the download, hints."""
+        return in_place(lambda: self._save_picture(request), 1)
+
+    def _save_picture(self, request: gr.Request) -> tuple:
         session = find_session(self.store, request)
         if session.picture is None:
-            return gr.skip(), show_hints([NO_PICTURE])
+            raise UnclearError([NO_PICTURE])
         packed = io.BytesIO()
         conversation_picture(session).save(packed, "PNG")
         return download("conversation.png", "image/png", packed.getvalue()), no_hints()
@@ -185,6 +197,26 @@ class Handlers:
         """The page was closed: what it held will be freed."""
         if isinstance(request.session_hash, str):
             self.store.leave(request.session_hash)
+
+
+def in_place(work: Callable[[], tuple], before: int, after: tuple = ()) -> tuple:
+    """Returns what a button's work returns; where it raises, hints that say why, and all else stays.
+
+    before: how many outputs stand before the hints; after: those behind them where it raised.
+    """
+    try:
+        return work()
+    except InputError as error:
+        hints = hints_of(error)
+    except Exception:
+        logger.exception("a button of the page did not work")
+        hints = [Hint(WRONG)]
+    return *[gr.skip()] * before, show_hints(hints), *after
+
+
+def ask_again() -> tuple:
+    """Returns both buttons after a failure: the cancelled answer will not free Ask; Stop stays, it may be needed."""
+    return gr.update(interactive=True), gr.skip()
 
 
 def drawn_boxes(stage: Any, session: Session) -> list:

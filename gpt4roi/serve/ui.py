@@ -116,7 +116,7 @@ def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
         )
         # What was asked is cancelled first: nothing of it can arrive after what these say.
         ends = {"fn": None, "cancels": [usual, anyway], **quick}
-        stop.click(**ends).then(handlers.stop, [question, stage], [stage, conversation, question, ask, stop], **quick)
+        stop.click(**ends).then(handlers.stop, [question, stage], told, **quick)
         over.click(**ends).then(handlers.start_over, None, [*shown, ask, stop], **quick)
         clear.click(**ends).then(handlers.clear_all, None, [*shown, ask, stop, question], **quick)
         record.click(handlers.save_record, None, [saved, hints], **quick)

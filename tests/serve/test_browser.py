@@ -222,6 +222,31 @@ def test_clear_all_clears_and_start_over_keeps_the_picture(open_page, running):
     assert page.page.locator(".stage-chips > *").count() == 0
 
 
+def test_an_answer_that_does_not_stop_is_said_in_place_by_every_button(open_page, running, monkeypatch):
+    from gpt4roi import InputError
+    from gpt4roi.serve.session import Session
+
+    page = open_page()
+    page.pick(0)
+    page.draw(0.1, 0.2, 0.4, 0.6)
+    page.ask("What stays here, <region1>?")
+
+    def refuse(session, *_):
+        raise InputError(f"the answer of {session.rounds[0].question} does not stop")
+
+    for button, name in (("#start-over", "start_over"), ("#clear-all", "clear")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Session, name, refuse)
+            page.page.click(button)
+            page.page.wait_for_selector(".hint:has-text('The answer of What stays here, <region1>? does not stop')")
+            assert page.page.locator(".round").count() == 1 and page.page.locator("#ask").is_enabled()
+        page.page.click("#ask")  # brings another hint
+        page.page.wait_for_selector(".hint:has-text('Ask something, for example')")
+    page.page.click("#start-over")
+    page.page.wait_for_selector(".round", state="detached")
+    page.page.wait_for_selector(".hint", state="detached")
+
+
 def test_each_mistake_is_a_hint_in_place_and_nothing_typed_is_lost(open_page, running, screenshots):
     page = open_page()
     page.type("What is this?")

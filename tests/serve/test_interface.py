@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpt4roi import RegionChat
+from gpt4roi import InputError, RegionChat
 from gpt4roi.serve.uploads import open_upload
 
 
@@ -280,6 +280,50 @@ def test_a_question_that_does_not_fit_any_more_goes_back_where_it_was_typed(runn
     assert first[1]["pending"] and first[3] == ""
     assert not last[1]["pending"] and last[3] == asked
     assert "model_max_length is 150" in last[2]["hints"][0]["text"]
+
+
+@pytest.fixture
+def refused(tiny_chat):
+    """Presses a button of the page that raises an error; returns the outputs."""
+    from types import SimpleNamespace
+
+    from gpt4roi.serve.handlers import Handlers
+    from gpt4roi.serve.session import Session
+    from gpt4roi.serve.store import SessionStore
+    from gpt4roi.serve.uploads import Limits
+
+    def press(name: str, error: Exception) -> tuple:
+        class Refusing(Session):
+            def refuse(self, *_, **__):
+                raise error
+
+            stop = start_over = clear = as_record = kept_boxes = refuse
+
+        handlers = Handlers(SessionStore(lambda: Refusing(tiny_chat.model, tiny_chat.processor)), Limits(), "tiny")
+        handlers.store.get("somebody").show(open_upload(noise(1)))
+        given = ("Half a question", None) if name == "stop" else ()
+        return getattr(handlers, name)(*given, SimpleNamespace(session_hash="somebody"))
+
+    return press
+
+
+BUTTONS = {"stop": (6, 2), "start_over": (5, 2), "clear_all": (6, 2), "save_record": (2, 1), "save_picture": (2, 1)}
+"""How many outputs each has, and which of them are the hints."""
+
+
+@pytest.mark.parametrize("name", BUTTONS)
+def test_an_error_of_a_button_is_a_hint_in_place_and_all_else_stays(refused, name, caplog):
+    num_outputs, place = BUTTONS[name]
+    for error, said in [
+        (InputError("the answer being written does not stop"), "The answer being written does not stop"),
+        (KeyError("of the server"), "Something went wrong here; the log of the server says what."),
+    ]:
+        outputs = refused(name, error)
+        assert len(outputs) == num_outputs
+        assert [hint["text"] for hint in outputs[place]["hints"]] == [said]
+        changes = [update.get("interactive") for update in outputs if "value" not in update and "hints" not in update]
+        assert set(changes) <= {None, True} and changes.count(True) == (num_outputs > 2), "only Ask is free again"
+    assert "of the server" in caplog.text and "does not stop" not in caplog.text
 
 
 def test_nobody_comes_in_without_the_password(tiny_chat):
