@@ -77,6 +77,11 @@ class Session:
         """The numbers of the boxes that a question has brought in."""
         return {number for one in self.rounds for number in mentioned_regions(one.question)}
 
+    @property
+    def answering(self) -> bool:
+        """Whether an answer is being written, or one is being ended."""
+        return self._busy.locked()
+
     def show(self, upload: Upload) -> None:
         """Looks at a picture and begins a new conversation; an answer being written is stopped."""
         chat = self._new_chat()

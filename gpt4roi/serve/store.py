@@ -6,8 +6,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from gpt4roi.serve.session import Session
+
+
+class _Held(NamedTuple):
+    """until: the clock's time when the session is put away, unless it is used. left: its page was closed."""
+
+    session: Session
+    until: float
+    left: bool = False
 
 
 class SessionStore:
@@ -15,6 +24,7 @@ class SessionStore:
 
     A session that was not used for idle_seconds, or whose page was left grace_seconds ago and did not come back, is
     dropped by `sweep`, which `keep_swept` calls every minute. A page that lost its network for a moment has left too.
+    While an answer is written for a page that is open, its session is being used.
     """
 
     def __init__(
@@ -28,9 +38,12 @@ class SessionStore:
         self.max_sessions, self.idle_seconds, self.grace_seconds = max_sessions, idle_seconds, grace_seconds
         self._make, self._clock = make, clock
         self.on_drop: Callable[[str], object] = lambda key: None
-        """Called with the key of a session that was put away, so that others may forget it too."""
+        """Called with the key of a session that was put away, so that others may forget it too.
+
+        The store is locked meanwhile: nobody has begun anew under that key. It must be quick and leave the store alone.
+        """
         self._lock = threading.Lock()
-        self._sessions: OrderedDict[str, tuple[Session, float]] = OrderedDict()
+        self._sessions: OrderedDict[str, _Held] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -38,40 +51,50 @@ class SessionStore:
     def get(self, key: str) -> Session:
         """Returns the session of a key, a new one where there is none."""
         with self._lock:
-            session, _ = self._sessions.pop(key, (None, 0.0))
-            session = session or self._make()
-            crowded_out = [
-                self._sessions.popitem(last=False) for _ in range(len(self._sessions) + 1 - self.max_sessions)
-            ]
-            self._sessions[key] = (session, self._clock() + self.idle_seconds)
-        for old_key, (oldest, _) in crowded_out:
+            held = self._sessions.pop(key, None)
+            session = held.session if held else self._make()
+            crowd = list(self._sessions)[: max(len(self._sessions) + 1 - self.max_sessions, 0)]
+            crowded_out = [self._take(old) for old in crowd]
+            self._sessions[key] = _Held(session, self._clock() + self.idle_seconds)
+        for oldest in crowded_out:
             oldest.stop()
-            self.on_drop(old_key)
+        return session
+
+    def _take(self, key: str) -> Session:
+        """Takes a session out, with the lock held; whoever calls this stops it once the lock is free."""
+        session = self._sessions.pop(key).session
+        self.on_drop(key)
         return session
 
     def leave(self, key: str) -> None:
         """Notes that the page of a session was closed, or has lost its connection."""
         with self._lock:
             if key in self._sessions:
-                session, until = self._sessions[key]
-                self._sessions[key] = (session, min(until, self._clock() + self.grace_seconds))
+                session, until, _ = self._sessions[key]
+                self._sessions[key] = _Held(session, min(until, self._clock() + self.grace_seconds), left=True)
 
     def drop(self, key: str) -> None:
         """Forgets a session."""
         with self._lock:
-            session, _ = self._sessions.pop(key, (None, 0.0))
+            session = self._take(key) if key in self._sessions else None
         if session is not None:
             session.stop()
-            self.on_drop(key)
 
     def sweep(self) -> int:
-        """Drops the sessions that have rested too long and returns how many."""
-        now = self._clock()
+        """Drops the sessions that have rested too long and returns how many.
+
+        All are taken out in one step: one that `get` has returned in between, or whose answer is being written, is
+        never among them.
+        """
         with self._lock:
-            old = [key for key, (_, until) in self._sessions.items() if until < now]
-        for key in old:
-            self.drop(key)
-        return len(old)
+            now = self._clock()
+            for key, held in self._sessions.items():
+                if held.session.answering and not held.left:
+                    self._sessions[key] = held._replace(until=now + self.idle_seconds)
+            rested = [self._take(key) for key, held in list(self._sessions.items()) if held.until < now]
+        for session in rested:
+            session.stop()
+        return len(rested)
 
     def keep_swept(self, every_seconds: float = 60) -> threading.Event:
         """Sweeps in a thread of its own until the returned event is set."""

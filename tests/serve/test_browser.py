@@ -44,10 +44,10 @@ def the_session(running, question: str):
     """The session that was asked this question."""
     found = [
         session
-        for session, _ in running.store._sessions.values()
+        for session, *_ in running.store._sessions.values()
         if any(one.question == question for one in session.rounds)
     ]
-    assert len(found) == 1, [one.question for session, _ in running.store._sessions.values() for one in session.rounds]
+    assert len(found) == 1, [one.question for session, *_ in running.store._sessions.values() for one in session.rounds]
     return found[0]
 
 
@@ -301,7 +301,7 @@ def test_a_conversation_that_was_put_away_says_so_and_a_new_one_begins(open_page
     page.draw(0.2, 0.2, 0.6, 0.6)
     page.ask("What will be put away, <region1>?")
     kept = the_session(running, "What will be put away, <region1>?")
-    (key,) = [key for key, (session, _) in running.store._sessions.items() if session is kept]
+    (key,) = [key for key, (session, *_) in running.store._sessions.items() if session is kept]
     running.store.drop(key)
     page.type("And now?")
     page.page.click("#ask")
@@ -382,7 +382,7 @@ def test_a_page_that_is_closed_frees_its_session(open_page, running, monkeypatch
     page.page.close()
     for _ in range(200):
         running.store.sweep()
-        asked = [one.question for session, _ in running.store._sessions.values() for one in session.rounds]
+        asked = [one.question for session, *_ in running.store._sessions.values() for one in session.rounds]
         if "Who will be forgotten?" not in asked:
             break
         time.sleep(0.1)

@@ -264,6 +264,58 @@ def test_the_store_stops_an_answer_whose_session_is_dropped(parts):
     assert list(answers) == []
 
 
+def test_what_is_used_while_others_are_swept_is_not_swept():
+    """The sweeper is held at the first session it stops; meanwhile somebody comes back to the second."""
+    sweeping, came_back = threading.Event(), threading.Event()
+
+    class Resting:
+        answering = stopped = False
+
+        def stop(self):
+            self.stopped = True
+            sweeping.set()
+            assert came_back.wait(30)
+
+    clock = FakeClock()
+    store = SessionStore(Resting, idle_seconds=60, clock=clock)
+    forgotten: list[str] = []
+    store.on_drop = forgotten.append
+    store.get("first"), store.get("second")
+    clock.now = 61
+    sweeper = threading.Thread(target=store.sweep)
+    sweeper.start()
+    assert sweeping.wait(30)
+    used = store.get("second")
+    seen = list(forgotten)
+    came_back.set()
+    sweeper.join(30)
+
+    assert not sweeper.is_alive()
+    assert not used.stopped and store.get("second") is used
+    assert forgotten == seen, "what belongs to the key is not forgotten once it is used anew"
+
+
+def test_a_session_whose_answer_is_being_written_is_not_swept_unless_its_page_was_left(parts):
+    clock = FakeClock()
+    store = SessionStore(lambda: Session(*parts), idle_seconds=60, grace_seconds=10, clock=clock)
+    session = store.get("a")
+    session.show(scaled(picture()))
+    answers = session.ask("What is <region1>?", BOXES[:1], Decoding(max_new_tokens=200))
+    next(answers)
+    clock.now = 61
+    assert store.sweep() == 0 and next(answers)
+
+    store.leave("a")
+    clock.now = 72
+    assert store.sweep() == 1 and list(answers) == []
+
+    session = store.get("a")
+    session.show(scaled(picture()))
+    answer(session, "What is <region1>?", BOXES[:1], SHORT)
+    clock.now = 133
+    assert store.sweep() == 1, "an answer that is whole does not hold its session"
+
+
 def test_a_sweeper_runs_by_itself(parts):
     store = SessionStore(lambda: Session(*parts), idle_seconds=0.01)
     store.get("a")
