@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,6 +37,25 @@ def grouped(items: Iterable[Item], weigh: Callable[[Item], int], enough: int) ->
         yield group
 
 
+@dataclass(frozen=True)
+class View:
+    """What is kept of a picture until its group is whole: as large as the model's own, however large the picture.
+
+    size: (height, width) of the picture; boxes_px: float[N, 4], checked; pixel_values: float32[3, S, S], None where
+    there is no box.
+    """
+
+    size: tuple[int, int]
+    boxes_px: np.ndarray
+    pixel_values: torch.Tensor | None
+
+
+def view_of(processor: Any, picture: Image.Image, boxes_px: np.ndarray) -> View:
+    """Prepares an opened picture, RGB, and its boxes for describe_pictures; the picture may then be forgotten."""
+    pixel_values = processor.pixel_values(picture, "bicubic") if len(boxes_px) else None
+    return View((picture.height, picture.width), boxes_px, pixel_values)
+
+
 def look_at(model: Any, processor: Any, pictures: Sequence[Image.Image]) -> list[EncodedPicture]:
     """Runs the tower over opened pictures together."""
     return encode_pictures(model, torch.stack([processor.pixel_values(picture, "bicubic") for picture in pictures]))
@@ -63,31 +83,26 @@ def prompts_about(
 
 
 def describe_pictures(
-    model: Any,
-    processor: Any,
-    pictures: Sequence[Image.Image],
-    boxes_px: Sequence[np.ndarray],
-    question: str,
-    decoding: Decoding,
-    batch_size: int,
+    model: Any, processor: Any, views: Sequence[View], question: str, decoding: Decoding, batch_size: int
 ) -> list[list[str]]:
     """Asks the question about every box of every picture; returns a list of answers for each picture.
 
-    pictures: opened, RGB; boxes_px: one float[N_i, 4] a picture, checked. Looks at each picture once, reads what its
-    prompts share once, and answers all regions together in batches of batch_size.
+    Looks at each picture once, reads what its prompts share once, and answers all regions together in batches of
+    batch_size.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     prompts: list[Prompt] = []
-    for start in range(0, len(pictures), PICTURES_AT_ONCE):
-        portion = range(start, min(start + PICTURES_AT_ONCE, len(pictures)))
-        asked = [number for number in portion if len(boxes_px[number])]
-        seen = look_at(model, processor, [pictures[number] for number in asked]) if asked else []
+    for start in range(0, len(views), PICTURES_AT_ONCE):
+        portion = range(start, min(start + PICTURES_AT_ONCE, len(views)))
+        asked = [number for number in portion if views[number].pixel_values is not None]
+        if not asked:
+            continue
+        seen = encode_pictures(model, torch.stack([views[number].pixel_values for number in asked]))
         for number, encoded in zip(asked, seen, strict=True):
-            size = (pictures[number].height, pictures[number].width)
-            prompts += prompts_about(processor, encoded, size, boxes_px[number], question, number)
+            prompts += prompts_about(processor, encoded, views[number].size, views[number].boxes_px, question, number)
     texts = iter(answer(model, processor, prompts, decoding, batch_size))
-    return [[next(texts) for _ in boxes] for boxes in boxes_px]
+    return [[next(texts) for _ in view.boxes_px] for view in views]
 
 
 def answer(model: Any, processor: Any, prompts: Sequence[Prompt], decoding: Decoding, batch_size: int) -> list[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 from gpt4roi.answers import answer_ended, answer_text, settled_text
 from gpt4roi.checkpoint.loading import load_processor
 from gpt4roi.decoding import Prompt, stream
-from gpt4roi.describing import answer, describe_pictures, grouped, look_at, prompts_about
+from gpt4roi.describing import View, answer, describe_pictures, grouped, look_at, prompts_about, view_of
 from gpt4roi.devices import open_model
 from gpt4roi.encoded_picture import EncodedPicture
 from gpt4roi.errors import InputError
@@ -238,14 +238,13 @@ class RegionChat:
     def _describe_each(
         self, pairs: Iterable[tuple[Any, Sequence]], question: str, decoding: Decoding, batch_size: int
     ) -> Iterator[list[str]]:
-        def opened() -> Iterator[tuple[Image.Image, np.ndarray]]:
-            for image, boxes_px in pairs:
-                picture = open_picture(image)
-                yield picture, check_boxes(boxes_px, (picture.height, picture.width))
+        views = (self._view(image, boxes_px) for image, boxes_px in pairs)
+        for group in grouped(views, lambda view: len(view.boxes_px), batch_size):
+            yield from describe_pictures(self.model, self.processor, group, question, decoding, batch_size)
 
-        for group in grouped(opened(), lambda one: len(one[1]), batch_size):
-            pictures, boxes = zip(*group, strict=True)
-            yield from describe_pictures(self.model, self.processor, pictures, boxes, question, decoding, batch_size)
+    def _view(self, image: Any, boxes_px: Sequence) -> View:
+        picture = open_picture(image)
+        return view_of(self.processor, picture, check_boxes(boxes_px, (picture.height, picture.width)))
 
     def _describe_shown(
         self, boxes_px: Sequence, question: str | None, decoding: Decoding, batch_size: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from test_inference import BOXES, chat_with, picture
@@ -51,6 +53,21 @@ def test_pictures_are_taken_as_needed(chat):
     next(answers)
 
     assert taken == [0, 1]
+
+
+def test_pictures_of_a_batch_are_opened_one_by_one(chat, monkeypatch):
+    opened, held = [], []
+
+    def open_and_count(number):
+        shown = PICTURES[number].copy()
+        opened.append(weakref.ref(shown))
+        held.append(sum(one() is not None for one in opened))
+        return shown
+
+    monkeypatch.setattr("gpt4roi.inference.open_picture", open_and_count)
+    list(chat.describe_many(range(5), OF_PICTURE, max_new_tokens=2, batch_size=100))
+
+    assert held == [1] * 5
 
 
 def test_lists_of_different_lengths_are_refused(chat):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gpt4roi.captioning.journal import Journal, write_json
 from gpt4roi.captioning.source import Picture, Source, annotation_box
-from gpt4roi.describing import describe_pictures, grouped
+from gpt4roi.describing import View, describe_pictures, grouped, view_of
 from gpt4roi.errors import InputError
 from gpt4roi.inputs import one_region_question, open_picture
 from gpt4roi.pictures import load_image
@@ -88,35 +88,25 @@ def _caption_group(
 ) -> list[dict[str, Any]]:
     """Returns, for each picture, its size and the text of each box; errors where there is none."""
     results: list[dict[str, Any]] = []
-    pictures: list[Image.Image] = []
-    boxes: list[np.ndarray] = []
-    for picture in group:
-        opened, result, usable = _open(source, picture)
+    views: dict[int, View] = {}
+    for place, picture in enumerate(group):
+        view, result = _open(chat.processor, source, picture)
         results.append(result)
-        pictures.append(opened)
-        boxes.append(np.asarray(usable, dtype=np.float64).reshape(-1, 4))
-    shown = [place for place, rows in enumerate(boxes) if len(rows)]
-    answers = describe_pictures(
-        chat.model,
-        chat.processor,
-        [pictures[place] for place in shown],
-        [boxes[place] for place in shown],
-        question,
-        decoding,
-        batch_size,
-    )
-    for place, texts in zip(shown, answers, strict=True):
+        if view is not None and len(view.boxes_px):
+            views[place] = view
+    answers = describe_pictures(chat.model, chat.processor, list(views.values()), question, decoding, batch_size)
+    for place, texts in zip(views, answers, strict=True):
         remaining = iter(texts)
         results[place]["texts"] = [next(remaining) if text is None else text for text in results[place]["texts"]]
     return results
 
 
-def _open(source: Source, picture: Picture) -> tuple[Image.Image | None, dict[str, Any], list[list[float]]]:
-    """Returns the picture, the beginnings of its result, and its usable boxes."""
+def _open(processor: Any, source: Source, picture: Picture) -> tuple[View | None, dict[str, Any]]:
+    """Returns what the model sees of the picture with its usable boxes, and the beginnings of its result."""
     try:
         opened = _open_as_annotated(picture)
     except InputError as error:
-        return None, {"error": str(error), "texts": [False] * len(picture.regions)}, []
+        return None, {"error": str(error), "texts": [False] * len(picture.regions)}
     size = (opened.height, opened.width)
     result: dict[str, Any] = {"size": size, "texts": []}
     usable: list[list[float]] = []
@@ -127,7 +117,7 @@ def _open(source: Source, picture: Picture) -> tuple[Image.Image | None, dict[st
         except InputError as error:
             result["texts"].append(False)
             result.setdefault("errors", []).append([index, str(error)])
-    return opened, result, usable
+    return view_of(processor, opened, np.asarray(usable, dtype=np.float64).reshape(-1, 4)), result
 
 
 def _open_as_annotated(picture: Picture) -> Image.Image:

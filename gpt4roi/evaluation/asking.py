@@ -127,10 +127,13 @@ class ModelAnswerer:
         self._seen = {}
         for start in range(0, len(pictures), PICTURES_AT_ONCE):
             paths = pictures[start : start + PICTURES_AT_ONCE]
-            opened = [open_picture(path) for path in paths]
-            values = torch.stack([self.processor.pixel_values(picture, "bicubic") for picture in opened])
-            for path, picture, encoded in zip(paths, opened, encode_pictures(self.model, values), strict=True):
-                self._seen[path] = Seen(encoded, (picture.height, picture.width))
+            values, sizes = zip(*map(self._values_and_size, paths), strict=True)
+            for path, size, encoded in zip(paths, sizes, encode_pictures(self.model, torch.stack(values)), strict=True):
+                self._seen[path] = Seen(encoded, size)
+
+    def _values_and_size(self, path: Path) -> tuple[torch.Tensor, tuple[int, int]]:
+        picture = open_picture(path)  # large ones are held one at a time
+        return self.processor.pixel_values(picture, "bicubic"), (picture.height, picture.width)
 
     def _text(self, ask: Ask) -> dict:
         sample = RegionSample(str(ask.picture), (Turn("user", ask.question),), ask.boxes_px, source=str(ask.picture))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pycocotools.coco import COCO
 from gpt4roi import InputError
 from gpt4roi.captioning.run import caption_file, parts_folder
 from gpt4roi.captioning.source import read_source
+from gpt4roi.inputs import open_picture
 from gpt4roi.ranks import World
 from gpt4roi.sampling import Decoding
 
@@ -55,6 +57,23 @@ def test_every_box_gets_the_text_that_describe_gives_and_the_rest_stays(chat, wh
         corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
         expected += chat.describe(pictures / f"{number}.png", corners, QUESTION, max_new_tokens=6)
     assert texts == expected and len(set(texts)) > 5
+
+
+def test_one_picture_at_a_time_is_held_open(chat, source, tmp_path, monkeypatch):
+    from gpt4roi.captioning import run
+
+    opened, held = [], []
+
+    def open_and_count(path):
+        picture = open_picture(path)
+        opened.append(weakref.ref(picture))
+        held.append(sum(one() is not None for one in opened))
+        return picture
+
+    monkeypatch.setattr(run, "open_picture", open_and_count)
+    caption_file(chat, source, tmp_path / "out.json", JOB, QUESTION, Decoding(2), batch_size=100)
+
+    assert held == [1] * 5
 
 
 def killed_after(chat, groups: int):
