@@ -11,9 +11,12 @@ from gpt4roi.models.offloading import place_of
 REGIONS_AT_ONCE = 64
 """How many boxes are pooled together at most, which bounds the memory for a picture with many."""
 
+REGIONS_KEPT = 1024
+"""How many embeddings are kept for later questions: more than one call may ask about (inputs.MAX_BOXES)."""
+
 
 class EncodedPicture:
-    """The image tokens of a picture, its pyramid, and the embeddings of the regions asked about so far.
+    """The image tokens of a picture, its pyramid, and the embeddings of the regions asked about last.
 
     image_features: float[P, D]. The pyramid is computed with the first box and replaces the tower's maps.
     """
@@ -27,17 +30,25 @@ class EncodedPicture:
 
     @torch.inference_mode()
     def region_features(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Returns the embeddings float[M, D] of boxes float[M, 4], xyxy in [0, 1]; each box is computed once."""
+        """Returns the embeddings float[M, D] of boxes float[M, 4], xyxy in [0, 1].
+
+        Each box is computed once, unless REGIONS_KEPT others were asked about in between.
+        """
         rows = [tuple(row) for row in boxes.tolist()]
-        new = list(dict.fromkeys(row for row in rows if row not in self._regions))
+        if not rows:
+            return self.image_features.new_zeros(0, self.image_features.shape[-1])
+        known = self._regions
+        used = {row: known.get(row) for row in rows}
+        new = [row for row, features in used.items() if features is None]
         for start in range(0, len(new), REGIONS_AT_ONCE):
             portion = new[start : start + REGIONS_AT_ONCE]
             wanted = torch.tensor(portion, dtype=torch.float32, device=self.image_features.device)
             features = self.model.region_encoder.embed_boxes(self._fused(), [wanted])
-            self._regions.update(zip(portion, features, strict=True))
-        if not rows:
-            return self.image_features.new_zeros(0, self.image_features.shape[-1])
-        return torch.stack([self._regions[row] for row in rows])
+            # Copies, so that one that is kept does not hold the memory of all that were computed with it.
+            used.update(zip(portion, (row.clone() for row in features), strict=True))
+        latest = [*((row, features) for row, features in known.items() if row not in used), *used.items()]
+        self._regions = dict(latest[-REGIONS_KEPT:])
+        return torch.stack([used[row] for row in rows])
 
     def _fused(self) -> list[torch.Tensor]:
         if self._pyramid is None:

@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from test_inference import BOXES, chat_with, picture
 
 from gpt4roi import InputError
@@ -117,6 +118,27 @@ def test_the_pyramid_of_a_picture_is_computed_once(kind):
         chat.reset()
 
     assert len(computed) == 1
+
+
+def test_only_the_regions_asked_about_last_are_kept_of_a_picture(monkeypatch):
+    chat = chat_with("pyramid", image=True)
+    expected = chat.describe(None, BOXES, max_new_tokens=4)
+    encoded = chat._dialogue.encoded
+    one_region = encoded.region_features(torch.tensor([BOXES[0]]) / 100).nbytes
+    monkeypatch.setattr("gpt4roi.encoded_picture.REGIONS_KEPT", 3)
+
+    for corner in range(20):
+        chat.ask("What is <region1>?", [[corner, corner, 60, 60]], max_new_tokens=1)
+        chat.reset()
+    assert len(encoded._regions) == 3
+    assert sum(features.untyped_storage().nbytes() for features in encoded._regions.values()) == 3 * one_region
+
+    computed = []
+    with monkeypatch.context() as patched:
+        patched.setattr(encoded.model.region_encoder, "embed_boxes", lambda *_: computed.append(1))
+        chat.ask("What is <region1>?", [[19, 19, 60, 60]], max_new_tokens=1)
+    assert not computed, "the last one is still there"
+    assert chat.describe(None, BOXES, max_new_tokens=4) == expected, "a call may ask about more than are kept"
 
 
 def test_items_are_grouped_until_they_weigh_enough():
