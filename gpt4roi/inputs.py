@@ -113,7 +113,7 @@ def _as_box(region: Any, number: int, image_size: tuple[int, int]) -> list[float
     """Returns the four numbers of a region: its own, or those of the box around a mask."""
     if not is_mask(region):
         return _four_numbers(region, number)
-    mask = np.asarray(region) if hasattr(region, "shape") else region
+    mask = _as_array(region) if hasattr(region, "shape") else region
     box = [float(value) for value in to_box(mask, f" of region {number}")]
     size = size_of(mask)
     if size is not None and size != tuple(image_size):
@@ -122,6 +122,13 @@ def _as_box(region: Any, number: int, image_size: tuple[int, int]) -> list[float
             "pixels (width x height)"
         )
     return box
+
+
+def _as_array(mask: Any) -> np.ndarray:
+    """Returns an array, or a tensor of any type on any device, as an array."""
+    if hasattr(mask, "detach"):
+        mask = (mask.detach() != 0).cpu()  # as truth values, for NumPy has not every type that tensors have
+    return np.asarray(mask)
 
 
 def _say_what_became_of_masks(regions: Sequence, boxes: list[list[float]], first_number: int) -> None:

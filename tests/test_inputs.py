@@ -87,11 +87,37 @@ def test_a_name_that_is_too_long_for_a_file_is_no_picture():
         open_picture("a" * 300)
 
 
+class OnAnotherDevice:
+    """A tensor on a GPU, as far as a mask is concerned: NumPy reads it only after `.cpu()`."""
+
+    def __init__(self, tensor):
+        self.tensor, self.shape = tensor, tensor.shape
+
+    def __array__(self, *_, **__):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it first")
+
+    def __ne__(self, other):
+        return OnAnotherDevice(self.tensor != other)
+
+    def detach(self):
+        return OnAnotherDevice(self.tensor.detach())
+
+    def cpu(self):
+        return self.tensor
+
+
+@pytest.mark.gpu
+def test_a_mask_on_a_gpu_becomes_the_box_around_it():
+    assert check_boxes([torch.from_numpy(mask()).cuda()], SIZE).tolist() == [[10, 20, 30, 40]]
+
+
 @pytest.mark.parametrize(
     "region",
     [
         mask(),
         torch.from_numpy(mask()),
+        torch.from_numpy(mask()).to(torch.bfloat16).requires_grad_(),
+        OnAnotherDevice(torch.from_numpy(mask())),
         Image.fromarray(mask()),
         {"size": [64, 96], "counts": [10 * 64 + 20, *[20, 44] * 19, 20, 66 * 64 + 24]},
         [[10, 20, 30, 20, 30, 40, 10, 40]],
@@ -100,7 +126,19 @@ def test_a_name_that_is_too_long_for_a_file_is_no_picture():
         [[10, 20], [30, 20], [30, 40], [10, 40]],
         [[10, 20, 12, 20, 12, 40], [28, 22, 30, 24, 30, 30]],
     ],
-    ids=["array", "tensor", "PIL", "run lengths", "polygon", "flat polygon", "pairs", "flat pairs", "two polygons"],
+    ids=[
+        "array",
+        "tensor",
+        "bf16 with gradient",
+        "on a device",
+        "PIL",
+        "run lengths",
+        "polygon",
+        "flat polygon",
+        "pairs",
+        "flat pairs",
+        "two polygons",
+    ],
 )
 def test_a_mask_becomes_the_box_around_it_and_this_is_said(region, caplog):
     boxes = check_boxes([[1, 2, 3, 4], region], SIZE, first_number=4)
