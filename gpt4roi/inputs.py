@@ -20,11 +20,11 @@ from PIL import Image
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.masks import size_of, to_box
+from gpt4roi.mentions import region_numbers
 from gpt4roi.pictures import load_image
 
 logger = logging.getLogger(__name__)
 
-_MENTION = re.compile(r"<region(\d+)>")
 _SHORT_MENTION = re.compile(r"<(\d+)>")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.IGNORECASE)
 
@@ -187,8 +187,11 @@ def _as_text(values: Sequence[float]) -> str:
 
 
 def mentioned_regions(question: str) -> list[int]:
-    """Returns the numbers of the regions a question mentions, each once, in order of first mention."""
-    return list(dict.fromkeys(int(number) for number in _MENTION.findall(question)))
+    """Returns the numbers of the regions a question mentions, each once, in order of first mention.
+
+    Raises InputError on a number of absurdly many digits.
+    """
+    return list(dict.fromkeys(region_numbers(question)))
 
 
 def clean_question(question: Any) -> str:
@@ -216,7 +219,7 @@ def one_region_question(question: Any) -> str:
     asked = clean_question(question)
     regions = mentioned_regions(asked)
     if not regions:
-        raise InputError(f"the question mentions no region: {asked!r}; write <region1> where the region is meant")
+        raise InputError(f"the question mentions no region: {asked!r:.80}; write <region1> where the region is meant")
     if len(regions) > 1:
         names = ", ".join(f"<region{number}>" for number in regions)
         raise InputError(f"the question mentions {names}, expected one region; ask about several with RegionChat.ask")

@@ -9,7 +9,24 @@ from gpt4roi.constants import ADDED_TOKENS, IMAGE_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
 
 MENTION = re.compile(r"<region(\d+)>")
+MAX_DIGITS = 9
+"""Digits of a region's number at most; no picture has more boxes, and Python reads no more than 4300 of them."""
 _PLACEHOLDER = re.compile("|".join(re.escape(token) for token in (IMAGE_TOKEN, *ADDED_TOKENS)))
+
+
+def region_numbers(text: str) -> list[int]:
+    """Returns the numbers of the regions that a text mentions, in order and as often as it does.
+
+    Raises InputError for a number of more than MAX_DIGITS digits.
+    """
+    found = MENTION.findall(text)
+    long = next((digits for digits in found if len(digits) > MAX_DIGITS), None)
+    if long is not None:
+        raise InputError(
+            f"<region{long[:MAX_DIGITS]}…> has a number of {len(long)} digits; regions are numbered from 1, "
+            f"with at most {MAX_DIGITS} digits"
+        )
+    return [int(digits) for digits in found]
 
 
 def number_boxes(texts: Sequence[str], num_boxes: int, where: str = "") -> list[list[int]]:
@@ -17,7 +34,10 @@ def number_boxes(texts: Sequence[str], num_boxes: int, where: str = "") -> list[
 
     Raises InputError for a region without a box, for another number of bare `<bbox>` than boxes, and for a mixture.
     """
-    mentioned = sorted({int(number) for text in texts for number in MENTION.findall(text)})
+    try:
+        mentioned = sorted({number for text in texts for number in region_numbers(text)})
+    except InputError as error:
+        raise InputError(f"{error}{where}") from None
     bare = [text.count(REGION_TOKEN) for text in texts]
     if mentioned and any(bare):
         raise InputError(

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from gpt4roi import InputError
-from gpt4roi.inputs import check_boxes, clean_question, open_picture
+from gpt4roi.inputs import check_boxes, clean_question, mentioned_regions, one_region_question, open_picture
+from gpt4roi.mentions import number_boxes
 
 SIZE = (64, 96)
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -191,3 +192,12 @@ def test_a_question_of_bytes_that_are_no_text_is_refused(question):
     with pytest.raises(InputError, match="not UTF-8 text") as caught:
         clean_question(question)
     assert str(caught.value).isascii()
+
+
+def test_a_region_of_absurdly_many_digits_is_refused_in_one_short_line():
+    for digits in (10, 5000):
+        for read in (mentioned_regions, one_region_question, lambda text: number_boxes([text], 2)):
+            with pytest.raises(InputError, match=rf"^<region999999999…> has a number of {digits} digits") as caught:
+                read(f"What is <region{'9' * digits}>?")
+            assert len(str(caught.value)) < 150
+    assert mentioned_regions(f"What is <region{'0' * 8}1>?") == [1]

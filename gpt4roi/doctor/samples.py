@@ -18,7 +18,7 @@ from gpt4roi.doctor.lengths import Ruler
 from gpt4roi.doctor.pictures import PictureFacts, read_facts
 from gpt4roi.doctor.statistics import Statistics
 from gpt4roi.errors import InputError
-from gpt4roi.mentions import MENTION
+from gpt4roi.mentions import region_numbers
 from gpt4roi.structures import RegionSample
 
 TINY_SIDE = 2.0
@@ -208,7 +208,7 @@ def _unmentioned(sample: RegionSample) -> list[int]:
     texts = [turn.text for turn in sample.turns]
     if any(REGION_TOKEN in text for text in texts):
         return []
-    mentioned = {int(number) for text in texts for number in MENTION.findall(text)}
+    mentioned = {number for text in texts for number in region_numbers(text)}
     return [number for number in range(1, len(sample.boxes_px) + 1) if number not in mentioned]
 
 

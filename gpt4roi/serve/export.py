@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from gpt4roi.drawing import draw_boxes, region_color
+from gpt4roi.mentions import MAX_DIGITS
 from gpt4roi.serve.session import Session
 
-MENTION = re.compile(r"<region(\d+)>|\bregion ?(\d+)\b", re.IGNORECASE)
+MENTION = re.compile(rf"<region(\d{{1,{MAX_DIGITS}}})>|\bregion ?(\d{{1,{MAX_DIGITS}}})\b", re.IGNORECASE)
 
 WIDTH = 960
 MARGIN = 32

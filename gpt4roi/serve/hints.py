@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.inputs import mentioned_regions
+from gpt4roi.mentions import MAX_DIGITS
 
 _LOOSE_MENTION = re.compile(r"<\s*(?:region)?\s*(\d+)\s*>", re.IGNORECASE)
-_PLAIN_MENTION = re.compile(r"\bregion\s*(\d+)\b(?!\s*>)", re.IGNORECASE)
+_PLAIN_MENTION = re.compile(rf"\bregion\s*(\d{{1,{MAX_DIGITS}}})\b(?!\s*>)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,15 @@ def test_only_mentions_of_boxes_that_there_are_become_chips():
     assert found == [("Is", 0), ("region2", 2), ("region1", 1), (",", 0), ("not", 0), ("region7?", 0)]
 
 
+def test_a_number_of_absurdly_many_digits_is_plain_text_or_refused_in_one_line(session):
+    long = "9" * 5000
+    assert [piece.number for piece in pieces_of(f"It is <region{long}>, region {long}, of region 1", 1)][-2:] == [0, 1]
+    assert session.hints(f"What is <region1>, not region {long}?", BOXES[:1]) == []
+    for question in (f"What is <region{long[:3000]}>?", f"What is <{long[:3000]}>?"):
+        with pytest.raises(InputError, match="has a number of 3000 digits"):
+            answer(session, question, BOXES[:1], SHORT)
+
+
 def test_a_word_wider_than_the_sheet_is_cut(session):
     session.rounds = [Round("What?", "x" * 500)]
     assert conversation_picture(session).width == 960

@@ -16,7 +16,7 @@ from gpt4roi.constants import IMAGE_TOKEN
 from gpt4roi.datasets.annotations import UnusableError, kind_of, parse_json, read_bytes, text
 from gpt4roi.datasets.conversion.objects import Conversion
 from gpt4roi.errors import InputError
-from gpt4roi.mentions import MENTION
+from gpt4roi.mentions import MENTION, region_numbers
 
 DESCRIBE = "Describe {region} in detail."
 LISTED = "The picture has these regions: {regions}.\n"
@@ -86,10 +86,10 @@ def _conversation(turns: Any, count: int) -> list[dict[str, str]]:
         if turn.get("from") != ("human", "gpt")[step % 2] or not isinstance(turn.get("value"), str):
             raise UnusableError("entry in which human and gpt do not take turns")
         said.append(turn["value"].replace(IMAGE_TOKEN, "").strip())
-    mentioned = {int(number) for one in said for number in MENTION.findall(one)}
+    mentioned = {number for one in said for number in region_numbers(one)}
     if mentioned and not 1 <= min(mentioned) <= max(mentioned) <= count:
         raise UnusableError("entry that mentions a region it does not have")
-    introduced = {int(number) for number in MENTION.findall(said[0])}
+    introduced = set(region_numbers(said[0]))
     if mentioned - introduced or not mentioned:
         listed = ", ".join(f"<region{number}>" for number in range(1, count + 1))
         said[0] = LISTED.format(regions=listed) + MENTION.sub(r"region\1", said[0])
