@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt4roi.boxes import xyxy_to_xywh
 from gpt4roi.errors import InputError
-from gpt4roi.masks import to_box
+from gpt4roi.masks import size_of, to_box
 from gpt4roi.regions_file import coco_box, file_name, read_json
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -191,15 +191,20 @@ def annotation_box(annotation: dict[str, Any], size: tuple[int, int]) -> list[fl
     """Returns the box of an annotation, xyxy in pixels, inside a picture of size (height, width).
 
     What reaches over the border is cut off; without a bbox, the box around the mask is taken. Raises InputError where
-    nothing is left of it.
+    nothing is left of it, and for a mask that was made for a picture of another size.
     """
+    height, width = size
     if annotation.get("bbox") is not None:
         box = coco_box(annotation["bbox"], "the annotation")
     elif annotation.get("segmentation"):
         box = [float(value) for value in to_box(annotation["segmentation"])]
+        made_for = size_of(annotation["segmentation"])
+        if made_for not in (None, (height, width)):
+            raise InputError(
+                f"the mask is {made_for[1]}x{made_for[0]} but the picture is {width}x{height} pixels (width x height)"
+            )
     else:
         raise InputError("the annotation has neither bbox nor segmentation")
-    height, width = size
     inside = [_clamp(value, limit) for value, limit in zip(box, (width, height, width, height), strict=True)]
     if not inside[0] < inside[2] or not inside[1] < inside[3]:
         as_text = ",".join(f"{value:g}" for value in _rounded(box))

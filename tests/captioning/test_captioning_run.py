@@ -193,6 +193,17 @@ def test_a_box_that_is_no_box_does_not_cost_the_others_their_texts(chat, picture
     assert first["caption"] == last["caption"] and first["area"] == 1200
 
 
+def test_a_mask_of_another_pictures_size_is_told_and_costs_the_others_nothing(chat, pictures, tmp_path):
+    masks = [{"size": [height, width], "counts": [0, height * width]} for height, width in [(64, 96), (32, 48)]]
+    results = [{"image_id": 2, "segmentation": mask} for mask in masks]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+
+    outcome = caption(chat, read_source(tmp_path / "results.json", pictures), tmp_path / "out.json")
+
+    assert outcome.captioned == 1
+    assert outcome.failed == ["annotation 2: the mask is 48x32 but the picture is 96x64 pixels (width x height)"]
+
+
 def test_what_cannot_be_used_is_told_and_the_rest_is_captioned(chat, pictures, tmp_path):
     content = tables((1, 1, 1, 2))
     (pictures / "0.png").write_text("no picture")

@@ -81,6 +81,7 @@ def test_boxes_are_cut_at_the_border():
         ({"bbox": "1234"}, "expected bbox as x, y, width, height"),
         ({"segmentation": []}, "neither bbox nor segmentation"),
         ({"segmentation": {"size": [64, 96], "counts": [64 * 96]}}, "the mask is empty"),
+        ({"segmentation": {"size": [96, 64], "counts": [0, 96 * 64]}}, "the mask is 64x96 but the picture is 96x64"),
     ],
     ids=str,
 )
