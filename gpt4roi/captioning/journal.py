@@ -5,28 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
-
-
-@contextlib.contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Turns a disk that is full or may not be written into one readable line."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror or error}; what is done is kept: make room, and run it again"
-        ) from None
+from gpt4roi.writing import append_lines, telling
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all. Raises InputError where it cannot be written."""
     beside = path.with_name(f"{path.name}.new")
-    with _telling(path):
+    with telling(path):
         with beside.open("w", encoding="utf-8") as file:
             json.dump(content, file, ensure_ascii=False)
             file.flush()
@@ -42,7 +31,7 @@ class Journal:
 
     def __init__(self, folder: Path, job: dict[str, Any], rank: int = 0) -> None:
         self.folder, self.path = folder, folder / f"rank-{rank}.jsonl"
-        with _telling(folder):
+        with telling(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._check(job, rank)
 
@@ -72,16 +61,7 @@ class Journal:
 
     def write(self, group: int, result: Any) -> None:
         """Notes a finished group; after this call a kill no longer costs it."""
-        line = json.dumps({"group": group, "result": result}, ensure_ascii=False).encode() + b"\n"
-        with _telling(self.path), self.path.open("ab") as file:
-            if file.tell() and not self._ends_whole():
-                line = b"\n" + line
-            file.write(line)
-
-    def _ends_whole(self) -> bool:
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
+        append_lines(self.path, json.dumps({"group": group, "result": result}, ensure_ascii=False) + "\n")
 
     def remove(self) -> None:
         """Removes the folder, once the job's result is written; other processes may be doing the same."""

@@ -20,11 +20,13 @@ from typing import Any
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.asking import Answerer, Ask, ModelAnswerer
 from gpt4roi.ranks import World
+from gpt4roi.writing import append_lines, telling
 
 logger = logging.getLogger(__name__)
 
 PICTURES_AT_ONCE = 32
 QUESTIONS_AT_ONCE = 8192
+KEPT = "the answers so far are kept"
 _SECONDS_BETWEEN_WORDS = 10
 
 
@@ -50,7 +52,8 @@ def answer_all(
 
     folder: gets `answers-<key>/<rank>.jsonl`; the key stands for questions and settings, so that answers to other
     questions or of another model are never taken for these. fresh: forgets what is kept there.
-    pictures_at_once: how many make a piece. Raises InputError where ids are not unique.
+    pictures_at_once: how many make a piece. Raises InputError where ids are not unique, and where the disk is full:
+    what was answered before stays.
     """
     world = world or World()
     numbers = {ask.id: number for number, ask in enumerate(asks)}
@@ -60,7 +63,8 @@ def answer_all(
     if fresh and world.local_rank == 0:
         shutil.rmtree(kept, ignore_errors=True)
     world.all_gather(None)
-    kept.mkdir(parents=True, exist_ok=True)
+    with telling(kept, KEPT):
+        kept.mkdir(parents=True, exist_ok=True)
     known: dict[str, Reply] = {}
     for found in world.all_gather(read_replies(kept)):
         known |= found
@@ -73,13 +77,12 @@ def answer_all(
     share = Share(frozenset(known), world.rank if together else 0, world.size if together else 1)
     new: dict[str, Reply] = {}
     progress = Progress(sum(asks[number].id not in known for piece in own for number in piece), world)
-    with (kept / f"{world.rank}.jsonl").open("a", encoding="utf-8") as file:
-        for piece in own:
-            for replies in ask_piece([asks[number] for number in piece], answer, share):
-                new |= replies
-                file.write("".join(_line(name, reply) for name, reply in replies.items()))
-                file.flush()
-                progress.done(len(replies))
+    for piece in own:
+        for replies in ask_piece([asks[number] for number in piece], answer, share):
+            new |= replies
+            lines = "".join(_line(name, reply) for name, reply in replies.items())
+            append_lines(kept / f"{world.rank}.jsonl", lines, KEPT)
+            progress.done(len(replies))
     for found in world.all_gather(new):
         known |= found
     return [known[ask.id] for ask in asks]
@@ -192,11 +195,7 @@ def read_replies(folder: Path) -> dict[str, Reply]:
     """Reads what was kept; a line that a kill tore is passed over, and what could not be answered is asked again."""
     replies: dict[str, Reply] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        whole = path.read_bytes()
-        if whole and not whole.endswith(b"\n"):  # so that the next line does not begin in the middle of this one
-            with path.open("ab") as file:
-                file.write(b"\n")
-        for line in whole.decode("utf-8", errors="replace").split("\n"):
+        for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
             try:
                 fields = json.loads(line)
                 reply = Reply(fields["answer"], _floats(fields.get("likelihoods")), fields.get("error", ""))

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.answering import PICTURES_AT_ONCE, Reply, answer_all
+from gpt4roi.evaluation.answering import KEPT, PICTURES_AT_ONCE, Reply, answer_all
 from gpt4roi.evaluation.asking import Answerer
 from gpt4roi.evaluation.benchmarks import open_benchmark
 from gpt4roi.evaluation.compare import compare_runs, read_run
@@ -26,6 +26,7 @@ from gpt4roi.evaluation.items import Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
 from gpt4roi.evaluation.page import write_page
 from gpt4roi.ranks import World
+from gpt4roi.writing import telling
 
 logger = logging.getLogger(__name__)
 
@@ -160,11 +161,9 @@ def write_whole(path: Path, text: str) -> None:
     Raises InputError where it cannot be written.
     """
     beside = path.with_name(f".{path.name}.new")
-    try:
+    with telling(path, KEPT):
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}; the answers are kept") from None
 
 
 def make_folder(folder: Path) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from gpt4roi.evaluation.answering import KEPT
 from gpt4roi.evaluation.compare import OtherRun
 from gpt4roi.evaluation.items import Item, Scores
 from gpt4roi.evaluation.metrics import words
 from gpt4roi.report import Answer, Bin, GalleryItem, Interval, Report, Share
+from gpt4roi.writing import telling
 
 WORST, BEST, BETWEEN = 90, 30, 30
 """How many pictures the gallery shows of each end, and drawn from the rest."""
@@ -35,7 +37,10 @@ def write_page(
     scores: Scores,
     other: OtherRun | None = None,
 ) -> None:
-    """Writes the page; a benchmark's own `key_figures`, `tables` and `galleries` stand in place of the common ones."""
+    """Writes the page; a benchmark's own `key_figures`, `tables` and `galleries` stand in place of the common ones.
+
+    Raises InputError where it cannot be written.
+    """
     page = Report(metrics.get("title", benchmark.TITLE), getattr(benchmark, "LEAD", ""))
     page.facts(benchmark.key_figures(metrics) if hasattr(benchmark, "key_figures") else _key_figures(metrics))
     for note in [*metrics.get("data_notes", []), *metrics["notes"]]:
@@ -55,7 +60,8 @@ def write_page(
     else:
         page.gallery("Answers", *gallery(items, scores, other))
     page.table("How it was measured", ["", ""], _provenance(metrics), folded=True)
-    page.write(path)
+    with telling(path, KEPT):
+        page.write(path)
 
 
 def figure(name: str, estimate: dict[str, Any]) -> Share | Interval:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -97,6 +98,53 @@ def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model, 
     assert rest.answered == 39 - counts[-1]
     again = Watched(model)
     assert answer_all(asks, again, killed, {}, pictures_at_once=at_once) == whole and again.answered == 0
+
+
+def limited_run(asks: list[Ask], model: ModelAnswerer, folder: Path, num_bytes: int) -> str:
+    """Answers in a process of its own whose files may not grow beyond so many bytes; returns what it died of."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+        try:
+            answer_all(asks, model, folder, {}, pictures_at_once=4)
+        except Exception as error:
+            os.write(writing, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as told:
+        return told.read()
+
+
+def test_a_full_disk_is_told_in_one_line_and_what_was_answered_stays(tmp_path, model):
+    asks = asks_about(tmp_path, 13)
+    whole = answer_all(asks, model, tmp_path / "whole", {}, pictures_at_once=4)
+    (written,) = (tmp_path / "whole").glob("*/0.jsonl")
+    half = written.stat().st_size // 2 + 3
+
+    told = limited_run(asks, model, tmp_path / "full", half)
+
+    assert told.startswith("InputError: ") and "\n" not in told
+    assert "0.jsonl cannot be written: File too large; the answers so far are kept: make room, and run it again" in told
+    (kept,) = (tmp_path / "full").glob("*/0.jsonl")
+    assert kept.stat().st_size == half and not kept.read_bytes().endswith(b"\n"), "the last line is torn"
+    before = len(read_replies(kept.parent))
+    assert before > 10
+    rest = Watched(model)
+    assert answer_all(asks, rest, tmp_path / "full", {}, pictures_at_once=4) == whole
+    assert rest.answered <= 39 - before + 8, "at most the torn batch is answered again"
+
+
+@pytest.mark.parametrize(("name", "blocked"), [("metrics.json", ".metrics.json.new"), ("report.html", "report.html")])
+def test_a_result_that_cannot_be_written_is_told_in_one_line(tmp_path, name, blocked):
+    from gpt4roi.evaluation.evaluate import evaluate
+    from gpt4roi.evaluation.items import Source
+
+    folder = visual7w(tmp_path, "telling")
+    (tmp_path / "out" / blocked).mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"{name} cannot be written: Is a directory; the answers so far are kept"):
+        evaluate("v7w-telling", lambda asks: ["a"] * len(asks), Source(folder), tmp_path / "out")
 
 
 def test_the_batches_of_a_piece_can_be_shared_and_get_the_same_answers(tmp_path, model):
