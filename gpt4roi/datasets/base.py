@@ -13,6 +13,14 @@ import numpy as np
 from gpt4roi.structures import RegionSample
 
 
+def too_many_lost(lost: int, whole: int, max_bad_fraction: float) -> bool:
+    """Tells whether a training stops because `lost` of `whole` samples or annotations cannot be used.
+
+    A single one never stops it, however few there are.
+    """
+    return lost > max(1, max_bad_fraction * whole)
+
+
 @dataclass(frozen=True)
 class Drop:
     """One thing of an annotation file that was left out when the index was made.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpt4roi.datasets.base import too_many_lost
 from gpt4roi.doctor.examine import SetResult
 from gpt4roi.doctor.findings import Findings, kind_of
 from gpt4roi.doctor.lengths import Ruler
@@ -25,21 +26,22 @@ class Verdict:
 def judge(results: Sequence[SetResult], max_bad_fraction: float, strict: bool = False) -> Verdict:
     """Weighs the findings.
 
-    Not ready: a set that cannot be opened, evaluation pictures in a training set, or more samples and annotations lost
-    than max_bad_fraction of a set allows (a training stops there too, but lets a single one pass); with strict, any
-    error or warning.
+    Not ready: a set that cannot be opened, evaluation pictures in a training set, or so many annotations or samples of
+    a set lost that a training stops (too_many_lost, which lets a single one pass; a training holds the samples of all
+    sets together against it, here each set must do by itself); with strict, any error or warning.
     """
     reasons = []
     for one in results:
-        lost, whole = losses(one)
         if "set_unreadable" in one.findings.counts:
             reasons.append(f"{one.name} cannot be opened")
-        elif lost > max_bad_fraction * whole:
-            reasons.append(f"{lost} of {whole} in {one.name} cannot be used ({100 * lost / whole:.3g} %)")
+        for lost, whole, what in _lost_of(one):
+            if too_many_lost(lost, whole, max_bad_fraction):
+                allowed = f"{100 * lost / whole:.3g} %; one, or {100 * max_bad_fraction:.3g} %, is allowed"
+                reasons.append(f"{lost} of {whole} {what} in {one.name} cannot be used ({allowed})")
         if one.findings.counts["leakage"]:
             reasons.append(f"evaluation pictures that are training pictures too: {one.findings.counts['leakage']}")
     errors, warnings = (sum(one.findings.number(severity) for one in results) for severity in ("error", "warning"))
-    if not any(one.checked for one in results if one.role == "training") and not reasons:
+    if not any(one.checked > one.lost for one in results if one.role == "training") and not reasons:
         reasons.append("there is nothing to learn from")
     if strict and not reasons and errors + warnings:
         reasons.append(f"{errors} errors and {warnings} warnings, with --strict")
@@ -47,9 +49,16 @@ def judge(results: Sequence[SetResult], max_bad_fraction: float, strict: bool = 
         return Verdict(False, "not ready", "; ".join(reasons))
     if errors + warnings:
         skipped = sum(losses(one)[0] for one in results)
-        lost = f"{skipped} samples would be skipped, " if skipped else ""
+        lost = f"{skipped} left out, which stops no training; " if skipped else ""
         return Verdict(True, "ready, with remarks", f"{lost}{errors} errors and {warnings} warnings")
     return Verdict(True, "ready", "no fault was found")
+
+
+def _lost_of(result: SetResult) -> list[tuple[int, int, str]]:
+    """Returns (how many cannot be used, of how many, of what): annotations of the files, and samples looked at."""
+    if result.dataset is None:
+        return []
+    return [(*result.dataset.faults(), "annotations"), (result.lost, result.checked, "samples")]
 
 
 def losses(result: SetResult) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from gpt4roi.constants import IGNORE_INDEX
-from gpt4roi.datasets.base import RegionDataset
+from gpt4roi.datasets.base import RegionDataset, too_many_lost
 from gpt4roi.errors import InputError
 from gpt4roi.processor import GPT4RoIProcessor
 
@@ -20,10 +20,13 @@ BATCHES_TO_TRY = 8
 
 
 def check_drops(parts: Iterable[RegionDataset], max_bad_fraction: float) -> None:
-    """Raises InputError for a data set that lost more than this share of its annotations because they are wrong."""
+    """Raises InputError for a data set that lost more than this share of its annotations because they are wrong.
+
+    A single one never stops a training.
+    """
     for part in parts:
         faults, whole = part.faults()
-        if faults > max(1, max_bad_fraction * whole):
+        if too_many_lost(faults, whole, max_bad_fraction):
             first = next(drop.detail for drop in part.drops() if drop.detail)
             raise InputError(
                 f"{part.name}: {faults} of {whole} cannot be used, more than --max_bad_fraction "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gpt4roi.constants import IGNORE_INDEX
+from gpt4roi.datasets.base import too_many_lost
 from gpt4roi.errors import InputError
 from gpt4roi.train.alignment import AlignmentLoss
 from gpt4roi.train.grouping import StepSampler
@@ -18,6 +19,8 @@ from gpt4roi.train.trainable import parameter_groups
 
 logger = logging.getLogger(__name__)
 
+ENOUGH_SEEN = 100
+"""Samples after which their share that cannot be used is judged."""
 _FOR_THE_TRAINER = ("skipped", "sources", "n_dropped_turns", "text_ids")
 
 
@@ -26,7 +29,8 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
 
     rates, decays: learning rates and weight decays of modules that differ from the rest.
     alignment, align_weight: the alignment loss that is kept during training, and its weight; None and 0 for none.
-    max_bad_fraction: the training stops once more than this share of the samples could not be used.
+    max_bad_fraction: the training stops once more than this share of the samples could not be used, after ENOUGH_SEEN
+    of them; a single one, in whatever epoch, never stops it.
     """
 
     kept_counts = ("seen", "skipped", "dropped_turns", "bad_steps")
@@ -47,6 +51,7 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         self.alignment = None if alignment is None else alignment.to(self.args.device)
         self.max_bad_fraction = max_bad_fraction
         self.seen = self.skipped = self.dropped_turns = 0
+        self._reasons: set[str] = set()
         self.guard = StepGuard(self.args.max_bad_steps)
         self.rates_seen = Rates(self.args.world_size)
 
@@ -97,7 +102,11 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         self.seen += len(dropped) + len(reasons)
         self.skipped += len(reasons)
         self.dropped_turns += int(sum(dropped))
-        if self.skipped > max(1, self.max_bad_fraction * self.seen) and self.seen >= 100:
+        # One sample that is skipped in every epoch is a single one still.
+        if len(self._reasons) < 2:
+            self._reasons |= set(reasons)
+        lost = self.skipped if len(self._reasons) > 1 else 1
+        if self.seen >= ENOUGH_SEEN and too_many_lost(lost, self.seen, self.max_bad_fraction):
             raise InputError(
                 f"{self.skipped} of {self.seen} samples could not be used, more than --max_bad_fraction "
                 f"{self.max_bad_fraction}; the last: {reasons[-1] if reasons else 'see above'}"

@@ -96,8 +96,38 @@ def test_losses_within_the_allowed_share_are_remarks(tmp_path, ruler):
     (tmp_path / "3.png").unlink()
     results = examine([unified(path)], ruler)
     assert results[0].lost == 1
-    assert judge(results, 0.1).word == "ready, with remarks"
-    assert judge(results, 0.01).reason.startswith("1 of 12 in unified")
+    assert judge(results, 0.01).word == "ready, with remarks", "a training lets a single one pass too"
+    assert judge(results, 0.01).reason == "1 left out, which stops no training; 1 errors and 0 warnings"
+    (tmp_path / "4.png").unlink()
+    results = examine([unified(path)], ruler)
+    assert judge(results, 0.2).word == "ready, with remarks"
+    verdict = judge(results, 0.1)
+    assert verdict.word == "not ready" and verdict.reason.startswith("2 of 12 samples in unified")
+    assert verdict.reason.endswith("cannot be used (16.7 %; one, or 10 %, is allowed)")
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_the_verdict_on_annotations_is_that_of_a_training(tmp_path, ruler, bad):
+    from gpt4roi.train.checks import check_drops
+
+    path = good_set(tmp_path)
+    with path.open("a") as file:
+        file.write("".join("\n" + json.dumps(line("0.png", answer="")) for _ in range(bad)))
+    (result,) = examine([unified(path)], ruler)
+    verdict = judge([result], 0.01)
+    if bad < 2:
+        check_drops([result.dataset], 0.01)
+        assert verdict.ready
+    else:
+        with pytest.raises(InputError, match="2 of 14 cannot be used"):
+            check_drops([result.dataset], 0.01)
+        assert not verdict.ready and verdict.reason.startswith("2 of 14 annotations in unified")
+
+
+def test_a_set_whose_only_sample_is_lost_is_not_ready(tmp_path, ruler):
+    path = good_set(tmp_path, count=1)
+    (tmp_path / "0.png").unlink()
+    assert judge(examine([unified(path)], ruler), 0.01).reason == "there is nothing to learn from"
 
 
 def test_a_bad_picture_counts_for_every_sample_that_needs_it(tmp_path, ruler):

@@ -47,6 +47,17 @@ def test_skipped_samples_are_reported_at_each_logging_step(parts, tmp_path):
     assert counts == sorted(counts) and 4 <= counts[-1] <= 12
 
 
+def test_a_single_bad_sample_does_not_stop_a_training_however_often_it_comes_around(parts, tmp_path, caplog):
+    rows = [json.loads(row) for row in (parts / "train.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["image"] = f"{parts}/{row['image']}" if number else "missing.png"
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = ["--dataset_config", f"{tmp_path}/some.jsonl", "--per_device_train_batch_size", "4"]
+    folder = stage1(tmp_path / "out", parts, *chosen, steps=60)
+    assert json.loads((folder / "trained.json").read_text())["steps"] == 60
+    assert caplog.text.count("Skipped a sample: picture") > 0.01 * 60 * 4
+
+
 def test_a_training_of_which_too_much_is_bad_stops_with_the_numbers_and_the_last_place(parts, tmp_path):
     chosen = half_missing(parts, tmp_path / "some.jsonl")
     with pytest.raises(InputError, match=r"of 1\d\d samples could not be used, .* the last: picture .*some.jsonl#\d+"):
