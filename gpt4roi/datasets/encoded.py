@@ -18,6 +18,9 @@ from gpt4roi.structures import RegionSample
 class PictureFeatures(Protocol):
     """Keeps what a frozen tower made of each picture."""
 
+    def __contains__(self, image: str) -> bool:
+        """Tells whether the tower saw this picture, which it did if the picture could be read."""
+
     def get(self, image: str) -> dict[str, Any]:
         """Returns `image_tokens` and `feature_maps` of one picture."""
 
@@ -76,5 +79,11 @@ class EncodedDataset(Dataset):
     def _encode(self, sample: RegionSample) -> dict[str, Any]:
         if self.features is None or sample.image is None:
             return self.processor.encode(sample)
+        if sample.image not in self.features:
+            self.processor.encode(sample)  # says what is wrong, as it does where nothing is kept
+            raise InputError(
+                f"picture {sample.image!r} in {sample.source} could not be read when the pictures were looked at, but "
+                "now it can; begin the training anew to use it"
+            )
         size = self.features.image_size(sample.image)
         return self.processor.encode_text(sample, image_size=size) | self.features.get(sample.image)

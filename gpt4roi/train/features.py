@@ -30,13 +30,16 @@ class KeptFeatures:
     """Holds the tower's outputs for a list of pictures in memory, as float16.
 
     tensors: `image_tokens` [N, P, C] and `level0` … [N, C, H, W], shallow first;
-    sizes: (height, width) of each picture.
+    sizes: (height, width) of each picture. Pictures that cannot be read are not among them.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], images: list[str], sizes: list[tuple[int, int]]) -> None:
         self.tensors, self.sizes = tensors, sizes
         self.row = {image: row for row, image in enumerate(images)}
         self.levels = sorted(name for name in tensors if name.startswith("level"))
+
+    def __contains__(self, image: str) -> bool:
+        return image in self.row
 
     def get(self, image: str) -> dict[str, Any]:
         """Returns `image_tokens` float16[P, C] and `feature_maps`, a list of float16[C, H, W], of one picture."""
@@ -62,31 +65,39 @@ def keep_features(
 
     bf16: compute them under autocast, as the training itself. They are kept under a name made of the tower's weights,
     the precision, the picture pipeline and each file's path, size and time of change, so that nothing stale is read.
-    Raises InputError where a sample augments its picture.
+    Pictures that cannot be read are left out and named in the log: their samples are skipped and counted in training.
+    Raises InputError where a sample augments its picture, and where no picture can be read.
     """
     images, pipeline = _pictures(mixture)
     path = folder / f"features-{_fingerprint(model.vision_tower, f'{pipeline} {bf16}', images)}.safetensors"
     if path.is_file():
-        logger.info("Picture features: %d pictures, kept in %s", len(images), path)
         with safe_open(path, framework="pt") as file:
-            return KeptFeatures(
-                {key: file.get_tensor(key) for key in file.keys()},  # noqa: SIM118
-                images,
-                [tuple(size) for size in json.loads(file.metadata()["sizes"])],
-            )
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            sizes = [tuple(size) for size in json.loads(file.metadata()["sizes"])]
+            unreadable = set(json.loads(file.metadata().get("unreadable", "[]")))
+        kept = KeptFeatures(tensors, [image for image in images if image not in unreadable], sizes)
+        logger.info("Picture features: %d pictures, kept in %s", len(kept.row), path)
+        return kept
     kept = _look(images, pipeline, processor, model, bf16)
     folder.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(kept.tensors, beside, metadata={"sizes": json.dumps(kept.sizes)})
+    unreadable = [image for image in images if image not in kept]
+    save_file(kept.tensors, beside, metadata={"sizes": json.dumps(kept.sizes), "unreadable": json.dumps(unreadable)})
     beside.replace(path)
     return kept
 
 
 def _pictures(mixture: Mixture) -> tuple[list[str], str]:
-    """Returns the distinct pictures of a mixture in order of appearance, and the one pipeline they all go through."""
+    """Returns the distinct pictures of a mixture in order of appearance, and the one pipeline they all go through.
+
+    Samples that cannot be drawn have none here: they are skipped and counted in training.
+    """
     pipelines: dict[str, str] = {}
     for index in range(len(mixture)):
-        sample = mixture.sample(index, np.random.default_rng(0))
+        try:
+            sample = mixture.sample(index, np.random.default_rng(0))
+        except InputError:
+            continue
         if sample.augmentation is not None:
             raise InputError(f"{sample.source}: --picture_features needs data sets that do not augment pictures")
         if sample.image is not None:
@@ -102,32 +113,54 @@ def _fingerprint(tower: nn.Module, how: str, images: list[str]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     for image in images:
-        try:
-            facts = os.stat(image)
-        except OSError:
-            raise InputError(f"{image}: no such picture") from None
-        digest.update(f"{image} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        digest.update(f"{image} {_state(image)}\n".encode(errors="backslashreplace"))
     return digest.hexdigest()[:16]
+
+
+def _state(image: str) -> str:
+    try:
+        facts = os.stat(image)
+    except (OSError, ValueError):  # it is looked for again in every run, in case it came
+        return "missing"
+    return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
 @torch.no_grad()
 def _look(images: list[str], pipeline: str, processor: GPT4RoIProcessor, model: nn.Module, bf16: bool) -> KeptFeatures:
     tensors: dict[str, torch.Tensor] = {}
-    sizes = []
+    seen: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    reasons: list[str] = []
     parameter = next(model.vision_tower.parameters())
     with tqdm(total=len(images), desc="looking at pictures", unit="picture") as bar:
         for start in range(0, len(images), PICTURES_AT_ONCE):
-            pictures = [load_image(image, pipeline) for image in images[start : start + PICTURES_AT_ONCE]]
-            sizes.extend((picture.height, picture.width) for picture in pictures)
-            pixels = torch.stack([processor.pixel_values(picture, pipeline) for picture in pictures])
+            portion = images[start : start + PICTURES_AT_ONCE]
+            bar.update(len(portion))
+            opened = []
+            for image in portion:
+                try:
+                    picture = load_image(image, pipeline)
+                except InputError as error:
+                    reasons.append(str(error))
+                    continue
+                seen.append(image)
+                sizes.append((picture.height, picture.width))
+                opened.append(processor.pixel_values(picture, pipeline))
+            if not opened:
+                continue
             # Convolutions are several times faster on channels-last pictures, and in bfloat16, on a CPU.
-            pixels = pixels.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+            pixels = torch.stack(opened).to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
             with torch.autocast(parameter.device.type, torch.bfloat16, enabled=bf16):
                 tokens, maps = model.encode_picture(pixels)
             parts = {"image_tokens": tokens} | {f"level{number}": level for number, level in enumerate(maps)}
             for name, part in parts.items():
                 if name not in tensors:
                     tensors[name] = torch.empty(len(images), *part.shape[1:], dtype=torch.float16)
-                tensors[name][start : start + len(part)] = part
-            bar.update(len(pictures))
-    return KeptFeatures(tensors, images, sizes)
+                tensors[name][len(seen) - len(part) : len(seen)] = part
+    if reasons:
+        said = f"{len(reasons)} of {len(images)} pictures cannot be read"
+        if not seen:
+            raise InputError(f"--picture_features: {said}; the first: {reasons[0]}")
+        logger.warning("%s, and their samples are skipped; the first: %s", said, reasons[0])
+        tensors = {name: whole[: len(seen)].clone() for name, whole in tensors.items()}
+    return KeptFeatures(tensors, seen, sizes)

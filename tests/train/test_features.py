@@ -1,6 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tiny_training import stage1
 
 from gpt4roi.datasets.encoded import EncodedDataset
 from gpt4roi.datasets.selection import build_mixture
@@ -49,6 +53,73 @@ def test_a_sample_with_kept_features_has_the_same_text_and_boxes(parts, pyramid_
     named = mixture.region_texts(2)
     expected = [{"red": 0, "green": 1, "blue": 2}[named[box]] for box in with_features["box_indices"].tolist()]
     assert with_features["text_ids"].tolist() == expected
+
+
+@pytest.fixture
+def damaged(parts, tmp_path):
+    """Samples of eight pictures, of which the second is missing, the third is cut off and the fourth is none."""
+    rows = []
+    for number, row in enumerate(map(json.loads, (parts / "train.jsonl").read_text().splitlines())):
+        picture = tmp_path / f"{number}.png"
+        whole = (parts / row["image"]).read_bytes()
+        if number != 1:
+            picture.write_bytes({2: whole[: len(whole) // 2], 3: b"no picture"}.get(number, whole))
+        rows.append(json.dumps(row | {"image": str(picture)}) + "\n")
+    (tmp_path / "train.jsonl").write_text("".join(rows[:8]))
+    return tmp_path / "train.jsonl"
+
+
+def test_unreadable_pictures_are_skipped_with_the_words_of_the_plain_path(
+    damaged, pyramid_model, pyramid_processor, tmp_path, caplog
+):
+    mixture = build_mixture(damaged)
+    plain = EncodedDataset(mixture, pyramid_processor, 0)
+    reasons = [plain[index].get("skipped") for index in range(8)]
+    assert [reason is not None for reason in reasons] == [False, True, True, True] + [False] * 4
+
+    for _ in range(2):  # looked at, then read from the file
+        kept = keep_features(tmp_path / "kept", mixture, pyramid_processor, pyramid_model)
+        dataset = EncodedDataset(mixture, pyramid_processor, 0, kept)
+        samples = [dataset[index] for index in range(8)]
+        assert [sample.get("skipped") for sample in samples] == reasons
+        whole = keep_features(tmp_path / "whole", Some(mixture, 6), pyramid_processor, pyramid_model)
+        image = mixture.sample(6, np.random.default_rng(0)).image
+        assert torch.allclose(samples[6]["image_tokens"], whole.get(image)["image_tokens"], rtol=2e-3, atol=2e-3)
+    assert caplog.text.count("3 of 8 pictures cannot be read, and their samples are skipped; the first: picture") == 1
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "1.png")
+    assert "but now it can; begin the training anew" in dataset[1]["skipped"]
+    kept = keep_features(tmp_path / "kept", mixture, pyramid_processor, pyramid_model)
+    assert "skipped" not in EncodedDataset(mixture, pyramid_processor, 0, kept)[1]
+
+
+def test_a_training_on_kept_features_skips_and_counts_as_without_them(damaged, parts, tmp_path):
+    counts = []
+    for more in ([], ["--picture_features", f"{tmp_path}/kept"]):
+        chosen = ["--dataset_config", str(damaged), "--logging_steps", "1", "--max_bad_fraction", "0.5", *more]
+        folder = stage1(tmp_path / f"out{len(counts)}", parts, *chosen, steps=4)
+        state = json.loads(next(folder.glob("checkpoint-*/trainer_state.json")).read_text())
+        counts.append([entry.get("skipped") for entry in state["log_history"] if "loss" in entry])
+    assert counts[0] == counts[1] and counts[0][-1]
+
+
+def test_pictures_none_of_which_can_be_read_are_told_in_one_line(damaged, pyramid_model, pyramid_processor, tmp_path):
+    with pytest.raises(InputError, match=r"--picture_features: 1 of 1 pictures cannot be read; the first: .*1\.png"):
+        keep_features(tmp_path / "kept", Some(build_mixture(damaged), 1), pyramid_processor, pyramid_model)
+    assert not (tmp_path / "kept").exists()
+
+
+class Some:
+    """A mixture of one sample of another."""
+
+    def __init__(self, mixture, index):
+        self.mixture, self.index = mixture, index
+
+    def __len__(self):
+        return 1
+
+    def sample(self, _, rng):
+        return self.mixture.sample(self.index, rng)
 
 
 class Shifting:
