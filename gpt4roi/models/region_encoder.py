@@ -23,21 +23,29 @@ POOLING_COST = {("cpu", "torchvision"): 600, ("cpu", "mmcv"): 600}
 DEFAULT_POOLING_COST = 100
 
 
+class _Norm(nn.GroupNorm):
+    """GroupNorm in the precision of its map.
+
+    The kernel itself computes half precision in float32; autocast would keep float32 maps for the gradient besides.
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(values.device.type, enabled=False):
+            weight, bias = self.weight.to(values.dtype), self.bias.to(values.dtype)
+            return F.group_norm(values, self.num_groups, weight, bias, self.eps)
+
+
 class FusionConv(nn.Module):
     """One round's 3x3 convolution, GroupNorm and ReLU; the same one for all levels."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = _Norm(groups, channels)
 
     def forward(self, levels: list[list[Stretched]]) -> list[Stretched]:
         """Returns a float[K, C, S, S] for each level; its parts are maps of one side that have C channels together."""
-        # Autocast may norm in float32; no later step reads more than the convolution's own precision.
-        return [
-            Stretched(F.relu(self.norm(mixed), inplace=True).to(mixed.dtype))
-            for mixed in convolve(levels, self.conv.weight)
-        ]
+        return [Stretched(F.relu(self.norm(mixed), inplace=True)) for mixed in convolve(levels, self.conv.weight)]
 
 
 class FeatureFusion(nn.Module):
