@@ -161,18 +161,20 @@ def argument_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def report(found: Iterable[Row], args: argparse.Namespace) -> None:
-    """Prints every row as it comes, and writes them to --json."""
+    """Prints every row as it comes, and writes it to --json with those before it."""
     import torch
 
     torch.set_num_threads(args.threads)
+    # Results are compared in float32, which a GPU's TensorFloat-32 is not.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     say(machine())
     kept = []
     for row in found:
         say(line(row))
-        kept.append(row)
-    if args.json:
-        content = {"machine": machine(), "rows": [asdict(row) for row in kept]}
-        args.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        kept.append(asdict(row))
+        if args.json:
+            content = {"machine": machine(), "rows": kept}
+            args.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(measure: Callable[[bool], Iterable[Row]], doc: str | None) -> None:
