@@ -83,6 +83,8 @@ def choose_device(name: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name!r} cannot be used here: {reason}; expected cpu, cuda, cuda:0, mps …") from None

@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates and writes the main figures to stdout, one a line."""
     facts = check_arguments(args)
 
-    from gpt4roi.evaluation.evaluate import evaluate
+    from gpt4roi.evaluation.compare import read_run
+    from gpt4roi.evaluation.evaluate import evaluate, read_items
     from gpt4roi.evaluation.items import Source
     from gpt4roi.evaluation.models import fingerprint
     from gpt4roi.evaluation.similarity import find_sentence_model
@@ -69,13 +70,16 @@ def run(args: argparse.Namespace) -> int:
         question=args.question,
         sentence_model=None if args.sentence_model is None else Path(args.sentence_model),
     )
+    if args.compare is not None:
+        read_run(args.compare, args.benchmark)  # a wrong one is told before the model is opened
+    items = read_items(args.benchmark, source)
     world = join_world()
     try:
         answer, settings = open_answerer(args, world)
         settings |= {"model": fingerprint(args.model), "batch_size": args.batch_size}
         settings |= {"tower": None if args.vision_tower is None else fingerprint(args.vision_tower)}
         metrics = evaluate(
-            args.benchmark, answer, source, args.out, facts, settings, args.compare, world, fresh=args.fresh
+            args.benchmark, answer, source, args.out, facts, settings, args.compare, world, args.fresh, items
         )
     finally:
         leave_world()

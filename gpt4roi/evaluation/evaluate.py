@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from gpt4roi.evaluation.items import Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
 from gpt4roi.evaluation.page import write_page
 from gpt4roi.ranks import World
-from gpt4roi.writing import telling
+from gpt4roi.writing import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -41,23 +40,22 @@ def evaluate(
     compare: str | Path | None = None,
     world: World | None = None,
     fresh: bool = False,
+    items: list[Item] | None = None,
 ) -> dict[str, Any] | None:
     """Asks everything, writes the files into out_dir and returns the metrics; None in all processes but the first.
 
     name: as in BENCHMARKS. answer: a ModelAnswerer or anything that answers. facts: what else belongs into
     metrics.json and the report, such as the command, or `phases`, minutes by phase. settings: what answers depend on
     beside the questions, such as the model's fingerprint; answers kept under other settings are not taken over.
-    compare: metrics.json of another run, or its folder. fresh: asks again what was answered before.
+    compare: metrics.json of another run, or its folder. fresh: asks again what was answered before. items: what
+    read_items returned, where it was called before.
     Raises InputError where the data cannot be used.
     """
     started = time.monotonic()
     world, out_dir = world or World(), Path(out_dir)
     benchmark = open_benchmark(name)
-    if source.split is not None and source.split not in benchmark.SPLITS:
-        raise InputError(f"--split {source.split}: {name} has {', '.join(benchmark.SPLITS)}")
     other = None if compare is None else read_run(compare, name)
-    items = benchmark.load(source)
-    check_pictures(items)
+    items = read_items(name, source) if items is None else items
     make_folder(out_dir)
     settings = {"benchmark": name, **(settings or {})}
     at_once = getattr(benchmark, "PICTURES_AT_ONCE", PICTURES_AT_ONCE)
@@ -71,12 +69,22 @@ def evaluate(
     if other is not None:
         metrics["compared"] = compare_runs(benchmark, source, items, other)
     write_predictions(out_dir / "predictions.jsonl", items, scores)
-    write_whole(out_dir / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    write_whole(out_dir / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", KEPT)
     write_page(out_dir / "report.html", benchmark, metrics, items, scores, other)
     for note in metrics["notes"]:
         logger.warning("%s", note)
     logger.info("%d questions in %.0f s; see %s", len(items), metrics["seconds"], out_dir / "report.html")
     return metrics
+
+
+def read_items(name: str, source: Source) -> list[Item]:
+    """Reads what a benchmark asks. Raises InputError where the data cannot be used, before any model is opened."""
+    benchmark = open_benchmark(name)
+    if source.split is not None and source.split not in benchmark.SPLITS:
+        raise InputError(f"--split {source.split}: {name} has {', '.join(benchmark.SPLITS)}")
+    items = benchmark.load(source)
+    check_pictures(items)
+    return items
 
 
 def check_pictures(items: Sequence[Item]) -> None:
@@ -152,18 +160,7 @@ def write_predictions(path: Path, items: Sequence[Item], scores: Scores) -> None
         fields |= {key: value for key, value in optional.items() if value not in (None, "", [])}
         fields |= {key: value for key, value in item.facts.items() if isinstance(value, str | int | float)}
         lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
-    write_whole(path, "".join(lines))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file beside its place and renames it, so that it is never there in half.
-
-    Raises InputError where it cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.new")
-    with telling(path, KEPT):
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+    write_whole(path, "".join(lines), KEPT)
 
 
 def make_folder(folder: Path) -> None:

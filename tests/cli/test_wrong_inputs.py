@@ -49,6 +49,7 @@ WRONG = {
     "an unknown flag": (["PICTURE", *BOX, "--boxes", "1"], "unrecognized arguments: --boxes 1"),
     "no tokens": (["PICTURE", *BOX, "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
     "an unknown device": (["PICTURE", *BOX, "--device", "abacus"], "device 'abacus' cannot be used here"),
+    "a device without numbers": (["PICTURE", *BOX, "--device", "meta"], "device 'meta' cannot be used here: it holds"),
     "an unknown dtype": (["PICTURE", *BOX, "--dtype", "int3"], "dtype 'int3' is not known; expected one of"),
     "a negative temperature": (["PICTURE", *BOX, "--temperature", "-1"], "temperature must be 0 (greedy) or more"),
     "a top-p above one": (["PICTURE", *BOX, "--top-p", "2"], "top_p must be above 0 and at most 1, got 2.0"),

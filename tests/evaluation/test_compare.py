@@ -202,6 +202,17 @@ def test_a_run_of_another_benchmark_is_no_comparison(runs, tmp_path, capsys):
     assert "is of the benchmark 'v7w-telling', not 'vg'" in capsys.readouterr().err
 
 
+def test_data_that_cannot_be_read_are_told_before_the_model_is_opened(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gpt4roi.cli.evaluate.open_answerer", lambda *given: pytest.fail("the model was opened"))
+    (tmp_path / "data.json").write_text("no JSON")
+    model = tmp_path / "model.py"
+    model.write_text("def answer(asks):\n    return ['x'] * len(asks)\n")
+    words = ["--benchmark", "vg", "--data", str(tmp_path / "data.json"), "--out", str(tmp_path / "out")]
+
+    assert main(["evaluate", *words, "--model", str(model)]) == 2
+    assert "data.json: no JSON" in capsys.readouterr().err
+
+
 def test_pictures_that_are_not_there_are_said_before_anything_is_asked(telling, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     model = tmp_path / "model.py"
