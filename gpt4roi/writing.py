@@ -1,4 +1,4 @@
-"""Files of long jobs: written so that a full disk costs one readable line, and nothing of what was there before."""
+"""Results in files: written so that a full disk costs one readable line, and nothing of what was there before."""
 
 from __future__ import annotations
 
@@ -22,6 +22,34 @@ def telling(path: Path, kept: str = "what is done is kept") -> Iterator[None]:
         raise InputError(
             f"{path} cannot be written: {error.strerror or error}; {kept}: make room, and run it again"
         ) from None
+
+
+@contextlib.contextmanager
+def whole(path: Path, kept: str = "what was there before is kept") -> Iterator[Path]:
+    """Gives a path beside this one to write to; that file takes its place when all went well, else nothing is left.
+
+    A link is followed. Makes the folder. Raises InputError where the path is something else than a file, which would
+    be replaced, and where the file cannot be written.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file that could be replaced; give another name")
+    beside = path.with_name(f".{path.name}.part")
+    with telling(path, kept):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str, kept: str = "what was there before is kept") -> None:
+    """Writes a text file whole or not at all. Raises InputError where it cannot be written."""
+    with whole(path, kept) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def append_lines(path: Path, lines: str, kept: str = "what is done is kept") -> None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
-from gpt4roi.writing import append_lines, telling
+from gpt4roi.writing import append_lines, telling, write_whole
+
+DESCRIPTION = "job.json"
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all. Raises InputError where it cannot be written."""
-    beside = path.with_name(f"{path.name}.new")
-    with telling(path):
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+def parts_folder(out: Path) -> Path:
+    """Returns where a job that is under way keeps what is done."""
+    return out.with_name(f"{out.name}.parts")
 
 
 class Journal:
@@ -36,18 +31,15 @@ class Journal:
         self._check(job, rank)
 
     def _check(self, job: dict[str, Any], rank: int) -> None:
-        description = self.folder / "job.json"
+        description = self.folder / DESCRIPTION
         if description.exists():
-            try:
-                before = dict(json.loads(description.read_bytes()))
-            except (ValueError, TypeError):
-                raise InputError(f"{description}: damaged; remove {self.folder} to begin anew") from None
+            before = _read_job(description)
             differ = [name for name in {**before, **job} if before.get(name) != job.get(name)]
             if differ:
                 what = "; ".join(f"{name} was {before.get(name)!r:.60}, is {job.get(name)!r:.60}" for name in differ)
                 raise InputError(f"{self.folder} holds what is done of another job ({what}); remove it, or give --out")
         elif rank == 0:
-            write_json(description, job)
+            write_whole(description, json.dumps(job, ensure_ascii=False))
 
     def finished(self) -> dict[int, Any]:
         """Returns the groups that any process finished, by number; a line torn by a kill is passed over."""
@@ -65,10 +57,29 @@ class Journal:
 
     def remove(self) -> None:
         """Removes the folder, once the job's result is written; other processes may be doing the same."""
-        for path in [*self.folder.glob("rank-*.jsonl"), self.folder / "job.json"]:
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+        _remove(self.folder)
+
+
+def clear_finished(out: Path, job: dict[str, Any]) -> None:
+    """Removes what a job left that was killed after its result was written; another job's is kept."""
+    description = parts_folder(out) / DESCRIPTION
+    with contextlib.suppress(InputError, FileNotFoundError):
+        if _read_job(description) == job:
+            _remove(description.parent)
+
+
+def _read_job(description: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(description.read_bytes()))
+    except (ValueError, TypeError):
+        raise InputError(f"{description}: damaged; remove {description.parent} to begin anew") from None
+
+
+def _remove(folder: Path) -> None:
+    for path in [*folder.glob("rank-*.jsonl"), *folder.glob(f".{DESCRIPTION}.*"), folder / DESCRIPTION]:
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Hashable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gpt4roi.captioning.journal import Journal, write_json
+from gpt4roi.captioning.journal import Journal, parts_folder
 from gpt4roi.captioning.source import Picture, Source, annotation_box
 from gpt4roi.describing import View, describe_pictures, grouped, view_of
 from gpt4roi.errors import InputError
@@ -20,6 +21,7 @@ from gpt4roi.inputs import one_region_question, open_picture
 from gpt4roi.pictures import load_image
 from gpt4roi.ranks import World
 from gpt4roi.sampling import Decoding
+from gpt4roi.writing import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +74,10 @@ def caption_file(
     outcome = None
     if world.rank == 0:
         content, outcome = _merge(source, groups, done, field, job)
-        write_json(out, content)
+        write_whole(out, json.dumps(content, ensure_ascii=False), "what is done is kept")
     world.all_gather(None)  # nobody clears away before the result is written
     journal.remove()
     return outcome
-
-
-def parts_folder(out: Path) -> Path:
-    """Returns where a job that is under way keeps what is done."""
-    return out.with_name(f"{out.name}.parts")
 
 
 def _caption_group(

@@ -11,6 +11,7 @@ from typing import Any
 
 from gpt4roi.cli import output
 from gpt4roi.errors import InputError
+from gpt4roi.writing import whole
 
 logger = logging.getLogger(__name__)
 
@@ -139,15 +140,8 @@ def _convert_detections(args: argparse.Namespace) -> int:
     if args.out.suffix != ".npz":
         raise InputError(f"{args.out}: detections are written as .npz; give such a name")
     found = read_detections(args.source, read_bytes(args.source))
-    part = args.out.with_name(f".{args.out.name}.part")
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        found.save(part)
-        part.replace(args.out)
-    except OSError as error:
-        raise InputError(f"{args.out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(args.out) as beside:
+        found.save(beside)
     output.line(f"{args.out}: {len(found.names)} pictures, {len(found.labels)} boxes; name it as det_pkl_path")
     return 0
 

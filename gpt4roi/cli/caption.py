@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; give a file name such as {out / 'captions.json'}")
+    if out.exists() and not out.is_file():
+        raise InputError(f"--out {out} is no file; give a file name such as captions.json")
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: the folder {out.parent} does not exist; make it first")
     if not Path(args.annotations).is_file():
@@ -123,6 +125,8 @@ def describe_job(args: argparse.Namespace) -> dict[str, Any]:
 
 def _already_there(out: Path, job: dict[str, Any]) -> int:
     """Says that a finished job has nothing left to do. Raises InputError where the file is of another."""
+    from gpt4roi.captioning.journal import clear_finished
+
     try:
         before = json.loads(out.read_text(encoding="utf-8"))["info"]["gpt4roi"]
         before.pop("failed", None)
@@ -130,6 +134,7 @@ def _already_there(out: Path, job: dict[str, Any]) -> int:
         before = None
     if before != job:
         raise InputError(f"--out {out} exists and is of another job; give another name, or --overwrite")
+    clear_finished(out, job)
     logger.info("%s is there already, of just this job: nothing to do", out)
     return 0
 

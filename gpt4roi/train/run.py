@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
+from gpt4roi.writing import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -134,14 +135,6 @@ def write_settings(folder: Path, parts: list[Mapping[str, Any]], processes: int)
     settings = {name: value for part in parts for name, value in part.items()}
     facts = {"processes": processes, "versions": versions, "settings": settings}
     write_whole(folder / SETTINGS, json.dumps(facts, indent=1, default=str))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file beside its place and renames it there, so that it is never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 def require_finished(folder: Path) -> None:

@@ -30,6 +30,7 @@ from gpt4roi.train.resume import check_position, describe_data
 from gpt4roi.train.trainable import learning_table, parse_rates, set_trainable
 from gpt4roi.train.trainer import GPT4RoITrainer
 from gpt4roi.train.watch import WatchRegions, choose
+from gpt4roi.writing import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def _train(
     trainer.save_whole()
     if trainer.is_world_process_zero():
         facts = {"steps": trainer.state.global_step, "seconds": round(result.metrics["train_runtime"], 1)}
-        run.write_whole(folder / run.DONE, json.dumps(facts))
+        write_whole(folder / run.DONE, json.dumps(facts))
     return folder
 
 

@@ -22,7 +22,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.pictures import load_image
 from gpt4roi.processor import GPT4RoIProcessor
 from gpt4roi.structures import RegionSample
-from gpt4roi.train.run import write_whole
+from gpt4roi.writing import write_whole
 
 logger = logging.getLogger(__name__)
 

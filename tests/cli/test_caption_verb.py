@@ -34,6 +34,21 @@ def test_the_counts_go_to_stdout_and_the_rest_to_stderr(job, tmp_path, capsys):
     assert texts[0] == texts[1] != texts[2] and texts[3] is None
 
 
+def test_what_a_kill_after_the_result_left_is_cleared_away(job, tmp_path):
+    assert main(job) == 0
+    described = json.loads((tmp_path / "out.json").read_text())["info"]["gpt4roi"]
+    described.pop("failed")
+    parts = tmp_path / "out.json.parts"
+    parts.mkdir()
+    (parts / "rank-0.jsonl").write_text("")
+    (parts / "job.json").write_text(json.dumps(described | {"seed": 5}))
+    assert main(job) == 0
+    assert parts.is_dir(), "it is of another job"
+    (parts / "job.json").write_text(json.dumps(described))
+    assert main(job) == 0
+    assert not parts.exists()
+
+
 def test_a_finished_job_has_nothing_left_and_another_is_not_overwritten(job, tmp_path, capsys):
     assert main([*job, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["captioned"] == 3

@@ -71,6 +71,11 @@ def test_every_path_in_the_map_of_the_code_exists(path):
     assert place.is_dir() if path.endswith("/") else place.is_file()
 
 
+def test_every_page_and_figure_is_in_the_map_of_the_code():
+    kept = {path.relative_to(ROOT).as_posix() for name in ("docs", "figs") for path in (ROOT / name).iterdir()}
+    assert kept <= set(tree_paths())
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_links_to_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")

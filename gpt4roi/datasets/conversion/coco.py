@@ -9,10 +9,11 @@ from typing import Any
 
 from gpt4roi import masks
 from gpt4roi.datasets.annotations import UnusableError, listed, numbers, parse_json, read_bytes, text
-from gpt4roi.datasets.conversion.objects import Conversion, whole_file
+from gpt4roi.datasets.conversion.objects import Conversion
 from gpt4roi.datasets.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
 from gpt4roi.pictures import read_header
+from gpt4roi.writing import whole
 
 QUESTION = "What is {region}?"
 CROWD = "box of a crowd"
@@ -135,7 +136,7 @@ def write_coco(objects: Iterable[dict[str, Any]], path: Path, target: Conversion
     if not made.annotations:
         first = f"; the first: {target.examples[0]}" if target.examples else ""
         raise InputError(f"{path}: not written, because there is no box{first}")
-    with whole_file(path) as file:
+    with whole(path) as beside, beside.open("w", encoding="utf-8") as file:
         json.dump(made.content(), file, ensure_ascii=False)
     return len(made.annotations)
 

@@ -6,10 +6,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from gpt4roi.datasets.unified_object import BadObjectError, check_object
 from gpt4roi.errors import InputError
 from gpt4roi.pictures import read_header
 from gpt4roi.structures import RegionSample
+from gpt4roi.writing import whole
 
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
 _TOLD = 5
@@ -106,7 +106,7 @@ def usable(objects: Iterable[dict[str, Any]], target: Conversion) -> Iterator[di
 def write_objects(objects: Iterable[dict[str, Any]], path: Path, target: Conversion) -> int:
     """Writes objects one a line; the file appears when it is whole. Returns how many there were."""
     count = 0
-    with whole_file(path) as file:
+    with whole(path) as beside, beside.open("w", encoding="utf-8") as file:
         for entry in usable(objects, target):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             count += 1
@@ -114,18 +114,3 @@ def write_objects(objects: Iterable[dict[str, Any]], path: Path, target: Convers
             first = f"; the first: {target.examples[0]}" if target.examples else ""
             raise InputError(f"{path}: not written, because nothing could be converted{first}")
     return count
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """Opens a file beside its place, and moves it there when everything is written; else leaves nothing behind."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            yield file
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)

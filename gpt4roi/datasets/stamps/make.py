@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpt4roi.datasets.stamps import fetch, library, shapes
-from gpt4roi.datasets.stamps.splits import FORMAT, Material, StampArguments, picture_count, write_finished, write_splits
+from gpt4roi.datasets.stamps.splits import FORMAT, Material, StampArguments, picture_count, write_splits
 from gpt4roi.errors import InputError
+from gpt4roi.writing import write_whole
 
 STAMPS_BELOW = "usr/share/tuxpaint/stamps"
 DRAWN = "drawn shapes"
@@ -44,7 +45,7 @@ def make_stamps(out: Path, arguments: StampArguments, keep_downloads: bool = Tru
     if not keep_downloads:
         shutil.rmtree(downloads)
     manifest["files"] = _describe_files(out)
-    write_finished(out / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    write_whole(out / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections import Counter
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from gpt4roi.datasets.stamps import questions, scenes
 from gpt4roi.datasets.stamps.library import Photograph, Stamp
 from gpt4roi.errors import InputError
+from gpt4roi.writing import write_whole
 
 FORMAT = 2
 """Counts up when the same arguments give other files."""
@@ -70,13 +70,6 @@ class Material:
     stamps_from: str
 
 
-def write_finished(path: Path, text: str) -> None:
-    """Writes a text file that is there whole or not at all."""
-    scratch = path.with_name(path.name + ".partial")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
-
-
 def write_splits(out: Path, arguments: StampArguments, material: Material, workers: int) -> dict:
     """Writes pictures and questions of the splits that are not there yet, and returns the manifest's part on them."""
     asked_for = {"format": FORMAT, "arguments": asdict(arguments), "stamps": material.stamps_from}
@@ -86,7 +79,7 @@ def write_splits(out: Path, arguments: StampArguments, material: Material, worke
         for split in SEEDS:
             (out / f"{split}.jsonl").unlink(missing_ok=True)
             shutil.rmtree(out / "images" / split, ignore_errors=True)
-        write_finished(begun, json.dumps(asked_for, indent=1) + "\n")
+        write_whole(begun, json.dumps(asked_for, indent=1) + "\n")
     groups = scenes.captions_to_stamps(material.stamps, range(len(material.stamps)))
     held_out = set(np.random.default_rng([arguments.seed, 99]).choice(len(groups), UNSEEN_CAPTIONS, False).tolist())
     seen = [group for i, group in enumerate(groups) if i not in held_out]
@@ -103,7 +96,7 @@ def write_splits(out: Path, arguments: StampArguments, material: Material, worke
             for _ in tqdm(written, desc=f"{split} scenes", total=len(laid), file=sys.stderr):
                 pass
             records = _records(split, arguments, laid, material.stamps)
-            write_finished(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+            write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
         splits[split] = _describe_split(path) | {"photographs": [photograph.name for photograph in photographs]}
         splits[split]["pictures_sha256"] = pictures_hash(out / "images" / split)
     unseen_captions = [material.stamps[group[0]].caption for group in unseen]
