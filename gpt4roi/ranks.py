@@ -30,8 +30,8 @@ class World:
         return gathered
 
     def device(self, name: str | None) -> str | None:
-        """Returns the device of this process: the named one, or its own GPU where there are several processes."""
-        if name is None and self.size > 1 and torch.cuda.is_available():
+        """Returns the device of this process: the named one; None and `cuda` are a GPU of its own among several."""
+        if name in (None, "cuda") and self.size > 1 and torch.cuda.is_available():
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
         return name
 
