@@ -39,8 +39,8 @@ def parse(
         exit_on_error=False,
         allow_abbrev=False,
     )
-    accelerated = torch.cuda.is_available() and _value(argv, "--use_cpu") not in ("true", "True")
     options = run.options(list(argv))
+    accelerated = torch.cuda.is_available() and not run.is_on(options, "use_cpu")
     sharding.check_flags(options, accelerated or planning, needed=not planning)
     if not planning:
         check_device(options, accelerated)

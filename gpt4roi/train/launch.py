@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _count(given: dict[str, tuple[str, ...]], nodes: int) -> int:
-    if given.get("use_cpu", ("false",)) in ((), ("true",), ("True",)):
+    if run.is_on(given, "use_cpu"):
         return 0
     import torch
 

@@ -11,6 +11,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from gpt4roi.conversation import TEMPLATES
 from gpt4roi.errors import InputError
+from gpt4roi.train import run
 from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
 
 FORMATS = (*TEMPLATES, "chat")
@@ -69,7 +70,7 @@ def check_device(options: Mapping[str, tuple[str, ...]], accelerated: bool) -> N
     options: the command line as name -> words; accelerated: whether the training runs on GPUs.
     """
     for name in ("fp16", "tf32"):
-        if not accelerated and "bf16" not in options and options.get(name, ("false",)) in ((), ("true",), ("True",)):
+        if not accelerated and "bf16" not in options and run.is_on(options, name):
             raise InputError(f"--{name} needs a GPU; leave it out, or give --bf16, which the CPU computes in too")
     attention = next(iter(options.get("attn_implementation", ())), "")
     if accelerated and attention.startswith("flash") and find_spec("flash_attn") is None:

@@ -107,6 +107,11 @@ def options(arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return read
 
 
+def is_on(options: Mapping[str, tuple[str, ...]], name: str) -> bool:
+    """Tells whether a switch is on: named alone, or with a word that the parser takes for true."""
+    return name in options and (options[name] or ("true",))[0].lower() in ("yes", "true", "t", "y", "1")
+
+
 def _refuse_strangers(folder: Path) -> None:
     """Raises InputError where a folder without a run of ours holds a model or checkpoints of something else."""
     if folder.exists() and not folder.is_dir():

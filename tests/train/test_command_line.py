@@ -1,0 +1,53 @@
+"""What a training assumes of a machine with GPUs; the GPUs are made up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from gpt4roi.train import run
+from gpt4roi.train.command_line import parse
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """A machine that says it has one GPU, which computes in bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (8, 0))
+    has_bfloat16(monkeypatch, True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def has_bfloat16(monkeypatch, answer):
+    """Lets the GPU say whether it computes in bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: answer)
+
+
+def parsed(tmp_path, *more):
+    """Returns the training's arguments from a command line."""
+    return parse(["--stage", "1", "--output_dir", str(tmp_path), "--report_to", "none", *more])[-1]
+
+
+@pytest.mark.parametrize("words", [["--use_cpu"], ["--use_cpu", "true"], ["--use_cpu", "1"]])
+def test_a_training_sent_to_the_cpu_gets_no_defaults_of_a_gpu(a_gpu, tmp_path, words):
+    args = parsed(tmp_path, *words)
+    assert (args.use_cpu, args.bf16, args.dataloader_pin_memory, args.dataloader_num_workers) == (True, False, False, 0)
+    assert args.device.type == "cpu"
+
+
+@pytest.mark.parametrize("words", [[], ["--use_cpu", "false"], ["--use_cpu", "0"]])
+def test_a_training_on_a_gpu_uses_it(a_gpu, tmp_path, words):
+    args = parsed(tmp_path, *words)
+    assert (args.use_cpu, args.bf16, args.dataloader_pin_memory) == (False, True, True)
+    assert args.device.type == "cuda"
+
+
+def test_a_switch_is_on_by_its_name_alone_and_the_last_word_wins():
+    assert run.is_on(run.options(["--use_cpu", "--seed", "1"]), "use_cpu")
+    assert run.is_on(run.options(["--use_cpu", "no", "--use_cpu", "Yes"]), "use_cpu")
+    assert not run.is_on(run.options(["--use_cpu", "--use_cpu", "False"]), "use_cpu")
+    assert not run.is_on({}, "use_cpu")
