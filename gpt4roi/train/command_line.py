@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,6 +19,8 @@ from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArgumen
 from gpt4roi.train.defaults import STAGE_DEFAULTS
 from gpt4roi.train.refusals import check_device, check_values
 from gpt4roi.train.trainable import parse_modules, parse_rates
+
+logger = logging.getLogger(__name__)
 
 
 def parse(
@@ -48,7 +51,8 @@ def parse(
     processes = int(os.environ.get("WORLD_SIZE", "0"))  # torchrun's word for how many train together
     if not processes:  # one alone has no backend
         argv = _without(argv, "--ddp_backend")
-    parser.set_defaults(**STAGE_DEFAULTS[int(stage)], bf16=accelerated, use_cpu=not accelerated)
+    bf16 = accelerated and _takes_bfloat16(options)
+    parser.set_defaults(**STAGE_DEFAULTS[int(stage)], bf16=bf16, use_cpu=not accelerated)
     if accelerated:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         parser.set_defaults(dataloader_num_workers=max(1, min(8, (os.cpu_count() or 1) // here - 1)))
@@ -78,6 +82,19 @@ def parse(
                 "does"
             )
     return model_args, data_args, region_args, args
+
+
+def _takes_bfloat16(options: Mapping[str, tuple[str, ...]]) -> bool:
+    """Tells whether a training on GPUs computes in bfloat16 when nobody says: where they do, and fp16 is not asked for.
+
+    options: the command line as name -> words. Says in the log what is used instead where they do not.
+    """
+    if run.is_on(options, "fp16") or "bf16" in options:
+        return False
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return True
+    logger.info("This GPU does not compute in bfloat16: training in float32; --fp16 is faster and takes less memory")
+    return False
 
 
 def accumulation(options: Mapping[str, tuple[str, ...]], stage: int, processes: int) -> int:

@@ -51,3 +51,24 @@ def test_a_switch_is_on_by_its_name_alone_and_the_last_word_wins():
     assert run.is_on(run.options(["--use_cpu", "no", "--use_cpu", "Yes"]), "use_cpu")
     assert not run.is_on(run.options(["--use_cpu", "--use_cpu", "False"]), "use_cpu")
     assert not run.is_on({}, "use_cpu")
+
+
+def test_fp16_alone_is_taken_where_bfloat16_is_the_default(a_gpu, tmp_path):
+    args = parsed(tmp_path, "--fp16")
+    assert (args.fp16, args.bf16) == (True, False)
+
+
+def test_a_gpu_without_bfloat16_trains_in_float32_and_says_so(a_gpu, tmp_path, monkeypatch, caplog):
+    has_bfloat16(monkeypatch, False)
+    caplog.set_level("INFO")
+    args = parsed(tmp_path)
+    assert (args.fp16, args.bf16) == (False, False)
+    assert "does not compute in bfloat16: training in float32; --fp16 is faster" in caplog.text
+
+
+def test_where_a_precision_is_named_nothing_is_said_of_another(a_gpu, tmp_path, monkeypatch, caplog):
+    has_bfloat16(monkeypatch, False)
+    caplog.set_level("INFO")
+    assert parsed(tmp_path, "--fp16", "true").fp16
+    assert not parsed(tmp_path, "--bf16", "false").bf16
+    assert "bfloat16" not in caplog.text
