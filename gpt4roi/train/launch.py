@@ -26,12 +26,19 @@ def processes(devices: int, nodes: int, step_size: int, at_once: int) -> int:
 
 
 def settings(stage: str, folder: Path, arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Returns the stage's defaults, what the folder's run was given and what is given now, the last word winning."""
-    found = {name: (str(value),) for name, value in STAGE_DEFAULTS.get(int(stage), {}).items()}
+    """Returns the stage's defaults, what the folder's run was given and what is given now, the last word winning.
+
+    Where a number of batches in a step is given, the default samples of a step are left out: they follow from it.
+    """
+    found: dict[str, tuple[str, ...]] = {}
     # There may be no run yet, and a damaged one is refused by the training itself.
     with suppress(OSError, ValueError, KeyError, TypeError):
         found |= run.options(json.loads((folder / run.ARGUMENTS).read_text())["arguments"])
-    return found | run.options(run.words(arguments))
+    found |= run.options(run.words(arguments))
+    defaults = {name: (str(value),) for name, value in STAGE_DEFAULTS.get(int(stage), {}).items()}
+    if "gradient_accumulation_steps" in found:
+        defaults.pop("global_batch_size", None)
+    return defaults | found
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,17 +48,29 @@ def main(argv: Sequence[str]) -> None:
     sys.stdout.write(f"{_count(given, int(nodes))}\n")
 
 
+_OF_A_STEP = {"global_batch_size": (), "per_device_train_batch_size": (), "gradient_accumulation_steps": ("1",)}
+
+
+def _agreeing(devices: int, nodes: int, step_size: int, at_once: int) -> int:
+    """Returns how many GPUs put `at_once` samples each into a step; all where none do, for the training to refuse."""
+    count, rest = divmod(step_size, nodes * at_once)
+    return count if not rest and count <= devices else devices
+
+
 def _count(given: dict[str, tuple[str, ...]], nodes: int) -> int:
     if run.is_on(given, "use_cpu"):
         return 0
     import torch
 
     devices = torch.cuda.device_count()
-    words = [given.get(name, ("0",)) for name in ("global_batch_size", "per_device_train_batch_size")]
-    if not devices or not all(len(word) == 1 and word[0].isdigit() and int(word[0]) for word in words):
-        return devices  # what is no number is refused by the training itself
-    step_size, at_once = (int(word[0]) for word in words)
-    count = processes(devices, nodes, step_size, at_once)
+    numbers = [given.get(name, default) for name, default in _OF_A_STEP.items()]
+    if not devices or not all(len(words) == 1 and words[0].isdigit() and int(words[0]) for words in numbers):
+        return devices  # any number goes where no step size is given; what is no number is refused by the training
+    step_size, at_once, batches = (int(words[0]) for words in numbers)
+    at_once *= batches
+    # Given beside the step size, a number of batches leaves one number of GPUs that makes them agree.
+    share = _agreeing if "gradient_accumulation_steps" in given else processes
+    count = share(devices, nodes, step_size, at_once)
     if count < devices:
         sys.stderr.write(
             f"{devices} GPUs, {count} of them are used: a step has {step_size} samples, {at_once} at once; "

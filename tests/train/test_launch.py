@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from gpt4roi.train.launch import processes, settings
+from gpt4roi.train.launch import main, processes, settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +42,35 @@ def test_a_launch_knows_the_defaults_the_folders_own_arguments_and_what_is_given
     assert given["per_device_train_batch_size"] == ("8",)
     (tmp_path / "run.json").write_text("{")
     assert settings("2", tmp_path, [])["global_batch_size"] == ("16",)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--per_device_train_batch_size 1", 4),
+        ("--per_device_train_batch_size 1 --gradient_accumulation_steps 2", 8),
+        ("--gradient_accumulation_steps 3", 8),
+        ("--global_batch_size 8 --gradient_accumulation_steps 2", 4),
+        ("--global_batch_size 8 --gradient_accumulation_steps 3", 8),
+        ("--gradient_accumulation_steps few", 8),
+        ("--global_batch_size many", 8),
+        ("--use_cpu", 0),
+    ],
+)
+def test_eight_gpus_are_used_as_the_numbers_of_a_step_ask_for(tmp_path, monkeypatch, capsys, words, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    main(["1", str(tmp_path), "1", *words.split()])
+    said = capsys.readouterr()
+    assert said.out == f"{expected}\n"
+    assert ("8 GPUs, 4 of them are used" in said.err) == (expected == 4)
+
+
+def test_the_folders_own_accumulation_counts_as_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    run = {"stage": 1, "arguments": ["--gradient_accumulation_steps", "2"]}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    main(["1", str(tmp_path), "1"])
+    assert capsys.readouterr().out == "8\n"
 
 
 def test_without_gpus_no_number_of_processes_is_asked_for():
