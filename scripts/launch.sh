@@ -27,6 +27,10 @@ if [[ $nodes -gt 1 ]]; then
     log="$workdir/log-$(hostname)-$$.txt"
 elif [[ $processes -gt 1 ]]; then
     command=("$python" -m torch.distributed.run --standalone --nproc_per_node "$processes")
+elif [[ $processes -eq 1 ]]; then
+    # A process that sees several GPUs would spread its batches over all of them.
+    visible=${CUDA_VISIBLE_DEVICES:-0}
+    export CUDA_VISIBLE_DEVICES=${visible%%,*}
 fi
 if [[ $processes -eq 0 ]]; then
     # glibc gives large blocks back and fetches them anew each step, which costs more than the arithmetic.

@@ -1,5 +1,7 @@
 """The shell scripts: usage, one-line errors, and the training's own exit code."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,26 @@ def test_a_training_that_cannot_start_keeps_its_exit_code_and_leaves_a_log(tmp_p
     line = f"gpt4roi train: error: {tmp_path}/nothing: not a GPT4RoI folder"
     assert result.stdout.strip().splitlines()[-1].startswith(line)
     assert line in (tmp_path / "out" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("processes", "visible", "seen"),
+    [(1, None, "0"), (1, "3,5", "3"), (1, "GPU-ab,GPU-cd", "GPU-ab"), (2, "3,5", "3,5"), (2, None, ""), (0, None, "")],
+)
+def test_one_process_sees_one_gpu_and_several_see_all(tmp_path, processes, visible, seen):
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/launch.sh", tmp_path / "scripts")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    answer = f'[[ "$*" == *train.launch* ]] && echo {processes} || echo "sees ${{CUDA_VISIBLE_DEVICES:-}}; $*"'
+    python.write_text(f"#!/usr/bin/env bash\n{answer}\n")
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    command = ["bash", str(tmp_path / "scripts/launch.sh"), "1", str(tmp_path / "out")]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout
+    assert said.startswith(f"sees {seen}; ")
+    assert ("--nproc_per_node 2 -m gpt4roi.train" in said) == (processes == 2)
 
 
 @pytest.mark.parametrize("script", sorted(ROOT.glob("*.sh")) + sorted(ROOT.glob("scripts/*.sh")), ids=lambda p: p.name)
