@@ -147,12 +147,15 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         image_tokens: torch.Tensor | None = None,
         feature_maps: list[torch.Tensor] | None = None,
         continued: bool = False,
+        answering: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Embeds a prompt with its pictures and regions.
 
-        Arguments as in forward; continued: the pictures' own tokens may already lie in the cache.
+        Arguments as in forward; continued: the pictures' own tokens may already lie in the cache; answering: a prompt
+        without picture may go past our modules. In training and evaluation it may not: other processes' batches hold
+        pictures, and wait for this one where a sharded module is called.
         Returns inputs_embeds float[B, T, D], image_features float[K, P, D] and region_features float[M, D]; the
-        features are None where nothing was given and no gradient is wanted. Raises InputError on any mismatch.
+        features are None where there was no need for them. Raises InputError on any mismatch.
         """
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if feature_maps is None and pixel_values is not None:
@@ -170,7 +173,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         if len(boxes) != len(image_tokens):
             raise InputError(f"{len(image_tokens)} pictures but boxes for {len(boxes)}; give one tensor a picture")
         rows = picture_rows(input_ids, boxes, self.config, self.config.image_seq_length, continued)
-        if not rows and not torch.is_grad_enabled():
+        if not rows and answering and not torch.is_grad_enabled():
             return inputs_embeds, None, None
         image_mask = input_ids == self.config.image_token_id
         if rows != list(range(len(boxes))):
@@ -217,7 +220,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         image_features = region_features = None
         if inputs_embeds is None:
             inputs_embeds, image_features, region_features = self.embed(
-                input_ids, pixel_values, boxes, image_tokens, feature_maps, continued=past > 0
+                input_ids, pixel_values, boxes, image_tokens, feature_maps, past > 0, answering=labels is None
             )
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions(attention_mask, inputs_embeds.shape[1])

@@ -197,3 +197,16 @@ def test_a_label_is_learnt_from_the_token_before_it():
     wanted, targets = next_tokens(torch.tensor([[5, -100, 7, 8], [-100, 3, -100, -100]]))
     assert wanted.tolist() == [[False, True, True], [True, False, False]]
     assert targets.tolist() == [7, 8, 3]
+
+
+def test_a_prompt_of_text_alone_calls_none_of_our_modules_and_one_with_labels_calls_them():
+    model, called = tiny_model("clip").eval(), []
+    for part in (model.mm_projector, model.region_encoder):
+        part.register_forward_hook(lambda module, *_: called.append(module))
+    ids = torch.tensor([[1, 50, 60, 2]])
+    with torch.no_grad():
+        answered = model(input_ids=ids).logits
+        assert called == []
+        evaluated = model(input_ids=ids, labels=ids)
+    assert called == [model.mm_projector, model.region_encoder]
+    torch.testing.assert_close(evaluated.logits, answered)

@@ -215,12 +215,30 @@ def shard_and_learn(folder: Path, processor: Any, batches: list[dict]) -> dict:
     set_state_dict(resumed, again, model_state_dict=weights, optim_state_dict=moments)
     facts["losses_resumed"] = learn(resumed, again, batches, 2, ranks=2)
 
+    facts["evaluated"] = evaluate_beside_text(sharding.shard(fresh(), plan), processor, batches)
     frozen = sharding.shard(fresh(("region_encoder",)), plan)
     facts["losses_frozen"] = learn(frozen, optimizer_of(frozen), batches, 2, ranks=2)
     facts["accelerate"] = by_accelerate()
     facts["fsdp1"] = by_fsdp1(batches)
     dist.destroy_process_group()
     return facts
+
+
+def text_batch(processor: Any) -> dict:
+    ids = processor.tokenizer("is it left of it yes", return_tensors="pt")["input_ids"]
+    return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids)}
+
+
+@torch.no_grad()
+def evaluate_beside_text(model: torch.nn.Module, processor: Any, batches: list[dict]) -> dict:
+    """Returns the losses of two batches, of which the first holds text alone in the second process."""
+    model.eval()
+    whole = fresh().eval()
+    rank, found = dist.get_rank(), {"sharded": [], "whole": []}
+    for batch in (batches[0] if rank == 0 else text_batch(processor), batches[1]):
+        found["sharded"].append(float(model(**batch, logits_at_labels_only=True).loss))
+        found["whole"].append(float(whole(**batch, logits_at_labels_only=True).loss))
+    return found
 
 
 def refusal(model: torch.nn.Module, plan: sharding.ShardPlan) -> str:

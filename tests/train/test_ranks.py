@@ -80,6 +80,11 @@ def test_frozen_modules_are_sharded_beside_one_that_learns(shards):
         assert rank["losses_frozen"][1] < rank["losses_frozen"][0]
 
 
+def test_an_evaluation_goes_on_where_one_process_holds_text_alone(shards):
+    for rank in shards["two"]:
+        assert rank["evaluated"]["sharded"] == pytest.approx(rank["evaluated"]["whole"], rel=1e-5)
+
+
 def test_accelerate_shards_what_the_plan_says_with_the_arguments_that_the_trainer_gets(shards):
     for rank in shards["two"]:
         assert rank["accelerate"]["unsharded"] == []
