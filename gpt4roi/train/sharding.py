@@ -206,7 +206,25 @@ def configure(args: Any, model: nn.Module, aligned: bool) -> ShardPlan | None:
         options = args.fsdp_plugin_args
         options.setdefault("transformer_cls_names_to_wrap", ",".join(plan.classes))
         options["ignored_modules"] = "|".join(re.escape(name) for name in plan.whole)
+        if args.bf16 or args.fp16:
+            half = torch.bfloat16 if args.bf16 else torch.float16
+            options.setdefault("mixed_precision_policy", _half_weights(half, asked))
     return plan
+
+
+def _half_weights(dtype: torch.dtype, asked: str) -> Any:
+    """Lets FSDP gather weights and reduce gradients in 16 bits, as accelerate does, but cast no inputs nor outputs.
+
+    It would round the boxes, and the loss. Our modules cast what they are given to their weights, the decoder begins
+    with an embedding in 16 bits and the loss is taken in float32, so that nothing needs the casts.
+    """
+    if asked == "FSDP 1":
+        from torch.distributed.fsdp import MixedPrecision
+
+        return MixedPrecision(dtype, dtype, cast_forward_inputs=False, cast_root_forward_inputs=False)
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    return MixedPrecisionPolicy(dtype, dtype, cast_forward_inputs=False)
 
 
 def check_flags(options: Mapping[str, tuple[str, ...]], accelerated: bool, needed: bool = True) -> None:

@@ -220,6 +220,8 @@ def shard_and_learn(folder: Path, processor: Any, batches: list[dict]) -> dict:
     facts["losses_frozen"] = learn(frozen, optimizer_of(frozen), batches, 2, ranks=2)
     facts["accelerate"] = by_accelerate()
     facts["fsdp1"] = by_fsdp1(batches)
+    kinds = [(kind, version) for kind in ("clip", "pyramid") for version in (1, 2)]
+    facts["half"] = {f"{kind} {version}": in_half_precision(kind, version) for kind, version in kinds}
     dist.destroy_process_group()
     return facts
 
@@ -249,32 +251,41 @@ def refusal(model: torch.nn.Module, plan: sharding.ShardPlan) -> str:
     return ""
 
 
-def plugin_of(version: int, model: torch.nn.Module) -> Any:
+def plugin_of(version: int, model: torch.nn.Module, bf16: bool = False) -> Any:
     """Builds accelerate's plugin from the Trainer's arguments, as `configure` completes them."""
     from accelerate.utils import FullyShardedDataParallelPlugin
     from transformers import TrainingArguments
 
     # What broadcasts the weights at the start looks for a GPU.
     config = {"version": version} | ({"sync_module_states": "false"} if version == 1 else {})
-    args = TrainingArguments(output_dir="unused", use_cpu=True, fsdp=True, fsdp_config=config, report_to="none")
+    args = TrainingArguments(
+        output_dir="unused", use_cpu=True, fsdp=True, fsdp_config=config, report_to="none", bf16=bf16
+    )
     sharding.configure(args, model, aligned=False)
-    return FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)
+    plugin = FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)
+    if bf16:
+        plugin.set_mixed_precision("bf16")  # as the Accelerator does
+    return plugin
 
 
-def by_accelerate() -> dict:
+def shard_by_accelerate(model: torch.nn.Module, bf16: bool = False) -> torch.nn.Module:
     """Lets accelerate's own function shard as our flags say, which its Accelerator does on GPUs only."""
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-    model = fresh()
     accelerator = SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin_of(2, model)),
+        state=SimpleNamespace(fsdp_plugin=plugin_of(2, model, bf16)),
         device=torch.device("cpu"),
-        mixed_precision="no",
+        mixed_precision="bf16" if bf16 else "no",
         is_main_process=dist.get_rank() == 0,
         parallelism_config=None,
     )
+    return fsdp2_prepare_model(accelerator, model)
+
+
+def by_accelerate() -> dict:
+    model = fresh()
     plan = sharding.plan_shards(model)
-    model = fsdp2_prepare_model(accelerator, model)
+    model = shard_by_accelerate(model)
     return {
         "unsharded": sharding.unsharded_units(model, plan),
         "bytes_here": sharding.local_bytes(model),
@@ -282,23 +293,67 @@ def by_accelerate() -> dict:
     }
 
 
-def by_fsdp1(batches: list[dict]) -> dict:
-    """Wraps with FSDP 1 as the plugin for it says, and takes steps."""
+def wrap_by_fsdp1(model: torch.nn.Module, bf16: bool = False) -> torch.nn.Module:
+    """Wraps with FSDP 1 as the plugin for it says, and as accelerate does, autocast included."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    model = fresh()
-    plan = sharding.plan_shards(model)
-    plugin = plugin_of(1, model)
+    plugin = plugin_of(1, model, bf16)
     plugin.set_auto_wrap_policy(model)
-    wrapped = FullyShardedDataParallel(
+    if bf16:
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    return FullyShardedDataParallel(
         model,
         auto_wrap_policy=plugin.auto_wrap_policy,
-        ignored_modules=[model.get_submodule(name) for name in plan.whole],
+        ignored_modules=[model.vision_tower],
+        mixed_precision=plugin.mixed_precision_policy,
         use_orig_params=plugin.use_orig_params,
         device_id=torch.device("cpu"),
     )
+
+
+def by_fsdp1(batches: list[dict]) -> dict:
+    model = fresh()
+    plan = sharding.plan_shards(model)
+    wrapped = wrap_by_fsdp1(model)
     unsharded = sharding.unsharded_units(wrapped, plan)
     return {"unsharded": unsharded, "losses": learn(wrapped, optimizer_of(wrapped), batches, 2, ranks=2)}
+
+
+def regions_of(model: torch.nn.Module) -> dict:
+    """Makes a batch of one picture with one box for a model of any kind, another one in each process."""
+    generator, config = torch.Generator().manual_seed(dist.get_rank()), model.config
+    picture = [config.image_start_token_id, *[config.image_token_id] * config.image_seq_length]
+    ids = torch.tensor([[1, *picture, config.image_end_token_id, config.region_token_id, 7, 8, 9]])
+    return {
+        "input_ids": ids,
+        "labels": ids.where(torch.arange(ids.shape[1]) > ids.shape[1] - 4, -100),
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(1, 3, config.image_size, config.image_size, generator=generator),
+        "boxes": [torch.rand(1, 4, generator=generator) * 0.4 + torch.tensor([0.0, 0.0, 0.5, 0.5])],
+    }
+
+
+def in_half_precision(kind: str, version: int) -> dict:
+    """Takes steps in bfloat16 under FSDP; returns what came to the region encoder and the dtypes around it."""
+    model = tiny_model(kind).train()
+    set_trainable(model, MODULES)
+    batch, encoder, seen = regions_of(model), model.region_encoder, {}
+
+    def look(module: torch.nn.Module, arguments: tuple, kwargs: dict) -> None:
+        boxes = [*arguments, *kwargs.values()][1]
+        seen.update(boxes=boxes[0].tolist(), weights=str(next(module.parameters()).dtype))
+        seen["buffers"] = sorted({str(buffer.dtype) for buffer in module.buffers()})
+
+    wrapped = shard_by_accelerate(model, bf16=True) if version == 2 else wrap_by_fsdp1(model, bf16=True)
+    encoder.register_forward_pre_hook(look, with_kwargs=True)  # after FSDP's own
+    optimizer, losses = optimizer_of(wrapped), []
+    for _ in range(4):
+        loss = wrapped(**batch, logits_at_labels_only=True).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return {**seen, "given": batch["boxes"][0].tolist(), "loss": str(loss.dtype), "losses": losses}
 
 
 def deepspeed(root: Path, parts: Path) -> dict:

@@ -98,6 +98,18 @@ def test_fsdp_1_wraps_the_same_units_and_has_the_same_losses(shards):
         assert rank["fsdp1"]["losses"] == pytest.approx(shards["alone"][:2], rel=1e-5)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("kind", ["clip", "pyramid"])
+def test_boxes_and_loss_are_not_rounded_where_fsdp_trains_in_sixteen_bits(shards, kind, version):
+    for rank in shards["two"]:
+        half = rank["half"][f"{kind} {version}"]
+        assert half["weights"] == "torch.bfloat16"
+        assert half["boxes"] == half["given"]
+        assert half["buffers"] == ([] if kind == "clip" else ["torch.float32"])
+        assert half["loss"] == "torch.float32"
+        assert half["losses"][-1] < half["losses"][0]
+
+
 def test_two_processes_interrupted_go_on_equal_to_the_bit_with_the_noise_of_each(ddp):
     assert len(ddp["whole"][0]["losses"]) == 6
     for whole, again in zip(ddp["whole"], ddp["again"], strict=True):
