@@ -20,7 +20,8 @@ class RegionCollator:
     features: outputs of GPT4RoIProcessor.encode; instead of `pixel_values` they may hold what the vision tower made of
         the picture: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
     Returns the model's arguments, plus `text_ids` (int64[M], one for each `<bbox>` of the batch) where the samples
-    have them, `n_dropped_turns` and `sources` of each sample used, and `skipped`: the reasons of those left out.
+    have them, `n_dropped_turns` and `sources` of each sample used, `skipped`: the reasons of those left out, and
+    `n_tokens` and `n_supervised`: how many tokens there are and how many are learnt, so that nobody asks a GPU for it.
     Where all were, one row without a label stands in, so that the batches of a step, and all processes, stay together.
     """
 
@@ -31,7 +32,7 @@ class RegionCollator:
         whole = [feature for feature in features if "input_ids" in feature]
         skipped = [feature["skipped"] for feature in features if "input_ids" not in feature]
         if not whole:
-            return self._nothing() | {"skipped": skipped}
+            return _counted(self._nothing() | {"skipped": skipped})
         cached = [{key: f[key] for key in (*_TENSOR_LISTS, *_STACKED) if key in f} for f in whole]
         batch = pad_features(
             [{key: value for key, value in f.items() if key not in (*_TENSOR_LISTS, *_STACKED)} for f in whole],
@@ -50,7 +51,7 @@ class RegionCollator:
         batch["sources"] = [feature["source"] for feature in whole]
         if skipped:
             batch["skipped"] = skipped
-        return batch
+        return _counted(batch)
 
     def _nothing(self) -> dict[str, Any]:
         ids = torch.full((1, 2), self.pad_token_id)
@@ -62,3 +63,9 @@ class RegionCollator:
             "n_dropped_turns": [],
             "sources": [],
         }
+
+
+def _counted(batch: dict[str, Any]) -> dict[str, Any]:
+    batch["n_tokens"] = int(batch["attention_mask"].sum())
+    batch["n_supervised"] = int((batch["labels"] != IGNORE_INDEX).sum())
+    return batch

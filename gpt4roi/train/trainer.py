@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.datasets.base import too_many_lost
 from gpt4roi.errors import InputError
 from gpt4roi.train.alignment import AlignmentLoss
@@ -21,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 ENOUGH_SEEN = 100
 """Samples after which their share that cannot be used is judged."""
-_FOR_THE_TRAINER = ("skipped", "sources", "n_dropped_turns", "text_ids")
+_FOR_THE_TRAINER = ("skipped", "sources", "n_dropped_turns", "n_tokens", "n_supervised", "text_ids")
 
 
 class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
@@ -78,9 +77,9 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         extra = {key: inputs.pop(key) for key in _FOR_THE_TRAINER if key in inputs}
         if model.training:
             self._count(extra)
-            self.batch_is(int((inputs["labels"] != IGNORE_INDEX).sum()), extra.get("sources", []))
+            self.batch_is(extra["n_supervised"], extra["sources"])
             regions = sum(len(rows) for rows in inputs.get("boxes", ()))
-            self.rates_seen.saw(int(inputs["attention_mask"].sum()), regions)
+            self.rates_seen.saw(extra["n_tokens"], regions)
         outputs = model(**inputs, logits_at_labels_only=True, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:

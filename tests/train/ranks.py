@@ -132,7 +132,8 @@ def batch_of(parts: Path, processor: Any) -> list[dict]:
     collate = RegionCollator(processor.tokenizer.pad_token_id)
     halves = [collate([dataset[index] for index in pair]) for pair in ((0, 1), (2, 3))]
     for half in halves:
-        half.pop("n_dropped_turns")
+        for name in ("n_dropped_turns", "n_tokens", "n_supervised"):
+            half.pop(name)
     return halves
 
 

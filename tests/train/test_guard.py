@@ -144,3 +144,39 @@ def test_a_run_whose_first_loss_is_nan_stops_before_it_changes_a_weight(parts, t
     with pytest.raises(InputError, match=r"the first loss is nan in step 1 .*all weights are finite"):
         stage1(tmp_path / "out", parts, *ONE_BY_ONE, steps=3)
     assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_what_a_batch_consists_of_is_counted_where_it_is_made_and_no_gpu_is_asked():
+    batch = batch_of(tiny_processor(), "yes", "no, never")
+    expected = int((batch["labels"] != -100).sum()), int(batch["attention_mask"].sum())
+    assert (batch["n_supervised"], batch["n_tokens"]) == expected == (14, 60)
+    noticed = {}
+    trainer = SimpleNamespace(
+        _count=lambda extra: None,
+        batch_is=lambda supervised, sources: noticed.update(supervised=supervised, sources=sources),
+        rates_seen=SimpleNamespace(saw=lambda tokens, regions: noticed.update(tokens=tokens, regions=regions)),
+        alignment=None,
+    )
+    # A tensor of the meta device has no values, so that asking for one raises; on a GPU it would wait.
+    inputs = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+    class Model:
+        training = True
+
+        def __call__(self, logits_at_labels_only, num_items_in_batch, **inputs):
+            noticed["arguments"] = sorted(inputs)
+            return SimpleNamespace(loss=torch.tensor(2.0))
+
+    assert GPT4RoITrainer.compute_loss(trainer, Model(), inputs) == 2
+    assert noticed == {
+        "supervised": 14,
+        "sources": batch["sources"],
+        "tokens": 60,
+        "regions": 0,
+        "arguments": ["attention_mask", "input_ids", "labels"],
+    }
+
+
+def test_a_batch_without_a_usable_sample_has_nothing_to_learn():
+    nothing = RegionCollator(0)([{"skipped": "it is gone"}])
+    assert (nothing["n_supervised"], nothing["n_tokens"], nothing["skipped"]) == (0, 2, ["it is gone"])
