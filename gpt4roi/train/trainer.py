@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from gpt4roi.datasets.base import too_many_lost
 from gpt4roi.errors import InputError
@@ -29,7 +30,8 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
     rates, decays: learning rates and weight decays of modules that differ from the rest.
     alignment, align_weight: the alignment loss that is kept during training, and its weight; None and 0 for none.
     max_bad_fraction: the training stops once more than this share of the samples could not be used, after ENOUGH_SEEN
-    of them; a single one, in whatever epoch, never stops it.
+    of them; a single one, in whatever epoch, never stops it. Several processes judge by the sums of all whenever a line
+    is logged, so that they stop together.
     """
 
     kept_counts = ("seen", "skipped", "dropped_turns", "bad_steps")
@@ -50,7 +52,7 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         self.alignment = None if alignment is None else alignment.to(self.args.device)
         self.max_bad_fraction = max_bad_fraction
         self.seen = self.skipped = self.dropped_turns = 0
-        self._reasons: set[str] = set()
+        self._reasons: list[str] = []
         self.guard = StepGuard(self.args.max_bad_steps)
         self.rates_seen = Rates(self.args.world_size)
 
@@ -101,24 +103,44 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         self.seen += len(dropped) + len(reasons)
         self.skipped += len(reasons)
         self.dropped_turns += int(sum(dropped))
+        for reason in reasons:
+            if reason not in self._reasons:
+                self._reasons = [*self._reasons[:1], reason]
+        if self.args.world_size == 1:
+            self._judge(self.seen, self.skipped)
+
+    def _judge(self, seen: int, skipped: int) -> None:
+        """Raises InputError where too many samples were lost; several processes all ask, with the sums of all."""
+        if seen < ENOUGH_SEEN or not too_many_lost(skipped, seen, self.max_bad_fraction):
+            return
+        reasons = gather_object(self._reasons)
         # One sample that is skipped in every epoch is a single one still.
-        if len(self._reasons) < 2:
-            self._reasons |= set(reasons)
-        lost = self.skipped if len(self._reasons) > 1 else 1
-        if self.seen >= ENOUGH_SEEN and too_many_lost(lost, self.seen, self.max_bad_fraction):
+        if len(set(reasons)) > 1:
             raise InputError(
-                f"{self.skipped} of {self.seen} samples could not be used, more than --max_bad_fraction "
-                f"{self.max_bad_fraction}; the last: {reasons[-1] if reasons else 'see above'}"
+                f"{skipped} of {seen} samples could not be used, more than --max_bad_fraction "
+                f"{self.max_bad_fraction}; one of the last: {reasons[-1]}"
             )
 
+    def _counts_of_all(self) -> dict[str, int]:
+        """Sums the counts over all processes, which must all ask at the same steps."""
+        own = {name: getattr(self, name) for name in self.kept_counts if name not in self.common_counts}
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(torch.tensor(list(own.values()), device=self.args.device), "sum")
+            own = dict(zip(own, sums.tolist(), strict=True))
+        return own
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds rates, memory and time left, and the counts of skipped samples, dropped turns and bad steps, if any."""
-        for name in ("skipped", "dropped_turns", "bad_steps"):
-            if getattr(self, name):
-                logs[name] = getattr(self, name)
+        """Adds rates, memory and time left, and the counts of skipped samples, dropped turns and bad steps, if any.
+
+        All processes log at the same steps. Raises InputError, in all of them, where too many samples were lost.
+        """
+        counts = self._counts_of_all() | {"bad_steps": self.bad_steps}
+        logs |= {name: count for name, count in counts.items() if count and name != "seen"}
         if "loss" in logs:
             logs |= self.rates_seen.line(self.state.global_step, self.state.max_steps)
         if self.bad_steps and logs.get("loss") == 0:
             # The Trainer counts a loss that is not finite as the mean of those since the last line, here of none.
             del logs["loss"]
         super().log(logs, *args, **kwargs)
+        if self.args.world_size > 1:
+            self._judge(counts["seen"], counts["skipped"])

@@ -1,4 +1,4 @@
-"""What two processes do together, printed as JSON: `python tests/train/ranks.py [ddp] [shards] [deepspeed] FOLDER`.
+"""What two processes do together, printed as JSON: `python tests/train/ranks.py SCENARIO… FOLDER`.
 
 One parent imports everything once and forks the processes, so that a run costs no imports.
 """
@@ -26,7 +26,8 @@ from tiny import tiny_model, tiny_processor  # noqa: E402
 
 from gpt4roi.checkpoint.loading import load_model  # noqa: E402
 from gpt4roi.datasets.encoded import EncodedDataset  # noqa: E402
-from gpt4roi.train import main, saving, sharding, training  # noqa: E402
+from gpt4roi.errors import InputError  # noqa: E402
+from gpt4roi.train import main, saving, sharding, trainer, training  # noqa: E402
 from gpt4roi.train.trainable import set_trainable  # noqa: E402
 
 
@@ -121,6 +122,33 @@ def ddp(root: Path, parts: Path) -> dict:
     (work / "trained.json").unlink()
     fewer = together(1, root / "whole", lambda folder: train(folder, parts))
     return {"whole": whole, "again": again, "alone": alone, "fewer": fewer}
+
+
+def losing(root: Path, parts: Path) -> dict:
+    """Two processes, and one, on samples of which half have no picture: what they count, and where they stop."""
+    rows = [json.loads(line) for line in (parts / "train.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["image"] = f"{parts}/{row['image']}" if number % 2 else f"missing{number}.png"
+    some = parts / "some.jsonl"
+    some.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = ("--dataset_config", str(some), "--max_steps", "2", "--max_bad_fraction", "1")
+    skipped = []
+    for count in (1, 2):
+        together(count, root / f"{count}", lambda folder: train(folder, parts, *told))
+        state = json.loads((root / f"{count}/work/checkpoint-2/trainer_state.json").read_text())
+        skipped.append([line.get("skipped") for line in state["log_history"]])
+    stopped = together(2, root / "stopped", lambda folder: stopped_by(folder, parts, some))
+    return {"skipped": skipped, "stopped": stopped}
+
+
+def stopped_by(folder: Path, parts: Path, data: Path) -> str:
+    """Trains until too many samples are lost, of eight; returns what is said."""
+    trainer.ENOUGH_SEEN = 8
+    try:
+        train(folder, parts, "--dataset_config", str(data))
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def batch_of(parts: Path, processor: Any) -> list[dict]:
@@ -377,7 +405,7 @@ def run(argv: list[str]) -> None:
     root = Path(folder)
     (root / "parts").mkdir(parents=True)
     parts = write_parts(root / "parts", pictures=11)
-    scenarios = {"ddp": ddp, "shards": shards, "deepspeed": deepspeed}
+    scenarios = {"ddp": ddp, "losing": losing, "shards": shards, "deepspeed": deepspeed}
     found = {name: scenarios[name](root / name, parts) for name in names}
     sys.stdout.write("\n" + json.dumps(found) + "\n")
 

@@ -1,6 +1,7 @@
 """Two processes: sharded as planned, equal to one process, interrupted and gone on with; by torch's gloo on the CPU."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ def together(folder, *names):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return together(tmp_path_factory.mktemp("ranks"), "ddp", "shards")
+    return together(tmp_path_factory.mktemp("ranks"), "ddp", "losing", "shards")
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,18 @@ def test_one_process_goes_on_with_the_right_samples_where_two_stopped(ddp):
     assert fewer == alone[8:]
     assert ddp["fewer"][0]["losses"][:2] == ddp["whole"][0]["losses"][:2]
     assert len(ddp["fewer"][0]["losses"]) == 6
+
+
+def test_two_processes_report_the_skipped_samples_of_both(found):
+    alone, two = found["losing"]["skipped"]
+    assert two == alone
+    assert alone[0] and alone[1] > alone[0]
+
+
+def test_two_processes_stop_together_once_both_have_lost_too_many_samples(found):
+    first, second = found["losing"]["stopped"]
+    assert first == second
+    assert re.match(r"\d of 8 samples could not be used, more than --max_bad_fraction 0.01; .* the last: pict", first)
 
 
 @pytest.mark.slow
