@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -133,3 +135,14 @@ def place(model: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> t
         model.float().language_model.to(dtype)
         return model
     return model.to(device, dtype)
+
+
+@contextmanager
+def moved_to(device: torch.device, module: torch.nn.Module) -> Iterator[None]:
+    """Keeps a module on a device for a while, and puts it back to where it was."""
+    before = next(module.parameters()).device
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(before)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from gpt4roi.errors import InputError
+
+logger = logging.getLogger(__name__)
+
 _PATIENCE = timedelta(days=7)
 """How long a process waits for one that still answers."""
+_TURNS = count()
+"""Numbers what the first process did alone, alike in all processes."""
 
 
 @dataclass(frozen=True)
@@ -49,3 +59,52 @@ def leave_world() -> None:
     """Takes leave of the other processes."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def first_alone(what: str) -> Iterator[bool]:
+    """Lets the first process through alone, and the others once it is done; yields whether this one is the first.
+
+    what: what the others wait for, in the log. They wait for a word at the place where all processes met: a collective
+    would break off after its own timeout, however well the work goes. Raises InputError in them if the first one fails.
+    """
+    if not _together():
+        yield True
+        return
+    store, key = dist.distributed_c10d._get_default_store(), f"gpt4roi/first_alone/{next(_TURNS)}"
+    if dist.get_rank():
+        logger.info("Waiting for the first process: %s", what)
+        try:
+            store.wait([key], _PATIENCE)
+            outcome = store.get(key)
+        except dist.DistError:  # it went, and the place with it
+            outcome = b"failed"
+        if outcome != b"done":
+            raise InputError(f"the first process failed: {what}; it says why")
+        yield False
+        return
+    outcome = "failed"
+    try:
+        yield True
+        outcome = "done"
+    finally:
+        store.set(key, outcome)
+
+
+@torch.no_grad()
+def share_from_first(tensors: Iterable[torch.Tensor], device: torch.device) -> None:
+    """Gives all processes the first one's values of some tensors, in place, and its random state of the CPU.
+
+    device: where the processes' backend takes tensors.
+    """
+    if not _together():
+        return
+    for tensor in (*tensors, state := torch.get_rng_state()):
+        sent = tensor.to(device).contiguous()
+        dist.broadcast(sent, 0)
+        tensor.copy_(sent)
+    torch.set_rng_state(state)
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

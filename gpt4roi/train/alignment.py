@@ -112,9 +112,11 @@ def align_regions(
 ) -> dict[str, float]:
     """Trains the region encoder alone on `batches`, and returns the last epoch's mean loss and top-1 retrieval.
 
-    batches: dicts with `feature_maps`, `boxes` (list of float[N_i, 4] in [0, 1]) and `text_ids` int64[sum N_i].
+    batches: dicts with `feature_maps`, `boxes` (list of float[N_i, 4] in [0, 1]) and `text_ids` int64[sum N_i], which
+    are taken to where the encoder is; loss: there already.
     """
     encoder = model.region_encoder
+    device = next(encoder.parameters()).device
     parameters = [*encoder.parameters(), *loss.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * len(batches))
@@ -125,16 +127,17 @@ def align_regions(
             total, right, seen = 0.0, 0, 0
             for number in torch.randperm(len(batches), generator=generator).tolist():
                 batch = batches[number]
-                maps = [level.float() for level in batch["feature_maps"]]
-                content = encoder.content(maps, batch["boxes"])
-                whole = content + encoder.position(batch["boxes"])
-                value = loss(content, batch["text_ids"]) + loss.box_error(whole, batch["boxes"])
+                maps = [level.to(device, torch.float32) for level in batch["feature_maps"]]
+                boxes, text_ids = [rows.to(device) for rows in batch["boxes"]], batch["text_ids"].to(device)
+                content = encoder.content(maps, boxes)
+                whole = content + encoder.position(boxes)
+                value = loss(content, text_ids) + loss.box_error(whole, boxes)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 optimizer.step()
                 schedule.step()
                 total += value.item()
-                right += hits(loss, content, batch["text_ids"])
+                right += hits(loss, content, text_ids)
                 seen += int((batch["text_ids"] >= 0).sum())
                 bar.update()
             facts = {"loss": total / len(batches), "retrieval": right / max(seen, 1)}

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from gpt4roi.datasets.mixture import Mixture
+from gpt4roi.devices import moved_to
 from gpt4roi.errors import InputError
 from gpt4roi.pictures import load_image
 from gpt4roi.processor import GPT4RoIProcessor
@@ -59,13 +60,19 @@ class KeptFeatures:
 
 
 def keep_features(
-    folder: Path, mixture: Mixture, processor: GPT4RoIProcessor, model: nn.Module, bf16: bool = False
+    folder: Path,
+    mixture: Mixture,
+    processor: GPT4RoIProcessor,
+    model: nn.Module,
+    bf16: bool = False,
+    device: torch.device | None = None,
 ) -> KeptFeatures:
     """Returns the tower's outputs for every picture of a mixture, from `folder` where they were kept before.
 
-    bf16: compute them under autocast, as the training itself. They are kept under a name made of the tower's weights,
-    the precision, the picture pipeline and each file's path, size and time of change, so that nothing stale is read.
-    Pictures that cannot be read are left out and named in the log: their samples are skipped and counted in training.
+    bf16: compute them under autocast, as the training itself; device: where, None for where the tower is. They are
+    kept under a name made of the tower's weights, the precision, the picture pipeline and each file's path, size and
+    time of change, so that nothing stale is read. Pictures that cannot be read are left out and named in the log: their
+    samples are skipped and counted in training.
     Raises InputError where a sample augments its picture, and where no picture can be read.
     """
     images, pipeline = _pictures(mixture)
@@ -78,7 +85,9 @@ def keep_features(
         kept = KeptFeatures(tensors, [image for image in images if image not in unreadable], sizes)
         logger.info("Picture features: %d pictures, kept in %s", len(kept.row), path)
         return kept
-    kept = _look(images, pipeline, processor, model, bf16)
+    tower = model.vision_tower
+    with moved_to(device or next(tower.parameters()).device, tower):
+        kept = _look(images, pipeline, processor, model, bf16)
     folder.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{os.getpid()}.partial")
     unreadable = [image for image in images if image not in kept]

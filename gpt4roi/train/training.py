@@ -15,8 +15,10 @@ from gpt4roi.datasets.collator import RegionCollator
 from gpt4roi.datasets.encoded import EncodedDataset
 from gpt4roi.datasets.mixture import Mixture
 from gpt4roi.datasets.selection import build_mixture
+from gpt4roi.devices import moved_to
 from gpt4roi.errors import InputError
 from gpt4roi.processor import GPT4RoIProcessor
+from gpt4roi.ranks import first_alone, share_from_first
 from gpt4roi.train import run, saving, sharding
 from gpt4roi.train.adapters import add_adapters, keep_frozen
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, align_regions
@@ -78,15 +80,16 @@ def _train(
     check_fit(processor, model)
     features = None
     if data_args.picture_features:
-        with args.main_process_first(desc="picture features"):
-            features = keep_features(Path(data_args.picture_features), mixture, processor, model, bf16=args.bf16)
+        kept = Path(data_args.picture_features)
+        with first_alone("the pictures are looked at"):
+            features = keep_features(kept, mixture, processor, model, bf16=args.bf16, device=args.device)
     texts = None
     if region_args.align_regions or region_args.align_weight:
         if features is None or model.config.region_encoder_type != "light":
             raise InputError(
                 "--align_regions and --align_weight need --region_encoder_type light and --picture_features FOLDER"
             )
-        with args.main_process_first(desc="region texts"):
+        with first_alone("the texts that name regions are read"):
             texts = _region_texts(folder, mixture, processor, model)
     dataset = EncodedDataset(mixture, processor, args.seed, features, texts.index if texts else None)
     alignment = AlignmentLoss(texts.targets) if texts else None
@@ -188,12 +191,20 @@ def _region_texts(folder: Path, mixture: Mixture, processor: GPT4RoIProcessor, m
 def _align(
     model: Any, loss: AlignmentLoss, dataset: EncodedDataset, region_args: RegionArguments, args: TrainingArguments
 ) -> None:
+    """Aligns the region encoder in the first process, and gives it to the others, equal to the bit."""
+    encoder = model.region_encoder
+    with moved_to(args.device, encoder):
+        with first_alone("the regions are aligned with words") as first:
+            if first:
+                epochs, rate = region_args.align_regions, region_args.align_learning_rate
+                batches = _batches_to_align(dataset, region_args.align_batch_size)
+                generator = torch.Generator().manual_seed(args.seed)
+                align_regions(model, loss.to(args.device), batches, epochs, rate, generator)
+        share_from_first([*encoder.parameters(), *encoder.buffers()], args.device)
+
+
+def _batches_to_align(dataset: EncodedDataset, size: int) -> list[dict[str, Any]]:
     collate = RegionCollator(dataset.processor.tokenizer.pad_token_id)
-    size = region_args.align_batch_size
-    batches = [
-        collate([dataset[index] for index in range(start, min(start + size, len(dataset)))])
-        for start in range(0, len(dataset), size)
-    ]
-    generator = torch.Generator().manual_seed(args.seed)
-    epochs, rate = region_args.align_regions, region_args.align_learning_rate
-    align_regions(model, loss, [batch for batch in batches if "feature_maps" in batch], epochs, rate, generator)
+    starts = range(0, len(dataset), size)
+    batches = [collate([dataset[index] for index in range(s, min(s + size, len(dataset)))]) for s in starts]
+    return [batch for batch in batches if "feature_maps" in batch]

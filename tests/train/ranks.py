@@ -5,11 +5,13 @@ One parent imports everything once and forks the processes, so that a run costs 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -24,10 +26,11 @@ import torch.distributed as dist  # noqa: E402
 from squares import write_parts  # noqa: E402
 from tiny import tiny_model, tiny_processor  # noqa: E402
 
+from gpt4roi import ranks  # noqa: E402
 from gpt4roi.checkpoint.loading import load_model  # noqa: E402
 from gpt4roi.datasets.encoded import EncodedDataset  # noqa: E402
 from gpt4roi.errors import InputError  # noqa: E402
-from gpt4roi.train import main, saving, sharding, trainer, training  # noqa: E402
+from gpt4roi.train import features, main, saving, sharding, trainer, training  # noqa: E402
 from gpt4roi.train.trainable import set_trainable  # noqa: E402
 
 
@@ -149,6 +152,55 @@ def stopped_by(folder: Path, parts: Path, data: Path) -> str:
     except InputError as error:
         return str(error)
     return ""
+
+
+def first(root: Path, parts: Path) -> dict:
+    """What the first process does alone while the other waits, longer than a collective would; and its alignment."""
+    (root / "kept").mkdir(parents=True)
+    return {
+        "waited": together(2, root / "waited", wait_for_the_first),
+        "aligned": together(2, root / "aligned", lambda folder: align(folder, parts, root / "kept")),
+        "alone": together(1, root / "alone", lambda folder: align(folder, parts, root / "kept")),
+    }
+
+
+def wait_for_the_first(folder: Path) -> dict:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=5))
+    with ranks.first_alone("a long work") as alone:
+        began = time.monotonic()
+        time.sleep(7 if alone else 0)
+        waited = (folder / "done").exists()
+        (folder / "done").touch()
+    try:
+        with ranks.first_alone("a work that fails") as alone:
+            if alone:
+                raise InputError("it cannot be done")
+    except InputError as error:
+        return {"waited": waited, "seconds": time.monotonic() - began, "error": str(error)}
+    return {}
+
+
+def align(folder: Path, parts: Path, kept: Path) -> dict:
+    """Aligns and trains a step; returns what this process did for it, and a digest of what it came to."""
+    facts = {"looked": 0, "aligned": 0}
+    look, align_regions, set_up = features._look, training.align_regions, training.set_trainable
+
+    def look_and_tell(*args: Any) -> Any:
+        facts["looked"] += 1
+        return look(*args)
+
+    def align_and_tell(*args: Any) -> Any:
+        facts["aligned"] += 1
+        return align_regions(*args)
+
+    def digest_and_set_up(model: Any, *args: Any) -> Any:
+        values = [*model.region_encoder.state_dict().values(), torch.get_rng_state()]
+        facts["digest"] = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
+        return set_up(model, *args)
+
+    features._look, training.align_regions, training.set_trainable = look_and_tell, align_and_tell, digest_and_set_up
+    more = ("--align_regions", "2", "--picture_features", str(kept), "--max_steps", "1")
+    return facts | train(folder, parts, *more)
 
 
 def batch_of(parts: Path, processor: Any) -> list[dict]:
@@ -405,7 +457,7 @@ def run(argv: list[str]) -> None:
     root = Path(folder)
     (root / "parts").mkdir(parents=True)
     parts = write_parts(root / "parts", pictures=11)
-    scenarios = {"ddp": ddp, "losing": losing, "shards": shards, "deepspeed": deepspeed}
+    scenarios = {"ddp": ddp, "losing": losing, "first": first, "shards": shards, "deepspeed": deepspeed}
     found = {name: scenarios[name](root / name, parts) for name in names}
     sys.stdout.write("\n" + json.dumps(found) + "\n")
 

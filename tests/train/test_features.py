@@ -1,4 +1,5 @@
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from gpt4roi.datasets.encoded import EncodedDataset
 from gpt4roi.datasets.selection import build_mixture
 from gpt4roi.errors import InputError
 from gpt4roi.structures import Augmentation, RegionSample, Turn
+from gpt4roi.train import features, training
 from gpt4roi.train.features import keep_features
 
 
@@ -40,6 +42,31 @@ def test_a_second_opening_reads_the_file_and_a_changed_picture_makes_a_new_one(
     picture.touch()
     keep_features(tmp_path, mixture, pyramid_processor, pyramid_model)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pictures_are_looked_at_on_the_device_of_the_training(
+    parts, pyramid_model, pyramid_processor, tmp_path, monkeypatch
+):
+    places = []
+    monkeypatch.setattr(pyramid_model.vision_tower, "to", lambda device: places.append(str(device)))
+    keep_features(
+        tmp_path, build_mixture(parts / "train.jsonl"), pyramid_processor, pyramid_model, device=torch.device("cuda:1")
+    )
+    assert places == ["cuda:1", "cpu"]
+
+
+def test_tower_and_region_encoder_work_where_the_training_does_before_it_begins(parts, tmp_path, monkeypatch):
+    moved = []
+
+    @contextmanager
+    def moved_to(device, module):
+        moved.append((str(device), type(module).__name__))
+        yield
+
+    monkeypatch.setattr(features, "moved_to", moved_to)
+    monkeypatch.setattr(training, "moved_to", moved_to)
+    stage1(tmp_path / "out", parts, "--align_regions", "1", "--picture_features", f"{tmp_path}/kept", steps=1)
+    assert moved == [("cpu", "VisionTower"), ("cpu", "LightRegionEncoder")]
 
 
 def test_a_sample_with_kept_features_has_the_same_text_and_boxes(parts, pyramid_model, pyramid_processor, tmp_path):

@@ -21,7 +21,7 @@ def together(folder, *names):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return together(tmp_path_factory.mktemp("ranks"), "ddp", "losing", "shards")
+    return together(tmp_path_factory.mktemp("ranks"), "ddp", "losing", "first", "shards")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,26 @@ def test_two_processes_stop_together_once_both_have_lost_too_many_samples(found)
     first, second = found["losing"]["stopped"]
     assert first == second
     assert re.match(r"\d of 8 samples could not be used, more than --max_bad_fraction 0.01; .* the last: pict", first)
+
+
+def test_a_process_waits_for_the_first_one_longer_than_a_collective_would(found):
+    first, second = found["first"]["waited"]
+    assert (first["waited"], second["waited"]) == (False, True)
+    assert first["seconds"] > 7 > 5
+
+
+def test_a_process_that_waits_for_one_that_fails_stops_too(found):
+    first, second = found["first"]["waited"]
+    assert first["error"] == "it cannot be done"
+    assert second["error"] == "the first process failed: a work that fails; it says why"
+
+
+def test_the_first_process_alone_looks_and_aligns_and_all_have_what_one_would_have(found):
+    first, second = found["first"]["aligned"]
+    (alone,) = found["first"]["alone"]
+    assert [(rank["looked"], rank["aligned"]) for rank in (first, second, alone)] == [(1, 1), (0, 0), (0, 1)]
+    assert first["digest"] == second["digest"] == alone["digest"]
+    assert second["losses"] == first["losses"]
 
 
 @pytest.mark.slow
