@@ -12,8 +12,8 @@ from transformers import initialization
 
 from gpt4roi.boxes import to_rois
 from gpt4roi.models.configuration import GPT4RoIConfig
-from gpt4roi.models.offloading import place_of, weights_at_hand
-from gpt4roi.models.region_encoder import empty_rows
+from gpt4roi.models.offloading import place_of
+from gpt4roi.models.region_encoder import without_boxes
 from gpt4roi.models.roi_align import check_boxes, roi_align
 from gpt4roi.models.vision import VisionTower
 
@@ -60,11 +60,16 @@ class LightRegionEncoder(nn.Module):
 
     mixup: largest share of another region's features mixed into each one while training;
     noise: standard deviation of a number added to each channel while training. Both are 0 unless set.
+    same_way: as of RegionEncoder.
     """
+
+    same_way = False
 
     def __init__(self, config: GPT4RoIConfig, tower: VisionTower) -> None:
         super().__init__()
         self.image_size, self.strides = tower.image_size, tower.level_strides
+        sides = [-(-self.image_size // stride) for stride in self.strides]
+        self.level_shapes = list(zip(tower.level_channels, sides, strict=True))
         self.output_size, self.sampling_ratio = config.roi_output_size, config.roi_sampling_ratio
         self.backend = config.roi_align_backend
         self.width = config.text_config.hidden_size
@@ -157,8 +162,7 @@ class LightRegionEncoder(nn.Module):
         """
         check_boxes(boxes)
         if not sum(len(rows) for rows in boxes):
-            with weights_at_hand(self):
-                return empty_rows(self, self.width)
+            return without_boxes(self, self.level_shapes)
         return self.content(feature_maps, boxes) + self.position(boxes)
 
 

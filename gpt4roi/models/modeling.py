@@ -50,7 +50,10 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
     """Answers about pictures and regions of them.
 
     vision_backbone, language_model: built parts to use instead of fresh ones from the configuration.
+    same_way: whether batches without picture or box go through the same modules as others, as DeepSpeed wants it.
     """
+
+    same_way = False
 
     config_class = GPT4RoIConfig
     base_model_prefix = ""
@@ -160,13 +163,15 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if feature_maps is None and pixel_values is not None:
             image_tokens, feature_maps = self.encode_picture(pixel_values)
-        if feature_maps is None:
+        if not feature_maps:
             if continued and not boxes:
                 return inputs_embeds, None, None
-            feature_maps, image_tokens = (
-                [],
-                inputs_embeds.new_zeros(0, self.vision_tower.num_image_tokens, self.vision_tower.hidden_size),
-            )
+            if feature_maps is None and self.same_way:
+                # Other processes call the tower, and may wait for this one's share of its weights.
+                side = self.vision_tower.image_size
+                self.encode_picture(inputs_embeds.new_zeros(1, 3, side, side))
+            feature_maps = []
+            image_tokens = inputs_embeds.new_zeros(0, self.vision_tower.num_image_tokens, self.vision_tower.hidden_size)
         elif image_tokens is None:
             image_tokens = flatten_map(feature_maps[-1])
         boxes = [image_tokens.new_zeros(0, 4)] * len(image_tokens) if boxes is None else list(boxes)
@@ -209,7 +214,8 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         pixel_values: float[K, 3, S, S], the pictures of the samples that hold one, in batch order (or one a sample);
         boxes: list of K float[N_i, 4], xyxy in [0, 1], row k belonging to the sample's k-th <bbox>;
         labels: int64[B, T], -100 where nothing is to be learnt;
-        image_tokens, feature_maps: what `encode_picture` returned, instead of pixel_values;
+        image_tokens, feature_maps: what `encode_picture` returned, instead of pixel_values; feature_maps may be empty
+        where the batch holds no picture;
         segment_ids: int64[B, T], segments beyond 0 (the shared prefix) do not see each other;
         logits_at_labels_only: compute logits only where the next token has a label.
         Raises InputError where tokens, pictures and boxes do not match.

@@ -59,6 +59,7 @@ class FeatureFusion(nn.Module):
         self, level_channels: list[int], channels: int, grid_size: int, num_rounds: int = 5, groups: int = 64
     ) -> None:
         super().__init__()
+        self.level_shapes = [(width, grid_size) for width in level_channels]
         self.sizes = [grid_size * 2**step for step in reversed(range(len(level_channels)))]
         # Two more channels tell each cell where it is.
         self.input_convs = nn.ModuleList(nn.Conv2d(width + 2, channels, 1) for width in level_channels)
@@ -128,8 +129,11 @@ def _exchange(maps: list[Stretched], level: int) -> list[Stretched]:
 class RegionPooler(nn.Module):
     """Pools each box from every level of the pyramid and adds an embedding of its place.
 
-    channels: C of the pyramid; width: D; output_size: cells a side of a pooled box; linear_std: of the linear layers.
+    channels: C of the pyramid; width: D; output_size: cells a side of a pooled box; linear_std: of the linear layers;
+    same_way: as of RegionEncoder.
     """
+
+    same_way = False
 
     def __init__(self, channels: int, num_levels: int, width: int, config: GPT4RoIConfig) -> None:
         super().__init__()
@@ -169,12 +173,12 @@ class RegionPooler(nn.Module):
         rois = to_rois(boxes, (image_size, image_size))
         total, convs, boxes_of_levels = 0, [], []
         for conv, level in zip(self.pool_convs, maps, strict=True):
-            if self._is_better_mixed_first(conv, level, len(rois)):
+            if not self.same_way and self._is_better_mixed_first(conv, level, len(rois)):
                 total = total + self._mix_and_pool(conv, level, rois, extent)
             else:
                 convs.append(conv)
                 boxes_of_levels.append(self.pool(level, rois, extent))
-        pooled = total + _convolve_sum(convs, boxes_of_levels)
+        pooled = total + _convolve_sum(convs, boxes_of_levels, self.same_way)
         flat = self.flatten_linear(rearrange(F.relu(pooled), "m c h w -> m (c h w)"))
         place = self.position_embedding(torch.cat(boxes).to(flat.dtype))
         return self.output_linear(flat + place)
@@ -213,9 +217,12 @@ class RegionPooler(nn.Module):
         return mixed_first * conv.out_channels < winograd.cheapest(pooled_cells, conv.weight)
 
 
-def _convolve_sum(convs: list[nn.Conv2d], maps: list[torch.Tensor]) -> torch.Tensor | int:
-    """Convolves maps float[M, C, H, W], each by its own kernels, and adds up the results; 0 for no map."""
-    if convs and winograd.is_cheaper(maps[0][:, 0].numel(), convs[0].weight):
+def _convolve_sum(convs: list[nn.Conv2d], maps: list[torch.Tensor], by_calls: bool) -> torch.Tensor | int:
+    """Convolves maps float[M, C, H, W], each by its own kernels, and adds up the results; 0 for no map.
+
+    by_calls: whether every convolution must be called.
+    """
+    if not by_calls and convs and winograd.is_cheaper(maps[0][:, 0].numel(), convs[0].weight):
         # Taken together as the channels of one map, they are added up before the last transformation.
         kernels = torch.cat([conv.weight for conv in convs], dim=1)
         (mixed,) = winograd.convolve([torch.cat(maps, dim=1)], kernels)
@@ -227,7 +234,11 @@ class RegionEncoder(nn.Module):
     """Turns each box of a picture into one embedding of the language model.
 
     tower: the tower whose feature maps it will read; only its sizes are used.
+    same_way: whether every batch must go through the same modules in the same order, however many boxes it has, also
+    none: DeepSpeed gathers weights (ZeRO-3) and adds up gradients (ZeRO-2) of all processes in the order of each one.
     """
+
+    same_way = False
 
     def __init__(self, config: GPT4RoIConfig, tower: VisionTower) -> None:
         super().__init__()
@@ -248,8 +259,7 @@ class RegionEncoder(nn.Module):
         check_boxes(boxes)
         used = [picture for picture, rows in enumerate(boxes) if len(rows)]
         if not used:
-            with weights_at_hand(self):
-                return empty_rows(self, self.width)
+            return without_boxes(self, self.fusion.level_shapes)
         # A picture without boxes has no part in the result: the norms are of each picture by itself.
         return self.embed_boxes(
             self.pyramid([level[used] for level in feature_maps]), [boxes[picture] for picture in used]
@@ -268,7 +278,16 @@ class RegionEncoder(nn.Module):
             return self.pooler(pyramid, on_device, self.image_size, self.extent)
 
 
-def empty_rows(module: nn.Module, width: int) -> torch.Tensor:
-    """Returns float[0, width] that depends on every parameter of a module with gradient zero."""
-    nothing = sum(parameter.reshape(-1)[:0].sum() for parameter in module.parameters())
-    return nothing + nothing.new_zeros(0, width)
+def without_boxes(encoder: nn.Module, level_shapes: list[tuple[int, int]]) -> torch.Tensor:
+    """Returns a region encoder's float[0, width] that depends on all its parameters with gradient zero.
+
+    level_shapes: channels and side of each incoming level. Where all must go the same way, a box that is no one's is
+    sent after the others' boxes, and left out.
+    """
+    if encoder.same_way:
+        device, dtype = place_of(encoder)
+        maps = [torch.zeros(1, channels, side, side, device=device, dtype=dtype) for channels, side in level_shapes]
+        return encoder.forward(maps, [torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device)])[:0]
+    with weights_at_hand(encoder):
+        nothing = sum(parameter.reshape(-1)[:0].sum() for parameter in encoder.parameters())
+        return nothing + nothing.new_zeros(0, encoder.width)

@@ -192,10 +192,16 @@ def asked_for(args: Any) -> str | None:
 
 
 def configure(args: Any, model: nn.Module, aligned: bool) -> ShardPlan | None:
-    """Tells the Trainer's FSDP which modules to shard, unless `--fsdp_config` does; returns the plan, None without one.
+    """Prepares a model for sharding, and tells the Trainer's FSDP which modules to shard, unless `--fsdp_config` does.
+
+    Returns the plan, None without one.
 
     aligned: whether the alignment loss is kept, which reaches into the region encoder past what gathers its shards.
     """
+    if args.deepspeed:
+        for module in model.modules():
+            if hasattr(module, "same_way"):
+                module.same_way = True
     asked = asked_for(args)
     if asked is None:
         return None

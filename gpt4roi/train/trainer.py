@@ -82,12 +82,15 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
             self.batch_is(extra["n_supervised"], extra["sources"])
             regions = sum(len(rows) for rows in inputs.get("boxes", ()))
             self.rates_seen.saw(extra["n_tokens"], regions)
+            if getattr(self.train_dataset, "features", None) is not None:
+                # Also of a batch without picture, which shall not call the tower that no other process calls.
+                inputs.setdefault("feature_maps", [])
         outputs = model(**inputs, logits_at_labels_only=True, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # The sum was divided by the answers of all processes, whose gradients are then averaged.
             loss = loss * self.accelerator.num_processes
-        if self.alignment is not None and self.align_weight and model.training and "feature_maps" in inputs:
+        if self.alignment is not None and self.align_weight and model.training and inputs.get("feature_maps"):
             encoder = self.accelerator.unwrap_model(model).region_encoder
             maps = [level.to(loss.dtype) for level in inputs["feature_maps"]]
             content = encoder.content(maps, inputs["boxes"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_model
 from transformers import CLIPVisionConfig
 
 from gpt4roi.checkpoint import legacy
@@ -102,3 +103,38 @@ def test_the_released_model_s_names_and_shapes_map_both_ways():
     learnt = sum(value.numel() for name, value in model.named_parameters() if not name.startswith("vision_tower."))
     assert learnt == listed["n_parameters"]
     assert sum(value.numel() for value in model.region_encoder.parameters()) == listed["n_spi_parameters"]
+
+
+@pytest.mark.parametrize("kind", ["clip", "pyramid"])
+def test_where_all_must_go_the_same_way_a_batch_without_boxes_calls_what_others_call(kind):
+    model = tiny_model(kind)
+    encoder, called = model.region_encoder, []
+    for name, module in encoder.named_modules():
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+        if hasattr(module, "same_way"):
+            module.same_way = True
+    pixels = torch.randn(1, 3, model.config.image_size, model.config.image_size)
+    model.get_region_features(pixels, [torch.tensor([[0.1, 0.1, 0.6, 0.8]] * 3)])
+    others, called[:] = called[:], []
+    rows = model.get_region_features(pixels, [torch.zeros(0, 4)])
+    assert called == others and len(called) > 5
+    assert rows.shape == (0, model.config.text_config.hidden_size)
+    rows.sum().backward()
+    assert all(not parameter.grad.any() for parameter in encoder.parameters())
+
+
+def test_every_convolution_is_called_where_all_must_go_the_same_way_however_many_boxes_there_are(monkeypatch):
+    pooler, called = tiny_model("clip").region_encoder.pooler, []
+    monkeypatch.setattr(pooler, "_is_better_mixed_first", lambda *_: True)
+    for conv in pooler.pool_convs:
+        conv.register_forward_hook(lambda module, *_: called.append(module))
+    channels, sides = pooler.pool_convs[0].in_channels, [16 >> level for level in range(len(pooler.pool_convs))]
+    maps = [torch.randn(1, channels, side, side) for side in sides]
+    boxes = [torch.tensor([[0.1, 0.1, 0.6, 0.8]] * 3)]
+    with torch.no_grad():
+        mixed_first = pooler(maps, boxes, 32, 32)
+        assert called == []
+        pooler.same_way = True
+        pooled_first = pooler(maps, boxes, 32, 32)
+    assert called == list(pooler.pool_convs)
+    torch.testing.assert_close(pooled_first, mixed_first, atol=1e-5, rtol=1e-5)

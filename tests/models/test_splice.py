@@ -210,3 +210,15 @@ def test_a_prompt_of_text_alone_calls_none_of_our_modules_and_one_with_labels_ca
         evaluated = model(input_ids=ids, labels=ids)
     assert called == [model.mm_projector, model.region_encoder]
     torch.testing.assert_close(evaluated.logits, answered)
+
+
+def test_where_all_must_go_the_same_way_text_alone_calls_the_tower_unless_features_are_kept():
+    model, called = tiny_model("clip").eval(), []
+    model.same_way = True
+    model.vision_tower.register_forward_hook(lambda *_: called.append("tower"))
+    ids = torch.tensor([[1, 50, 60, 2]])
+    kept = model(input_ids=ids, labels=ids, feature_maps=[])
+    assert called == []
+    shown = model(input_ids=ids, labels=ids)
+    assert called == ["tower"]
+    assert shown.loss.item() == kept.loss.item()
