@@ -22,6 +22,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from gpt4roi.errors import InputError
+from gpt4roi.models.vision import VisionTower
 
 logger = logging.getLogger(__name__)
 
@@ -199,9 +200,7 @@ def configure(args: Any, model: nn.Module, aligned: bool) -> ShardPlan | None:
     aligned: whether the alignment loss is kept, which reaches into the region encoder past what gathers its shards.
     """
     if args.deepspeed:
-        for module in model.modules():
-            if hasattr(module, "same_way"):
-                module.same_way = True
+        _prepare_for_deepspeed(model, args.hf_deepspeed_config.dtype())
     asked = asked_for(args)
     if asked is None:
         return None
@@ -216,6 +215,15 @@ def configure(args: Any, model: nn.Module, aligned: bool) -> ShardPlan | None:
             half = torch.bfloat16 if args.bf16 else torch.float16
             options.setdefault("mixed_precision_policy", _half_weights(half, asked))
     return plan
+
+
+def _prepare_for_deepspeed(model: nn.Module, dtype: torch.dtype) -> None:
+    """Lets every batch go the same way, and casts what DeepSpeed forgets: the tower's statistics beside its weights."""
+    for module in model.modules():
+        if hasattr(module, "same_way"):
+            module.same_way = True
+        if isinstance(module, VisionTower) and dtype != torch.float32:
+            module.to(dtype)
 
 
 def _half_weights(dtype: torch.dtype, asked: str) -> Any:

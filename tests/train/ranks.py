@@ -30,6 +30,8 @@ from gpt4roi import ranks  # noqa: E402
 from gpt4roi.checkpoint.loading import load_model  # noqa: E402
 from gpt4roi.datasets.encoded import EncodedDataset  # noqa: E402
 from gpt4roi.errors import InputError  # noqa: E402
+from gpt4roi.models.light import LightRegionEncoder  # noqa: E402
+from gpt4roi.models.vision import VisionTower  # noqa: E402
 from gpt4roi.train import features, main, saving, sharding, trainer, training  # noqa: E402
 from gpt4roi.train.trainable import set_trainable  # noqa: E402
 
@@ -459,7 +461,29 @@ def deepspeed(root: Path, parts: Path) -> dict:
         together(2, root / f"{stage}-again", lambda folder, more=more: train(folder, parts, *more, stop_at=5))
         found[f"{stage}_again"] = together(2, root / f"{stage}-again", lambda folder: train(folder, parts))
         found[f"{stage}_log"] = (root / stage / "rank0.log").read_text()
+        half = (*more, "--bf16", "true")
+        found[f"{stage}_half"] = together(
+            2, root / f"{stage}-half", lambda folder, more=half: seen(folder, parts, *more)
+        )
     return found
+
+
+def seen(folder: Path, parts: Path, *more: str) -> dict[str, Any]:
+    """Trains; returns also the dtypes of the boxes, of the region encoder, and of what the tower works with."""
+    found, forward, tower = {}, LightRegionEncoder.forward, VisionTower.forward
+
+    def encode(self: Any, maps: list, boxes: list) -> torch.Tensor:
+        found["boxes"] = sorted({*found.get("boxes", ()), *(str(rows.dtype) for rows in boxes)})
+        found["weights"] = str(next(self.parameters()).dtype)
+        return forward(self, maps, boxes)
+
+    def look(self: Any, pixel_values: torch.Tensor) -> Any:
+        tensors = (*self.parameters(), *self.buffers(), pixel_values)
+        found["tower"] = sorted({str(tensor.dtype) for tensor in tensors if tensor.is_floating_point()})
+        return tower(self, pixel_values)
+
+    LightRegionEncoder.forward, VisionTower.forward = encode, look
+    return train(folder, parts, *more) | found
 
 
 def gathering(root: Path) -> Path:

@@ -167,12 +167,27 @@ def test_the_first_process_alone_looks_and_aligns_and_all_have_what_one_would_ha
     assert second["losses"] == first["losses"]
 
 
-@pytest.mark.slow
-def test_deepspeed_shards_learns_as_whole_copies_do_and_goes_on_equal_to_the_bit(tmp_path):
+@pytest.fixture(scope="module")
+def deepspeed(tmp_path_factory):
     pytest.importorskip("deepspeed")
-    found = together(tmp_path, "deepspeed")["deepspeed"]
-    for stage, words in (("zero2", "gradients and optimiser are sharded"), ("zero3", "modules sharded")):
-        assert words in found[f"{stage}_log"]
-        for whole, again in zip(found[stage], found[f"{stage}_again"], strict=True):
-            assert again["losses"] == whole["losses"]
-        assert found[stage][0]["losses"] == pytest.approx(found["ddp"][0]["losses"], rel=1e-5)
+    return together(tmp_path_factory.mktemp("deepspeed"), "deepspeed")["deepspeed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "words"), [("zero2", "gradients and optimiser are sharded"), ("zero3", "modules sharded")]
+)
+def test_deepspeed_shards_learns_as_whole_copies_do_and_goes_on_equal_to_the_bit(deepspeed, stage, words):
+    assert words in deepspeed[f"{stage}_log"]
+    for whole, again in zip(deepspeed[stage], deepspeed[f"{stage}_again"], strict=True):
+        assert again["losses"] == whole["losses"]
+    assert deepspeed[stage][0]["losses"] == pytest.approx(deepspeed["ddp"][0]["losses"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_deepspeed_in_sixteen_bits_trains_beside_a_tower_with_statistics(deepspeed, stage):
+    for rank in deepspeed[f"{stage}_half"]:
+        assert rank["weights"] == "torch.bfloat16"
+        assert rank["tower"] == ["torch.bfloat16"]
+        assert rank["losses"] == pytest.approx(deepspeed["ddp"][0]["losses"], rel=0.05)
