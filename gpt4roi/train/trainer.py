@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -71,6 +72,13 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
             groups = parameter_groups(self.model, rate, decay, self.rates, self.decays)
             self.optimizer = kind(groups, **arguments)
         return self.optimizer
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Moves a batch to the device; boxes stay as they are where DeepSpeed's 16 bits would move their corners."""
+        prepared = super()._prepare_input(data)
+        if isinstance(data, Mapping) and "boxes" in data:
+            prepared["boxes"] = [rows.to(self.args.device) for rows in data["boxes"]]
+        return prepared
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

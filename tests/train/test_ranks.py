@@ -186,8 +186,9 @@ def test_deepspeed_shards_learns_as_whole_copies_do_and_goes_on_equal_to_the_bit
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
-def test_deepspeed_in_sixteen_bits_trains_beside_a_tower_with_statistics(deepspeed, stage):
+def test_deepspeed_in_sixteen_bits_trains_beside_a_tower_with_statistics_and_does_not_round_boxes(deepspeed, stage):
     for rank in deepspeed[f"{stage}_half"]:
         assert rank["weights"] == "torch.bfloat16"
+        assert rank["boxes"] == ["torch.float32"]
         assert rank["tower"] == ["torch.bfloat16"]
         assert rank["losses"] == pytest.approx(deepspeed["ddp"][0]["losses"], rel=0.05)
