@@ -44,25 +44,53 @@ class Shape:
 
 @dataclass(frozen=True)
 class Shares:
-    """Over how many GPUs each part is spread; buckets: whether gradients are copied to be averaged."""
+    """Over how many GPUs each part is spread, and what else sharding does to it.
+
+    tower: as weights, of the vision tower; copied: whether gradients are copied to be averaged; bucket: values of the
+    buffers that they are averaged in otherwise; whole: weights of at most so many values are also held whole;
+    half: whether weights and gradients are cast to 16 bits; master: whether the optimiser has a float32 copy of what
+    learns; flat: whether it sees all of that as one tensor.
+    """
 
     weights: int = 1
     gradients: int = 1
     optimiser: int = 1
-    buckets: bool = False
+    tower: int = 1
+    copied: bool = False
+    bucket: int = 0
+    whole: int = 0
+    half: bool = False
+    master: bool = False
+    flat: bool = False
 
 
-def shares_of(args: TrainingArguments, gpus: int) -> Shares:
-    """Returns how the arguments spread a model over a number of GPUs."""
+def shares_of(args: TrainingArguments, gpus: int, width: int = 0) -> Shares:
+    """Returns how the arguments spread a model over a number of GPUs; width: of the language model."""
     asked = sharding.asked_for(args)
+    if asked is None:
+        return Shares(copied=gpus > 1)
+    if asked.startswith("FSDP"):
+        return Shares(gpus, gpus, gpus)
+    options = sharding.zero_options(args)
+
+    def setting(name: str, default: float, automatic: int) -> int:
+        value = options.get(name, default)
+        return automatic if value == "auto" else int(value)
+
+    common = {"gradients": gpus, "optimiser": gpus, "half": args.bf16 or args.fp16, "flat": True}
+    bucket = setting("reduce_bucket_size", 5e8, width**2) if options.get("contiguous_gradients", True) else 0
     if asked == "ZeRO-2":
-        return Shares(gradients=gpus, optimiser=gpus)
-    return Shares(gpus, gpus, gpus) if asked else Shares(buckets=gpus > 1)
+        return Shares(**common, master=True, bucket=bucket * (2 if options.get("overlap_comm") else 1))
+    whole = setting("stage3_param_persistence_threshold", 1e5, 10 * width)
+    return Shares(**common, weights=gpus, tower=gpus, master=common["half"], bucket=bucket, whole=whole)
 
 
 @dataclass
 class Estimate:
-    """Bytes on one GPU. weights, gradients, optimiser: of each module; buckets: DDP's; activations: of one batch."""
+    """Bytes on one GPU. weights, gradients, optimiser: of each module; buckets: what gradients are averaged in;
+
+    activations: of one batch.
+    """
 
     weights: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     gradients: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
@@ -79,13 +107,14 @@ class Estimate:
 
 def estimate(model_args: ModelArguments, args: TrainingArguments, shape: Shape, gpus: int) -> Estimate:
     """Estimates the memory of the training that these arguments describe; raises InputError where it cannot."""
-    model = planned_model(planned_config(model_args), model_args.attn_implementation)
+    with sharding.whole_while_opening(args):
+        model = planned_model(planned_config(model_args), model_args.attn_implementation)
     modules = learning_modules(model_args, args)
     set_trainable(model, [name for name in modules if name != "language_model" or not model_args.lora_r])
     keep_frozen(model, model_args.frozen_dtype)
     learner = add_adapters(model, model_args, modules) if model_args.lora_r else model
     found = Estimate()
-    count_parameters(found, learner, model_args, args, shares_of(args, gpus))
+    count_parameters(found, learner, model_args, args, shares_of(args, gpus, model.config.text_config.hidden_size))
     with runnable(model):
         found.activations = activation_bytes(model, shape, args.bf16 or args.fp16, args.activation_checkpointing)
     return found
@@ -98,16 +127,18 @@ def count_parameters(
     per_value, per_tensor = optimiser_bytes(args)
     packed = _quantized(learner) if model_args.quantization else set()
     for name, tensor in (*learner.named_parameters(), *learner.named_buffers()):
-        module = module_of(name)
-        size = tensor.numel() * tensor.element_size()
-        if name in packed:
-            size = quantized_bytes(tensor.numel(), model_args.quantization)
-        sharded = module != "vision_tower"
-        found.weights[module] += -(-size // (shares.weights if sharded else 1))
+        module, values, is_weight = module_of(name), tensor.numel(), isinstance(tensor, nn.Parameter)
+        each = tensor.element_size()
+        if shares.half and tensor.is_floating_point() and (is_weight or module == "vision_tower"):
+            each = 2
+        over = shares.tower if module == "vision_tower" else shares.weights
+        held = -(-values // (over if is_weight else 1)) + (values if is_weight and values <= shares.whole else 0)
+        found.weights[module] += quantized_bytes(held, model_args.quantization) if name in packed else held * each
         if tensor.requires_grad:
-            found.gradients[module] += -(-size // shares.gradients)
-            found.optimiser[module] += -(-tensor.numel() * per_value // shares.optimiser) + per_tensor
-    found.buckets = sum(found.gradients.values()) if shares.buckets else 0
+            found.gradients[module] += -(-values // shares.gradients) * each
+            kept = per_value + (4 if shares.master else 0)
+            found.optimiser[module] += -(-values // shares.optimiser) * kept + (0 if shares.flat else per_tensor)
+    found.buckets = sum(found.gradients.values()) if shares.copied else shares.bucket * (2 if shares.half else 4)
 
 
 def _quantized(learner: nn.Module) -> set[str]:

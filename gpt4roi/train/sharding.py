@@ -192,6 +192,11 @@ def asked_for(args: Any) -> str | None:
     return None
 
 
+def zero_options(args: Any) -> dict[str, Any]:
+    """Returns what DeepSpeed's file says about its sharding."""
+    return dict(_read_json("--deepspeed", args.deepspeed).get("zero_optimization") or {})
+
+
 def configure(args: Any, model: nn.Module, aligned: bool) -> ShardPlan | None:
     """Prepares a model for sharding, and tells the Trainer's FSDP which modules to shard, unless `--fsdp_config` does.
 

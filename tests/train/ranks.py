@@ -33,6 +33,8 @@ from gpt4roi.errors import InputError  # noqa: E402
 from gpt4roi.models.light import LightRegionEncoder  # noqa: E402
 from gpt4roi.models.vision import VisionTower  # noqa: E402
 from gpt4roi.train import features, main, saving, sharding, trainer, training  # noqa: E402
+from gpt4roi.train.command_line import parse  # noqa: E402
+from gpt4roi.train.estimate import Shape, estimate  # noqa: E402
 from gpt4roi.train.trainable import set_trainable  # noqa: E402
 
 
@@ -465,6 +467,8 @@ def deepspeed(root: Path, parts: Path) -> dict:
         found[f"{stage}_half"] = together(
             2, root / f"{stage}-half", lambda folder, more=half: seen(folder, parts, *more)
         )
+        estimates = together(1, root / f"{stage}-estimated", lambda _, more=half: estimated_for(parts, *more))
+        found[f"{stage}_estimated"] = estimates[0]
     return found
 
 
@@ -483,13 +487,53 @@ def seen(folder: Path, parts: Path, *more: str) -> dict[str, Any]:
         return tower(self, pixel_values)
 
     LightRegionEncoder.forward, VisionTower.forward = encode, look
+    take = training.GPT4RoITrainer.training_step
+
+    def take_and_measure(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if "held" not in found:
+            measure(self.model_wrapped, found.setdefault("held", {}))
+        return take(self, *args, **kwargs)
+
+    training.GPT4RoITrainer.training_step = take_and_measure
     return train(folder, parts, *more) | found
 
 
+def measure(engine: Any, held: dict[str, int]) -> None:
+    """Lets DeepSpeed's engine say, in each of its steps, how many bytes it holds here of what an estimate counts."""
+    optimiser, model = engine.optimizer, engine.module
+    step = optimiser.step
+
+    def step_and_count(*args: Any, **kwargs: Any) -> Any:
+        if hasattr(optimiser, "averaged_gradients"):
+            gradients = [value for values in optimiser.averaged_gradients.values() for value in values]
+        else:
+            gradients = [optimiser.grad_partitions_flat_buffer]
+        held["gradients"] = sum(value.nbytes for value in gradients)
+        result = step(*args, **kwargs)
+        whole = [*model.parameters(), *model.buffers()]
+        shares = [parameter.ds_tensor for parameter in model.parameters() if hasattr(parameter, "ds_tensor")]
+        held["weights"] = sum(value.nbytes for value in (*whole, *shares))
+        name = "single_partition_of_fp32_groups" if not shares else "fp32_partitioned_groups_flat"
+        state = [value for values in optimiser.optimizer.state.values() for value in values.values()]
+        kept = (*getattr(optimiser, name), *(value for value in state if isinstance(value, torch.Tensor)))
+        held["optimiser"] = sum(value.nbytes for value in kept)
+        return result
+
+    optimiser.step = step_and_count
+
+
+def estimated_for(parts: Path, *more: str) -> dict[str, int]:
+    """Returns what `--estimate` says of the training in two processes."""
+    argv = ["--stage", "1", "--output_dir", "unused", *arguments(parts), *more]
+    model_args, _, _, args = parse(argv, planning=True)
+    found = estimate(model_args, args, Shape(1, 60, 1, 10), gpus=2)
+    return {part: sum(getattr(found, part).values()) for part in ("weights", "gradients", "optimiser")}
+
+
 def gathering(root: Path) -> Path:
-    """Writes ZeRO-3's file without the exception for small weights, which all of a tiny model's are."""
+    """Writes ZeRO-3's file with an exception for small weights that not all of a tiny model's are."""
     config = json.loads(sharding.SHIPPED["zero3"].read_text())
-    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 500
     (root / "zero3.json").write_text(json.dumps(config))
     return root / "zero3.json"
 

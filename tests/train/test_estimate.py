@@ -13,6 +13,7 @@ from gpt4roi.train.arguments import ModelArguments
 from gpt4roi.train.command_line import parse
 from gpt4roi.train.estimate import Shape, estimate, plan, quantized_bytes, saved_bytes, shares_of
 from gpt4roi.train.planned_model import planned_config
+from gpt4roi.train.sharding import SHIPPED
 from gpt4roi.train.trainable import PARTS, module_of, parameter_groups, set_trainable
 
 ALL = ("region_encoder", "mm_projector", "language_model")
@@ -122,7 +123,28 @@ def test_sharding_spreads_all_but_the_tower(folders):
     for part in ALL:
         assert sharded.weights[part] == pytest.approx(one.weights[part] / 4, rel=0.01)
         assert sharded.optimiser[part] == pytest.approx(one.optimiser[part] / 4, rel=0.05)
-    assert shares_of(args, 4).buckets is False
+    assert shares_of(args, 4).copied is False
+
+
+def test_deepspeed_in_sixteen_bits_keeps_a_float32_copy_in_the_optimiser_and_stage_3_shards_the_tower(folders):
+    shape, gpus = Shape(1, 60, 1, 10), 4
+    one = estimate(*arguments(folders / "clip"), shape, gpus=1)
+    values = {part: size // 4 for part, size in one.weights.items()}
+    model_args, args = arguments(folders / "clip", "--bf16", "true")
+    found = {}
+    for stage, file in SHIPPED.items():
+        args.deepspeed = str(file)
+        found[stage] = estimate(model_args, args, shape, gpus)
+    for part in ALL:
+        assert found["zero2"].weights[part] == pytest.approx(2 * values[part], rel=0.01)  # and a few buffers
+        for one_stage in found.values():
+            assert one_stage.gradients[part] == pytest.approx(2 * values[part] / gpus, rel=0.01)
+            assert one_stage.optimiser[part] == pytest.approx(12 * values[part] / gpus, rel=0.01)
+    for part in PARTS:  # all weights are small enough to be held whole besides
+        assert found["zero3"].weights[part] == pytest.approx(2 * values[part] * (1 + 1 / gpus), rel=0.01)
+    tower = found["zero2"].weights["vision_tower"]
+    assert tower == pytest.approx(2 * values["vision_tower"], rel=0.01)
+    assert (found["zero2"].buckets, found["zero3"].buckets) == (2 * 2 * 500_000_000, 2 * 500_000_000)
 
 
 def test_four_bits_are_counted_as_bitsandbytes_keeps_them():

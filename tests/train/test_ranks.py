@@ -192,3 +192,12 @@ def test_deepspeed_in_sixteen_bits_trains_beside_a_tower_with_statistics_and_doe
         assert rank["boxes"] == ["torch.float32"]
         assert rank["tower"] == ["torch.bfloat16"]
         assert rank["losses"] == pytest.approx(deepspeed["ddp"][0]["losses"], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_an_estimate_for_deepspeed_says_what_its_engine_holds(deepspeed, stage):
+    told = deepspeed[f"{stage}_estimated"]
+    for rank in deepspeed[f"{stage}_half"]:
+        for part, size in rank["held"].items():
+            assert told[part] == pytest.approx(size, abs=64), part
