@@ -48,6 +48,8 @@ def parse(
     if not planning:
         check_device(options, accelerated)
     argv = list(sharding.shipped_files(list(argv)))
+    if planning:  # the Trainer's arguments would ask for DeepSpeed's package
+        argv = _without(argv, "--deepspeed")
     processes = int(os.environ.get("WORLD_SIZE", "0"))  # torchrun's word for how many train together
     if not processes:  # one alone has no backend
         argv = _without(argv, "--ddp_backend")
@@ -68,6 +70,8 @@ def parse(
     if unknown:
         raise InputError(f"unknown arguments: {' '.join(unknown)}; {_hint(unknown, parser)}")
     model_args, data_args, region_args, args = parts
+    if planning and "deepspeed" in options:
+        args.deepspeed = options["deepspeed"][0]
     check_values(model_args, data_args, region_args, args)
     parse_modules(args.trainable_modules)
     parse_rates(args.learning_rates)

@@ -107,8 +107,7 @@ class Estimate:
 
 def estimate(model_args: ModelArguments, args: TrainingArguments, shape: Shape, gpus: int) -> Estimate:
     """Estimates the memory of the training that these arguments describe; raises InputError where it cannot."""
-    with sharding.whole_while_opening(args):
-        model = planned_model(planned_config(model_args), model_args.attn_implementation)
+    model = planned_model(planned_config(model_args), model_args.attn_implementation)
     modules = learning_modules(model_args, args)
     set_trainable(model, [name for name in modules if name != "language_model" or not model_args.lora_r])
     keep_frozen(model, model_args.frozen_dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from tiny import tiny_model
@@ -11,7 +13,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.train.adapters import add_adapters
 from gpt4roi.train.arguments import ModelArguments
 from gpt4roi.train.command_line import parse
-from gpt4roi.train.estimate import Shape, estimate, plan, quantized_bytes, saved_bytes, shares_of
+from gpt4roi.train.estimate import Shape, estimate, estimated, plan, quantized_bytes, saved_bytes, shares_of
 from gpt4roi.train.planned_model import planned_config
 from gpt4roi.train.sharding import SHIPPED
 from gpt4roi.train.trainable import PARTS, module_of, parameter_groups, set_trainable
@@ -145,6 +147,16 @@ def test_deepspeed_in_sixteen_bits_keeps_a_float32_copy_in_the_optimiser_and_sta
     tower = found["zero2"].weights["vision_tower"]
     assert tower == pytest.approx(2 * values["vision_tower"], rel=0.01)
     assert (found["zero2"].buckets, found["zero3"].buckets) == (2 * 2 * 500_000_000, 2 * 500_000_000)
+
+
+def test_deepspeed_is_planned_where_its_package_is_missing(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    given = ["--stage", "2", "--model_name_or_path", str(folders / "clip"), "--bf16", "true", "--estimate_tokens", "60"]
+    small, large = (estimated([*given, "--deepspeed", "zero3", "--estimate_gpus", gpus]) for gpus in ("8", "1"))
+    assert small.startswith("GiB on each of 8 GPUs")
+    assert large.startswith("GiB on each of 1 GPU ")
+    with pytest.raises(InputError, match="--fsdp and --deepspeed both shard"):
+        estimated([*given, "--deepspeed", "zero3", "--fsdp"])
 
 
 def test_four_bits_are_counted_as_bitsandbytes_keeps_them():
