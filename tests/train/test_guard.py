@@ -156,6 +156,7 @@ def test_what_a_batch_consists_of_is_counted_where_it_is_made_and_no_gpu_is_aske
         batch_is=lambda supervised, sources: noticed.update(supervised=supervised, sources=sources),
         rates_seen=SimpleNamespace(saw=lambda tokens, regions: noticed.update(tokens=tokens, regions=regions)),
         alignment=None,
+        train_dataset=None,
     )
     # A tensor of the meta device has no values, so that asking for one raises; on a GPU it would wait.
     inputs = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
