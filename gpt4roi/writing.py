@@ -39,9 +39,9 @@ def whole(path: Path, kept: str = "what was there before is kept") -> Iterator[P
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield beside
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(beside)
             beside.replace(path)
+            sync(path.parent)
         finally:
             beside.unlink(missing_ok=True)
 
@@ -50,6 +50,15 @@ def write_whole(path: Path, text: str, kept: str = "what was there before is kep
     """Writes a text file whole or not at all. Raises InputError where it cannot be written."""
     with whole(path, kept) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to the disk, so that they outlive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def append_lines(path: Path, lines: str, kept: str = "what is done is kept") -> None:

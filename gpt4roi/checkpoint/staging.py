@@ -17,6 +17,7 @@ from typing import Any
 
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
+from gpt4roi.writing import sync
 
 _PLAN = "plan.json"
 _LOCK = ".lock"
@@ -148,12 +149,3 @@ def _remove(path: Path) -> None:
 def _staged_bytes(target: Path) -> int:
     partial = _partial(target.absolute())
     return sum(file.stat().st_size for file in partial.rglob("*"))
-
-
-def sync(path: Path) -> None:
-    """Forces a file, or the names in a folder, to the disk, so that they outlive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

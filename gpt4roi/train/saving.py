@@ -17,9 +17,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from gpt4roi.checkpoint.staging import sync
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
+from gpt4roi.writing import sync
 
 logger = logging.getLogger(__name__)
 

@@ -254,6 +254,8 @@ def check_flags(options: Mapping[str, tuple[str, ...]], accelerated: bool, neede
     """
     fsdp = "fsdp" in options and options["fsdp"] not in (("",), ("false",), ("False",))
     deepspeed = options.get("deepspeed", ())
+    if "deepspeed" in options and not deepspeed:
+        raise InputError("--deepspeed: give zero2, zero3, or a JSON file of DeepSpeed's settings")
     if fsdp and deepspeed:
         raise InputError("--fsdp and --deepspeed both shard; give one of them")
     if options.get("fsdp_config"):

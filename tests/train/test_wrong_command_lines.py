@@ -70,6 +70,7 @@ SHARDING_DEVICES_AND_WORK_DIRECTORIES = [
     (f"{NEW} --fsdp --fsdp_config {{tmp}}/no.json", "--fsdp_config: .*no.json: no such file"),
     (f"{NEW} --fsdp --fsdp_config {{wrong}}/list.json", "list.json: expected a JSON object, got list"),
     (f"{NEW} --fsdp --fsdp_config {{wrong}}/version3.json", "--fsdp_config: version must be 1 or 2, got 3"),
+    (f"{NEW} --deepspeed", "--deepspeed: give zero2, zero3, or a JSON file"),
     (f"{NEW} --deepspeed zero9", "--deepspeed: zero9: no such file; shipped are zero2 and zero3"),
     (f"{NEW} --deepspeed {{wrong}}/empty.jsonl", "--deepspeed: .*empty.jsonl: not valid JSON"),
     (f"{NEW} --deepspeed {{wrong}}/stage5.json", "--deepspeed: zero_optimization.stage must be 0 to 3, got 5"),
