@@ -1,9 +1,10 @@
-"""Results in files: written so that a full disk costs one readable line, and nothing of what was there before."""
+"""Results in files: a full disk costs one readable line, and a kill nothing of what was there before."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_folder(folder: Path, aside: Path | None = None) -> None:
+    """Deletes a folder, if it is there; a kill on the way leaves no half of it under its name.
+
+    aside: the name that it has while it goes, `.<folder>.removed` by default. What a killed call left there goes too.
+    """
+    aside = aside or folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.replace(aside)
+        shutil.rmtree(aside)
 
 
 def append_lines(path: Path, lines: str, kept: str = "what is done is kept") -> None:

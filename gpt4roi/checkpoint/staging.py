@@ -17,7 +17,7 @@ from typing import Any
 
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
-from gpt4roi.writing import sync
+from gpt4roi.writing import remove_folder, sync
 
 _PLAN = "plan.json"
 _LOCK = ".lock"
@@ -111,7 +111,7 @@ class StagedFolder:
             self.target.replace(old)
         self.path.replace(self.target)
         sync(self.target.parent)
-        _remove(old)
+        remove_folder(old)
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR)
@@ -136,7 +136,7 @@ def _recover(target: Path) -> None:
     old = _replaced(target)
     if old.exists() and not target.exists():
         old.replace(target)
-    _remove(old)
+    remove_folder(old)
 
 
 def _remove(path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
-from gpt4roi.writing import sync
+from gpt4roi.writing import remove_folder, sync
 
 logger = logging.getLogger(__name__)
 
@@ -133,10 +133,7 @@ def publish_files(staged: Path, target: Path) -> None:
 
 def remove(checkpoint: Path) -> None:
     """Deletes a checkpoint; killed on the way, it leaves a leftover, not a torn checkpoint."""
-    doomed = checkpoint.with_name(f"{PARTIAL}{checkpoint.name}-deleted")
-    shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.replace(doomed)
-    shutil.rmtree(doomed)
+    remove_folder(checkpoint, checkpoint.with_name(f"{PARTIAL}{checkpoint.name}-deleted"))
 
 
 def thin_out(folder: Path, limit: int | None, best: str | None = None) -> None:

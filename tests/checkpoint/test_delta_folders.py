@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -167,6 +168,27 @@ def test_an_old_target_comes_back_after_a_kill_between_the_two_renames(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         plan_apply(base, delta, tmp_path / "out", overwrite=True).write(interrupt_after(5))
     assert (tmp_path / "out/old").read_text() == "kept"
+
+
+def test_an_old_target_that_was_half_deleted_when_the_kill_came_never_comes_back(tmp_path, monkeypatch):
+    base, delta = base_and_delta(tmp_path)
+    plan_apply(base, delta, tmp_path / "out").write()
+
+    def killed(path, ignore_errors=False):
+        if not ignore_errors:
+            (path / "config.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            plan_apply(base, delta, tmp_path / "out", overwrite=True).write()
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        plan_apply(base, delta, tmp_path / "out").write(interrupt_after(5))
+    assert not (tmp_path / "out").exists()
+    plan_apply(base, delta, tmp_path / "out").write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "delta", "out"]
 
 
 def test_two_runs_into_one_target_do_not_mix(tmp_path):

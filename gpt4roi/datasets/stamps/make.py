@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 from gpt4roi.datasets.stamps import fetch, library, shapes
 from gpt4roi.datasets.stamps.splits import FORMAT, Material, StampArguments, picture_count, write_splits
 from gpt4roi.errors import InputError
-from gpt4roi.writing import write_whole
+from gpt4roi.writing import remove_folder, write_whole
 
 STAMPS_BELOW = "usr/share/tuxpaint/stamps"
 DRAWN = "drawn shapes"
@@ -43,7 +42,7 @@ def make_stamps(out: Path, arguments: StampArguments, keep_downloads: bool = Tru
     if arguments.parts:
         manifest["parts"] = _make_parts(out, downloads)
     if not keep_downloads:
-        shutil.rmtree(downloads)
+        remove_folder(downloads)
     manifest["files"] = _describe_files(out)
     write_whole(out / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
