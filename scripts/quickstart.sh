@@ -28,8 +28,10 @@ cat > "$folder/stage2.json" <<JSON
 [{"type": "unified", "ann_file": "$folder/data/train.jsonl", "picture_pipeline": "bilinear",
   "pairs_per_visit": {"caption": 3, "larger": 3, "left": 2, "above": 2, "count": 1}}]
 JSON
-common=(--picture_features "$folder/features" --attn_implementation eager --seed 0 --bf16 --report_to none
+common=(--picture_features "$folder/features" --attn_implementation eager --seed 0 --report_to none
     --save_total_limit 1 --align_weight 1.0)
+# A GPU picks its own precision, and not every one has this.
+.venv/bin/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && common+=(--bf16)
 phase "alignment and stage 1: the region encoder learns" bash train_stage1.sh "$folder/stage1" \
     --model_name_or_path "$folder/data/parts/language_model" --vision_tower "$folder/data/parts/vision_tower" \
     --region_encoder_type light --image_grid_size 4 --prompt_format chat --system_prompt "" \
