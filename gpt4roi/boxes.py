@@ -65,12 +65,13 @@ def to_rois(boxes: list, image_size: tuple[int, int]):
 
     boxes: list of float[N_i, 4] tensors, xyxy in [0, 1]; N_i may be 0.
     image_size: (height, width) of the model's input.
-    Returns float[sum N_i, 5]: batch index, x1, y1, x2, y2 in input pixels, in batch order.
+    Returns float[sum N_i, 5]: batch index, x1, y1, x2, y2 in input pixels, in batch order; float32 at least, as half
+    precision has neither all pixels nor all batch indices.
     """
     import torch
 
     rows = []
     for index, of_image in enumerate(boxes):
-        scaled = denormalize(of_image, image_size)
+        scaled = denormalize(of_image.to(torch.promote_types(of_image.dtype, torch.float32)), image_size)
         rows.append(torch.cat([scaled.new_full((len(scaled), 1), index), scaled], dim=1))
     return torch.cat(rows) if rows else torch.zeros(0, 5)
