@@ -14,21 +14,24 @@ from gpt4roi.models.sparse_roi_align import sparse_roi_align
 BACKENDS = ("torchvision", "sparse", "mmcv", "auto")
 """Values of `roi_align_backend`; `auto` takes `sparse` on the CPU, where it is faster, and else `torchvision`."""
 
+FARTHEST = 1e4
+"""How many sides of the picture a corner may lie outside: places far beyond overflow, and RoIAlign then crashes."""
+
 
 def check_boxes(boxes: list[torch.Tensor]) -> None:
     """Raises InputError where a box is not four numbers, not finite, or has its corners exchanged.
 
-    boxes: list of float[N_i, 4], xyxy in [0, 1]; corners outside [0, 1] and boxes without area are allowed.
+    boxes: list of float[N_i, 4], xyxy in [0, 1]; corners up to FARTHEST outside and boxes without area are allowed.
     """
     for picture, rows in enumerate(boxes):
         if rows.ndim != 2 or rows.shape[1] != 4:
             raise InputError(f"picture {picture} of the batch: boxes must be [N, 4], got {tuple(rows.shape)}")
-        bad = ~torch.isfinite(rows).all(1) | (rows[:, 2] < rows[:, 0]) | (rows[:, 3] < rows[:, 1])
+        bad = ~(rows.abs() <= FARTHEST).all(1) | (rows[:, 2] < rows[:, 0]) | (rows[:, 3] < rows[:, 1])
         if bad.any():
             row = int(bad.nonzero()[0])
             raise InputError(
                 f"picture {picture} of the batch: box {row + 1} is {[round(x, 4) for x in rows[row].tolist()]}, "
-                "expected finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2"
+                f"expected finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, none beyond {FARTHEST:.0f} pictures"
             )
 
 

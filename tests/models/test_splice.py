@@ -115,8 +115,8 @@ def test_pictures_of_another_size_are_refused(clip_model, tokens):
         clip_model(tokens("P"), pixel_values=torch.zeros(1, 3, 64, 64))
 
 
-@pytest.mark.parametrize("box", [[0.5, 0.1, 0.2, 0.9], [0.1, 0.1, float("nan"), 0.9]])
-def test_exchanged_corners_and_no_numbers_are_refused(clip_model, tokens, box):
+@pytest.mark.parametrize("box", [[0.5, 0.1, 0.2, 0.9], [0.1, 0.1, float("nan"), 0.9], [-3e38, 0.1, 3e38, 0.9]])
+def test_exchanged_corners_no_numbers_and_numbers_that_overflow_are_refused(clip_model, tokens, box):
     with pytest.raises(InputError, match=r"picture 0 of the batch: box 2 is .* expected finite x1, y1, x2, y2"):
         clip_model(tokens("PRR"), pixel_values=torch.zeros(1, 3, 32, 32), boxes=[torch.tensor([TWO[1].tolist(), box])])
 
