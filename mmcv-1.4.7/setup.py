@@ -5,6 +5,7 @@ With a CUDA toolkit that fits PyTorch the operator is compiled for CUDA too; MMC
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,23 @@ import sysconfig
 from importlib import metadata
 from pathlib import Path
 
+import setuptools
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 SOURCES = Path("mmcv/ops/csrc")
 COMMAND = "MMCV_WITH_OPS=1 pip install --no-build-isolation -e ."
+SETUPTOOLS = 77
+
+
+def refuse_old_setuptools() -> None:
+    """Stops where pyproject.toml could not be read; without build isolation pip does not look at what it requires."""
+    if int(setuptools.__version__.split(".")[0]) < SETUPTOOLS:
+        raise SystemExit(
+            f"gpt4roi-mmcv: setuptools {setuptools.__version__} is too old, {SETUPTOOLS} or later is needed: "
+            f"pip install 'setuptools>={SETUPTOOLS}'"
+        )
 
 
 def refuse_over_another_mmcv() -> None:
@@ -82,6 +94,12 @@ def operator_build() -> dict:
             f"gpt4roi-mmcv: MMCV_WITH_OPS=1 compiles against the installed PyTorch, which this build does not see; "
             f"install torch, then run: {COMMAND}"
         ) from None
+    compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
+    if sys.platform != "win32" and shutil.which(compiler) is None:
+        raise SystemExit(
+            f"gpt4roi-mmcv: MMCV_WITH_OPS=1 needs a C++ compiler, and there is no {compiler}; install one, or "
+            "leave MMCV_WITH_OPS out for the version in plain PyTorch"
+        )
     cuda = find_cuda(torch)
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     extension = CppExtension(
@@ -122,5 +140,6 @@ class BuildPlain(build_py):
         super().run()
 
 
+refuse_old_setuptools()
 refuse_over_another_mmcv()
 setup(**(operator_build() if os.environ.get("MMCV_WITH_OPS") == "1" else {"cmdclass": {"build_py": BuildPlain}}))

@@ -33,6 +33,22 @@ def test_setup_tells_what_to_do_when_it_cannot_see_torch(tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+def test_setup_names_a_missing_compiler(tmp_path):
+    result = run_setup(tmp_path, MMCV_WITH_OPS="1", CXX="/nowhere/c++ -v")
+    assert result.returncode == 1
+    assert "needs a C++ compiler, and there is no /nowhere/c++" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("gpt4roi-mmcv: ")
+
+
+def test_setup_asks_for_the_setuptools_that_reads_its_table(tmp_path):
+    (tmp_path / "setuptools" / "command").mkdir(parents=True)
+    (tmp_path / "setuptools" / "__init__.py").write_text("__version__ = '65.5.0'\ndef setup(**given): exit('no')\n")
+    (tmp_path / "setuptools" / "command" / "build_py.py").write_text("class build_py: pass\n")
+    result = run_setup(tmp_path)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "setuptools 65.5.0 is too old, 77 or later is needed: pip install 'setuptools>=77'" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["mmcv", "mmcv-full", "mmcv_full", "mmcv-lite"])
 def test_setup_refuses_to_go_over_another_mmcv(tmp_path, name):
     folder = tmp_path / f"{name.replace('-', '_')}-1.7.2.dist-info"
