@@ -114,27 +114,33 @@ class _ConvolveBlocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        blocks, weight = ctx.saved_tensors
-        side, count, _, channels = blocks.shape
-        of_taps, of_data, of_results = _matrices(blocks.dtype)
-        taps = rearrange(weight, "o c i j -> (i j) (o c)")
-        rows = (of_data.flatten(0, 1) @ blocks.flatten(1)).view(NODES, TILES * count, side, channels)
-        bands = (of_results.t() @ gradient.flatten(1)).view(NODES, TILES * count, BLOCK, -1)
-        scatter = of_results.t().expand(TILES * count, -1, -1)
-        of_rows, of_all_taps = torch.zeros_like(rows), torch.zeros_like(taps)
-        for node in range(NODES):
-            pairs = _of_tap_pairs(of_taps, node)
-            kernels = (pairs @ taps).unflatten(1, (-1, channels))
-            of_kernels = torch.empty_like(kernels)
-            of_mixed = torch.bmm(scatter, bands[node]).unflatten(1, (NODES, TILES))
-            for column, kernel in enumerate(kernels):
-                values = of_mixed[:, column].flatten(0, 1)
-                torch.mm(values.t(), _spread(of_data, column, rows[node]).flatten(0, 1), out=of_kernels[column])
-                back = of_data[column].t().expand(TILES * count, -1, -1)
-                of_rows[node].baddbmm_(back, (values @ kernel).view(TILES * count, TILES, channels))
-            of_all_taps.addmm_(pairs.t(), of_kernels.flatten(1))
-        of_blocks = (of_data.flatten(0, 1).t() @ of_rows.view(NODES * TILES, -1)).view_as(blocks)
-        return of_blocks, rearrange(of_all_taps, "(i j) (o c) -> o c i j", i=TAPS, c=channels)
+        # The loss may be differentiated inside autocast, which would take only some of the products to half precision.
+        with torch.autocast("cpu", enabled=False):
+            return _gradients(gradient, *ctx.saved_tensors)
+
+
+def _gradients(gradient: torch.Tensor, blocks: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the gradients of the blocks and of the kernels; gradient: float[BLOCK, N, BLOCK, O]."""
+    side, count, _, channels = blocks.shape
+    of_taps, of_data, of_results = _matrices(blocks.dtype)
+    taps = rearrange(weight, "o c i j -> (i j) (o c)")
+    rows = (of_data.flatten(0, 1) @ blocks.flatten(1)).view(NODES, TILES * count, side, channels)
+    bands = (of_results.t() @ gradient.flatten(1)).view(NODES, TILES * count, BLOCK, -1)
+    scatter = of_results.t().expand(TILES * count, -1, -1)
+    of_rows, of_all_taps = torch.zeros_like(rows), torch.zeros_like(taps)
+    for node in range(NODES):
+        pairs = _of_tap_pairs(of_taps, node)
+        kernels = (pairs @ taps).unflatten(1, (-1, channels))
+        of_kernels = torch.empty_like(kernels)
+        of_mixed = torch.bmm(scatter, bands[node]).unflatten(1, (NODES, TILES))
+        for column, kernel in enumerate(kernels):
+            values = of_mixed[:, column].flatten(0, 1)
+            torch.mm(values.t(), _spread(of_data, column, rows[node]).flatten(0, 1), out=of_kernels[column])
+            back = of_data[column].t().expand(TILES * count, -1, -1)
+            of_rows[node].baddbmm_(back, (values @ kernel).view(TILES * count, TILES, channels))
+        of_all_taps.addmm_(pairs.t(), of_kernels.flatten(1))
+    of_blocks = (of_data.flatten(0, 1).t() @ of_rows.view(NODES * TILES, -1)).view_as(blocks)
+    return of_blocks, rearrange(of_all_taps, "(i j) (o c) -> o c i j", i=TAPS, c=channels)
 
 
 def _spread(of_data: torch.Tensor, column: int, rows: torch.Tensor) -> torch.Tensor:

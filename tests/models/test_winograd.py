@@ -65,6 +65,16 @@ def test_gradients_in_single_precision_are_within_1e_5_of_the_largest_value():
         assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
+def test_a_gradient_inside_autocast_is_that_outside():
+    maps, weight = draw(torch.float32)
+    leaves = [tensor.requires_grad_() for tensor in (*maps, weight)]
+    total = sum(result.square().sum() for result in winograd.convolve(maps, weight))
+    outside = torch.autograd.grad(total, leaves, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(total, leaves)
+    assert all(map(torch.equal, inside, outside))
+
+
 def test_the_result_lies_channels_last_as_the_sparse_roi_align_wants_it():
     maps, weight = draw(torch.float32)
     assert winograd.convolve(maps[:1], weight)[0].is_contiguous(memory_format=torch.channels_last)
