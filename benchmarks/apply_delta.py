@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from common import CPU_SECONDS, SECONDS, Row, argument_parser, report, rows
+from common import CPU_SECONDS, SECONDS, Row, argument_parser, positive, report, rows
 
 SHARDS = 4
 WIDTH, INNER, VOCABULARY, ADDED = 2048, 5504, 32000, 6
@@ -238,7 +238,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the model")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
+    parser.add_argument("--repeats", type=positive, default=3, help="runs of each way")
     parser.add_argument("--suffix", choices=SUFFIXES, help="only this kind of file")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()

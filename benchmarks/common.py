@@ -155,9 +155,23 @@ def argument_parser(doc: str | None) -> argparse.ArgumentParser:
     """Makes the parser of a benchmark, for those that take arguments of their own."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small case, in seconds")
-    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default 1)")
+    parser.add_argument("--json", type=_file_to_be, metavar="FILE", help="write the rows there too")
     return parser
+
+
+def positive(text: str) -> int:
+    """Reads an argument that must be a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def _file_to_be(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder" if path.is_dir() else f"no folder {path.parent}")
+    return path
 
 
 def report(found: Iterable[Row], args: argparse.Namespace) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from common import Row, argument_parser, devices, difference, report, rows, time_in_turn
+from common import Row, argument_parser, devices, difference, positive, report, rows, time_in_turn
 
 from gpt4roi.models.region_encoder import RegionEncoder
+from gpt4roi.models.roi_align import BACKENDS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
 from plain_region_encoder import plain_region_features
@@ -116,10 +117,12 @@ class Comparison:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--channels", type=int, default=1024)
-    parser.add_argument("--boxes", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--backends", nargs="+", default=["torchvision", "auto"], help="RoIAlign of the fast one")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--channels", type=positive, default=1024)
+    parser.add_argument("--boxes", type=positive, nargs="+", default=[1, 8, 32])
+    parser.add_argument(
+        "--backends", nargs="+", default=["torchvision", "auto"], choices=BACKENDS, help="RoIAlign of the fast one"
+    )
+    parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--no-backward", action="store_true", help="leave the backward pass out")
     args = parser.parse_args()
     wanted = (args.channels, args.boxes, args.backends, args.repeats, not args.no_backward)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Row, argument_parser, devices, report, rows, time_in_turn
+from common import Row, argument_parser, devices, positive, report, rows, time_in_turn
 from PIL import Image
 
 from gpt4roi import GPT4RoIConfig, GPT4RoIForConditionalGeneration, GPT4RoIProcessor, RegionSample, Turn
@@ -141,6 +141,6 @@ def write(texts: list[dict[str, Any]], images: list[torch.Tensor], regions: list
 if __name__ == "__main__":
     parser = argument_parser(__doc__)
     parser.add_argument("--model", type=Path, default=MODEL, help="the quickstart's model (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=positive, default=3)
     args = parser.parse_args()
     report(measure(args.quick, args.model, args.repeats), args)

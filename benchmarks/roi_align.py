@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from common import Row, argument_parser, devices, difference, report, rows, time_in_turn
+from common import Row, argument_parser, devices, difference, positive, report, rows, time_in_turn
 
 from gpt4roi.models.roi_align import roi_align
 
@@ -79,8 +79,8 @@ def _judge(what: str, off: float) -> str:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--boxes", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--boxes", type=positive, default=32)
+    parser.add_argument("--repeats", type=positive, default=5)
     args = parser.parse_args()
     report(measure(args.quick, args.boxes, args.repeats), args)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # where the benchmarks find what they share, as when they are run by themselves
 import page  # noqa: E402
+from common import positive  # noqa: E402
 
 
 def scripts() -> dict[str, Path]:
@@ -46,7 +47,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which (default: all): {', '.join(found)}")
     parser.add_argument("--quick", action="store_true", help="small cases, in minutes; writes nothing")
-    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default 1)")
     parser.add_argument("--tables", action="store_true", help="only write the tables anew from results/")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in found]

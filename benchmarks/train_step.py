@@ -21,7 +21,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from common import Row, argument_parser, devices, difference, report, rows, time_in_turn
+from common import Row, argument_parser, devices, difference, positive, report, rows, time_in_turn
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedModel
 
 from gpt4roi.constants import IGNORE_INDEX
@@ -194,7 +194,7 @@ def compare(
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2], choices=[1, 2])
-    parser.add_argument("--part", type=int, default=2, help="stage 1: 1 / PART of the released widths (default 2)")
+    parser.add_argument("--part", type=positive, default=2, help="stage 1: 1 / PART of the released widths (default 2)")
     args = parser.parse_args()
     report(measure(args.quick, args.stages, args.part), args)
 
