@@ -3,6 +3,7 @@
 import inspect
 
 import mmcv
+import numpy as np
 import pytest
 import torch
 from conftest import SCALE, make_map, make_rois
@@ -34,6 +35,11 @@ def test_module_and_function_agree_and_the_module_prints_its_arguments():
         "RoIAlign(output_size=(7, 7), spatial_scale=0.25, sampling_ratio=0, pool_mode=avg, aligned=True, "
         "use_torchvision=False)"
     )
+
+
+def test_sizes_may_be_numpy_s_as_in_mmcv():
+    assert RoIAlign(np.int64(7)).output_size == RoIAlign(np.array([7, 7])).output_size == (7, 7)
+    assert roi_align(make_map(), make_rois("ordinary"), np.int32(3), SCALE).shape == (1, 5, 3, 3)
 
 
 def test_old_argument_names_still_work_with_a_warning():

@@ -3,6 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from mmcv.ops.plain import roi_align_plain
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """Returns (height, width) of a size given as one number or two; raises ValueError unless both are positive."""
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = (size, size) if isinstance(size, Integral) else size
     if height < 1 or width < 1:
         raise ValueError(f"output_size must be one positive number or (height, width), got {size}")
     return int(height), int(width)
