@@ -209,7 +209,7 @@ class RegionPooler(nn.Module):
     def _is_better_mixed_first(self, conv: nn.Conv2d, level: torch.Tensor, count: int) -> bool:
         """Tells whether a level has so few cells that mixing them costs less than mixing so many pooled boxes."""
         pictures, channels, height, width = level.shape
-        backend = choose_backend(self.backend, level.device, self.sampling_ratio)
+        backend = choose_backend(self.backend, level, count, self.sampling_ratio)
         pooling = POOLING_COST.get((level.device.type, backend), DEFAULT_POOLING_COST)
         pooled_cells = count * self.output_size**2
         # Mixed first, each of nine taps is pooled by itself.

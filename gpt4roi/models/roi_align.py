@@ -12,7 +12,12 @@ from gpt4roi.errors import InputError
 from gpt4roi.models.sparse_roi_align import sparse_roi_align
 
 BACKENDS = ("torchvision", "sparse", "mmcv", "auto")
-"""Values of `roi_align_backend`; `auto` takes `sparse` on the CPU, where it is faster, and else `torchvision`."""
+"""Values of `roi_align_backend`; `auto` takes `sparse` where it is faster, on the CPU only, and else `torchvision`."""
+
+SPARSE_FROM = 512
+"""Channels times boxes from which `sparse` is faster on the CPU: its entries are the same for all channels."""
+CELLS_FOR_A_BOX = 1024
+"""How many cells of a map that is not channels-last, and has to be rearranged for it, a box makes up for."""
 
 FARTHEST = 1e4
 """How many sides of the picture a corner may lie outside: places far beyond overflow, and RoIAlign then crashes."""
@@ -49,21 +54,30 @@ def roi_align(
     spatial_scale: cells of the map to an input pixel. Computed in float32 (float64 for float64 maps).
     Returns float[M, C, output_size, output_size] in the map's dtype.
     """
-    pool = _implementation(choose_backend(backend, feature_map.device, sampling_ratio))
+    pool = _implementation(choose_backend(backend, feature_map, len(rois), sampling_ratio))
     exact = torch.float64 if feature_map.dtype == torch.float64 else torch.float32
     with torch.autocast(feature_map.device.type, enabled=False):
         pooled = pool(feature_map.to(exact), rois.to(exact), output_size, spatial_scale, sampling_ratio)
     return pooled.to(feature_map.dtype)
 
 
-def choose_backend(backend: str, device: torch.device, sampling_ratio: int) -> str:
-    """Returns which implementation serves; raises InputError on a name that is none."""
+def choose_backend(backend: str, feature_map: torch.Tensor, num_boxes: int, sampling_ratio: int) -> str:
+    """Returns which implementation serves a map, float[K, C, H, W]; raises InputError on a name that is none."""
     if backend not in BACKENDS:
         raise InputError(f"roi_align_backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
     if backend == "auto":
         # An adaptive number of samples (0) differs from box to box, which the matrix does not do.
-        return "sparse" if device.type == "cpu" and sampling_ratio > 0 else "torchvision"
+        able = feature_map.device.type == "cpu" and sampling_ratio > 0
+        return "sparse" if able and _is_sparse_faster(feature_map, num_boxes) else "torchvision"
     return backend
+
+
+def _is_sparse_faster(feature_map: torch.Tensor, num_boxes: int) -> bool:
+    pictures, channels, height, width = feature_map.shape
+    if channels * num_boxes < SPARSE_FROM:
+        return False
+    ordered = feature_map.is_contiguous(memory_format=torch.channels_last)
+    return ordered or pictures * height * width <= CELLS_FOR_A_BOX * num_boxes
 
 
 def _implementation(backend: str) -> Callable[..., torch.Tensor]:

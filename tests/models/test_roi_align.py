@@ -122,10 +122,16 @@ def test_pooling_under_autocast_keeps_the_precision_of_the_map(backend):
     assert torch.equal(pooled, expected)
 
 
-def test_auto_takes_the_matrix_on_the_cpu_only():
-    assert choose_backend("auto", torch.device("cpu"), 2) == "sparse"
-    assert choose_backend("auto", torch.device("cuda"), 2) == "torchvision"
-    assert choose_backend("auto", torch.device("cpu"), 0) == "torchvision"
+def test_auto_takes_the_matrix_where_it_is_faster_on_the_cpu_only():
+    level = torch.zeros(1, 64, 64, 64)
+    ordered = level.to(memory_format=torch.channels_last)
+    assert [choose_backend("auto", ordered, boxes, 2) for boxes in (7, 8)] == ["torchvision", "sparse"]
+    assert [choose_backend("auto", level, boxes, 2) for boxes in (7, 8)] == ["torchvision", "sparse"]
+    wide = torch.zeros(1, 256, 64, 64)  # to be rearranged for few boxes
+    assert [choose_backend("auto", wide, boxes, 2) for boxes in (3, 4)] == ["torchvision", "sparse"]
+    assert choose_backend("auto", wide.to(memory_format=torch.channels_last), 3, 2) == "sparse"
+    assert choose_backend("auto", wide.to("meta"), 32, 2) == "torchvision"
+    assert choose_backend("auto", wide, 32, 0) == "torchvision"
 
 
 def test_an_adaptive_number_of_samples_is_refused_by_the_matrix():
