@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gpt4roi.errors import InputError
+from gpt4roi.models.vision import VisionTower
 from gpt4roi.train.arguments import AdapterArguments
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,8 +79,11 @@ def quantization_config(given: AdapterArguments) -> Any:
 
 @torch.no_grad()
 def keep_frozen(model: nn.Module, dtype: str) -> None:
-    """Casts every parameter that does not learn to a dtype; quantized ones stay as they are."""
+    """Casts every parameter that does not learn to a dtype, the tower with its statistics; quantized ones stay."""
     wanted = DTYPES[dtype]
+    for module in model.modules():
+        if isinstance(module, VisionTower):
+            module.to(wanted)
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.is_floating_point() and parameter.dtype != wanted:
             parameter.data = parameter.data.to(wanted)

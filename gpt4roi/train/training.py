@@ -78,6 +78,7 @@ def _train(
     with sharding.whole_while_opening(args):
         model, processor = open_model(checkpoint, model_args, args)
     check_fit(processor, model)
+    keep_frozen(model.vision_tower, model_args.frozen_dtype)  # as a checkpoint holds it, before pictures are looked at
     features = None
     if data_args.picture_features:
         kept = Path(data_args.picture_features)

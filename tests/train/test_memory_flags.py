@@ -1,7 +1,8 @@
 """Activation checkpointing and the kind of attention change the memory of a training, not what it learns."""
 
 import pytest
-from tiny_training import losses
+import torch
+from tiny_training import losses, tensors
 
 from gpt4roi.train import main, training
 
@@ -46,3 +47,12 @@ def test_checkpointing_and_attention_by_flag_learn_the_same(parts, tmp_path, mon
     # What is not kept is computed once more on the way back.
     assert (attention, runs) == ({"sdpa"}, 2 * STEPS * BATCHES)
     assert other == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_tower_of_convolutions_can_be_kept_in_16_bits(parts, tmp_path, monkeypatch):
+    plain, _, _ = train(parts, tmp_path / "1", monkeypatch=monkeypatch)
+    half, _, _ = train(parts, tmp_path / "2", "--frozen_dtype", "bfloat16", monkeypatch=monkeypatch)
+    assert half == pytest.approx(plain, rel=0.02)
+    assert half != plain
+    tower = [tensor for name, tensor in tensors(tmp_path / "2").items() if name.startswith("vision_tower.")]
+    assert {tensor.dtype for tensor in tower if tensor.is_floating_point()} == {torch.bfloat16}

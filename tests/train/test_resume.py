@@ -106,6 +106,15 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one_to_the
     assert same_tensors(stopped, whole)
 
 
+def test_pictures_that_a_16_bit_tower_looked_at_are_the_same_after_resuming(parts, tmp_path, monkeypatch):
+    kept = ["--frozen_dtype", "bfloat16", "--picture_features", str(tmp_path / "kept")]
+    uninterrupted = main([*arguments(parts, tmp_path / "one"), *kept])
+    train_until([*arguments(parts, tmp_path / "two"), *kept], 5, monkeypatch)
+    main(["--stage", "1", "--output_dir", str(tmp_path / "two")])
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    assert history(tmp_path / "two") == history(uninterrupted)
+
+
 def test_a_run_that_was_killed_before_its_model_was_written_only_writes_it(whole, parts, tmp_path, monkeypatch):
     folder = main(arguments(parts, tmp_path / "again"))
     (folder / "trained.json").unlink()
