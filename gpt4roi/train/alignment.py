@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
+
+from gpt4roi.train.saving import save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class RegionTexts:
         return cls(distinct, F.normalize(means - means.mean(0), dim=-1))
 
     def save(self, path: Path) -> None:
-        """Writes texts and targets to a safetensors file."""
-        save_file({"targets": self.targets.contiguous()}, path, metadata={"texts": json.dumps(self.texts)})
+        """Writes texts and targets to a safetensors file, whole or not at all."""
+        save_tensors(path, {"targets": self.targets.contiguous()}, {"texts": json.dumps(self.texts)})
 
     @classmethod
     def load(cls, path: Path) -> RegionTexts:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -21,6 +20,7 @@ from gpt4roi.devices import moved_to
 from gpt4roi.errors import InputError
 from gpt4roi.pictures import load_image
 from gpt4roi.processor import GPT4RoIProcessor
+from gpt4roi.train.saving import save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,11 @@ def keep_features(
     kept under a name made of the tower's weights, the precision, the picture pipeline and each file's path, size and
     time of change, so that nothing stale is read. Pictures that cannot be read are left out and named in the log: their
     samples are skipped and counted in training.
-    Raises InputError where a sample augments its picture, and where no picture can be read.
+    Raises InputError where a sample augments its picture, where no picture can be read, and where they cannot
+    be written to the folder.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--picture_features {folder} is a file; name a folder")
     images, pipeline = _pictures(mixture)
     path = folder / f"features-{_fingerprint(model.vision_tower, f'{pipeline} {bf16}', images)}.safetensors"
     if path.is_file():
@@ -88,11 +91,8 @@ def keep_features(
     tower = model.vision_tower
     with moved_to(device or next(tower.parameters()).device, tower):
         kept = _look(images, pipeline, processor, model, bf16)
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.partial")
     unreadable = [image for image in images if image not in kept]
-    save_file(kept.tensors, beside, metadata={"sizes": json.dumps(kept.sizes), "unreadable": json.dumps(unreadable)})
-    beside.replace(path)
+    save_tensors(path, kept.tensors, {"sizes": json.dumps(kept.sizes), "unreadable": json.dumps(unreadable)})
     return kept
 
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
-from gpt4roi.writing import remove_folder, sync
+from gpt4roi.writing import remove_folder, sync, telling
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +120,25 @@ def publish(staged: Path, target: Path) -> None:
         remove(target)
     staged.replace(target)
     sync(target.parent)
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file whole or not at all, also where several trainings do so at once.
+
+    Makes the folder. Raises InputError where it cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with telling(path, "what was there before is kept"):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, beside, metadata=metadata)
+            sync(beside)
+            beside.replace(path)
+            sync(path.parent)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def publish_files(staged: Path, target: Path) -> None:

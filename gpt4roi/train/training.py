@@ -184,7 +184,6 @@ def _region_texts(folder: Path, mixture: Mixture, processor: GPT4RoIProcessor, m
     if len(set(texts)) < 2:
         raise InputError("--align_regions needs questions about one region each, with answers; the data sets have none")
     made = RegionTexts.of(texts, processor.tokenizer, model.get_input_embeddings().weight.detach().cpu())
-    path.parent.mkdir(parents=True, exist_ok=True)
     made.save(path)
     return made
 

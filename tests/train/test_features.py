@@ -1,4 +1,5 @@
 import json
+import resource
 from contextlib import contextmanager
 
 import numpy as np
@@ -42,6 +43,24 @@ def test_a_second_opening_reads_the_file_and_a_changed_picture_makes_a_new_one(
     picture.touch()
     keep_features(tmp_path, mixture, pyramid_processor, pyramid_model)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_features_that_cannot_be_written_end_in_one_line_and_leave_nothing(
+    parts, pyramid_model, pyramid_processor, tmp_path, monkeypatch
+):
+    mixture = build_mixture(parts / "train.jsonl")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"features-\w+\.safetensors cannot be written: .*File too large"):
+            keep_features(tmp_path / "kept", mixture, pyramid_processor, pyramid_model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "kept").iterdir()) == []
+    monkeypatch.setattr(features, "_look", None)  # it is said before any picture is looked at
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file; name a folder"):
+        keep_features(tmp_path / "file", mixture, pyramid_processor, pyramid_model)
 
 
 def test_pictures_are_looked_at_on_the_device_of_the_training(
