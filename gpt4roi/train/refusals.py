@@ -30,8 +30,18 @@ def check_values(
         ("global_batch_size", args.global_batch_size, 1),
         ("per_device_train_batch_size", args.per_device_train_batch_size, 1),
         ("model_max_length", model_args.model_max_length, 1),
+        ("per_device_eval_batch_size", args.per_device_eval_batch_size, 1),
+        ("seed", args.seed, 0),
+        ("dataloader_num_workers", args.dataloader_num_workers, 0),
+        ("watch_regions", data_args.watch_regions, 0),
+        ("image_grid_size", model_args.image_grid_size, 1),
         ("align_regions", region_args.align_regions, 0),
+        ("align_learning_rate", region_args.align_learning_rate, 0),
+        ("align_batch_size", region_args.align_batch_size, 1),
+        ("region_mixup", region_args.region_mixup, 0),
+        ("region_noise", region_args.region_noise, 0),
         ("estimate_gpus", args.estimate_gpus, 1),
+        ("estimate_tokens", args.estimate_tokens, 1),
         ("estimate_regions", args.estimate_regions, 1),
     ):
         if value is not None and not (value >= least and math.isfinite(value)):
@@ -46,15 +56,36 @@ def check_values(
         )
     if args.resume_from_checkpoint:
         raise InputError("--resume_from_checkpoint: give the work directory alone, and its run goes on by itself")
-    if args.dataloader_persistent_workers:
+    if args.max_steps == 0 or (args.max_steps < 0 and not args.num_train_epochs > 0):
         raise InputError(
-            "--dataloader_persistent_workers: workers that outlive an epoch would draw the first epoch's samples "
-            "again; leave it out"
+            f"--max_steps {args.max_steps} and --num_train_epochs {args.num_train_epochs:g}: nothing would be learnt"
         )
+    _check_trainers_flags(args)
     if args.eval_strategy != "no" and data_args.eval_dataset is None:
         raise InputError(f"--eval_strategy {args.eval_strategy.value} needs --eval_dataset: what is to be evaluated on")
     _check_attention(model_args.attn_implementation, args.use_cpu)
     _check_reports(args)
+
+
+def _check_trainers_flags(args: TrainingArguments) -> None:
+    """Raises InputError for flags of the Trainer that do nothing here, or would change what is learnt in silence."""
+    for given, what in (
+        (
+            args.dataloader_persistent_workers,
+            "dataloader_persistent_workers: workers that outlive an epoch would draw the first epoch's samples again",
+        ),
+        (args.save_only_model, "save_only_model: a run that goes on would begin with an empty optimiser"),
+        (args.ignore_data_skip, "ignore_data_skip: a run that goes on would learn its epoch's first samples again"),
+        (args.auto_find_batch_size, "auto_find_batch_size: it would change the samples in a step"),
+        (
+            args.train_sampling_strategy in ("group_by_length", "batch_rebalance"),
+            f"train_sampling_strategy {args.train_sampling_strategy}: a run that goes on would draw another order; the "
+            "samples of a step are sorted by length by themselves",
+        ),
+        (args.label_smoothing_factor, "label_smoothing_factor: it does nothing, because the model takes its own loss"),
+    ):
+        if given:
+            raise InputError(f"--{what}; leave it out")
 
 
 def _check_attention(chosen: str | None, use_cpu: bool) -> None:
