@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+from torch import nn
+from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from gpt4roi.conversation import TEMPLATES
@@ -63,6 +66,7 @@ def check_values(
     _check_trainers_flags(args)
     if args.eval_strategy != "no" and data_args.eval_dataset is None:
         raise InputError(f"--eval_strategy {args.eval_strategy.value} needs --eval_dataset: what is to be evaluated on")
+    _check_optimiser(args)
     _check_attention(model_args.attn_implementation, args.use_cpu)
     _check_reports(args)
 
@@ -86,6 +90,19 @@ def _check_trainers_flags(args: TrainingArguments) -> None:
     ):
         if given:
             raise InputError(f"--{what}; leave it out")
+
+
+def _check_optimiser(args: TrainingArguments) -> None:
+    """Raises InputError for an optimiser or a schedule that cannot be made, tried on one weight."""
+    weight = nn.Parameter(torch.zeros(1))
+    flag = f"--optim {args.optim.value}"
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimiser = kind([weight], **options)
+        flag = f"--lr_scheduler_type {args.lr_scheduler_type.value}"
+        get_scheduler(args.lr_scheduler_type, optimiser, 1, 2, args.lr_scheduler_kwargs)
+    except (ImportError, ValueError, TypeError) as error:
+        raise InputError(f"{flag} cannot be used: {' '.join(str(error).split())[:300]}") from None
 
 
 def _check_attention(chosen: str | None, use_cpu: bool) -> None:

@@ -56,6 +56,8 @@ BEFORE_ANY_MODEL = [
     (f"{NEW} --label_smoothing_factor 0.1", "--label_smoothing_factor: it does nothing"),
     (f"{NEW} --max_steps 0", "--max_steps 0 and --num_train_epochs 2: nothing would be learnt"),
     (f"{NEW} --num_train_epochs 0", "--max_steps -1 and --num_train_epochs 0: nothing would be learnt"),
+    (f"{NEW} --optim apollo_adamw --optim_target_modules q_proj", "--optim apollo_adamw cannot be used: .*install"),
+    (f"{NEW} --lr_scheduler_type cosine_with_min_lr", "cosine_with_min_lr cannot be used: .*lr_scheduler_kwargs"),
     (f"{NEW} --seed -1", "--seed: got -1, expected 0 or more"),
     (f"{NEW} --eval_dataset {{parts}}/train.jsonl --watch_regions -1", "--watch_regions: got -1, expected 0 or more"),
     (f"{LIGHT} --align_regions 1 --align_batch_size 0", "--align_batch_size: got 0, expected 1 or more"),
