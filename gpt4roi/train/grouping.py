@@ -22,7 +22,10 @@ class StepSampler(Sampler[int]):
     """Draws every sample once an epoch, in an order of the seed and the epoch, each step's samples longest first.
 
     step_size: samples a step over all devices. The steps hold the samples that they would hold unsorted.
+    passed: steps of the next epoch that are passed over to get where a run goes on; their lengths are not looked at.
     """
+
+    passed = 0
 
     def __init__(self, dataset: EncodedDataset, step_size: int) -> None:
         self.dataset, self.step_size = dataset, step_size
@@ -33,5 +36,7 @@ class StepSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.dataset.seed + self.dataset.epoch)
         order = torch.randperm(len(self.dataset), generator=generator).tolist()
-        for start in range(0, len(order), self.step_size):
+        begins, self.passed = self.passed * self.step_size, 0
+        yield from order[:begins]
+        for start in range(begins, len(order), self.step_size):
             yield from longest_first(order[start : start + self.step_size], self.dataset.text_length)

@@ -15,6 +15,7 @@ from transformers import Trainer
 from gpt4roi.datasets.encoded import EncodedDataset
 from gpt4roi.errors import InputError
 from gpt4roi.train import saving
+from gpt4roi.train.grouping import StepSampler
 
 POSITION = "position.json"
 SAMPLES_COMPARED = 16
@@ -70,12 +71,13 @@ class ResumableTrainer(Trainer):
 
     The position in the data is the step: samples are drawn by seed, epoch and index, so nothing is read to get there.
     kept_counts: names of this trainer's counters that a continuation goes on with; common_counts: those among them that
-    every process counts alike. data: as of `describe_data`.
+    every process counts alike. data: as of `describe_data`. step_sampler: what draws the samples, where it sorts them.
     """
 
     kept_counts: tuple[str, ...] = ()
     common_counts: tuple[str, ...] = ()
     data: dict[str, Any]
+    step_sampler: StepSampler | None = None
     _staging: Path | None = None
     _restored: dict[str, Any] | None = None
 
@@ -166,6 +168,9 @@ class ResumableTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:  # killed between the last checkpoint and the end
             self.control.should_training_stop = True
             return
+        if self.step_sampler is not None and kwargs["epoch"] == kwargs["epochs_trained"]:
+            done = kwargs["steps_trained_in_current_epoch"]  # batches of this process
+            self.step_sampler.passed = done // self.args.gradient_accumulation_steps
         # accelerate hands the epoch on to a data set only where one process trains.
         self.train_dataset.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)

@@ -61,7 +61,8 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         """Sorts the samples of a step by length where it consists of several batches of several samples."""
         several = 1 < self.args.train_batch_size < self.step_size
         if several and self.args.train_sampling_strategy == "random":
-            return StepSampler(self.train_dataset, self.step_size)
+            self.step_sampler = StepSampler(self.train_dataset, self.step_size)
+            return self.step_sampler
         return super()._get_train_sampler(train_dataset)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

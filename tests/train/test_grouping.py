@@ -46,6 +46,17 @@ def test_another_epoch_has_another_order_and_the_same_epoch_the_same():
     assert sorted(first) == lengths
 
 
+def test_steps_that_are_passed_over_are_not_looked_at_and_change_no_later_one():
+    lengths, looked = list(range(14)), []
+    sampler = StepSampler(lengths_only(lengths), 4)
+    whole = list(sampler)
+    sampler.dataset.text_length = lambda index: looked.append(index) or lengths[index]
+    sampler.passed = 2
+    assert list(sampler)[8:] == whole[8:]
+    assert sorted(looked) == sorted(whole[8:])
+    assert list(sampler) == whole  # the next epoch begins at its first step
+
+
 def test_samples_of_one_length_keep_one_order():
     assert longest_first([3, 1, 2], lambda index: 5) == longest_first([2, 3, 1], lambda index: 5) == [1, 2, 3]
 

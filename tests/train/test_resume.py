@@ -106,6 +106,25 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one_to_the
     assert same_tensors(stopped, whole)
 
 
+def test_nothing_is_read_to_get_to_the_right_place_within_an_epoch(parts, tmp_path, monkeypatch):
+    flags = ["--per_device_train_batch_size", "2", "--global_batch_size", "4", "--max_steps", "2", "--save_steps", "1"]
+    uninterrupted = main([*arguments(parts, tmp_path / "one"), *flags])
+    train_until([*arguments(parts, tmp_path / "two"), *flags], 1, monkeypatch)
+    read = {"lengths": [], "samples": []}
+    for name, method in (("lengths", "text_length"), ("samples", "__getitem__")):
+        original = getattr(EncodedDataset, method)
+
+        def get(self, index, original=original, name=name):
+            read[name].append(index)
+            return original(self, index)
+
+        monkeypatch.setattr(EncodedDataset, method, get)
+    main(["--stage", "1", "--output_dir", str(tmp_path / "two")])
+    assert len(read["lengths"]) == len(read["samples"]) == 4
+    assert history(tmp_path / "two") == history(uninterrupted)
+    assert same_tensors(tmp_path / "two", uninterrupted)
+
+
 def test_pictures_that_a_16_bit_tower_looked_at_are_the_same_after_resuming(parts, tmp_path, monkeypatch):
     kept = ["--frozen_dtype", "bfloat16", "--picture_features", str(tmp_path / "kept")]
     uninterrupted = main([*arguments(parts, tmp_path / "one"), *kept])
