@@ -66,7 +66,11 @@ def remove_folder(folder: Path, aside: Path | None = None) -> None:
     """Deletes a folder, if it is there; a kill on the way leaves no half of it under its name.
 
     aside: the name that it has while it goes, `.<folder>.removed` by default. What a killed call left there goes too.
+    Of a link to a folder, the link goes and the folder stays.
     """
+    if folder.is_symlink():
+        folder.unlink()
+        return
     aside = aside or folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():

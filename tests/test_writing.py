@@ -7,7 +7,7 @@ import os
 import pytest
 
 from gpt4roi.errors import InputError
-from gpt4roi.writing import append_lines, whole, write_whole
+from gpt4roi.writing import append_lines, remove_folder, whole, write_whole
 
 
 def test_a_file_takes_the_place_of_the_old_one_only_when_it_is_whole(tmp_path):
@@ -45,6 +45,14 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be written: .*; what was there before is kept: make room"):
         write_whole(tmp_path / "file" / "below.json", "new")
+
+
+def test_of_a_link_to_a_folder_the_link_is_removed(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    remove_folder(tmp_path / "link")
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["folder", "folder/file"]
 
 
 def test_lines_come_after_a_torn_one(tmp_path):

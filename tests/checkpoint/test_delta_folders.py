@@ -159,6 +159,17 @@ def test_an_old_target_is_replaced_only_by_a_whole_one(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "delta", "out"]
 
 
+def test_a_target_that_is_a_link_to_an_old_folder_gives_way_and_the_folder_stays(tmp_path):
+    base, delta = base_and_delta(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/old").write_text("kept")
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    plan_apply(base, delta, tmp_path / "out", overwrite=True).write()
+    assert (tmp_path / "out/config.json").exists() and not (tmp_path / "out").is_symlink()
+    assert (tmp_path / "elsewhere/old").read_text() == "kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "delta", "elsewhere", "out"]
+
+
 def test_an_old_target_comes_back_after_a_kill_between_the_two_renames(tmp_path):
     base, delta = base_and_delta(tmp_path)
     (tmp_path / "out.replaced").mkdir()
