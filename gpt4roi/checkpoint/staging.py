@@ -6,6 +6,7 @@ is `<target>.partial`; the next run with the same inputs keeps the files that ar
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -20,7 +21,6 @@ from gpt4roi.errors import InputError
 from gpt4roi.writing import remove_folder, sync
 
 _PLAN = "plan.json"
-_LOCK = ".lock"
 _SPARE_BYTES = 16 * 1024 * 1024
 
 log = logging.getLogger(__name__)
@@ -66,25 +66,31 @@ class StagedFolder:
         self._lock: int | None = None
 
     def __enter__(self) -> StagedFolder:
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.target.parent.mkdir(parents=True, exist_ok=True)
         self._take_lock()
+        try:
+            return self._enter()
+        except BaseException:
+            self._give_back_lock()
+            raise
+
+    def _enter(self) -> StagedFolder:
+        self.path.mkdir(exist_ok=True)
         _recover(self.target)
         plan = self.path / _PLAN
         if plan.exists() and plan.read_text(encoding="utf-8") == self._plan:
             log.info("going on with the unfinished %s", self.path)
             return self
         for entry in self.path.iterdir():
-            if entry.name != _LOCK:
-                _remove(entry)
+            _remove(entry)
         if self._plan is not None:
             self.write_bytes(_PLAN, self._plan.encode())
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
         if isinstance(error, InputError):
             _remove(self.path)
+        self._give_back_lock()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(
                 f"the disk of {self.target} is full; make room and run again, finished files in {self.path} are kept"
@@ -102,8 +108,7 @@ class StagedFolder:
 
     def publish(self) -> None:
         """Renames the finished folder to `target`; an old folder there gives way only now."""
-        for name in (_PLAN, _LOCK):
-            (self.path / name).unlink(missing_ok=True)
+        (self.path / _PLAN).unlink(missing_ok=True)
         for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
             sync(folder)
         old = _replaced(self.target)
@@ -114,17 +119,34 @@ class StagedFolder:
         remove_folder(old)
 
     def _take_lock(self) -> None:
-        self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        """Keeps other runs out until the target is in place and the old one gone. The file of the lock goes with it."""
+        place = _lock(self.target)
+        while self._lock is None:
+            lock = os.open(place, os.O_CREAT | os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                raise InputError(f"another run is writing {self.target}; wait for it or give another target") from None
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), os.stat(place)):
+                    self._lock = lock
+                    return
+            os.close(lock)  # of a run that has just ended and taken its file along
+
+    def _give_back_lock(self) -> None:
+        if self._lock is not None:
+            _lock(self.target).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
-            raise InputError(f"another run is writing {self.target}; wait for it or give another target") from None
 
 
 def _partial(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
+
+
+def _lock(target: Path) -> Path:
+    return target.with_name(target.name + ".partial.lock")
 
 
 def _replaced(target: Path) -> Path:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from small_weights import (
     save,
 )
 
+from gpt4roi.checkpoint import staging
 from gpt4roi.checkpoint.delta import model_fingerprint, plan_apply, plan_make
 from gpt4roi.checkpoint.legacy import to_ours
 from gpt4roi.errors import InputError
@@ -205,11 +207,32 @@ def test_an_old_target_that_was_half_deleted_when_the_kill_came_never_comes_back
 def test_two_runs_into_one_target_do_not_mix(tmp_path):
     base, delta = base_and_delta(tmp_path)
     plan = plan_apply(base, delta, tmp_path / "out")
-    (tmp_path / "out.partial").mkdir()
-    other = os.open(tmp_path / "out.partial/.lock", os.O_CREAT | os.O_RDWR)
+    other = os.open(tmp_path / "out.partial.lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(other, fcntl.LOCK_EX)
     with pytest.raises(InputError, match="another run is writing"):
         plan.write()
+    assert not (tmp_path / "out.partial").exists()
     os.close(other)
     plan.write()
     assert_equal(load(tmp_path / "out"), {to_ours(name): tensor for name, tensor in expected_sum().items()})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "delta", "out"]
+
+
+def test_a_second_run_is_kept_out_until_the_first_one_s_folder_is_in_place_and_the_old_one_gone(tmp_path, monkeypatch):
+    base, delta = base_and_delta(tmp_path)
+    plan_apply(base, delta, tmp_path / "out").write()
+    first, second = (plan_apply(base, delta, tmp_path / "out", overwrite=True) for _ in range(2))
+    moments = []
+
+    def meet_the_second(name, work, *arguments):
+        moments.append(name)
+        with pytest.raises(InputError, match="another run is writing"):
+            second.write()
+        work(*arguments)
+
+    for name in ("sync", "remove_folder"):
+        monkeypatch.setattr(staging, name, partial(meet_the_second, name, getattr(staging, name)))
+    first.write()
+    assert moments == ["remove_folder", "sync", "sync", "remove_folder"]
+    assert_equal(load(tmp_path / "out"), {to_ours(name): tensor for name, tensor in expected_sum().items()})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "delta", "out"]
