@@ -8,6 +8,7 @@ from PIL import Image
 
 from gpt4roi.datasets.stamps import questions
 from gpt4roi.datasets.stamps.make import make_stamps
+from gpt4roi.datasets.stamps.scenes import write_pictures
 from gpt4roi.datasets.stamps.splits import StampArguments
 from gpt4roi.errors import InputError
 
@@ -105,6 +106,23 @@ def test_an_interrupted_run_goes_on_with_the_splits_that_are_missing(tmp_path):
     untouched = changed_at(tmp_path / "images" / "train" / "000000.png")
     assert make_stamps(tmp_path, SMALL) == manifest
     assert changed_at(tmp_path / "images" / "train" / "000000.png") == untouched
+
+
+def test_a_picture_that_a_kill_tore_while_missing_ones_were_made_again_does_not_stay(tmp_path, monkeypatch):
+    manifest = make_stamps(tmp_path, SMALL)
+    (tmp_path / "images" / "val" / "000001.png").unlink()
+
+    def killed_at_the_last(scenes, stamps, photographs, folder, workers=1):
+        yield from write_pictures(scenes, stamps, photographs, folder)
+        last = folder / f"{len(scenes) - 1:06d}.png"
+        last.write_bytes(last.read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt4roi.datasets.stamps.scenes.write_pictures", killed_at_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            make_stamps(tmp_path, SMALL)
+    assert make_stamps(tmp_path, SMALL) == manifest
 
 
 @pytest.mark.parametrize(

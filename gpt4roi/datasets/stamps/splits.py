@@ -91,6 +91,7 @@ def write_splits(out: Path, arguments: StampArguments, material: Material, worke
         path = out / f"{split}.jsonl"
         if not path.exists() or picture_count(out, split) != arguments.scenes_of(split):
             laid = _lay_out_split(split, arguments, material.stamps, chosen, photographs)
+            path.unlink(missing_ok=True)  # while it is there, all pictures counted are whole
             shutil.rmtree(out / "images" / split, ignore_errors=True)
             written = scenes.write_pictures(laid, material.stamps, photographs, out / "images" / split, workers)
             for _ in tqdm(written, desc=f"{split} scenes", total=len(laid), file=sys.stderr):
