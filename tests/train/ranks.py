@@ -37,20 +37,23 @@ from gpt4roi.train.command_line import parse  # noqa: E402
 from gpt4roi.train.estimate import Shape, estimate  # noqa: E402
 from gpt4roi.train.trainable import set_trainable  # noqa: E402
 
+PATIENCE = timedelta(minutes=10)
+"""How long processes wait for each other where nothing else is asked; the machine may be busy."""
+
 
 def together(count: int, folder: Path, work: Callable[[Path], dict]) -> list[dict]:
     """Forks `count` processes as torchrun would start them, and returns what `work` returned in each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    children = []
-    for rank in range(count):
-        process = os.fork()
-        if process == 0:
-            _child(rank, count, port, folder, work)
-        children.append(process)
-    failed = [rank for rank, process in enumerate(children) if os.waitpid(process, 0)[1]]
+    with socket.socket() as kept:  # until the end, so that nobody else is given the port before they meet there
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        children = []
+        for rank in range(count):
+            process = os.fork()
+            if process == 0:
+                _child(rank, count, kept.getsockname()[1], folder, work)
+            children.append(process)
+        failed = [rank for rank, process in enumerate(children) if os.waitpid(process, 0)[1]]
     if failed:
         raise SystemExit("\n".join((folder / f"rank{rank}.log").read_text()[-3000:] for rank in failed))
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
@@ -180,12 +183,14 @@ def first(root: Path, parts: Path) -> dict:
 
 
 def wait_for_the_first(folder: Path) -> dict:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=5))
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=5))
     with ranks.first_alone("a long work") as alone:
         began = time.monotonic()
         time.sleep(7 if alone else 0)
         waited = (folder / "done").exists()
         (folder / "done").touch()
+    dist.distributed_c10d._set_pg_timeout(PATIENCE)
     dist.barrier()  # the first process takes the place where they met along when it ends
     try:
         with ranks.first_alone("a work that fails") as alone:
@@ -283,7 +288,7 @@ def shard_and_learn(folder: Path, processor: Any, batches: list[dict]) -> dict:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=PATIENCE)
     model = fresh()
     plan = sharding.plan_shards(model)
     facts = {"units": plan.units, "bytes_whole": sharding.local_bytes(model), "unsharded": []}
