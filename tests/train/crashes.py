@@ -32,7 +32,7 @@ from gpt4roi.train import main, saving, training  # noqa: E402
 
 SAVE_STEPS = 3
 LATEST = 8
-"""Steps after the intended one at which a life waits for its end."""
+"""Steps after the intended one at which a life waits for its end; at the last step at the latest."""
 
 
 @dataclass
@@ -144,7 +144,9 @@ def crash(root: Path, kills: int, steps: int, seed: int) -> tuple[list[Life], bo
             target = int((number - 1 + chance.random()) * steps / (kills + 1))
             early = chance.random() < 0.15
             pause = chance.uniform(0, 20 * a_step) if early else chance.uniform(0, 2 * a_step)
-            kill_at(start(argv, trace, limit=target + LATEST), trace, None if early else max(1, target), pause)
+            kill_at(
+                start(argv, trace, limit=min(target + LATEST, steps)), trace, None if early else max(1, target), pause
+            )
         lines = told(trace)
         lives.append(
             Life(
