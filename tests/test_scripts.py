@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*command):
-    return subprocess.run(["bash", *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    return subprocess.run(["bash", *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -45,7 +45,7 @@ def test_one_process_sees_one_gpu_and_several_see_all(tmp_path, processes, visib
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     command = ["bash", str(tmp_path / "scripts/launch.sh"), "1", str(tmp_path / "out")]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600).stdout
     assert said.startswith(f"sees {seen}; ")
     assert ("--nproc_per_node 2 -m gpt4roi.train" in said) == (processes == 2)
 
@@ -58,7 +58,7 @@ def test_every_script_parses_and_may_be_executed(script):
 
 def test_training_from_python_names_the_help():
     result = subprocess.run(
-        [sys.executable, "-m", "gpt4roi.train", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=400
+        [sys.executable, "-m", "gpt4roi.train", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0
     assert "--align_regions" in result.stdout

@@ -56,10 +56,10 @@ def test_the_page_is_served_until_ctrl_c(model_folder, tmp_path):
     with subprocess.Popen(command, cwd=tmp_path, preexec_fn=heed, **pipes) as served:
         try:
             address = served.stdout.readline().strip()
-            with urllib.request.urlopen(address, timeout=60) as page:
+            with urllib.request.urlopen(address, timeout=600) as page:
                 assert page.status == 200
             served.send_signal(signal.SIGINT)
-            rest, log = served.communicate(timeout=120)
+            rest, log = served.communicate(timeout=600)
         finally:
             served.kill()
     assert served.returncode == 0 and rest == "" and "Traceback" not in log

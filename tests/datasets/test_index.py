@@ -157,7 +157,7 @@ def test_of_several_processes_one_makes_the_index_and_the_others_wait(folder, fi
     for process in processes:
         process.start()
     start.set()
-    seen = [results.get(timeout=60) for _ in processes]
+    seen = [results.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
     assert sorted(count for count, _ in seen) == [0, 0, 0, 1]

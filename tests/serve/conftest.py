@@ -67,10 +67,13 @@ def browser():
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         missing("a browser", "apt-get install chromium")
+    from page_driver import PATIENCE
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        # A container's /dev/shm may be too small for it.
+        flags = ["--no-sandbox", "--disable-dev-shm-usage"]
+        chromium = playwright.chromium.launch(executable_path=path, args=flags, timeout=PATIENCE)
         yield chromium
         chromium.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 QUESTION = "#question textarea"
-PATIENCE = 60_000  # milliseconds; the machine may be busy
+PATIENCE = 300_000  # milliseconds; the machine may be busy
 
 expect.set_options(timeout=PATIENCE)
 

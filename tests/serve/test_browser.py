@@ -380,7 +380,7 @@ def test_a_page_that_is_closed_frees_its_session(open_page, running, monkeypatch
     kept = set(running.page.state_holder.session_data)
     monkeypatch.setattr(running.store, "grace_seconds", 0)
     page.page.close()
-    for _ in range(200):
+    for _ in range(6000):
         running.store.sweep()
         asked = [one.question for session, *_ in running.store._sessions.values() for one in session.rounds]
         if "Who will be forgotten?" not in asked:

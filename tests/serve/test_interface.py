@@ -117,7 +117,7 @@ class Stranger:
     def __init__(self, url: str) -> None:
         import httpx
 
-        self.http = httpx.Client(base_url=url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+        self.http = httpx.Client(base_url=url, timeout=600, limits=httpx.Limits(max_keepalive_connections=0))
 
     def call(self, name: str, *data, session: str | None = "stranger-000001") -> tuple[int, str]:
         """Calls a named function; returns the status and the text of all that came back."""

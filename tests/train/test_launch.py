@@ -75,7 +75,7 @@ def test_the_folders_own_accumulation_counts_as_given(tmp_path, monkeypatch, cap
 
 def test_without_gpus_no_number_of_processes_is_asked_for():
     command = [sys.executable, "-m", "gpt4roi.train.launch", "1", "nowhere", "1", "--use_cpu", "true"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout == "0\n"
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600).stdout == "0\n"
 
 
 @pytest.mark.slow

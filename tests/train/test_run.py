@@ -53,11 +53,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_a_second_training_in_a_folder_is_refused_while_the_first_one_lives(tmp_path):
-    code = "import sys, time; from pathlib import Path; from gpt4roi.train.run import held\n"
-    code += "with held(Path(sys.argv[1])): sys.stdout.write('in\\n'); sys.stdout.flush(); time.sleep(60)"
+    code = "import sys; from pathlib import Path; from gpt4roi.train.run import held\n"
+    code += "with held(Path(sys.argv[1])): sys.stdout.write('in\\n'); sys.stdout.flush(); sys.stdin.read()"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     first = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     try:
         assert first.stdout.readline() == "in\n"
@@ -69,7 +73,7 @@ def test_a_second_training_in_a_folder_is_refused_while_the_first_one_lives(tmp_
     finally:
         first.kill()
         first.wait()
-        first.stdout.close()
+        first.stdin.close(), first.stdout.close()
     with run.held(tmp_path):
         assert (tmp_path / "run.lock").read_text() == str(os.getpid())
 
