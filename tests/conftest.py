@@ -35,6 +35,14 @@ def own_indexes(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_proxies():
+    """Lets tests ask the pages that they serve themselves also where the machine names a proxy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "*")
+        yield
+
+
 @pytest.fixture
 def clip_model():
     """A tiny LLaMA under the original's region encoder on a tiny CLIP (32 px, 16 image tokens)."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hmac
 import logging
+import os
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,27 +85,29 @@ def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOpti
     # base64 needs a third more than the file; the rest of a request is small.
     gate = Middleware(Gate, max_body=options.limits.max_bytes * 4 // 3 + 2**17)
     try:
-        _, local, shared = page.launch(
-            server_name=options.host,
-            server_port=options.port,
-            share=options.share,
-            auth=_only_with(options.password),
-            auth_message="This page asks for a password. Any user name will do.",
-            app_kwargs={"middleware": [gate]},
-            state_session_capacity=options.max_sessions,
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=False,
-            ssr_mode=False,
-            enable_monitoring=False,
-            run_history=False,
-            pwa=False,
-            mcp_server=False,
-            footer_links=["api", "settings"],
-            theme=theme(),
-            css=asset("page.css"),
-            head=head(),
-        )
+        with _without_proxies(options.share):
+            _, local, shared = page.launch(
+                server_name=options.host,
+                server_port=options.port,
+                share=options.share,
+                auth=_only_with(options.password),
+                auth_message="This page asks for a password. Any user name will do.",
+                app_kwargs={"middleware": [gate]},
+                state_session_capacity=options.max_sessions,
+                prevent_thread_lock=True,
+                quiet=True,
+                show_error=False,
+                ssr_mode=False,
+                enable_monitoring=False,
+                run_history=False,
+                pwa=False,
+                mcp_server=False,
+                footer_links=["api", "settings"],
+                theme=theme(),
+                css=asset("page.css"),
+                head=head(),
+                _frontend=False,  # would look a second time whether the page answers, and give up after three seconds
+            )
     except (OSError, RuntimeError) as error:
         raise InputError(f"the page cannot be served: {error}") from None
     if options.share and not shared:
@@ -111,6 +116,26 @@ def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOpti
     # Gradio keeps the last values that a session sent and was shown; they go with it.
     store.on_drop = lambda key: page.state_holder.session_data.pop(key, None)
     return Running(page, shared or local, store, store.keep_swept())
+
+
+@contextmanager
+def _without_proxies(share: bool) -> Iterator[None]:
+    """Lets Gradio ask its own server whether it is there, also where a proxy is set for all addresses.
+
+    share: Gradio asks for a public address too, for which the proxy stays.
+    """
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = "*"
+    if share:
+        exempt = before or os.environ.get("NO_PROXY", "")
+        os.environ["no_proxy"] = f"{exempt},localhost,127.0.0.1,::1".lstrip(",")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = before
 
 
 def _only_with(password: str | None) -> Any:

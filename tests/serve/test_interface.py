@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import struct
 import zlib
 
@@ -356,3 +357,21 @@ def test_a_port_that_is_taken_is_said_in_one_line(running, tiny_chat):
     taken = int(running.url.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{taken}"):
         serve(tiny_chat, "tiny", ServerOptions(port=taken))
+
+
+@pytest.mark.parametrize("exempt", [None, "example.org"])
+def test_the_page_is_served_also_where_a_proxy_is_set_for_all_addresses(tiny_chat, monkeypatch, exempt):
+    from gpt4roi.serve.server import serve
+
+    with monkeypatch.context() as patch:
+        patch.setenv("http_proxy", "http://127.0.0.1:9")
+        patch.delenv("no_proxy")
+        if exempt:
+            patch.setenv("no_proxy", exempt)
+        served = serve(tiny_chat, "tiny")
+        after = os.environ.get("no_proxy")
+    try:
+        assert Stranger(served.url).call("conversation")[0] == 200
+        assert after == exempt
+    finally:
+        served.close()
