@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -31,6 +32,7 @@ BROKEN = f"{WRONG} Your question is still there."
 MAX_NEW_TOKENS = 1024
 
 _versions = count(1)
+_newest, _numbering = 0, threading.Lock()
 
 
 def find_session(store: SessionStore, request: gr.Request) -> Session:
@@ -288,10 +290,19 @@ def conversation(session: Session, question: str = "", answer: str | None = None
     if pending:
         known = len(session.boxes_px)
         rounds.append({"question": question, "answer": answer, "regions": session.new_regions(question, known)})
-    # Later values have higher versions, also over a restart of the server; the browser passes over older ones.
-    version = time.time_ns() // 1000
     introduced = sorted(session.introduced)
-    return {"rounds": rounds, "boxes": boxes, "introduced": introduced, "pending": pending, "version": version}
+    return {"rounds": rounds, "boxes": boxes, "introduced": introduced, "pending": pending, "version": _next_version()}
+
+
+def _next_version() -> int:
+    """Numbers a value of the conversation above all earlier ones, which the browser passes over.
+
+    By the clock, so that it holds over a restart of the server; but for a clock that is set back meanwhile.
+    """
+    global _newest
+    with _numbering:
+        _newest = max(_newest + 1, time.time_ns() // 1000)
+        return _newest
 
 
 def download(name: str, kind: str, data: bytes) -> dict:

@@ -283,6 +283,16 @@ def test_a_question_that_does_not_fit_any_more_goes_back_where_it_was_typed(runn
     assert "model_max_length is 150" in last[2]["hints"][0]["text"]
 
 
+def test_a_clock_that_is_set_back_does_not_make_the_browser_pass_over_what_is_new(tiny_chat, monkeypatch):
+    from gpt4roi.serve import handlers
+    from gpt4roi.serve.session import Session
+
+    session = Session(tiny_chat.model, tiny_chat.processor)
+    first = handlers.conversation(session)["version"]
+    monkeypatch.setattr(handlers.time, "time_ns", lambda: 0)
+    assert first < handlers.conversation(session)["version"] < handlers.conversation(session)["version"]
+
+
 @pytest.fixture
 def refused(tiny_chat):
     """Presses a button of the page that raises an error; returns the outputs."""
