@@ -59,6 +59,18 @@ def slow_model(tiny_chat):
     hook.remove()
 
 
+@pytest.fixture
+def held_model(tiny_chat):
+    """Holds the tiny model before each token until it is released."""
+    import threading
+
+    tokens = threading.Semaphore(0)
+    hook = tiny_chat.model.language_model.register_forward_pre_hook(lambda *_: tokens.acquire(timeout=600) and None)
+    yield tokens
+    hook.remove()
+    tokens.release(10_000)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Debian's Chromium, driven by Playwright."""

@@ -64,11 +64,15 @@ class Driver:
         """Draws a box with the mouse."""
         before = self.regions()
         self.drag(self.at(x1, y1), self.at(x2, y2))
-        expect(self.page.locator(".stage-region")).to_have_count(before + 1)
+        self.wait_for_regions(before + 1)
 
     def regions(self) -> int:
         """Returns how many boxes are on the picture."""
         return self.page.locator(".stage-region").count()
+
+    def wait_for_regions(self, count: int) -> None:
+        """Waits until so many boxes are on the picture."""
+        expect(self.page.locator(".stage-region")).to_have_count(count)
 
     def chip(self, number: int):
         """Returns the chip of a region under the picture."""
@@ -82,20 +86,32 @@ class Driver:
         """Returns what is in the question box."""
         return self.page.input_value(QUESTION)
 
+    def wait_for_question(self, text: str) -> None:
+        """Waits until this is in the question box."""
+        expect(self.page.locator(QUESTION)).to_have_value(text)
+
     def ask(self, text: str | None = None) -> str:
         """Asks, waits until the answer is whole, and returns it."""
         rounds = self.page.locator(".round").count()
         if text is not None:
             self.type(text)
         self.page.click("#ask")
-        expect(self.page.locator(".round:not(.pending)")).to_have_count(rounds + 1)
-        expect(self.page.locator("#ask")).to_be_enabled()
+        self.wait_for_answers(rounds + 1)
         return self.page.locator(".round .answer").last.inner_text()
+
+    def wait_for_answers(self, count: int) -> None:
+        """Waits until there are so many answers, and the next question may be asked."""
+        expect(self.page.locator(".round:not(.pending)")).to_have_count(count)
+        expect(self.page.locator("#ask")).to_be_enabled()
 
     def hints(self) -> list[str]:
         """Returns the hints shown, once there are some."""
         self.page.wait_for_selector(".hint")
         return self.page.locator(".hint > span").all_inner_texts()
+
+    def wait_for_hints(self, *texts: str) -> None:
+        """Waits until these are the hints."""
+        expect(self.page.locator(".hint > span")).to_have_text(texts)
 
     def set_length(self, tokens: int) -> None:
         """Opens the settings and sets the longest answer."""
