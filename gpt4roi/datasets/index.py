@@ -2,7 +2,8 @@
 
 An index is found by the content of its files and by the recipe it was made with (reader, version, options), so a file
 that changes gets a new one and a copied or touched file does not. What a file held when it was last looked at is
-remembered with its size and times in a stamp, so that an opening need not read the file.
+remembered with its size and times in a stamp, so that an opening need not read the file; unless the file had changed
+just before, and might change again within one tick of its file system's clock.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,9 @@ class Recipe:
 
 SMALL = 1_000_000
 """Files of fewer bytes than this are read anew each time, which takes no longer than to look for an index."""
+
+SETTLED = 2 * 10**9
+"""Nanoseconds that a file must have rested for its times to be trusted: clocks of file systems tick up to so slowly."""
 
 Build = Callable[[list[bytes]], Columns]
 """Makes the index of the contents of the files."""
@@ -94,7 +99,7 @@ def _open_in(folder: Path, files: Sequence[Path], recipe: Recipe, build: Build) 
             return Columns.open(folder / known["index"])
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _alone(folder / f"{recipe.reader}-{place}.lock", files[0]):
-        states = _states(files)
+        looked, states = time.time_ns(), _states(files)
         known = _read_stamp(stamp)
         if known and known["files"] == states:  # made while this process waited
             with contextlib.suppress(OSError, ColumnsError):
@@ -108,7 +113,8 @@ def _open_in(folder: Path, files: Sequence[Path], recipe: Recipe, build: Build) 
             columns = Columns.open(index)
         if known and known["index"] != index.name:
             (folder / known["index"]).unlink(missing_ok=True)
-        _write_stamp(stamp, {"files": states, "index": index.name})
+        rested = states and max(changed for *_, changed in states) + SETTLED <= looked
+        _write_stamp(stamp, {"files": states if rested else [], "index": index.name})
         return columns
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,7 @@ def test_a_file_of_columns_that_is_not_whole_is_refused(tmp_path, damage):
 
 def test_the_second_opening_makes_nothing_and_does_not_read_the_file(folder, file, monkeypatch):
     build = Builder()
+    monkeypatch.setattr(index, "SETTLED", 0)
     assert open_index([file], RECIPE, build).text("text", 0) == "one"
     monkeypatch.setattr(index, "read_bytes", lambda path: pytest.fail("read again"))
     assert open_index([file], RECIPE, build).text("text", 0) == "one"
@@ -119,6 +121,15 @@ def test_a_change_that_keeps_size_and_time_is_seen(folder, file):
     file.write_text("two")
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert open_index([file], RECIPE, build).text("text", 0) == "two"
+
+
+def test_a_change_within_one_tick_of_the_clock_is_seen(folder, file, monkeypatch):
+    build, just_now = Builder(), time.time_ns() + 3600 * 10**9
+    monkeypatch.setattr(index, "_states", lambda files: [[3, just_now, just_now]])
+    open_index([file], RECIPE, build)
+    file.write_text("two")
+    assert open_index([file], RECIPE, build).text("text", 0) == "two"
+    assert build.contents == [b"one", b"two"]
 
 
 def test_a_touched_or_copied_file_of_the_same_content_is_not_indexed_again(folder, file, tmp_path):
