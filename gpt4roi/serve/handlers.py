@@ -124,7 +124,7 @@ class Handlers:
             yield skip, conversation(session, question, "", drawn), no_hints(), "", *busy
             for answer in answers:
                 yield skip, conversation(session, question, answer, drawn), skip, skip, skip, skip
-            yield boxes_on_stage(session, drawn), conversation(session), skip, skip, *idle
+            yield boxes_value(session, keep=True), conversation(session), skip, skip, *idle
         except InputError as error:
             yield skip, said, show_hints(hints_of(error)), typed, *idle
         except Exception:
@@ -144,8 +144,9 @@ class Handlers:
         asked = session.asking
         typed = question if isinstance(question, str) and question.strip() else asked
         try:
+            drawn_boxes(stage, session)
             # The answer may have become whole just before: then its boxes stay where they are from now on.
-            shown = boxes_value(session, drawn_boxes(stage, session))
+            shown = boxes_value(session, keep=True)
         except UnclearError:
             shown = gr.skip()
         buttons = gr.update(interactive=True), gr.update(interactive=False)
@@ -159,7 +160,7 @@ class Handlers:
         session = find_session(self.store, request)
         session.start_over()
         buttons = gr.update(interactive=True), gr.update(interactive=False)
-        return boxes_on_stage(session), conversation(session), no_hints(), *buttons
+        return boxes_value(session), conversation(session), no_hints(), *buttons
 
     def clear_all(self, request: gr.Request) -> tuple:
         """Forgets everything. Returns stage, conversation, hints, both buttons, question."""
@@ -246,17 +247,19 @@ def no_hints() -> dict:
     return {"hints": []}
 
 
-def boxes_value(session: Session, drawn: list | None = None) -> dict:
-    """Returns the value of the stage: all boxes of the conversation, then those left for later."""
-    known = len(session.boxes_px)
-    every = [*session.boxes_px, *(drawn or [])]
-    return {"picture": session.picture_id, "boxes": every, "fixed": known, "version": next(_versions)}
+def boxes_value(session: Session, keep: bool = False) -> dict:
+    """Returns the value of the stage: the boxes of the conversation.
 
-
-def boxes_on_stage(session: Session, drawn: list | None = None) -> dict:
-    """Returns the stage after a question with these drawn boxes: the ones it did not reach stay to be changed."""
-    last = session.rounds[-1].regions if session.rounds else ()
-    return boxes_value(session, (drawn or [])[len(last) :])
+    keep: those that the browser has beyond them stay; they may have been drawn while the answer was written.
+    """
+    boxes = list(session.boxes_px)
+    return {
+        "picture": session.picture_id,
+        "boxes": boxes,
+        "fixed": len(boxes),
+        "keep": keep,
+        "version": next(_versions),
+    }
 
 
 def shown_picture(session: Session) -> dict | None:

@@ -71,6 +71,19 @@ def held_model(tiny_chat):
     tokens.release(10_000)
 
 
+@pytest.fixture
+def pausable_model(tiny_chat):
+    """An event without which the tiny model writes no token; it is set at first."""
+    import threading
+
+    go_on = threading.Event()
+    go_on.set()
+    hook = tiny_chat.model.language_model.register_forward_pre_hook(lambda *_: go_on.wait(60) and None)
+    yield go_on
+    go_on.set()
+    hook.remove()
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Debian's Chromium, driven by Playwright."""

@@ -358,6 +358,46 @@ def test_an_answer_is_stopped_and_the_question_comes_back(open_page, running):
 
 
 @pytest.mark.usefixtures("slow_model")
+def test_what_is_drawn_while_an_answer_is_written_stays_when_it_is_whole_or_stopped(open_page, running, held_model):
+    page = open_page()
+    page.pick(1)
+    page.draw(0.1, 0.1, 0.3, 0.3)
+    page.draw(0.1, 0.5, 0.3, 0.7)
+    page.type("What is <region1>, not <region2>, while others are drawn?")
+    page.set_length(5)
+    held_model.clear()
+    page.page.click("#ask")
+    page.page.wait_for_selector(".round.pending")
+    page.page.locator(".chip-delete").first.click()  # too late: it is asked about
+    page.draw(0.4, 0.1, 0.6, 0.3)
+    page.page.mouse.move(*page.at(0.7, 0.1))
+    page.page.mouse.down()
+    page.page.mouse.move(*page.at(0.75, 0.2), steps=3)
+    held_model.set()
+    page.page.wait_for_selector(".round:not(.pending)")
+    page.page.wait_for_selector(".stage-chips .region-chip:text-is('region2')")
+    page.page.mouse.move(*page.at(0.9, 0.3), steps=3)
+    page.page.mouse.up()
+    labels = page.page.locator(".stage-chips .region-chip").all_inner_texts()
+    assert labels == ["region1", "region2", "<region3>", "<region4>"]
+
+    page.type("And <region3> beside <region4>?")
+    page.set_length(1000)
+    page.page.click("#ask")
+    page.page.wait_for_selector(".round.pending")
+    page.draw(0.4, 0.6, 0.6, 0.8)
+    page.page.click("#stop")
+    page.page.wait_for_selector(".round.pending", state="detached")
+    assert page.regions() == 5
+    page.set_length(5)
+    page.ask("And <region3>, <region4>, <region5> beside each other?")
+    session = the_session(running, "And <region3>, <region4>, <region5> beside each other?")
+    corners = np.array([(0.1, 0.1), (0.1, 0.5), (0.4, 0.1), (0.7, 0.1), (0.4, 0.6)])  # of boxes of one size
+    drawn = np.concatenate([corners, corners + 0.2], axis=1) * [600, 400, 600, 400]
+    assert np.abs(np.array(session.boxes_px) - drawn).max() <= WITHIN_PX
+
+
+@pytest.mark.usefixtures("slow_model")
 def test_who_waits_sees_the_place_in_the_queue_and_nothing_of_the_others(open_page, screenshots):
     first, second = open_page(), open_page()
     for page in (first, second):

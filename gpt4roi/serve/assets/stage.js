@@ -1,6 +1,7 @@
 // The picture and its boxes: drawn, moved, resized and deleted with mouse, pen, finger or keyboard.
-// Python gives `picture` {src, width, height, id}, `note` and `value` {picture, boxes, fixed}; the first `fixed` boxes
-// belong to the conversation and stay. This side writes `value` whenever the boxes drawn since change.
+// Python gives `picture` {src, width, height, id}, `note` and `value` {picture, boxes, fixed, keep}; the first `fixed`
+// boxes belong to the conversation and stay; with `keep`, so do those drawn here since the last question, which may be
+// younger than what Python knew. This side writes `value` whenever the boxes drawn since change.
 const { color, make, chip, insertMention, renumberQuestion, place } = window.gpt4roi;
 const find = (selector) => element.querySelector(selector);
 const frame = find('.stage-frame'), image = find('.stage-picture'), layer = find('.stage-boxes');
@@ -257,20 +258,38 @@ const shownWidth = () => {
   return `min(100%, ${((68 * width) / height).toFixed(2)}vh, ${most}px)`;
 };
 
+// Takes over the boxes of the conversation; those that are in no question yet stay, also one that is being drawn.
+const keepDrawn = (value) => {
+  const asked = new Set(value.boxes.map(String)), held = drag && drag.index >= 0 ? boxes[drag.index] : null;
+  const chosen = boxes[selected];
+  boxes = [...value.boxes.map((box) => [...box]), ...boxes.slice(fixed).filter((box) => !asked.has(String(rounded(box))))];
+  fixed = value.fixed;
+  selected = boxes.indexOf(chosen);
+  if (held) drag.index = boxes.indexOf(held);
+  if (held && drag.index < 0) drag = null;
+  publish();
+};
+
 const load = () => {
   const value = props.value || {};
   const next = props.picture && props.picture.src ? props.picture : null;
-  if ((next && next.id) !== (picture && picture.id)) {
+  const changed = (next && next.id) !== (picture && picture.id);
+  if (changed) {
     picture = next;
     if (picture) image.src = picture.src;
     else image.removeAttribute('src');
     image.alt = picture ? 'The picture of the conversation' : '';
     if (picture) frame.style.width = shownWidth();
   }
-  boxes = picture && value.boxes ? value.boxes.map((box) => [...box]) : [];
-  fixed = value.fixed || 0;
-  selected = -1;
-  drag = null;
+  const same = Boolean(picture) && !changed;
+  if (same && value.picture !== picture.id) return; // of an answer about the picture before
+  if (same && value.keep) keepDrawn(value);
+  else {
+    boxes = picture && value.boxes ? value.boxes.map((box) => [...box]) : [];
+    fixed = value.fixed || 0;
+    selected = -1;
+    drag = null;
+  }
   say(props.note ? props.note.text : '', Boolean(props.note && props.note.wrong));
   render();
 };
