@@ -132,7 +132,7 @@ class Handlers:
             yield skip, said, show_hints([Hint(BROKEN)]), typed, *idle
 
     def stop(self, question: Any, stage: Any, request: gr.Request) -> tuple:
-        """Stops the answer; the question goes back where it was typed.
+        """Stops the answer, if one is written; its question goes back where it was typed.
 
         Returns stage, conversation, hints, question, both buttons.
         """
@@ -141,8 +141,8 @@ class Handlers:
     def _stop(self, question: Any, stage: Any, request: gr.Request) -> tuple:
         session = find_session(self.store, request)
         session.stop(wait_seconds=10)
-        asked = session.asking
-        typed = question if isinstance(question, str) and question.strip() else asked
+        asked, session.asking = session.asking, ""
+        typed = asked if asked and not (isinstance(question, str) and question.strip()) else gr.skip()
         try:
             drawn_boxes(stage, session)
             # The answer may have become whole just before: then its boxes stay where they are from now on.

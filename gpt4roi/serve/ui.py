@@ -102,9 +102,6 @@ def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
         quick = {**private, "queue": False, "show_progress": "hidden"}
         by_model = {**private, "concurrency_id": MODEL, "concurrency_limit": at_once, "show_progress_on": [place]}
         shown = [stage, conversation, hints]
-        stage.upload(handlers.upload, None, shown, **by_model)
-        examples.pick(handlers.pick, None, shown, **by_model)
-
         asked = [question, stage, *settings]
         told = [*shown, question, ask, stop]
         begun = [hints, ask, stop]
@@ -116,7 +113,11 @@ def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
         )
         # What was asked is cancelled first: nothing of it can arrive after what these say.
         ends = {"fn": None, "cancels": [usual, anyway], **quick}
-        stop.click(**ends).then(handlers.stop, [question, stage], told, **quick)
+        for event in (stop.click, stage.upload, examples.pick):  # another picture waits for no answer about the old one
+            event(**ends).then(handlers.stop, [question, stage], told, **quick)
+        # After these `ends`: the browser takes the listeners of an event one after the other, to the end of each.
+        stage.upload(handlers.upload, None, shown, trigger_mode="multiple", **by_model)
+        examples.pick(handlers.pick, None, shown, trigger_mode="multiple", **by_model)
         over.click(**ends).then(handlers.start_over, None, [*shown, ask, stop], **quick)
         clear.click(**ends).then(handlers.clear_all, None, [*shown, ask, stop, question], **quick)
         record.click(handlers.save_record, None, [saved, hints], **quick)

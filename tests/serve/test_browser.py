@@ -398,6 +398,31 @@ def test_what_is_drawn_while_an_answer_is_written_stays_when_it_is_whole_or_stop
 
 
 @pytest.mark.usefixtures("slow_model")
+def test_another_picture_waits_for_no_answer_and_of_several_the_last_one_stays(open_page, running):
+    page = open_page()
+    page.pick(0)
+    page.draw(0.1, 0.1, 0.5, 0.5)
+    page.set_length(1000)
+    page.type("What is <region1>, as long as there is time?")
+    page.page.click("#ask")
+    page.page.wait_for_selector(".round.pending")
+    for number in (2, 3, 1):
+        page.page.locator(".example").nth(number).click()
+    page.page.wait_for_function("document.querySelector('.stage-picture').naturalWidth === 600")
+    page.page.wait_for_selector(".round", state="detached")
+    assert page.regions() == 0
+    assert page.question() == "What is <region1>, as long as there is time?"
+
+    page.draw(0.6, 0.6, 0.9, 0.9)
+    page.set_length(5)
+    page.ask()
+    assert the_session(running, "What is <region1>, as long as there is time?").size == (600, 400)
+    page.pick(0)
+    page.page.wait_for_selector(".round", state="detached")
+    assert page.question() == ""
+
+
+@pytest.mark.usefixtures("slow_model")
 def test_who_waits_sees_the_place_in_the_queue_and_nothing_of_the_others(open_page, screenshots):
     first, second = open_page(), open_page()
     for page in (first, second):

@@ -138,6 +138,13 @@ class Stranger:
                     break
         return status, text
 
+    def listener(self, event: str) -> int:
+        """Returns the number of the function that the page calls on an event of the browser."""
+        listeners = self.http.get("/config").json()["dependencies"]
+        return next(
+            one["id"] for one in listeners if one["backend_fn"] and event in [name for _, name in one["targets"]]
+        )
+
     def follow(self, path: str, joined: tuple[int, str]) -> tuple[int, str]:
         """Reads the events of a call."""
         status, text = joined
@@ -210,7 +217,9 @@ REFUSED = {
     "a function that there is not": lambda s: s.call("shutdown"),
     "a function of a number that there is not": lambda s: s.join(10**6),
     "a function of a number below zero": lambda s: s.join(-1),
-    "the page's own function with nonsense": lambda s: s.join(0, 1, 2, 3, event_data=["no", {"record": []}]),
+    "the page's own function with nonsense": lambda s: s.join(
+        s.listener("upload"), 1, 2, 3, event_data=["no", {"record": []}]
+    ),
     "a server function of a component": lambda s: s.post(
         "component_server", '{"data": 1, "component_id": 1, "session_hash": "x", "fn_name": "__init__"}'
     ),
