@@ -19,13 +19,15 @@ _PLAIN_MENTION = re.compile(rf"\bregion\s*(\d{{1,{MAX_DIGITS}}})\b(?!\s*>)", re.
 class Hint:
     """One sentence about what is missing; where `label` is given, a click puts `question` in.
 
-    anyway: the question may also be asked as it is.
+    changes: what it replaces by what, to be done to words that were edited since; where nothing is replaced, it comes
+    at the end. anyway: the question may also be asked as it is.
     """
 
     text: str
     label: str = ""
     question: str = ""
     anyway: bool = False
+    changes: tuple[tuple[str, str], ...] = ()
 
 
 class UnclearError(InputError):
@@ -65,7 +67,8 @@ def find_hints(
     hints += [_not_introduced(question, number) for number in sorted(plain) if 1 <= number <= num_boxes]
     if hints or anyway:
         return hints
-    return [_not_mentioned(question, number) for number in new if number not in mentioned]
+    left = [number for number in new if number not in mentioned]
+    return [_not_mentioned(question, left)] if left else []
 
 
 def suggest(default_question: str, new: Collection[int]) -> str:
@@ -85,29 +88,37 @@ def _without_box(number: int, num_boxes: int) -> Hint:
 def _bare_boxes(question: str, new: list[int]) -> list[Hint]:
     if REGION_TOKEN not in question:
         return []
-    written = question
-    for number in new:
-        written = written.replace(REGION_TOKEN, f"<region{number}>", 1)
-    fits = REGION_TOKEN not in written
     text = f"Write the number of the box, as in <region1>, where {REGION_TOKEN} stands."
-    return [Hint(text, "Write the numbers", written) if fits else Hint(text)]
+    count = question.count(REGION_TOKEN)
+    if count > len(new):
+        return [Hint(text)]
+    changes = tuple((REGION_TOKEN, f"<region{number}>") for number in new[:count])
+    written = question
+    for bare, numbered in changes:
+        written = written.replace(bare, numbered, 1)
+    return [Hint(text, "Write the numbers", written, changes=changes)]
 
 
 def _not_introduced(question: str, number: int) -> Hint:
-    mended = re.sub(rf"\bregion\s*{number}\b(?!\s*>)", f"<region{number}>", question, count=1, flags=re.IGNORECASE)
+    written = f"<region{number}>"
+    plain = re.search(rf"\bregion\s*{number}\b(?!\s*>)", question, flags=re.IGNORECASE)
+    assert plain is not None
     return Hint(
-        f"A box is introduced as <region{number}>; plain “region {number}” is for later questions.",
-        f"Write <region{number}>",
-        mended,
+        f"A box is introduced as {written}; plain “region {number}” is for later questions.",
+        f"Write {written}",
+        question[: plain.start()] + written + question[plain.end() :],
+        changes=((plain.group(), written),),
     )
 
 
-def _not_mentioned(question: str, number: int) -> Hint:
+def _not_mentioned(question: str, numbers: list[int]) -> Hint:
     end = question[-1:] if question[-1:] in ".?!" else ""
     body = question[: len(question) - len(end)].rstrip()
-    return Hint(
-        f"<region{number}> is drawn, but the question does not mention it.",
-        f"Add <region{number}>",
-        f"{body} <region{number}>{end}",
-        anyway=True,
-    )
+    names = [f"<region{number}>" for number in numbers]
+    if len(names) == 1:
+        text, label = f"{names[0]} is drawn, but the question does not mention it.", f"Add {names[0]}"
+    else:
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        text, label = f"{listed} are drawn, but the question does not mention them.", "Add them"
+    added = tuple(("", name) for name in names)
+    return Hint(text, label, f"{body} {' '.join(names)}{end}", anyway=True, changes=added)

@@ -293,6 +293,33 @@ def test_each_mistake_is_a_hint_in_place_and_nothing_typed_is_lost(open_page, ru
     page.page.wait_for_selector(".hint", state="detached")
 
 
+def test_a_hint_mends_the_words_as_they_are_when_it_is_clicked(open_page):
+    page = open_page()
+    page.pick(1)
+    page.draw(0.1, 0.1, 0.3, 0.3)
+    page.draw(0.4, 0.1, 0.6, 0.3)
+    page.type("Is region 1 left of region2, not of region 12?")
+    page.page.click("#ask")
+    assert len(page.hints()) == 2
+    page.page.locator(".hint-mend").first.click()
+    page.page.locator(".hint-mend").first.click()
+    assert page.question() == "Is <region1> left of <region2>, not of region 12?"
+
+    page.type("Is anything here?")
+    page.page.click("#ask")
+    page.page.wait_for_selector(".hint:has-text('<region1> and <region2> are drawn')")
+    page.type("Is anything in <region1> that is not elsewhere?")
+    page.page.click(".hint-mend")
+    assert page.question() == "Is anything in <region1> that is not elsewhere <region2>?"
+
+    page.type(" ")
+    page.page.click("#ask")
+    page.page.wait_for_selector(".hint:has-text('Ask something')")
+    page.type("Is it <region1>, <region2>?")
+    page.page.click(".hint-mend")
+    assert page.question() == "Is it <region1>, <region2>?"
+
+
 def test_markup_in_a_question_is_shown_and_not_obeyed(open_page, running):
     page = open_page()
     page.pick(1)

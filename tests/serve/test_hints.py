@@ -41,10 +41,16 @@ def test_the_next_number_without_a_box_says_to_draw_one_and_a_far_one_how_many_t
 
 
 def test_a_drawn_box_that_is_not_mentioned_can_be_added_or_left_out():
-    hints = find_hints("What is <region1>?", 3)
-    assert [hint.label for hint in hints] == ["Add <region2>", "Add <region3>"] and all(hint.anyway for hint in hints)
-    assert hints[0].question == "What is <region1> <region2>?"
+    (hint,) = find_hints("What is <region1>?", 2)
+    assert hint.text == "<region2> is drawn, but the question does not mention it." and hint.anyway
+    assert (hint.label, hint.question) == ("Add <region2>", "What is <region1> <region2>?")
     assert find_hints("What is <region1>?", 3, anyway=True) == []
+
+
+def test_several_drawn_boxes_that_are_not_mentioned_are_one_hint():
+    (hint,) = find_hints("What is here?", 4, introduced={1}, num_known=1)
+    assert hint.text == "<region2>, <region3> and <region4> are drawn, but the question does not mention them."
+    assert (hint.label, hint.question) == ("Add them", "What is here <region2> <region3> <region4>?")
 
 
 def test_boxes_of_earlier_rounds_need_no_mention():

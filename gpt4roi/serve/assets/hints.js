@@ -1,6 +1,18 @@
-// What the question lacks. Python gives `value` {hints: [{text, label, question, anyway}]}.
-const { make, setQuestion, withChips } = window.gpt4roi;
+// What the question lacks. Python gives `value` {hints: [{text, label, question, anyway, changes}]}.
+const { make, questionBox, setQuestion } = window.gpt4roi;
 const list = element.querySelector('.hints');
+
+// The words may have been edited since, or mended by another hint: only what is missing changes in them.
+const mended = (hint) => {
+  const now = questionBox().value;
+  if (!now.trim()) return hint.question;
+  return hint.changes.reduce((text, [before, after]) => {
+    if (before) return text.replace(new RegExp(`${before}(?!\\d)`), () => after);
+    if (text.includes(after)) return text;
+    const [, body, end] = text.match(/^(.*?)\s*([.?!]?)\s*$/s);
+    return `${body} ${after}${end}`;
+  }, now);
+};
 
 const load = () => {
   const hints = (props.value && props.value.hints) || [];
@@ -11,7 +23,7 @@ const load = () => {
       const button = make('button', 'hint-mend', hint.label);
       button.type = 'button';
       button.onclick = () => {
-        setQuestion(hint.question);
+        setQuestion(mended(hint));
         row.remove();
       };
       row.append(button);

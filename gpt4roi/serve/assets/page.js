@@ -112,5 +112,5 @@
     node.style.height = `${(100 * (y2 - y1)) / picture.height}%`;
   };
 
-  window.gpt4roi = { color, make, chip, withChips, setQuestion, insertMention, renumberQuestion, download, figure, place };
+  window.gpt4roi = { color, make, chip, withChips, questionBox, setQuestion, insertMention, renumberQuestion, download, figure, place };
 })();
