@@ -60,11 +60,12 @@
     setQuestion(before + left + mention + right + after, (before + left + mention).length);
   };
 
-  // After a deletion higher numbers move down; the question follows, and loses the mention of what is gone.
+  // After a deletion higher numbers move down; the question follows, and loses the mention of what is gone. `<2>` and
+  // `< Region 2 >` are mentions too.
   const renumberQuestion = (deleted) => {
     const box = questionBox();
     if (!box || !box.value.includes('<')) return;
-    const text = box.value.replace(/ ?<region(\d+)>/gi, (mention, digits) => {
+    const text = box.value.replace(/ ?<\s*(?:region)?\s*(\d+)\s*>/gi, (mention, digits) => {
       const number = Number(digits);
       if (number === deleted) return '';
       return number > deleted ? mention.replace(digits, String(number - 1)) : mention;
