@@ -180,7 +180,8 @@ class GPT4RoIProcessor(ProcessorMixin):
         if generation and turns and turns[-1].role == "assistant" and not turns[-1].text:
             turns.pop()
         for index, turn in enumerate(turns):
-            if not turn.text.strip():
+            answered = generation and turn.role == "assistant"  # a model may have had nothing to say
+            if not turn.text.strip() and not answered:
                 raise InputError(f"turn {index} ({turn.role}) is empty{where}")
             reserved = [token for token in _RESERVED if token in turn.text]
             if reserved:

@@ -304,6 +304,18 @@ def test_an_answer_that_names_a_box_of_its_own_does_not_stop_the_conversation(mo
     assert chat.turns[1] == Turn("assistant", "as region9 of image")
 
 
+@pytest.mark.parametrize("prompt_format", ["chat", "v0", "v1"])
+def test_an_answer_without_a_word_does_not_stop_the_conversation(prompt_format, monkeypatch):
+    chat = chat_with(image=True, prompt_format=prompt_format)
+    monkeypatch.setattr(chat.processor, "decode", lambda ids: "")
+    said = chat.ask(QUESTION, BOXES[:1], max_new_tokens=4)
+    monkeypatch.undo()
+    history = [Turn("user", QUESTION), Turn("assistant", ""), Turn("user", "And region1 again?")]
+
+    assert chat.ask("And region1 again?", max_new_tokens=8) == fresh_answer(chat, history, BOXES[:1], 8)
+    assert said == "" and len(chat.turns) == 4
+
+
 def test_a_picture_set_while_an_answer_comes_begins_a_conversation_of_its_own():
     chat = chat_with(image=True)
     pieces = chat.stream(QUESTION, BOXES[:1], max_new_tokens=12)
