@@ -152,12 +152,13 @@ class Handlers:
         buttons = gr.update(interactive=True), gr.update(interactive=False)
         return shown, conversation(session), no_hints(), typed, *buttons
 
-    def start_over(self, request: gr.Request) -> tuple:
+    def start_over(self, stage: Any, request: gr.Request) -> tuple:
         """Keeps the picture, forgets the rest. Returns stage, conversation, hints, both buttons."""
-        return in_place(lambda: self._start_over(request), 2, ask_again())
+        return in_place(lambda: self._start_over(stage, request), 2, ask_again())
 
-    def _start_over(self, request: gr.Request) -> tuple:
+    def _start_over(self, stage: Any, request: gr.Request) -> tuple:
         session = find_session(self.store, request)
+        drawn_boxes(stage, session)
         session.start_over()
         buttons = gr.update(interactive=True), gr.update(interactive=False)
         return boxes_value(session), conversation(session), no_hints(), *buttons
@@ -172,29 +173,32 @@ class Handlers:
         buttons = gr.update(interactive=True), gr.update(interactive=False)
         return whole_stage(session), whole_conversation(session), no_hints(), *buttons, ""
 
-    def save_record(self, request: gr.Request) -> tuple:
+    def save_record(self, stage: Any, request: gr.Request) -> tuple:
         """Packs the conversation as JSON. Returns the download, hints."""
-        return in_place(lambda: self._save_record(request), 1)
+        return in_place(lambda: self._save_record(stage, request), 1)
 
-    def _save_record(self, request: gr.Request) -> tuple:
-        session = find_session(self.store, request)
-        if session.picture is None:
-            raise UnclearError([NO_PICTURE])
+    def _save_record(self, stage: Any, request: gr.Request) -> tuple:
+        session = self._to_be_saved(stage, request)
         record = {"model": self.model_name, **session.as_record()}
         text = json.dumps(record, ensure_ascii=False, indent=2)
         return download("conversation.json", "application/json", text.encode()), no_hints()
 
-    def save_picture(self, request: gr.Request) -> tuple:
+    def save_picture(self, stage: Any, request: gr.Request) -> tuple:
         """Packs the conversation as a picture. Returns the download, hints."""
-        return in_place(lambda: self._save_picture(request), 1)
+        return in_place(lambda: self._save_picture(stage, request), 1)
 
-    def _save_picture(self, request: gr.Request) -> tuple:
-        session = find_session(self.store, request)
-        if session.picture is None:
-            raise UnclearError([NO_PICTURE])
+    def _save_picture(self, stage: Any, request: gr.Request) -> tuple:
+        session = self._to_be_saved(stage, request)
         packed = io.BytesIO()
         conversation_picture(session).save(packed, "PNG")
         return download("conversation.png", "image/png", packed.getvalue()), no_hints()
+
+    def _to_be_saved(self, stage: Any, request: gr.Request) -> Session:
+        session = find_session(self.store, request)
+        drawn_boxes(stage, session)
+        if session.picture is None:
+            raise UnclearError([NO_PICTURE])
+        return session
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed: what it held will be freed."""
@@ -223,7 +227,10 @@ def ask_again() -> tuple:
 
 
 def drawn_boxes(stage: Any, session: Session) -> list:
-    """Returns the boxes that were drawn since the last question, unchecked, from the value of the stage."""
+    """Returns the boxes that were drawn since the last question, unchecked, from the value of the stage.
+
+    Raises UnclearError where the stage shows a picture that the session does not have any more.
+    """
     if not isinstance(stage, dict) or not stage.get("picture"):
         return []
     if stage["picture"] != session.picture_id:

@@ -118,10 +118,10 @@ def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
         # After these `ends`: the browser takes the listeners of an event one after the other, to the end of each.
         stage.upload(handlers.upload, None, shown, trigger_mode="multiple", **by_model)
         examples.pick(handlers.pick, None, shown, trigger_mode="multiple", **by_model)
-        over.click(**ends).then(handlers.start_over, None, [*shown, ask, stop], **quick)
+        over.click(**ends).then(handlers.start_over, [stage], [*shown, ask, stop], **quick)
         clear.click(**ends).then(handlers.clear_all, None, [*shown, ask, stop, question], **quick)
-        record.click(handlers.save_record, None, [saved, hints], **quick)
-        picture.click(handlers.save_picture, None, [saved, hints], **quick)
+        record.click(handlers.save_record, [stage], [saved, hints], **quick)
+        picture.click(handlers.save_picture, [stage], [saved, hints], **quick)
         page.unload(handlers.leave)
         add_api(handlers, MODEL, at_once)
     return page

@@ -321,7 +321,7 @@ def refused(tiny_chat):
 
         handlers = Handlers(SessionStore(lambda: Refusing(tiny_chat.model, tiny_chat.processor)), Limits(), "tiny")
         handlers.store.get("somebody").show(open_upload(noise(1)))
-        given = ("Half a question", None) if name == "stop" else ()
+        given = {"stop": ("Half a question", None), "clear_all": ()}.get(name, (None,))
         return getattr(handlers, name)(*given, SimpleNamespace(session_hash="somebody"))
 
     return press
