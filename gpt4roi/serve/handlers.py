@@ -97,6 +97,8 @@ class Handlers:
     def _begin(self, question: Any, stage: Any, request: gr.Request, anyway: bool) -> tuple:
         try:
             session = find_session(self.store, request)
+            if session.answering:
+                raise InputError("an answer is still being written; wait for it, or stop it")
             session.check(question, drawn_boxes(stage, session), anyway)
         except InputError as error:
             return show_hints(hints_of(error)), gr.skip(), gr.skip()
@@ -124,7 +126,7 @@ class Handlers:
             yield skip, conversation(session, question, "", drawn), no_hints(), "", *busy
             for answer in answers:
                 yield skip, conversation(session, question, answer, drawn), skip, skip, skip, skip
-            yield boxes_value(session, keep=True), conversation(session), skip, skip, *idle
+            yield boxes_value(session, keep=True), conversation(session), no_hints(), skip, *idle
         except InputError as error:
             yield skip, said, show_hints(hints_of(error)), typed, *idle
         except Exception:
@@ -222,7 +224,7 @@ def in_place(work: Callable[[], tuple], before: int, after: tuple = ()) -> tuple
 
 
 def ask_again() -> tuple:
-    """Returns both buttons after a failure: the cancelled answer will not free Ask; Stop stays, it may be needed."""
+    """Returns both buttons after a failure: no answer will free Ask; Stop stays, it may be needed."""
     return gr.update(interactive=True), gr.skip()
 
 

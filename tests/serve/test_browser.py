@@ -455,6 +455,29 @@ def test_another_picture_waits_for_no_answer_and_of_several_the_last_one_stays(o
     assert page.question() == ""
 
 
+def test_a_question_during_an_answer_is_told_to_wait_and_stays(open_page, running, held_model):
+    page = open_page()
+    page.pick(0)
+    page.set_length(5)
+    page.type("Which one is first?")
+    held_model.clear()
+    page.page.click("#ask")
+    for _ in range(1200):
+        if any(session.answering for session, *_ in running.store._sessions.values()):
+            break
+        time.sleep(0.05)
+    page.type("Which one is second?")
+    page.page.keyboard.press("Enter")
+    page.page.wait_for_selector(".hint:has-text('An answer is still being written; wait for it, or stop it')")
+    held_model.set()
+    page.page.wait_for_selector(".round:not(.pending)")
+    page.page.wait_for_selector(".hint", state="detached")
+    assert page.question() == "Which one is second?"
+    page.ask()
+    session = the_session(running, "Which one is second?")
+    assert [one.question for one in session.rounds] == ["Which one is first?", "Which one is second?"]
+
+
 @pytest.mark.usefixtures("slow_model")
 def test_who_waits_sees_the_place_in_the_queue_and_nothing_of_the_others(open_page, screenshots):
     first, second = open_page(), open_page()
