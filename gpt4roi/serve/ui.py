@@ -10,7 +10,7 @@ import gradio as gr
 from gpt4roi.drawing import PALETTE
 from gpt4roi.serve.api import add_api
 from gpt4roi.serve.examples import EXAMPLES, available, open_example
-from gpt4roi.serve.handlers import MAX_NEW_TOKENS, Handlers
+from gpt4roi.serve.handlers import MAX_NEW_TOKENS, Handlers, ask_again
 from gpt4roi.serve.uploads import as_data_url
 
 MODEL = "model"
@@ -111,6 +111,8 @@ def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
         anyway = hints.anyway(handlers.begin_anyway, [question, stage], begun, **quick).then(
             handlers.ask_anyway, asked, told, **by_model
         )
+        for answered in (usual, anyway):  # where Gradio itself refuses a question: the queue is full
+            answered.failure(ask_again, None, [ask, stop], **quick)
         # What was asked is cancelled first: nothing of it can arrive after what these say.
         ends = {"fn": None, "cancels": [usual, anyway], **quick}
         for event in (stop.click, stage.upload, examples.pick):  # another picture waits for no answer about the old one

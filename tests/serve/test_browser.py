@@ -478,6 +478,22 @@ def test_a_question_during_an_answer_is_told_to_wait_and_stays(open_page, runnin
     assert [one.question for one in session.rounds] == ["Which one is first?", "Which one is second?"]
 
 
+def test_a_question_that_finds_the_queue_full_can_be_asked_again(open_page, running, monkeypatch):
+    page = open_page()
+    page.pick(0)
+    page.set_length(5)
+    page.type("Is there room for one more?")
+    with monkeypatch.context() as patch:
+        patch.setattr(running.page._queue, "max_size", 0)
+        page.page.click("#ask")
+        page.page.wait_for_selector("text=currently busy")
+        page.page.wait_for_selector("#ask:not([disabled])")
+    assert page.question() == "Is there room for one more?"
+    assert len(page.complaints) == 1 and "503" in page.complaints.pop()
+    page.ask()
+    assert len(the_session(running, "Is there room for one more?").rounds) == 1
+
+
 @pytest.mark.usefixtures("slow_model")
 def test_who_waits_sees_the_place_in_the_queue_and_nothing_of_the_others(open_page, screenshots):
     first, second = open_page(), open_page()
