@@ -47,7 +47,7 @@ class RegionSample:
     """A picture, boxes on it and a dialogue about them.
 
     image: path, PIL picture, uint8 array [H, W, 3] (RGB), or None for text alone.
-    turns: alternate as the data has them; an empty answer is allowed only where one is to be generated.
+    turns: alternate as the data has them; answers may be empty only where one is to be generated.
     boxes_px: float[N, 4], xyxy, in pixels of the user's own picture (as shown: after EXIF rotation in the `bilinear`
         pipeline, before it in `bicubic`); in fractions of the picture where `box_frame` is "unit".
     picture_pipeline: which of the two ways a picture becomes a tensor: `bilinear` (detection data: straight resize,

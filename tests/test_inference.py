@@ -292,6 +292,20 @@ def test_stop_texts_end_an_answer_before_them():
         assert answer == expected
 
 
+@pytest.mark.parametrize("prompt_format", ["chat", "v0", "v1"])
+def test_an_empty_answer_does_not_stop_the_conversation(prompt_format):
+    chat = chat_with(prompt_format=prompt_format, image=True)
+    first = chat.ask(QUESTION, BOXES[:1], max_new_tokens=4)[0]
+    chat.reset()
+
+    assert chat.ask(QUESTION, BOXES[:1], max_new_tokens=4, stop=[first]) == ""
+    second = chat.ask("And now?", max_new_tokens=12)
+
+    asked = [Turn("user", QUESTION), Turn("assistant", ""), Turn("user", "And now?")]
+    assert second == fresh_answer(chat, asked, BOXES[:1])
+    assert chat.turns == (*asked, Turn("assistant", second))
+
+
 def test_an_answer_that_names_a_box_of_its_own_does_not_stop_the_conversation(monkeypatch):
     chat = chat_with(image=True)
     monkeypatch.setattr(chat.processor, "decode", lambda ids: "as <region9> of <image>")
