@@ -17,7 +17,7 @@ def answer_ended(processor: Any, stop: Sequence[str] = ()) -> Ended:
 
     stop: texts that end it beside those of the prompt format.
     """
-    stop_ids, stop_texts = set(processor.stop_token_ids), [*processor.stop_strings, *stop]
+    stop_ids = set(processor.stop_token_ids)
     # A token stands for one byte at least.
     tail = max([TAIL_TOKENS, *(len(text.encode()) + 1 for text in stop)])
     decode = processor.tokenizer.decode
@@ -26,7 +26,13 @@ def answer_ended(processor: Any, stop: Sequence[str] = ()) -> Ended:
         if tokens[-1] in stop_ids:
             return True
         text = decode(tokens[-tail:], skip_special_tokens=False)
-        return any(stop_text in text for stop_text in stop_texts)
+        if any(stop_text in text for stop_text in processor.stop_strings):
+            return True
+        if not any(stop_text in text for stop_text in stop):
+            return False
+        # Not in the speaker's name and the blanks before the answer, which are no part of it.
+        said = decode(tokens, skip_special_tokens=False).lstrip().removeprefix(_speaker(processor)).lstrip()
+        return any(stop_text in said for stop_text in stop)
 
     return ended
 
@@ -42,11 +48,16 @@ def answer_text(processor: Any, tokens: list[int], stop: Sequence[str] = ()) -> 
 def settled_text(processor: Any, tokens: list[int], stop: Sequence[str] = ()) -> str:
     """Returns as much of an unfinished answer as later tokens cannot change."""
     text = answer_text(processor, tokens, stop).rstrip("\ufffd")  # half a character
-    template = TEMPLATES.get(processor.prompt_format)
-    if template is not None and template.answer_prefix.startswith(text):
+    if text and _speaker(processor).startswith(text):
         return ""  # may become the speaker's name, which is no part of the answer
     for stop_text in (*processor.stop_strings, *stop):
         lengths = range(min(len(stop_text), len(text)), 0, -1)
         overlap = next((length for length in lengths if text.endswith(stop_text[:length])), 0)
         text = text[: len(text) - overlap]
     return text.rstrip()
+
+
+def _speaker(processor: Any) -> str:
+    """Returns the name that an answer begins with in the processor's prompt format; it may be empty."""
+    template = TEMPLATES.get(processor.prompt_format)
+    return "" if template is None else template.answer_prefix

@@ -125,6 +125,14 @@ def test_the_speakers_name_and_the_stop_word_are_never_shown():
     assert chat.model.language_model.said == len("Assistant: a red cat # 1\n###")
 
 
+@pytest.mark.parametrize("stop, said", [("Assistant:", "a cat: red"), (":", "a cat"), (" ", "a"), ("\n", "a cat: red")])
+def test_a_stop_text_in_the_speakers_name_does_not_end_an_answer(stop, said):
+    recited = "\nAssistant: a cat: red\n### Human: more"
+
+    assert reciting_chat(recited, "v0").ask("What is this?", stop=[stop]) == said
+    assert "".join(reciting_chat(recited, "v0").stream("What is this?", stop=[stop])) == said
+
+
 def test_a_character_of_several_tokens_comes_whole():
     chat = reciting_chat("é🐈!<|end|>", "chat")
 
