@@ -63,7 +63,7 @@ def read_source(path: str | Path, images: str | Path) -> Source:
     elif isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         if all("image_id" in entry for entry in content):
             content = _tables_of_results(content, folder, path)
-        elif all("image" in entry for entry in content):
+        elif all("image" in entry or "conversations" in entry for entry in content):
             content = _tables_of_unified(content, path)
         else:
             raise InputError(f"{path}: expected {_EXPECTED}; an entry has {', '.join(content[0]) or 'nothing'}")
@@ -77,7 +77,7 @@ def read_source(path: str | Path, images: str | Path) -> Source:
 
 def _read_lines(path: str | Path) -> list[Any]:
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -130,9 +130,13 @@ def _tables_of_results(results: list[dict[str, Any]], folder: Path, path: str | 
 def _tables_of_unified(objects: list[dict[str, Any]], path: str | Path) -> dict[str, Any]:
     images, annotations = [], []
     for number, entry in enumerate(objects, start=1):
-        images.append({"id": number, "file_name": entry["image"]})
         boxes = entry.get("boxes") or []
         masks = entry.get("masks") or []
+        if not entry.get("image"):
+            if boxes or masks:
+                raise InputError(f"{path}#{number}: has boxes or masks but no image")
+            continue  # text alone
+        images.append({"id": number, "file_name": entry["image"]})
         if not isinstance(boxes, list) or not isinstance(masks, list):
             raise InputError(f"{path}#{number}: boxes must be a list of [x1, y1, x2, y2], got {boxes!r:.60}")
         for region, box in enumerate(boxes, start=1):

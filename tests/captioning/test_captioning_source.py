@@ -67,6 +67,20 @@ def test_the_unified_format_becomes_tables(tmp_path, pictures):
     assert read(tmp_path, lines, pictures).content == source.content
 
 
+def test_lines_of_text_alone_and_line_separators_inside_a_text_cost_no_box(tmp_path, pictures):
+    dialogue = [{"from": "human", "value": "Two\u2028lines\x85 or three?"}, {"from": "gpt", "value": "three"}]
+    lines = [
+        {"conversations": dialogue},
+        {"image": "1.png", "boxes": [[1, 2, 31, 42]], "conversations": dialogue},
+        {"image": None, "conversations": dialogue},
+    ]
+
+    for content in ("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), lines):
+        source = read(tmp_path, content, pictures, "boxes.jsonl" if isinstance(content, str) else "boxes.json")
+        assert [picture.path for picture in source.pictures] == [pictures / "1.png"]
+        assert source.num_regions == 1
+
+
 def test_boxes_are_cut_at_the_border():
     assert annotation_box({"bbox": [-5, 10, 200, 20]}, (64, 96)) == [0, 10, 96, 30]
 
@@ -111,6 +125,7 @@ def with_(name, value, index=0, table="annotations"):
         (with_("id", 10, 1, "images"), r"images\[1\] has the id 10; expected one of its own"),
         (with_("file_name", "", 0, "images"), r"images\[0\] has no file_name"),
         (tables((0, 0)), "holds no box"),
+        ([{"image": None, "boxes": [[1, 2, 3, 4]]}], "#1: has boxes or masks but no image"),
         ([{"image": "1.png", "boxes": [[1, 2, 3]]}], "#1: box 1: expected four numbers"),
     ],
     ids=lambda value: str(value)[:40],
