@@ -128,7 +128,8 @@ def _tables_of_results(results: list[dict[str, Any]], folder: Path, path: str | 
 
 
 def _tables_of_unified(objects: list[dict[str, Any]], path: str | Path) -> dict[str, Any]:
-    images, annotations = [], []
+    images: dict[tuple, dict[str, Any]] = {}  # one row for a picture: tools look pictures up by their name
+    annotations = []
     for number, entry in enumerate(objects, start=1):
         boxes = entry.get("boxes") or []
         masks = entry.get("masks") or []
@@ -136,15 +137,17 @@ def _tables_of_unified(objects: list[dict[str, Any]], path: str | Path) -> dict[
             if boxes or masks:
                 raise InputError(f"{path}#{number}: has boxes or masks but no image")
             continue  # text alone
-        images.append({"id": number, "file_name": entry["image"]})
+        sizes = {side: entry[side] for side in ("height", "width") if isinstance(entry.get(side), int)}
+        key = (str(entry["image"]), *sizes.items())
+        image = images.setdefault(key, {"id": number, "file_name": entry["image"], **sizes})["id"]
         if not isinstance(boxes, list) or not isinstance(masks, list):
             raise InputError(f"{path}#{number}: boxes must be a list of [x1, y1, x2, y2], got {boxes!r:.60}")
         for region, box in enumerate(boxes, start=1):
             bbox = _xywh(box, f"{path}#{number}: box {region}")
-            annotations.append({"image_id": number, "bbox": bbox, "region": region})
+            annotations.append({"image_id": image, "bbox": bbox, "region": region})
         for region, mask in enumerate(masks if not boxes else [], start=1):
-            annotations.append({"image_id": number, "segmentation": mask, "region": region})
-    return {"images": images, "annotations": annotations}
+            annotations.append({"image_id": image, "segmentation": mask, "region": region})
+    return {"images": list(images.values()), "annotations": annotations}
 
 
 def _xywh(box: Any, where: str) -> list[float]:

@@ -67,6 +67,21 @@ def test_the_unified_format_becomes_tables(tmp_path, pictures):
     assert read(tmp_path, lines, pictures).content == source.content
 
 
+def test_lines_about_one_picture_share_its_row_and_its_size_is_kept(tmp_path, pictures):
+    lines = [
+        {"image": "1.png", "boxes": [[1, 2, 31, 42]], "height": 96, "width": 64},
+        {"image": "2.png", "boxes": [[1, 2, 31, 42]]},
+        {"image": "1.png", "boxes": [[5, 5, 20, 20]], "height": 96, "width": 64},
+    ]
+
+    source = read(tmp_path, lines, pictures)
+
+    first = {"id": 1, "file_name": "1.png", "height": 96, "width": 64}
+    assert source.content["images"] == [first, {"id": 2, "file_name": "2.png"}]
+    assert [annotation["image_id"] for annotation in source.content["annotations"]] == [1, 2, 1]
+    assert [picture.size for picture in source.pictures] == [(96, 64), None]
+
+
 def test_lines_of_text_alone_and_line_separators_inside_a_text_cost_no_box(tmp_path, pictures):
     dialogue = [{"from": "human", "value": "Two\u2028lines\x85 or three?"}, {"from": "gpt", "value": "three"}]
     lines = [
