@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,9 @@ def _merge(
     """Returns the file's content: the source's tables, what COCO's tools need beside them, and the texts."""
     images = [dict(image) for image in source.content["images"]]
     annotations = [dict(annotation) for annotation in source.content["annotations"]]
+    categories = [row for row in source.content.get("categories") or [] if isinstance(row, dict)]
+    region = next(_free(_values(categories, "id") | _values(annotations, "category_id")))
+    _complete(images, annotations, region)
     failed: list[str] = []
     captioned = 0
     for number, group in enumerate(groups):
@@ -167,40 +171,45 @@ def _merge(
             if "error" in result:
                 failed.append(f"image {images[picture.index]['id']}: {result['error']}")
             else:
-                images[picture.index].setdefault("height", result["size"][0])
-                images[picture.index].setdefault("width", result["size"][1])
-            failed += [f"annotation {_name(annotations, index)}: {why}" for index, why in result.get("errors", [])]
+                _fill(images[picture.index], "height", result["size"][0])
+                _fill(images[picture.index], "width", result["size"][1])
+            failed += [f"annotation {annotations[index]['id']}: {why}" for index, why in result.get("errors", [])]
             for index, text in zip(picture.regions, result["texts"], strict=True):
                 if text is not False:
                     annotations[index][field] = text
                     captioned += 1
-    _complete(images, annotations)
     content = {**source.content, "images": images, "annotations": annotations}
-    content["categories"] = _categories(content)
+    content["categories"] = _categories(categories, annotations, region)
     info = content.get("info")
     content["info"] = {**(info if isinstance(info, dict) else {}), "gpt4roi": {**job, "failed": failed}}
     return content, Outcome(len(annotations), captioned, failed)
 
 
-def _name(annotations: Sequence[dict[str, Any]], index: int) -> Any:
-    return annotations[index].get("id", index + 1)
+def _complete(images: list[dict[str, Any]], annotations: list[dict[str, Any]], region: int) -> None:
+    """Adds the fields without which COCO's tools do not open a file; sizes are known once the pictures were opened.
 
-
-def _complete(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
-    """Adds the fields without which COCO's tools do not open a file."""
+    region: the category of what has none.
+    """
     for image in images:
         if "file_name" not in image and "coco_url" in image:
             image["file_name"] = "/".join(str(image["coco_url"]).split("/")[-2:])
-    for number, annotation in enumerate(annotations, start=1):
+    free = _free(_values(annotations, "id"))
+    for annotation in annotations:
         if annotation.get("bbox") is None and annotation.get("segmentation"):
             annotation["bbox"] = _bbox_of_mask(annotation)
-        annotation.setdefault("id", number)
-        annotation.setdefault("category_id", 1)
-        annotation.setdefault("iscrowd", 0)
+        if annotation.get("id") is None:
+            annotation["id"] = next(free)
+        _fill(annotation, "category_id", region)
+        _fill(annotation, "iscrowd", 0)
         bbox = annotation.get("bbox")
         whole = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox)
-        if "area" not in annotation and whole:
-            annotation["area"] = bbox[2] * bbox[3]
+        if whole:
+            _fill(annotation, "area", bbox[2] * bbox[3])
+
+
+def _fill(row: dict[str, Any], name: str, value: Any) -> None:
+    if row.get(name) is None:
+        row[name] = value
 
 
 def _bbox_of_mask(annotation: dict[str, Any]) -> list[float] | None:
@@ -213,11 +222,17 @@ def _bbox_of_mask(annotation: dict[str, Any]) -> list[float] | None:
         return None
 
 
-def _categories(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the file's categories, and a name for every number that has none."""
-    categories = [row for row in content.get("categories") or [] if isinstance(row, dict)]
-    named = {row.get("id") for row in categories if isinstance(row.get("id"), Hashable)}
-    numbers = (annotation["category_id"] for annotation in content["annotations"])
-    used = {number for number in numbers if isinstance(number, Hashable)}
-    lacking = sorted((number for number in used - named), key=str)
-    return categories + [{"id": number, "name": "region" if number == 1 else f"{number}"} for number in lacking]
+def _categories(
+    categories: list[dict[str, Any]], annotations: list[dict[str, Any]], region: int
+) -> list[dict[str, Any]]:
+    """Returns the categories, and a name for every number that has none."""
+    lacking = sorted(_values(annotations, "category_id") - _values(categories, "id"), key=str)
+    return categories + [{"id": one, "name": "region" if one in (1, region) else f"{one}"} for one in lacking]
+
+
+def _values(rows: Sequence[dict[str, Any]], name: str) -> set[Any]:
+    return {row.get(name) for row in rows if isinstance(row.get(name), Hashable)} - {None}
+
+
+def _free(taken: set[Any]) -> Iterator[int]:
+    return (number for number in count(1) if number not in taken)

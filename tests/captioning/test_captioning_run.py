@@ -179,6 +179,26 @@ def test_what_coco_tools_need_is_added_where_it_lacks(chat, pictures, tmp_path):
     COCO(str(tmp_path / "out.json"))
 
 
+def test_what_is_null_is_added_too_and_no_id_is_given_twice(chat, pictures, tmp_path):
+    content = tables((3,))
+    content["categories"][0]["id"] = 1
+    content["images"][0] |= {"height": None, "width": None}
+    for annotation, identity in zip(content["annotations"], (2, None, 1), strict=True):
+        annotation |= {"id": identity, "area": None, "iscrowd": None, "category_id": None}
+    del content["annotations"][1]["id"]
+    (tmp_path / "ann.json").write_text(json.dumps(content))
+
+    caption(chat, read_source(tmp_path / "ann.json", pictures), tmp_path / "out.json")
+
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert (written["images"][0]["height"], written["images"][0]["width"]) == (64, 96)
+    assert [annotation["id"] for annotation in written["annotations"]] == [2, 3, 1]
+    added = {(one["area"], one["iscrowd"], one["category_id"]) for one in written["annotations"]}
+    assert added == {(462, 0, 2)}
+    assert written["categories"] == [{"id": 1, "name": "thing"}, {"id": 2, "name": "region"}]
+    assert len(COCO(str(tmp_path / "out.json")).anns) == 3
+
+
 def test_a_box_that_is_no_box_does_not_cost_the_others_their_texts(chat, pictures, tmp_path):
     results = [{"image_id": 2, "bbox": [1, 2, 30, 40], "category_id": [3]}]
     results += [
