@@ -166,14 +166,14 @@ def _pictures(content: dict[str, Any], folder: Path, path: str | Path) -> list[P
     """Returns the pictures with boxes, in the order of their table. Raises InputError on ids that do not fit."""
     rows: dict[Any, list[int]] = {}
     for index, image in enumerate(content["images"]):
-        if not isinstance(image.get("id"), (int, str)) or image["id"] in rows:
+        if not isinstance(image.get("id"), (int, float, str)) or image["id"] in rows:
             raise InputError(f"{path}: images[{index}] has the id {image.get('id')!r}; expected one of its own")
         if not file_name(image):
             raise InputError(f"{path}: images[{index}] has no file_name")
         rows[image["id"]] = []
     for index, annotation in enumerate(content["annotations"]):
         identity = annotation.get("image_id")
-        if not isinstance(identity, (int, str)) or identity not in rows:
+        if not isinstance(identity, (int, float, str)) or identity not in rows:
             raise InputError(f"{path}: annotations[{index}] is on image {identity!r}, which is not among its images")
         rows[identity].append(index)
     return [

@@ -40,6 +40,16 @@ def test_lvis_names_its_pictures_by_address_and_annotations_may_be_shuffled(tmp_
     assert [picture.regions for picture in source.pictures] == [(1, 2), (0,)]
 
 
+def test_numbers_of_pictures_may_be_written_as_floats(tmp_path, pictures):
+    content = tables((0, 2))
+    content["images"][1]["id"] = 11.0
+    content["annotations"][1]["image_id"] = 11.0
+
+    (picture,) = read(tmp_path, content, pictures).pictures
+
+    assert picture.path == pictures / "1.png" and picture.regions == (0, 1)
+
+
 @pytest.mark.parametrize("identity", ["2.png", "2", 2], ids=["name", "without ending", "number"])
 def test_a_detectors_results_find_the_pictures_of_a_folder(tmp_path, pictures, identity):
     results = [{"image_id": identity, "bbox": [1, 2, 30, 40], "score": 0.5, "category_id": 7}]
