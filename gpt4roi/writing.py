@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gpt4roi.errors import InputError
 
@@ -51,6 +53,19 @@ def write_whole(path: Path, text: str, kept: str = "what was there before is kep
     """Writes a text file whole or not at all. Raises InputError where it cannot be written."""
     with whole(path, kept) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def as_json(value: Any, indent: int | None = None, encoding: str = "utf-8") -> str:
+    """Returns JSON whose texts stay readable; with escapes, which mean the same, where the encoding cannot hold them.
+
+    Names of files may hold bytes that are no text, and JSON halves of characters: no encoding has these.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def sync(path: Path) -> None:

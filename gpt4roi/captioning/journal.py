@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
-from gpt4roi.writing import append_lines, telling, write_whole
+from gpt4roi.writing import append_lines, as_json, telling, write_whole
 
 DESCRIPTION = "job.json"
 
@@ -39,7 +39,7 @@ class Journal:
                 what = "; ".join(f"{name} was {before.get(name)!r:.60}, is {job.get(name)!r:.60}" for name in differ)
                 raise InputError(f"{self.folder} holds what is done of another job ({what}); remove it, or give --out")
         elif rank == 0:
-            write_whole(description, json.dumps(job, ensure_ascii=False))
+            write_whole(description, as_json(job))
 
     def finished(self) -> dict[int, Any]:
         """Returns the groups that any process finished, by number; a line torn by a kill is passed over."""
@@ -53,7 +53,7 @@ class Journal:
 
     def write(self, group: int, result: Any) -> None:
         """Notes a finished group; after this call a kill no longer costs it."""
-        append_lines(self.path, json.dumps({"group": group, "result": result}, ensure_ascii=False) + "\n")
+        append_lines(self.path, as_json({"group": group, "result": result}) + "\n")
 
     def remove(self) -> None:
         """Removes the folder, once the job's result is written; other processes may be doing the same."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Hashable, Iterator, Sequence
@@ -22,7 +21,7 @@ from gpt4roi.inputs import one_region_question, open_picture
 from gpt4roi.pictures import load_image
 from gpt4roi.ranks import World
 from gpt4roi.sampling import Decoding
-from gpt4roi.writing import write_whole
+from gpt4roi.writing import as_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def caption_file(
     outcome = None
     if world.rank == 0:
         content, outcome = _merge(source, groups, done, field, job)
-        write_whole(out, json.dumps(content, ensure_ascii=False), "what is done is kept")
+        write_whole(out, as_json(content), "what is done is kept")
     world.all_gather(None)  # nobody clears away before the result is written
     journal.remove()
     return outcome

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from gpt4roi.cli._regions import (
     save_drawing,
 )
 from gpt4roi.errors import InputError
+from gpt4roi.writing import as_json
 
 HELP = "talk about a picture in the terminal"
 EXAMPLE = """
@@ -209,7 +209,7 @@ class Conversation:
         turns = [{"role": turn.role, "text": turn.text} for turn in self.chat.turns]
         content = {"picture": self.name, "boxes": self.boxes, "turns": turns}
         try:
-            Path(rest).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            Path(rest).write_text(as_json(content, 2) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"/save {rest}: cannot be written: {error.strerror}") from None
 

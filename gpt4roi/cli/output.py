@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 from typing import Any
 
+from gpt4roi.writing import as_json
+
 
 def line(text: str) -> None:
     """Writes one answer line to stdout, at once, so that a pipe sees it."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    piece(text + "\n")
 
 
 def piece(text: str) -> None:
-    """Writes a part of an answer to stdout, at once."""
-    sys.stdout.write(text)
+    """Writes a part of an answer to stdout, at once; what a terminal's encoding cannot hold as an escape."""
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
 
 
@@ -29,7 +33,7 @@ def note(text: str) -> None:
 
 def record(value: Any, indent: int | None = 2) -> None:
     """Writes one JSON value to stdout; text stays readable in any language."""
-    line(json.dumps(value, ensure_ascii=False, indent=indent))
+    line(as_json(value, indent, sys.stdout.encoding or "utf-8"))
 
 
 def error(command: str, message: str) -> None:

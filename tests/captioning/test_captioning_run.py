@@ -199,6 +199,19 @@ def test_what_is_null_is_added_too_and_no_id_is_given_twice(chat, pictures, tmp_
     assert len(COCO(str(tmp_path / "out.json")).anns) == 3
 
 
+def test_half_a_character_in_the_file_does_not_cost_the_result(chat, pictures, tmp_path):
+    content = tables((1, 1))
+    content["annotations"][0]["note"] = "\ud83d"  # JSON may hold it as an escape
+    content["images"][1]["file_name"] = "caf\udce9.png"  # how Python keeps a name that is not UTF-8
+    (tmp_path / "ann.json").write_text(json.dumps(content))
+
+    outcome = caption(chat, read_source(tmp_path / "ann.json", pictures), tmp_path / "out.json")
+
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert outcome.captioned == 1 and written["annotations"][0]["note"] == "\ud83d"
+    assert "caf" in outcome.failed[0] and written["info"]["gpt4roi"]["failed"] == outcome.failed
+
+
 def test_a_box_that_is_no_box_does_not_cost_the_others_their_texts(chat, pictures, tmp_path):
     results = [{"image_id": 2, "bbox": [1, 2, 30, 40], "category_id": [3]}]
     results += [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 
@@ -121,3 +123,13 @@ def test_the_log_goes_to_stderr_and_answers_to_stdout(capsys):
     output.record({"text": "é"}, indent=None)
 
     assert capsys.readouterr() == ('answered\n{"text": "é"}\n', "told\n")
+
+
+@pytest.mark.parametrize("encoding, line", [("utf-8:strict", "é\\udce9\n"), ("ascii", "\\xe9\\udce9\n")])
+def test_what_stdout_cannot_hold_is_written_as_an_escape(encoding, line):
+    program = r"from gpt4roi.cli import output; text = '\xe9\udce9'; output.line(text); output.record(text)"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([*PYTHON, program], capture_output=True, check=True, env=environment)
+
+    first, second = done.stdout.decode(encoding.partition(":")[0]).splitlines(keepends=True)
+    assert first == line and json.loads(second) == "é\udce9"
