@@ -93,6 +93,7 @@ def _bash(verbs: dict[str, Verb], shell: str) -> str:
             "  fi",
             '  case "$word" in -*) files=no ;; esac',
             '  COMPREPLY=($(compgen -W "$words" -- "$word"))',
+            "  local IFS=$'\\n'",  # names of files may hold blanks
             '  [ "$files" = no ] || COMPREPLY+=($(compgen -f -- "$word"))',
             "}",
             "complete -o filenames -F _gpt4roi gpt4roi",

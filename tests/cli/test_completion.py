@@ -25,12 +25,12 @@ def scripts():
     return written
 
 
-def offered(script: str, *words: str) -> list[str]:
-    """What bash offers for the last word."""
+def offered(script: str, *words: str, folder="/") -> list[str]:
+    """What bash offers for the last word, in a folder."""
     program = f"{script}\nCOMP_WORDS=(gpt4roi {shlex.join(words)}); COMP_CWORD={len(words)}; _gpt4roi\n"
     program += 'printf "%s\\n" "${COMPREPLY[@]}"'
-    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, cwd="/")
-    return done.stdout.split()
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, cwd=folder)
+    return done.stdout.splitlines()
 
 
 def test_bash_offers_verbs_flags_choices_and_files(scripts):
@@ -42,6 +42,11 @@ def test_bash_offers_verbs_flags_choices_and_files(scripts):
     assert offered(script, "data", "make-st") == ["make-stamps"]
     assert offered(script, "data", "make-stamps", "--shap") == ["--shapes"]
     assert offered(script, "describe", "et") == ["etc"]
+
+
+def test_a_file_whose_name_holds_blanks_is_offered_whole(scripts, tmp_path):
+    (tmp_path / "my photo 1.jpg").touch()
+    assert offered(scripts["bash"], "describe", "my", folder=tmp_path) == ["my photo 1.jpg"]
 
 
 def test_every_script_knows_every_verb(scripts):
