@@ -17,10 +17,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import pkgutil
+import re
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gpt4roi import __version__
 from gpt4roi.cli import output
@@ -36,6 +37,10 @@ EXIT_BROKEN_PIPE = 141
 
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument as an InputError, so that it is printed like every other wrong input."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # also of a box, -0.5,10,40,50, which is no flag
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see `{self.prog} --help`)")

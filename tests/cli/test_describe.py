@@ -46,6 +46,11 @@ def test_every_box_gets_a_line_with_its_number_its_corners_and_its_answer(descri
     assert [line.split("\t")[2] for line in lines[:-1]] == [" ".join(answer.split()) for answer in answers]
 
 
+def test_a_box_may_reach_a_little_over_the_left_border(describe):
+    assert describe(boxes=["-0.5,5,40,30"]).startswith("1\t-0.5,5,40,30\t")
+    assert describe(boxes=["-.5,5,40,30"]).startswith("1\t-0.5,5,40,30\t")
+
+
 def test_exchanged_boxes_exchange_the_answers(describe):
     there, back = (json.loads(describe("--json", boxes=boxes))["regions"] for boxes in (BOXES, BOXES[::-1]))
 

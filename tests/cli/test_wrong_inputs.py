@@ -34,6 +34,7 @@ WRONG = {
     "inverted": (["PICTURE", "--box", "40,5,5,30"], "box 1 (40,5,5,30): corners are exchanged"),
     "no area": (["PICTURE", "--box", "5,5,5,30"], "box 1 (5,5,5,30): has no area"),
     "outside": (["PICTURE", "--box", "200,5,240,30"], "reaches outside the picture, which is 96x64 pixels"),
+    "outside on the left": (["PICTURE", "--box", "-5,5,40,30"], "box 1 (-5,5,40,30): reaches outside the picture"),
     "fractions": (["PICTURE", "--box", "0.1,0.1,0.5,0.9"], "looks like fractions; give pixels"),
     "a region without a box": (
         ["PICTURE", *BOX, "--question", "Is <region1> left of <region5>?"],
