@@ -73,5 +73,5 @@ def save_drawing(picture: Any, boxes_px: Any, target: Path, flag: str = "--draw"
 
     try:
         draw_boxes(picture, boxes_px).save(target)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter where the format has no pictures of this size
         raise InputError(f"{flag} {target}: cannot be written: {error}") from None

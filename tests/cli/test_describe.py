@@ -7,8 +7,9 @@ import json
 import pytest
 from PIL import Image
 
-from gpt4roi import RegionChat
+from gpt4roi import InputError, RegionChat
 from gpt4roi.cli import main
+from gpt4roi.cli._regions import save_drawing
 from gpt4roi.drawing import region_color
 
 BOXES = ["5,5,40,30", "50, 2, 70, 62"]
@@ -94,3 +95,8 @@ def test_the_drawing_shows_the_numbered_boxes(describe, tmp_path):
         assert drawn.size == (96, 64)
         color = tuple(int(region_color(0)[i : i + 2], 16) for i in (1, 3, 5))
         assert drawn.getpixel((40, 25)) == color
+
+
+def test_a_drawing_too_large_for_its_format_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"--draw .*out.webp: cannot be written: .*16383 pixels"):
+        save_drawing(Image.new("RGB", (16400, 100)), [], tmp_path / "out.webp")
