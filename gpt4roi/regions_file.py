@@ -79,9 +79,9 @@ def file_name(image: dict[str, Any]) -> str:
 def _region(entry: Any, where: str) -> Any:
     if not isinstance(entry, dict) or {"size", "counts"} <= entry.keys():
         return entry
-    if "box" in entry:
+    if entry.get("box"):
         return entry["box"]
-    if "bbox" in entry:
+    if entry.get("bbox"):
         return coco_box(entry["bbox"], where)
     for names in _CORNERS:
         if set(names) <= entry.keys():

@@ -47,6 +47,7 @@ def test_masks_stay_masks(tmp_path):
     regions = read(tmp_path, [RUNS, {"segmentation": RUNS}, {"mask": polygons}, {"rle": RUNS}, polygons])
 
     assert regions == [RUNS, RUNS, polygons, RUNS, polygons]
+    assert read(tmp_path, [{"bbox": None, "segmentation": RUNS}, {"bbox": [], "mask": RUNS}]) == [RUNS, RUNS]
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def _complete(images: list[dict[str, Any]], annotations: list[dict[str, Any]], r
             image["file_name"] = "/".join(str(image["coco_url"]).split("/")[-2:])
     free = _free(_values(annotations, "id"))
     for annotation in annotations:
-        if annotation.get("bbox") is None and annotation.get("segmentation"):
+        if not annotation.get("bbox") and annotation.get("segmentation"):
             annotation["bbox"] = _bbox_of_mask(annotation)
         if annotation.get("id") is None:
             annotation["id"] = next(free)

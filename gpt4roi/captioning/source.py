@@ -201,7 +201,7 @@ def annotation_box(annotation: dict[str, Any], size: tuple[int, int]) -> list[fl
     nothing is left of it, and for a mask that was made for a picture of another size.
     """
     height, width = size
-    if annotation.get("bbox") is not None:
+    if annotation.get("bbox"):
         box = coco_box(annotation["bbox"], "the annotation")
     elif annotation.get("segmentation"):
         box = [float(value) for value in to_box(annotation["segmentation"])]

@@ -164,7 +164,7 @@ def test_the_result_opens_in_pycocotools(whole):
 def test_what_coco_tools_need_is_added_where_it_lacks(chat, pictures, tmp_path):
     results = [
         {"image_id": 2, "bbox": [1, 2, 30, 40], "score": 0.5},
-        {"image_id": 1, "segmentation": [[10, 20, 30, 20, 30, 40]], "score": 0.4},
+        {"image_id": 1, "segmentation": [[10, 20, 30, 20, 30, 40]], "score": 0.4, "bbox": []},
     ]
     (tmp_path / "results.json").write_text(json.dumps(results))
 
