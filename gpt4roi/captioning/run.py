@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Hashable, Iterator, Sequence
@@ -18,7 +19,7 @@ from gpt4roi.captioning.source import Picture, Source, annotation_box
 from gpt4roi.describing import View, describe_pictures, grouped, view_of
 from gpt4roi.errors import InputError
 from gpt4roi.inputs import one_region_question, open_picture
-from gpt4roi.pictures import load_image
+from gpt4roi.pictures import load_image, read_header
 from gpt4roi.ranks import World
 from gpt4roi.sampling import Decoding
 from gpt4roi.writing import as_json, write_whole
@@ -170,13 +171,17 @@ def _merge(
             if "error" in result:
                 failed.append(f"image {images[picture.index]['id']}: {result['error']}")
             else:
-                _fill(images[picture.index], "height", result["size"][0])
-                _fill(images[picture.index], "width", result["size"][1])
+                _fill_size(images[picture.index], *result["size"])
             failed += [f"annotation {annotations[index]['id']}: {why}" for index, why in result.get("errors", [])]
             for index, text in zip(picture.regions, result["texts"], strict=True):
                 if text is not False:
                     annotations[index][field] = text
                     captioned += 1
+    for picture in source.others:
+        if picture.size is None:
+            with contextlib.suppress(InputError):  # no box of it is lost
+                (height, width), sideways = read_header(str(picture.path))
+                _fill_size(images[picture.index], *((width, height) if sideways else (height, width)))
     content = {**source.content, "images": images, "annotations": annotations}
     content["categories"] = _categories(categories, annotations, region)
     info = content.get("info")
@@ -204,6 +209,11 @@ def _complete(images: list[dict[str, Any]], annotations: list[dict[str, Any]], r
         whole = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox)
         if whole:
             _fill(annotation, "area", bbox[2] * bbox[3])
+
+
+def _fill_size(image: dict[str, Any], height: int, width: int) -> None:
+    _fill(image, "height", height)
+    _fill(image, "width", width)
 
 
 def _fill(row: dict[str, Any], name: str, value: Any) -> None:

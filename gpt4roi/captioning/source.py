@@ -35,11 +35,12 @@ class Picture:
 class Source:
     """A file of boxes as a COCO table, and its pictures with boxes in the order of the table.
 
-    content: `images` and `annotations` and whatever else the file holds.
+    content: `images` and `annotations` and whatever else the file holds; others: its pictures without boxes.
     """
 
     content: dict[str, Any]
     pictures: list[Picture] = field(default_factory=list)
+    others: list[Picture] = field(default_factory=list)
 
     @property
     def num_regions(self) -> int:
@@ -69,7 +70,8 @@ def read_source(path: str | Path, images: str | Path) -> Source:
             raise InputError(f"{path}: expected {_EXPECTED}; an entry has {', '.join(content[0]) or 'nothing'}")
     else:
         raise InputError(f"{path}: expected {_EXPECTED}; got {'an empty list' if content == [] else 'other JSON'}")
-    source = Source(content, _pictures(content, folder, path))
+    pictures = _pictures(content, folder, path)
+    source = Source(content, [one for one in pictures if one.regions], [one for one in pictures if not one.regions])
     if not source.num_regions:
         raise InputError(f"{path}: holds no box")
     return source
@@ -163,7 +165,7 @@ def _xywh(box: Any, where: str) -> list[float]:
 
 
 def _pictures(content: dict[str, Any], folder: Path, path: str | Path) -> list[Picture]:
-    """Returns the pictures with boxes, in the order of their table. Raises InputError on ids that do not fit."""
+    """Returns the pictures in the order of their table. Raises InputError on ids that do not fit."""
     rows: dict[Any, list[int]] = {}
     for index, image in enumerate(content["images"]):
         if not isinstance(image.get("id"), (int, float, str)) or image["id"] in rows:
@@ -179,7 +181,6 @@ def _pictures(content: dict[str, Any], folder: Path, path: str | Path) -> list[P
     return [
         Picture(_find(folder, file_name(image)), index, tuple(rows[image["id"]]), _size(image))
         for index, image in enumerate(content["images"])
-        if rows[image["id"]]
     ]
 
 

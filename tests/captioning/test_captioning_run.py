@@ -179,6 +179,23 @@ def test_what_coco_tools_need_is_added_where_it_lacks(chat, pictures, tmp_path):
     COCO(str(tmp_path / "out.json"))
 
 
+def test_pictures_without_boxes_get_their_size_too(chat, pictures, tmp_path):
+    content = tables((0, 1, 0, 0))
+    for image in content["images"]:
+        del image["height"], image["width"]
+    (pictures / "2.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(pictures / "3.png").save(pictures / "3.png", exif=exif)
+    (tmp_path / "ann.json").write_text(json.dumps(content))
+
+    caption(chat, read_source(tmp_path / "ann.json", pictures), tmp_path / "out.json")
+
+    images = json.loads((tmp_path / "out.json").read_text())["images"]
+    sizes = [(image.get("height"), image.get("width")) for image in images]
+    assert sizes == [(64, 96), (64, 96), (None, None), (96, 64)]
+
+
 def test_what_is_null_is_added_too_and_no_id_is_given_twice(chat, pictures, tmp_path):
     content = tables((3,))
     content["categories"][0]["id"] = 1
