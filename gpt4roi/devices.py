@@ -61,9 +61,15 @@ def _open_quantized(
         settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     else:
         settings = BitsAndBytesConfig(load_in_8bit=True)
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast)
     return load_model(
         path, vision_tower=vision_tower, quantization_config=settings, dtype=dtype, device_map={"": str(device)}
     )
+
+
+def _is_no_cast(record: logging.LogRecord) -> bool:
+    """Leaves out what every layer in 8 bits says at every token: that it casts its input."""
+    return "inputs will be cast" not in record.getMessage()
 
 
 def compile_model(model: torch.nn.Module) -> None:

@@ -56,7 +56,9 @@ def test_the_language_model_alone_is_quantized(folder, bits, kind, most, caplog)
     ids = torch.arange(5, 40)[None]
     exact, near = (one.model(input_ids=ids).logits for one in (whole, chat))
     assert 0 < (near - exact).norm() / exact.norm() < most
+    caplog.clear()
     assert len(chat.describe(picture(), BOXES[:2], max_new_tokens=3)) == 2
+    assert caplog.messages == [], "nothing is said at every token"
 
 
 def test_quantization_that_is_not_possible_is_told(folder, monkeypatch):
