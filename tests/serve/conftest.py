@@ -78,7 +78,7 @@ def pausable_model(tiny_chat):
 
     go_on = threading.Event()
     go_on.set()
-    hook = tiny_chat.model.language_model.register_forward_pre_hook(lambda *_: go_on.wait(60) and None)
+    hook = tiny_chat.model.language_model.register_forward_pre_hook(lambda *_: go_on.wait(600) and None)
     yield go_on
     go_on.set()
     hook.remove()

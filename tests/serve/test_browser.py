@@ -391,14 +391,14 @@ def test_an_answer_is_stopped_and_the_question_comes_back(open_page, running):
 
 
 @pytest.mark.usefixtures("slow_model")
-def test_what_is_drawn_while_an_answer_is_written_stays_when_it_is_whole_or_stopped(open_page, running, held_model):
+def test_what_is_drawn_while_an_answer_is_written_stays_when_it_is_whole_or_stopped(open_page, running, pausable_model):
     page = open_page()
     page.pick(1)
     page.draw(0.1, 0.1, 0.3, 0.3)
     page.draw(0.1, 0.5, 0.3, 0.7)
     page.type("What is <region1>, not <region2>, while others are drawn?")
     page.set_length(5)
-    held_model.clear()
+    pausable_model.clear()
     page.page.click("#ask")
     page.page.wait_for_selector(".round.pending")
     page.page.locator(".chip-delete").first.click()  # too late: it is asked about
@@ -406,7 +406,7 @@ def test_what_is_drawn_while_an_answer_is_written_stays_when_it_is_whole_or_stop
     page.page.mouse.move(*page.at(0.7, 0.1))
     page.page.mouse.down()
     page.page.mouse.move(*page.at(0.75, 0.2), steps=3)
-    held_model.set()
+    pausable_model.set()
     page.page.wait_for_selector(".round:not(.pending)")
     page.page.wait_for_selector(".stage-chips .region-chip:text-is('region2')")
     page.page.mouse.move(*page.at(0.9, 0.3), steps=3)
@@ -455,12 +455,12 @@ def test_another_picture_waits_for_no_answer_and_of_several_the_last_one_stays(o
     assert page.question() == ""
 
 
-def test_a_question_during_an_answer_is_told_to_wait_and_stays(open_page, running, held_model):
+def test_a_question_during_an_answer_is_told_to_wait_and_stays(open_page, running, pausable_model):
     page = open_page()
     page.pick(0)
     page.set_length(5)
     page.type("Which one is first?")
-    held_model.clear()
+    pausable_model.clear()
     page.page.click("#ask")
     for _ in range(1200):
         if any(session.answering for session, *_ in running.store._sessions.values()):
@@ -469,7 +469,7 @@ def test_a_question_during_an_answer_is_told_to_wait_and_stays(open_page, runnin
     page.type("Which one is second?")
     page.page.keyboard.press("Enter")
     page.page.wait_for_selector(".hint:has-text('An answer is still being written; wait for it, or stop it')")
-    held_model.set()
+    pausable_model.set()
     page.page.wait_for_selector(".round:not(.pending)")
     page.page.wait_for_selector(".hint", state="detached")
     assert page.question() == "Which one is second?"
