@@ -173,7 +173,7 @@ class DialogueEncoder:
     def _too_long(self, length: int, where: str) -> InputError:
         return InputError(
             f"the shortest prompt has {length} tokens but model_max_length is {self.max_length}{where}; "
-            "raise --model_max_length or shorten the text"
+            "shorten the text, or raise model_max_length (in training --model_max_length)"
         )
 
 

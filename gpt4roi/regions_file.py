@@ -51,6 +51,12 @@ def read_regions(path: str | Path, picture: str | Path = "") -> list[Any]:
         raise InputError(f"{path}: expected {_EXPECTED}; got {entries!r:.60}")
     if not entries:
         raise InputError(f"{path}: holds no region; expected {_EXPECTED}")
+    pictures = {str(entry["image_id"]) for entry in entries if isinstance(entry, dict) and "image_id" in entry}
+    if len(pictures) > 1:
+        raise InputError(
+            f"{path}: its regions are on {len(pictures)} pictures, by image_id; expected those of one, or the names of "
+            "all under images, or use `gpt4roi caption`"
+        )
     return [_region(entry, f"{path}#{number}") for number, entry in enumerate(entries)]
 
 

@@ -70,6 +70,16 @@ def test_other_content_is_told_with_its_place(tmp_path, content, message):
         read(tmp_path, content)
 
 
+def test_regions_of_several_pictures_are_not_taken_for_those_of_one(tmp_path):
+    path = tmp_path / "detections.json"
+    detections = [{"image_id": image, "bbox": [1, 2, 3, 4], "score": 0.9} for image in (7, 7, 8)]
+    path.write_text(json.dumps(detections[:2]))
+    assert len(read_regions(path)) == 2
+    path.write_text(json.dumps(detections))
+    with pytest.raises(InputError, match="are on 2 pictures, by image_id; expected those of one"):
+        read_regions(path)
+
+
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
     (tmp_path / "latin.json").write_bytes(b'"\xe9"')
     for name, message in (("nowhere.json", "no such file"), ("", "is a folder"), ("latin.json", "not UTF-8 text")):

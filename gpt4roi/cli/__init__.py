@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import pkgutil
 import re
 import sys
@@ -115,6 +116,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = "gpt4roi"
+    if sys.stdin is None:  # closed by who called: then there is nothing to read
+        sys.stdin = io.TextIOWrapper(io.BytesIO())
     try:
         if not arguments:
             raise InputError(f"which verb? One of {', '.join(verb_names())} (see `gpt4roi --help`)")

@@ -51,7 +51,7 @@ def conversation_picture(session: Session) -> Image.Image:
     font = _font_for(" ".join(one.question + one.answer for one in session.rounds))
     count = len(session.boxes_px)
     paragraphs = [
-        _wrap(pieces_of(text, count), font)
+        [line for row in text.split("\n") for line in _wrap(pieces_of(row, count), font)]
         for one in session.rounds
         for text in (one.question, one.answer or "(no words)")
     ]

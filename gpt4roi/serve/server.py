@@ -87,7 +87,7 @@ def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOpti
     try:
         with _without_proxies(options.share):
             _, local, shared = page.launch(
-                server_name=options.host,
+                server_name=f"[{options.host}]" if ":" in options.host else options.host,
                 server_port=options.port,
                 share=options.share,
                 auth=_only_with(options.password),

@@ -62,7 +62,7 @@ def remembered_arguments(folder: Path, stage: int, given: list[str]) -> list[str
         raise InputError(f"{path}: damaged; delete it to start anew in this folder") from None
     if of_stage != stage:
         raise InputError(f"{folder} holds a run of stage {of_stage}, not {stage}; choose another work directory")
-    if not given or given == arguments:
+    if not given or _plain(given) == _plain(arguments):
         return arguments
     if not begun:
         (folder / REGION_TEXTS).unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def remembered_arguments(folder: Path, stage: int, given: list[str]) -> list[str
     if set(now) <= CHANGEABLE:
         logger.info("Resuming %s with changed %s", folder, ", ".join(sorted(now)))
         return [*arguments, *given]
-    differing = sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
+    differing = sorted(name for name in {**before, **now} if _plain(before.get(name)) != _plain(now.get(name)))
     if set(differing) <= CHANGEABLE:
         return given
     shown = ", ".join(f"--{name}" for name in differing if name not in CHANGEABLE)
@@ -79,6 +79,11 @@ def remembered_arguments(folder: Path, stage: int, given: list[str]) -> list[str
         f"{folder} holds a run with other arguments (they differ in {shown}); give the folder alone to resume it, or "
         "choose another work directory"
     )
+
+
+def _plain(words: Sequence[str] | None) -> list[str] | None:
+    """Returns words without the slash at the end that a shell completes a folder with."""
+    return words and [word.rstrip("/") for word in words]
 
 
 def words(argv: Sequence[str]) -> list[str]:

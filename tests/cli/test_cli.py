@@ -116,6 +116,15 @@ def test_a_closed_pipe_ends_quietly():
     assert process.returncode == 141 and err == b""
 
 
+def test_nothing_is_read_where_the_caller_closed_the_input():
+    program = "import sys; from gpt4roi.cli import main, output, load_verb; verb = load_verb('describe')\n"
+    program += "verb.run = lambda args: output.line(f'[{sys.stdin.buffer.read()}]')\n"
+    program += "sys.exit(main(['describe', '-', '--box', '1']))"
+    closed = ["bash", "-c", 'exec "$@" <&-', "bash", *PYTHON, program]
+    done = subprocess.run(closed, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"[b'']\n")
+
+
 def test_the_log_goes_to_stderr_and_answers_to_stdout(capsys):
     output.log_to_stderr()
     cli.output.logging.getLogger("gpt4roi.somewhere").info("told")

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import socket
 import struct
 import zlib
 
@@ -376,6 +377,22 @@ def test_a_port_that_is_taken_is_said_in_one_line(running, tiny_chat):
     taken = int(running.url.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{taken}"):
         serve(tiny_chat, "tiny", ServerOptions(port=taken))
+
+
+def test_the_page_is_served_on_an_address_of_the_newer_kind(tiny_chat):
+    from gpt4roi.serve.server import ServerOptions, serve
+
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    served = serve(tiny_chat, "tiny", ServerOptions(host="::1"))
+    try:
+        assert served.url.startswith("http://[::1]:")
+        assert Stranger(served.url).call("conversation")[0] == 200
+    finally:
+        served.close()
 
 
 @pytest.mark.parametrize("exempt", [None, "example.org"])

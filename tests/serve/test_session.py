@@ -15,7 +15,7 @@ from tiny import tiny_model, tiny_processor
 from gpt4roi import InputError, RegionChat
 from gpt4roi.drawing import region_color
 from gpt4roi.sampling import Decoding
-from gpt4roi.serve.export import conversation_picture, pieces_of
+from gpt4roi.serve.export import LINE, conversation_picture, pieces_of
 from gpt4roi.serve.hints import UnclearError
 from gpt4roi.serve.session import MAX_BOXES, Round, Session
 from gpt4roi.serve.store import SessionStore
@@ -214,6 +214,14 @@ def test_a_number_of_absurdly_many_digits_is_plain_text_or_refused_in_one_line(s
     for question in (f"What is <region{long[:3000]}>?", f"What is <{long[:3000]}>?"):
         with pytest.raises(InputError, match="has a number of 3000 digits"):
             answer(session, question, BOXES[:1], SHORT)
+
+
+def test_a_question_keeps_its_lines_on_the_sheet(session):
+    heights = []
+    for question in ("What is it?", "What is it?\n\nSay why."):
+        session.rounds = [Round(question, "a cat")]
+        heights.append(conversation_picture(session).height)
+    assert heights[1] - heights[0] == 2 * LINE
 
 
 def test_a_word_wider_than_the_sheet_is_cut(session):

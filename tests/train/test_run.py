@@ -34,6 +34,14 @@ def test_what_changes_neither_samples_nor_learning_may_be_told_anew(tmp_path):
         run.remembered_arguments(tmp_path, 1, ["--save_steps", "5", "--learning_rate", "1", "--seed", "3"])
 
 
+def test_a_folder_with_a_slash_at_its_end_is_the_same(tmp_path):
+    arguments = ["--stage1", "exp/stage1", "--seed", "3"]
+    run.remember_arguments(tmp_path, 2, arguments)
+    assert run.remembered_arguments(tmp_path, 2, ["--stage1", "exp/stage1/", "--seed", "3"]) == arguments
+    again = ["--stage1", "exp/stage1/", "--save_steps", "5", "--seed", "3"]
+    assert run.remembered_arguments(tmp_path, 2, again) == again
+
+
 def test_a_run_that_has_not_begun_to_learn_takes_other_arguments(tmp_path):
     run.remember_arguments(tmp_path, 1, ["--seed", "3"], begun=False)
     (tmp_path / "region_texts.safetensors").touch()
