@@ -75,6 +75,7 @@ def _train(
     if args.should_save:
         saving.clear_leftovers(folder)
     checkpoint = saving.last_checkpoint(folder)
+    args.eval_on_start = args.eval_on_start and checkpoint is None  # else it was done when the run began
     with sharding.whole_while_opening(args):
         model, processor = open_model(checkpoint, model_args, args)
     check_fit(processor, model)

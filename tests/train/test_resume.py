@@ -60,6 +60,15 @@ def train_until(argv, step, monkeypatch):
             main(argv)
 
 
+def test_a_run_that_goes_on_evaluates_when_an_uninterrupted_one_would(parts, tmp_path, monkeypatch):
+    argv = [*arguments(parts, tmp_path), "--eval_dataset", f"{parts}/train.jsonl", "--eval_steps", "4"]
+    train_until(argv, 5, monkeypatch)
+    main(["--stage", "1", "--output_dir", str(tmp_path)])
+    state = json.loads((saving.last_checkpoint(tmp_path) / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "eval_loss" in entry] == [0, 4, 7]
+    assert list(json.loads((tmp_path / "watch.json").read_text())) == ["0", "4", "7"]
+
+
 @pytest.fixture(scope="module")
 def whole(parts, tmp_path_factory):
     return main(arguments(parts, tmp_path_factory.mktemp("runs") / "whole"))
