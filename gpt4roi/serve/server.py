@@ -113,9 +113,21 @@ def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOpti
     if options.share and not shared:
         page.close(verbose=False)
         raise InputError("no public address could be had; is there a network? Without --share the page stays local")
+    page.app.iterators = _Answers(page.app.iterators)
     # Gradio keeps the last values that a session sent and was shown; they go with it.
     store.on_drop = lambda key: page.state_holder.session_data.pop(key, None)
     return Running(page, shared or local, store, store.keep_swept())
+
+
+class _Answers(dict):
+    """The answers that Gradio writes, by event.
+
+    One that ends while it is cancelled is deleted twice, by its end and by the cancellation, and whoever comes second
+    would fail: the browser is told of an error of the server, or Gradio keeps what the event has left.
+    """
+
+    def __delitem__(self, event: str) -> None:
+        self.pop(event, None)
 
 
 @contextmanager

@@ -347,6 +347,18 @@ def test_an_error_of_a_button_is_a_hint_in_place_and_all_else_stays(refused, nam
     assert "of the server" in caplog.text and "does not stop" not in caplog.text
 
 
+def test_an_answer_that_ends_while_it_is_cancelled_is_no_error(running):
+    answers = running.page.app.iterators
+
+    class Ending:
+        async def aclose(self) -> None:
+            answers.pop("ending")
+
+    answers["ending"] = Ending()
+    body = {"session_hash": "stranger-000001", "fn_index": 0, "event_id": "ending"}
+    assert Stranger(running.url).post("cancel", json.dumps(body)) == (200, '{"success":true}')
+
+
 def test_nobody_comes_in_without_the_password(tiny_chat):
     from gradio_client import Client
 
