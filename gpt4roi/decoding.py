@@ -16,6 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from gpt4roi.errors import InputError
+from gpt4roi.models.caching import CACHE
 from gpt4roi.recall import Recall
 from gpt4roi.sampling import Choose, Decoding
 
@@ -183,7 +184,7 @@ def _prefill_beginnings(
     cache = _empty_cache(model)
     if shared:
         beginnings = torch.stack([embed_prompt(model, prompts[index])[:shared] for index in first_of.values()])
-        model.language_model(inputs_embeds=beginnings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model.language_model(inputs_embeds=beginnings, use_cache=True, logits_to_keep=1, **{CACHE: cache})
     return cache, {picture: row for row, picture in enumerate(first_of)}
 
 
@@ -212,7 +213,7 @@ def _continue(
     rows = list(range(len(embeddings)))
     embed = model.get_input_embeddings()
     for _ in range(max_new_tokens):
-        output = model.language_model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = model.language_model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1, **{CACHE: cache})
         tokens = choose(output.logits[:, -1], [numbers[row] for row in rows])
         steps = list(zip(rows, tokens.tolist(), strict=True))
         for row, token in steps:

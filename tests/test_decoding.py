@@ -97,11 +97,11 @@ class Reciter(nn.Module):
     def get_input_embeddings(self):
         return self.embeddings
 
-    def forward(self, inputs_embeds, past_key_values=None, **kwargs):
+    def forward(self, inputs_embeds, **kwargs):
         logits = torch.zeros(len(inputs_embeds), 1, self.config.vocab_size)
         logits[:, :, self.ids[min(self.said, len(self.ids) - 1)]] = 1
         self.said += 1
-        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(logits=logits)
 
 
 def reciting_chat(text: str, prompt_format: str) -> RegionChat:

@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from gpt4roi.decoding import Prompt, branched, embed_prompt
+from gpt4roi.models.caching import CACHE
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ def _of_batch(model: Any, questions: Sequence[Sequence[Continued]], shared: int)
     places = torch.tensor([sum(map(len, questions[:row])) for row in range(len(questions))])
     cache = DynamicCache(config=model.language_model.config)
     beginnings = torch.stack([embedded[place][:shared] for place in places.tolist()])
-    begun = model.language_model(inputs_embeds=beginnings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    begun = model.language_model(inputs_embeds=beginnings, use_cache=True, logits_to_keep=1, **{CACHE: cache})
     of_question = [row for row, question in enumerate(questions) for _ in question]
     branch = branched(model, cache, of_question)
     # What is longer than its neighbours decides nothing about them: padding stands behind and is not counted.
     ends = torch.nn.utils.rnn.pad_sequence([rows[shared:] for rows in embedded], batch_first=True)
-    followed = model.language_model(inputs_embeds=ends, past_key_values=branch, use_cache=True).logits
+    followed = model.language_model(inputs_embeds=ends, use_cache=True, **{CACHE: branch}).logits
     logits = torch.cat([begun.logits[of_question], followed[:, :-1]], dim=1).float().log_softmax(dim=-1)
     totals = []
     for row, one in zip(logits, answers, strict=True):

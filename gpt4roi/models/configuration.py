@@ -46,6 +46,7 @@ class GPT4RoIConfig(PreTrainedConfig):
     model_type = "gpt4roi"
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values",
+        "cache",
         "hidden_states",
         "attentions",
         "image_features",

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from gpt4roi.errors import InputError
+from gpt4roi.models.caching import CACHE
 from gpt4roi.models.configuration import GPT4RoIConfig
 from gpt4roi.models.light import LightProjector, LightRegionEncoder
 from gpt4roi.models.loss import cross_entropy, next_tokens
@@ -30,18 +31,13 @@ HEAD_IS_NOT_ALL = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 @dataclass
-class GPT4RoIOutput(ModelOutput):
-    """What the model returns.
+class GPT4RoIOutput(CausalLMOutputWithPast):
+    """What the model returns, beside the cache, hidden states and attentions of its language model.
 
     loss: mean cross-entropy; logits: float[B, T, V] (float[N, V], rows in batch order, with logits_at_labels_only);
     image_features: float[K, P, D]; region_features: float[M, D], row k is the k-th <bbox> of the batch.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_features: torch.Tensor | None = None
     region_features: torch.Tensor | None = None
 
@@ -64,7 +60,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ("past_key_values", "cache")
     _no_split_modules = ("RegionEncoder", "LightRegionEncoder")
 
     def __init__(
@@ -206,6 +202,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         logits_at_labels_only: bool = False,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> GPT4RoIOutput:
         """Runs the model.
@@ -217,12 +214,14 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         image_tokens, feature_maps: what `encode_picture` returned, instead of pixel_values; feature_maps may be empty
         where the batch holds no picture;
         segment_ids: int64[B, T], segments beyond 0 (the shared prefix) do not see each other;
-        logits_at_labels_only: compute logits only where the next token has a label.
+        logits_at_labels_only: compute logits only where the next token has a label;
+        cache, past_key_values: the newer and the older name of one argument.
         Raises InputError where tokens, pictures and boxes do not match.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = past_key_values if cache is None else cache
+        past = cache.get_seq_length() if cache is not None else 0
         image_features = region_features = None
         if inputs_embeds is None:
             inputs_embeds, image_features, region_features = self.embed(
@@ -240,7 +239,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            CACHE: cache,
             "use_cache": use_cache,
             **kwargs,
         }
@@ -256,11 +255,11 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         return GPT4RoIOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_features=image_features,
             region_features=region_features,
+            **{CACHE: outputs.get(CACHE)},
         )
 
     def _learn(

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from gpt4roi.models.caching import CACHE
+
 
 class KeptPrefix(DynamicCache):
     """Keys and values of a prefix: written by one pass, and only read by the next.
@@ -41,7 +43,7 @@ def prefix_length(model: nn.Module, input_ids: torch.Tensor | None, options: dic
 
     model: a GPT4RoI model; input_ids: int64[B, T]; options: what else the language model would be given.
     """
-    if input_ids is None or not torch.is_grad_enabled() or options.get("past_key_values") is not None:
+    if input_ids is None or not torch.is_grad_enabled() or options.get(CACHE) is not None:
         return 0
     if options.get("output_hidden_states") or options.get("output_attentions"):
         return 0
@@ -96,6 +98,6 @@ def _columns(inputs: dict[str, Any], start: int, end: int, cache: KeptPrefix) ->
         "inputs_embeds": inputs["inputs_embeds"][:, start:end],
         "attention_mask": mask,
         "position_ids": None if positions is None else positions[:, start:end],
-        "past_key_values": cache,
+        CACHE: cache,
         "use_cache": True,
     }
