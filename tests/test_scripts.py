@@ -50,6 +50,24 @@ def test_one_process_sees_one_gpu_and_several_see_all(tmp_path, processes, visib
     assert ("--nproc_per_node 2 -m gpt4roi.train" in said) == (processes == 2)
 
 
+@pytest.mark.parametrize(("newest", "limits"), [("", "scripts/constraints.txt"), ("1", "/dev/null")])
+def test_the_environment_has_no_newer_packages_than_were_tried_unless_asked_for(tmp_path, newest, limits):
+    (tmp_path / "scripts").mkdir()
+    for name in ("pyproject.toml", "scripts/environment.sh", "scripts/constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name in ("pip", "python"):
+        (tmp_path / ".venv/bin" / name).write_text('#!/usr/bin/env bash\necho "$@"\n')
+        (tmp_path / ".venv/bin" / name).chmod(0o755)
+    command = ["bash", str(tmp_path / "scripts/environment.sh"), "train"]
+    said = [
+        subprocess.run(command, env={**os.environ, "NEWEST": newest}, capture_output=True, text=True, timeout=60).stdout
+        for _ in range(2)
+    ]
+    assert f"--constraint {limits} -e .[train]" in said[0]
+    assert said[1] == ""
+
+
 @pytest.mark.parametrize("script", sorted(ROOT.glob("*.sh")) + sorted(ROOT.glob("scripts/*.sh")), ids=lambda p: p.name)
 def test_every_script_parses_and_may_be_executed(script):
     assert run("-n", script).returncode == 0
