@@ -15,6 +15,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from gpt4roi.conversation import TEMPLATES
 from gpt4roi.errors import InputError
 from gpt4roi.train import run
+from gpt4roi.train.adapters import DTYPES
 from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
 
 FORMATS = (*TEMPLATES, "chat")
@@ -70,9 +71,20 @@ def check_values(
         raise InputError("--save_strategy best needs --metric_for_best_model: by what, as eval_loss, the best is known")
     if args.use_liger_kernel and find_spec("liger_kernel") is None:
         raise InputError("--use_liger_kernel needs the package liger-kernel; install it, or leave the flag out")
+    _check_halves(model_args.frozen_dtype, args)
     _check_optimiser(args)
     _check_attention(model_args.attn_implementation, args.use_cpu)
     _check_reports(args)
+
+
+def _check_halves(frozen: str, args: TrainingArguments) -> None:
+    """Raises InputError where what is frozen is kept in other 16 bits than the training computes in."""
+    computed = "bfloat16" if args.bf16 else "float16" if args.fp16 else frozen
+    if frozen not in ("float32", computed) and frozen in DTYPES:
+        raise InputError(
+            f"--frozen_dtype {frozen} does not go with a training that computes in {computed}; give --frozen_dtype "
+            f"{computed}, or --{'bf16' if args.bf16 else 'fp16'} false"
+        )
 
 
 def _check_trainers_flags(args: TrainingArguments) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from gpt4roi.errors import InputError
 from gpt4roi.train import run
 from gpt4roi.train.command_line import parse
 
@@ -56,6 +57,16 @@ def test_a_switch_is_on_by_its_name_alone_and_the_last_word_wins():
 def test_fp16_alone_is_taken_where_bfloat16_is_the_default(a_gpu, tmp_path):
     args = parsed(tmp_path, "--fp16")
     assert (args.fp16, args.bf16) == (True, False)
+
+
+def test_what_is_frozen_is_not_kept_in_other_16_bits_than_are_computed_in(a_gpu, tmp_path):
+    with pytest.raises(
+        InputError, match="--frozen_dtype float16 does not go with a training that computes in bfloat16"
+    ):
+        parsed(tmp_path, "--frozen_dtype", "float16")
+    with pytest.raises(InputError, match=r"--frozen_dtype bfloat16 does not go .* float16; give --frozen_dtype float"):
+        parsed(tmp_path, "--frozen_dtype", "bfloat16", "--fp16")
+    assert not parsed(tmp_path, "--frozen_dtype", "float16", "--bf16", "false").bf16
 
 
 def test_a_gpu_without_bfloat16_trains_in_float32_and_says_so(a_gpu, tmp_path, monkeypatch, caplog):

@@ -44,6 +44,10 @@ BEFORE_ANY_MODEL = [
     (f"{NEW} --attn_implementation flash_attention_2 --use_cpu true", "flash_attention_2 needs a GPU.*choose sdpa"),
     (f"{NEW} --image_grid_size 4", "--image_grid_size is for --region_encoder_type light"),
     (f"{NEW} --region_mixup 0.5", "--region_mixup and --region_noise are for --region_encoder_type light"),
+    (
+        f"{NEW} --bf16 --frozen_dtype float16",
+        "--frozen_dtype float16 does not go with .* bfloat16; give --frozen_dtype b",
+    ),
     (f"{NEW} --lora_r 8", "--lora_r 8 is for a language model that learns"),
     (f"{NEW} --lora_alpha 16", "--lora_alpha does nothing without --lora_r"),
     (f"{TWO} --quantization 4bit", "quantized weights cannot learn; add --lora_r"),
