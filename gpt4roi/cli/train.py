@@ -22,18 +22,25 @@ TAKES_MORE = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", metavar="N", help="1: the region encoder learns; 2: all but the vision tower")
     parser.add_argument("--output_dir", metavar="DIR", help="the work directory; alone, it resumes its run")
-    parser.add_argument("--estimate", action="store_true", help="print the memory on each GPU by part, and end")
+    parser.add_argument(
+        "--estimate",
+        metavar="BOOL",
+        nargs="?",
+        const="true",
+        help="print the memory on each GPU by part, and end",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from gpt4roi.train import main
     from gpt4roi.train.estimate import estimated
+    from gpt4roi.train.run import is_on, options
 
     words = [*args.more]
-    for name in ("stage", "output_dir"):
+    for name in ("stage", "output_dir", "estimate"):
         if getattr(args, name) is not None:
             words += [f"--{name}", getattr(args, name)]
-    if args.estimate:
+    if is_on(options(words), "estimate"):
         output.line(estimated(words))
     else:
         main(words)

@@ -18,6 +18,7 @@ from gpt4roi.train import run, sharding
 from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
 from gpt4roi.train.defaults import STAGE_DEFAULTS
 from gpt4roi.train.refusals import check_device, check_values
+from gpt4roi.train.run import SWITCH
 from gpt4roi.train.trainable import parse_modules, parse_rates
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,17 @@ def remembered(argv: list[str]) -> list[str]:
 def arguments_to_remember(argv: Sequence[str]) -> list[str]:
     """Returns the arguments without the stage and the folder, which the work directory itself stands for."""
     return _without(argv, "--stage", "--output_dir")
+
+
+def without_estimate(argv: Sequence[str]) -> list[str]:
+    """Returns the words of a command line without `--estimate` and the word that switches it on or off."""
+    kept: list[str] = []
+    for word in reversed(run.words(argv)):
+        if word == "--estimate" and kept and kept[-1].lower() in SWITCH:
+            kept.pop()
+        elif word != "--estimate" or (kept and not kept[-1].startswith("--")):  # other words are refused with it
+            kept.append(word)
+    return kept[::-1]
 
 
 def _without(argv: Sequence[str], *flags: str) -> list[str]:

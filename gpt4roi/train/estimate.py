@@ -22,10 +22,9 @@ from gpt4roi.models.splice import scatter
 from gpt4roi.train import sharding
 from gpt4roi.train.adapters import add_adapters, keep_frozen
 from gpt4roi.train.arguments import ModelArguments, TrainingArguments
-from gpt4roi.train.command_line import parse
+from gpt4roi.train.command_line import parse, without_estimate
 from gpt4roi.train.opening import check_choices, learning_modules
 from gpt4roi.train.planned_model import planned_config, planned_model, runnable
-from gpt4roi.train.run import words
 from gpt4roi.train.trainable import PARTS, module_of, set_trainable
 
 NF4_BLOCK = 64
@@ -259,7 +258,7 @@ def _regions(model: GPT4RoIForConditionalGeneration, maps: list[torch.Tensor], s
 
 def estimated(arguments: Sequence[str]) -> str:
     """Returns the table for a training's command line, which needs no --output_dir; raises InputError as that does."""
-    given = [word for word in words(arguments) if word != "--estimate"]
+    given = without_estimate(arguments)
     if "--output_dir" not in given:
         given += ["--output_dir", "exp"]
     model_args, _, region_args, args = parse(given, planning=True)

@@ -112,9 +112,14 @@ def options(arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return read
 
 
+SWITCH = {"yes": True, "true": True, "t": True, "y": True, "1": True}
+SWITCH |= {"no": False, "false": False, "f": False, "n": False, "0": False}
+"""The words that the parser takes for a switch that is on or off, in whatever case."""
+
+
 def is_on(options: Mapping[str, tuple[str, ...]], name: str) -> bool:
     """Tells whether a switch is on: named alone, or with a word that the parser takes for true."""
-    return name in options and (options[name] or ("true",))[0].lower() in ("yes", "true", "t", "y", "1")
+    return name in options and SWITCH.get((options[name] or ("true",))[0].lower(), False)
 
 
 def _refuse_strangers(folder: Path) -> None:

@@ -24,7 +24,7 @@ from gpt4roi.train.adapters import add_adapters, keep_frozen
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, align_regions
 from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
 from gpt4roi.train.checks import check_drops, check_first_batch, check_fit
-from gpt4roi.train.command_line import arguments_to_remember, parse, remembered
+from gpt4roi.train.command_line import arguments_to_remember, parse, remembered, without_estimate
 from gpt4roi.train.estimate import estimated
 from gpt4roi.train.features import keep_features
 from gpt4roi.train.opening import check_choices, is_ours, learning_modules, open_model
@@ -46,10 +46,10 @@ def main(argv: Sequence[str]) -> Path:
     with `--estimate` nothing is trained, and the memory it would take is logged.
     Raises InputError for arguments that can't be carried out.
     """
-    if "--estimate" in run.words(argv):
+    if run.is_on(run.options(run.words(argv)), "estimate"):
         logger.info("%s", estimated(argv))
         return Path()
-    arguments = remembered(run.words(argv))
+    arguments = remembered(without_estimate(argv))
     model_args, data_args, region_args, args = parse(arguments)
     folder = Path(args.output_dir)
     if (folder / run.DONE).is_file():

@@ -9,7 +9,9 @@ import torch
 from tiny import tiny_model
 from transformers import Trainer
 
+from gpt4roi.cli import main as cli
 from gpt4roi.errors import InputError
+from gpt4roi.train import main, run
 from gpt4roi.train.adapters import add_adapters
 from gpt4roi.train.arguments import ModelArguments
 from gpt4roi.train.command_line import parse
@@ -157,6 +159,24 @@ def test_deepspeed_is_planned_where_its_package_is_missing(folders, monkeypatch)
     assert large.startswith("GiB on each of 1 GPU ")
     with pytest.raises(InputError, match="--fsdp and --deepspeed both shard"):
         estimated([*given, "--deepspeed", "zero3", "--fsdp"])
+
+
+@pytest.mark.parametrize("words", [["--estimate"], ["--estimate", "true"], ["--estimate=True"]])
+def test_an_estimate_is_asked_for_by_a_switch(folders, words, capsys):
+    given = ["--stage", "2", "--model_name_or_path", str(folders / "clip"), "--estimate_tokens", "60"]
+    assert cli(["train", *words, *given]) == 0
+    assert capsys.readouterr().out.startswith("GiB on each of")
+
+
+@pytest.mark.parametrize("words", [["--estimate", "false"], ["--estimate=False"]])
+def test_a_switch_that_is_off_trains(tmp_path, words, capsys):
+    assert cli(["train", "--stage", "2", "--output_dir", str(tmp_path), *words]) == 2
+    assert "vicuna-7b: not a GPT4RoI folder" in capsys.readouterr().err
+    run.remember_arguments(tmp_path, 2, ["--seed", "3"])
+    (tmp_path / "trained.json").write_text("{}")
+    main(["--stage", "2", "--output_dir", str(tmp_path), *words])
+    assert cli(["train", "--stage", "2", "--output_dir", str(tmp_path), "--estimate", "maybe"]) == 2
+    assert "--estimate" in capsys.readouterr().err
 
 
 def test_four_bits_are_counted_as_bitsandbytes_keeps_them():
