@@ -64,13 +64,13 @@ def remembered_arguments(folder: Path, stage: int, given: list[str]) -> list[str
         raise InputError(f"{folder} holds a run of stage {of_stage}, not {stage}; choose another work directory")
     if not given or _plain(given) == _plain(arguments):
         return arguments
-    if not begun:
-        (folder / REGION_TEXTS).unlink(missing_ok=True)
-        return given
     before, now = options(arguments), options(given)
     if set(now) <= CHANGEABLE:
         logger.info("Resuming %s with changed %s", folder, ", ".join(sorted(now)))
         return [*arguments, *given]
+    if not begun:
+        (folder / REGION_TEXTS).unlink(missing_ok=True)
+        return given
     differing = sorted(name for name in {**before, **now} if _plain(before.get(name)) != _plain(now.get(name)))
     if set(differing) <= CHANGEABLE:
         return given

@@ -75,6 +75,8 @@ def _train(
     if args.should_save:
         saving.clear_leftovers(folder)
     checkpoint = saving.last_checkpoint(folder)
+    if args.should_save and checkpoint is None:  # before the first step may lie hours of looking at pictures
+        run.remember_arguments(folder, args.stage, arguments_to_remember(arguments), begun=False)
     args.eval_on_start = args.eval_on_start and checkpoint is None  # else it was done when the run began
     with sharding.whole_while_opening(args):
         model, processor = open_model(checkpoint, model_args, args)
@@ -97,8 +99,6 @@ def _train(
     alignment = AlignmentLoss(texts.targets) if texts else None
     _configure_regularisation(model, region_args)
     if checkpoint is None:
-        if args.should_save:
-            run.remember_arguments(folder, args.stage, arguments_to_remember(arguments), begun=False)
         if not is_ours(Path(model_args.model_name_or_path)):
             _calibrate(model, dataset)
         if region_args.align_regions:

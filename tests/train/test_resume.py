@@ -143,6 +143,19 @@ def test_pictures_that_a_16_bit_tower_looked_at_are_the_same_after_resuming(part
     assert history(tmp_path / "two") == history(uninterrupted)
 
 
+def test_a_run_that_was_stopped_before_its_first_step_is_remembered(parts, tmp_path, monkeypatch):
+    def stop(*args, **kwargs):
+        raise Stopped
+
+    for name in ("keep_features", "open_model"):
+        monkeypatch.setattr(training, name, stop)
+        folder = tmp_path / name
+        with pytest.raises(Stopped):
+            main([*arguments(parts, folder), "--picture_features", str(tmp_path / "kept")])
+        kept = json.loads((folder / "run.json").read_text())
+        assert (kept["arguments"][:2], kept["begun"]) == (["--max_steps", str(STEPS)], False)
+
+
 def test_a_run_that_was_killed_before_its_model_was_written_only_writes_it(whole, parts, tmp_path, monkeypatch):
     folder = main(arguments(parts, tmp_path / "again"))
     (folder / "trained.json").unlink()

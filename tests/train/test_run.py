@@ -46,6 +46,8 @@ def test_a_run_that_has_not_begun_to_learn_takes_other_arguments(tmp_path):
     run.remember_arguments(tmp_path, 1, ["--seed", "3"], begun=False)
     (tmp_path / "region_texts.safetensors").touch()
     assert run.remembered_arguments(tmp_path, 1, []) == ["--seed", "3"]
+    changed = run.remembered_arguments(tmp_path, 1, ["--save_steps", "5"])
+    assert changed == ["--seed", "3", "--save_steps", "5"]
     assert run.remembered_arguments(tmp_path, 1, ["--seed", "4"]) == ["--seed", "4"]
     assert not (tmp_path / "region_texts.safetensors").exists()
 
