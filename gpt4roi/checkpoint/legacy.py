@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,17 @@ def tensor_names(folder: Path) -> set[str]:
     return names
 
 
+@contextmanager
+def naming_damaged(place: str | Path) -> Iterator[None]:
+    """Lets weights that transformers cannot read be told in one line with their file; raises InputError then."""
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError):
+        if Path(place).is_dir():
+            tensor_names(Path(place))
+        raise
+
+
 def _names_of_safetensors(path: Path) -> set[str]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -276,7 +288,8 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError:
         raise InputError(f"{path}: not a file of tensors, or one with code in it, which is not run") from None
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: not a file of tensors ({str(error).splitlines()[0]})") from None
+        reason = next(iter(str(error).splitlines()), "it is cut off")
+        raise InputError(f"{path}: not a file of tensors ({reason})") from None
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise InputError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
     return content

@@ -68,7 +68,9 @@ def load_processor(path: str | Path, vision_tower: str | Path | None = None, **a
 def _our_processor(folder: Path, values: dict[str, Any], tower: str | Path | None) -> GPT4RoIProcessor:
     try:
         processor = GPT4RoIProcessor.from_pretrained(str(folder))
-    except OSError as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: no processor can be opened there ({str(error).splitlines()[0]})") from None
     name = tower or values.get("mm_vision_tower")
     if "vision_config" in values or name is None:
@@ -243,7 +245,12 @@ def load_language_model(
     """Opens a decoder language model; raises InputError where it cannot be had or lacks tensors."""
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(str(place), dtype=dtype, output_loading_info=True, **chosen)
+        with legacy.naming_damaged(place):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                str(place), dtype=dtype, output_loading_info=True, **chosen
+            )
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"language model {place}: cannot be opened ({str(error).splitlines()[0]})") from None
     missing = sorted(info["missing_keys"])

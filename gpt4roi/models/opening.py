@@ -207,7 +207,10 @@ def load_tower(place: str, round_to_half: bool = False) -> PreTrainedModel:
         if config.model_type == "timm_backbone":
             tower, missing = _load_pyramid(config, Path(place))
         else:
-            tower, info = AutoModel.from_pretrained(place, config=config, dtype=torch.float32, output_loading_info=True)
+            with legacy.naming_damaged(place):
+                tower, info = AutoModel.from_pretrained(
+                    place, config=config, dtype=torch.float32, output_loading_info=True
+                )
             missing = sorted(info["missing_keys"])
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model, tiny_text_config, tiny_tokenizer, tiny_vision_config
+from tiny import tiny_model, tiny_processor, tiny_text_config, tiny_tokenizer, tiny_vision_config
 from transformers import AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPModel
 
 from gpt4roi.checkpoint.loading import build_from_parts, load_model, load_processor
@@ -219,3 +219,36 @@ def test_opening_says_in_one_line_what_was_opened(tmp_path, caplog):
 def test_a_folder_that_is_not_there_is_refused(path):
     with pytest.raises(InputError, match=f"{path}: no such folder"):
         load_model(path)
+
+
+@pytest.mark.parametrize("part", ["lm", "clip"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", r"is a pointer of Git LFS, .*git lfs pull"),
+        (b"", "is cut off or damaged|not a file of tensors"),
+        (None, "is cut off or damaged|not a file of tensors"),
+    ],
+)
+def test_damaged_weights_of_a_part_are_one_line_with_their_file(parts, part, name, content, message):
+    file = parts / part / name
+    if name.endswith(".bin"):
+        torch.save(load_file(parts / part / "model.safetensors"), file)
+        (parts / part / "model.safetensors").unlink()
+    file.write_bytes(file.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(InputError, match=f"{name}.*({message})") as caught:
+        build_from_parts(language_model=parts / "lm", vision_tower=parts / "clip")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_a_folder_of_ours_without_a_readable_tokenizer_is_one_line(tmp_path, content):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    tiny_processor(model.config).save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(InputError, match="no processor can be opened there") as caught:
+        load_processor(tmp_path)
+    assert "\n" not in str(caught.value)
