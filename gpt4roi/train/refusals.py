@@ -67,6 +67,8 @@ def check_values(
     _check_trainers_flags(args)
     if args.eval_strategy != "no" and data_args.eval_dataset is None:
         raise InputError(f"--eval_strategy {args.eval_strategy.value} needs --eval_dataset: what is to be evaluated on")
+    if args.eval_on_start and data_args.eval_dataset is None:
+        raise InputError("--eval_on_start needs --eval_dataset: what is to be evaluated on")
     if args.save_strategy == "best" and args.metric_for_best_model is None:
         raise InputError("--save_strategy best needs --metric_for_best_model: by what, as eval_loss, the best is known")
     if args.use_liger_kernel and find_spec("liger_kernel") is None:

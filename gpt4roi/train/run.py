@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
-from gpt4roi.writing import write_whole
+from gpt4roi.writing import telling, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -181,8 +181,9 @@ def held(folder: Path, needed: bool = True) -> Iterator[None]:
         except BlockingIOError:
             owner = os.read(handle, 32).decode(errors="replace").strip()
             raise InputError(f"another training runs in {folder} (process {owner}); wait for it or end it") from None
-        os.ftruncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
+        with telling(folder / LOCK, "the run is where it was"):
+            os.ftruncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
         yield
     finally:
         os.close(handle)

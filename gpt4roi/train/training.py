@@ -159,7 +159,7 @@ def _calibrate(model: Any, dataset: EncodedDataset) -> None:
     else:
         pictures = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
         if not pictures:
-            reasons = list(dict.fromkeys(sample["skipped"] for sample in samples if "skipped" in sample))
+            reasons = list(dict.fromkeys(sample.get("skipped", "it is text alone") for sample in samples))
             raise InputError(
                 f"none of the first {len(samples)} samples shows a picture to measure by: {'; '.join(reasons[:2])}"
             )

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -86,6 +87,15 @@ def test_a_second_training_in_a_folder_is_refused_while_the_first_one_lives(tmp_
         first.stdin.close(), first.stdout.close()
     with run.held(tmp_path):
         assert (tmp_path / "run.lock").read_text() == str(os.getpid())
+
+
+def test_a_disk_without_any_room_is_said_in_one_line(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run.os, "write", full)
+    with pytest.raises(InputError, match=r"run\.lock cannot be written: No space left on device"), run.held(tmp_path):
+        pass
 
 
 def test_only_a_finished_training_is_started_from(tmp_path):

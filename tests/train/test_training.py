@@ -138,3 +138,10 @@ def test_two_processes_skip_a_sample_and_report_the_loss_of_one(parts, tmp_path)
 def test_the_alignment_without_kept_features_is_refused(parts, tmp_path):
     with pytest.raises(InputError, match="need --region_encoder_type light and --picture_features FOLDER"):
         stage1(tmp_path / "out", parts, "--align_regions", "1")
+
+
+def test_data_without_any_picture_cannot_begin_a_light_encoder(parts, tmp_path):
+    turns = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "yes"}]
+    (tmp_path / "text.jsonl").write_text(f"{json.dumps({'conversations': turns})}\n" * 3)
+    with pytest.raises(InputError, match="none of the first 3 samples shows a picture to measure by: it is text alone"):
+        stage1(tmp_path / "out", parts, "--dataset_config", str(tmp_path / "text.jsonl"))

@@ -52,6 +52,7 @@ BEFORE_ANY_MODEL = [
     (f"{NEW} --lora_alpha 16", "--lora_alpha does nothing without --lora_r"),
     (f"{TWO} --quantization 4bit", "quantized weights cannot learn; add --lora_r"),
     (f"{NEW} --eval_strategy steps", "--eval_strategy steps needs --eval_dataset"),
+    (f"{NEW} --eval_on_start", "--eval_on_start needs --eval_dataset"),
     (f"{NEW} --save_strategy best", "--save_strategy best needs --metric_for_best_model"),
     (f"{NEW} --use_liger_kernel", "--use_liger_kernel needs the package liger-kernel"),
     (f"{NEW} --dataloader_num_workers 2 --dataloader_persistent_workers true", "would draw the first epoch's samples"),
