@@ -69,6 +69,16 @@ def test_a_run_that_goes_on_evaluates_when_an_uninterrupted_one_would(parts, tmp
     assert list(json.loads((tmp_path / "watch.json").read_text())) == ["0", "4", "7"]
 
 
+def test_a_run_that_goes_on_logs_evaluates_and_saves_as_it_is_told_anew(parts, tmp_path, monkeypatch):
+    argv = [*arguments(parts, tmp_path), "--eval_dataset", f"{parts}/train.jsonl", "--eval_steps", "2"]
+    train_until([*argv, "--save_steps", "1"], 1, monkeypatch)
+    main([*argv, "--logging_steps", "3", "--eval_steps", "5", "--save_steps", "4", "--save_total_limit", "9"])
+    logged = [*json.loads((saving.last_checkpoint(tmp_path) / "trainer_state.json").read_text())["log_history"]]
+    assert [entry["step"] for entry in logged if "loss" in entry] == [3, 6]
+    assert [entry["step"] for entry in logged if "eval_loss" in entry] == [0, 5, 7]
+    assert [saving.step_of(path) for path in saving.checkpoints(tmp_path)] == [1, 4, 7]
+
+
 @pytest.fixture(scope="module")
 def whole(parts, tmp_path_factory):
     return main(arguments(parts, tmp_path_factory.mktemp("runs") / "whole"))
