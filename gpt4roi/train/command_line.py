@@ -73,7 +73,7 @@ def parse(
     model_args, data_args, region_args, args = parts
     if planning and "deepspeed" in options:
         args.deepspeed = options["deepspeed"][0]
-    check_values(model_args, data_args, region_args, args)
+    check_values(model_args, data_args, region_args, args, planning)
     parse_modules(args.trainable_modules)
     parse_rates(args.learning_rates)
     parse_rates(args.weight_decays, "--weight_decays")

@@ -66,6 +66,8 @@ class Shares:
 def shares_of(args: TrainingArguments, gpus: int, width: int = 0) -> Shares:
     """Returns how the arguments spread a model over a number of GPUs; width: of the language model."""
     asked = sharding.asked_for(args)
+    if left_out := sharding.not_estimated(args):
+        raise InputError(f"{left_out}: no estimate is made")
     if asked is None:
         return Shares(copied=gpus > 1)
     if asked.startswith("FSDP"):
@@ -114,7 +116,8 @@ def estimate(model_args: ModelArguments, args: TrainingArguments, shape: Shape, 
     found = Estimate()
     count_parameters(found, learner, model_args, args, shares_of(args, gpus, model.config.text_config.hidden_size))
     with runnable(model):
-        found.activations = activation_bytes(model, shape, args.bf16 or args.fp16, args.activation_checkpointing)
+        checkpointing = args.activation_checkpointing or (args.fsdp_config or {}).get("activation_checkpointing", False)
+        found.activations = activation_bytes(model, shape, args.bf16 or args.fp16, checkpointing)
     return found
 
 
@@ -170,7 +173,7 @@ def optimiser_bytes(args: TrainingArguments) -> tuple[int, int]:
         weight.grad = torch.zeros_like(weight)
         optimiser.step()
     except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"--optim {args.optim}: cannot be tried here ({str(error).splitlines()[0]})") from None
+        raise InputError(f"--optim {args.optim.value}: cannot be tried here ({str(error).splitlines()[0]})") from None
     per_value = per_tensor = 0
     for value in optimiser.state[weight].values():
         if not isinstance(value, torch.Tensor):
@@ -180,7 +183,9 @@ def optimiser_bytes(args: TrainingArguments) -> tuple[int, int]:
         elif value.numel() == 1:
             per_tensor += value.element_size()
         else:
-            raise InputError(f"--optim {args.optim}: its state grows otherwise than the weights; no estimate is made")
+            raise InputError(
+                f"--optim {args.optim.value}: its state grows otherwise than the weights; no estimate is made"
+            )
     return per_value, per_tensor
 
 

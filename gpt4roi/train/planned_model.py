@@ -72,7 +72,7 @@ def planned_model(config: GPT4RoIConfig, attention: str | None = None) -> GPT4Ro
     attention: the attention of the language model, by default transformers' choice.
     """
     # What only runs on a GPU keeps what sdpa keeps.
-    config.text_config._attn_implementation = "sdpa" if attention == "flash_attention_2" else attention
+    config.text_config._attn_implementation = "sdpa" if (attention or "").startswith("flash") else attention
     with torch.device("meta"):
         return GPT4RoIForConditionalGeneration(config).train()
 

@@ -24,9 +24,16 @@ ENCODERS = ("gpt4roi", "light")
 
 
 def check_values(
-    model_args: ModelArguments, data_args: DataArguments, region_args: RegionArguments, args: TrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    region_args: RegionArguments,
+    args: TrainingArguments,
+    planning: bool = False,
 ) -> None:
-    """Raises InputError for a value that no training can have; names what was expected."""
+    """Raises InputError for a value that no training can have; names what was expected.
+
+    planning: nothing will be trained, so that what this machine cannot carry out is taken.
+    """
     for name, value, least in (
         ("learning_rate", args.learning_rate, 0),
         ("weight_decay", args.weight_decay, 0),
@@ -75,7 +82,7 @@ def check_values(
         raise InputError("--use_liger_kernel needs the package liger-kernel; install it, or leave the flag out")
     _check_halves(model_args.frozen_dtype, args)
     _check_optimiser(args)
-    _check_attention(model_args.attn_implementation, args.use_cpu)
+    _check_attention(model_args.attn_implementation, args.use_cpu and not planning)
     _check_reports(args)
 
 

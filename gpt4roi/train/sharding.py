@@ -197,6 +197,20 @@ def zero_options(args: Any) -> dict[str, Any]:
     return dict(_read_json("--deepspeed", args.deepspeed).get("zero_optimization") or {})
 
 
+def not_estimated(args: Any) -> str | None:
+    """Names what the arguments ask for whose memory is not worked out: what lies off the GPU, and ZeRO-1."""
+    if args.fsdp and (args.fsdp_config or {}).get("cpu_offload"):
+        return "--fsdp_config: cpu_offload keeps what is sharded off the GPU"
+    if not args.deepspeed:
+        return None
+    options = zero_options(args)
+    for name in ("offload_optimizer", "offload_param", "cpu_offload"):
+        value = options.get(name)
+        if value and not (isinstance(value, dict) and value.get("device", "cpu") == "none"):
+            return f"--deepspeed: {name} keeps some of it off the GPU"
+    return "--deepspeed: zero_optimization.stage is 1" if options.get("stage") == 1 else None
+
+
 def configure(args: Any, model: nn.Module, aligned: bool) -> ShardPlan | None:
     """Prepares a model for sharding, and tells the Trainer's FSDP which modules to shard, unless `--fsdp_config` does.
 

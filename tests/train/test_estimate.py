@@ -40,6 +40,12 @@ def arguments(folder, *more):
     return model_args, args
 
 
+def planned(folder, *more):
+    start = ["--stage", "2", "--output_dir", "/nowhere", "--model_name_or_path", str(folder), "--report_to", "none"]
+    model_args, _, _, args = parse([*start, *more], planning=True)
+    return model_args, args
+
+
 def batch(model):
     """Two samples of a picture, three regions and words that are learnt, of which the second ends in padding."""
     config = model.config
@@ -177,6 +183,39 @@ def test_a_switch_that_is_off_trains(tmp_path, words, capsys):
     main(["--stage", "2", "--output_dir", str(tmp_path), *words])
     assert cli(["train", "--stage", "2", "--output_dir", str(tmp_path), "--estimate", "maybe"]) == 2
     assert "--estimate" in capsys.readouterr().err
+
+
+def test_flash_attention_is_planned_where_there_is_no_gpu(folders):
+    given = ["--stage", "2", "--model_name_or_path", str(folders / "clip"), "--estimate_tokens", "60"]
+    for name in ("flash_attention_2", "flash_attention_3"):
+        assert estimated([*given, "--attn_implementation", name]) == estimated(
+            [*given, "--attn_implementation", "sdpa"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fsdp", "--fsdp_config", '{"cpu_offload": true}'], "--fsdp_config: cpu_offload keeps what is sharded"),
+        (["--deepspeed", '{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}'], "offload_param"),
+        (["--deepspeed", '{"zero_optimization": {"stage": 1}}'], "zero_optimization.stage is 1: no estimate is made"),
+        (["--optim", "adafactor"], "--optim adafactor: its state grows otherwise"),
+    ],
+)
+def test_no_number_is_told_that_would_be_wrong(folders, words, message):
+    given = ["--stage", "2", "--model_name_or_path", str(folders / "clip"), "--estimate_tokens", "60"]
+    with pytest.raises(InputError, match=message):
+        estimated([*given, *words])
+
+
+def test_layers_that_fsdp_checkpoints_are_planned_so(folders):
+    given = ["--fsdp", "--activation_checkpointing"]
+    by_fsdp = [*given, "false", "--fsdp_config", '{"activation_checkpointing": true}']
+    found = [
+        estimate(*planned(folders / "clip", *flags), Shape(2, 120, 3, 100), gpus=2).activations
+        for flags in (by_fsdp, [*given, "true"], [*given, "false"])
+    ]
+    assert found[0] == found[1] < found[2]
 
 
 def test_four_bits_are_counted_as_bitsandbytes_keeps_them():
