@@ -161,14 +161,14 @@ def _number(loss: Any) -> str:
 
 
 def _picture(sample: RegionSample) -> str:
-    """Returns the picture with its boxes as an <img> that needs no file, or why it cannot be read."""
+    """Returns the picture with its boxes as an <img> that needs no file, or why it cannot be read or drawn on."""
     try:
         picture = load_image(sample.image, sample.picture_pipeline)
-    except InputError as error:
+        width, height = picture.size
+        scale = np.array([width, height, width, height]) if sample.box_frame == "unit" else 1
+        drawn = draw_boxes(picture, np.asarray(sample.boxes_px) * scale)
+    except ValueError as error:  # of the picture, or of a box whose corners are the wrong way round
         return html.escape(str(error))
-    width, height = picture.size
-    scale = np.array([width, height, width, height]) if sample.box_frame == "unit" else 1
-    drawn = draw_boxes(picture, np.asarray(sample.boxes_px) * scale)
     drawn.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     file = io.BytesIO()
     drawn.save(file, "JPEG", quality=80)

@@ -123,3 +123,14 @@ def test_a_watched_picture_that_is_gone_is_told_on_the_page():
 def test_an_evaluation_without_anything_to_evaluate_on_is_refused(tmp_path):
     with pytest.raises(InputError, match="--eval_strategy steps needs --eval_dataset"):
         main(["--stage", "1", "--output_dir", str(tmp_path), "--eval_strategy", "steps", "--eval_steps", "5"])
+
+
+def test_a_watched_box_with_its_corners_the_wrong_way_round_does_not_end_the_training(parts, tmp_path):
+    lines = [json.loads(line) for line in (parts / "train.jsonl").read_text().splitlines()]
+    lines[0]["boxes"][0] = [28, 30, 2, 2]
+    for line in lines:
+        line["image"] = str(parts / line["image"])
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--eval_dataset", str(tmp_path / "held_out.jsonl"), "--watch_regions", "8"]
+    page = (stage1(tmp_path / "out", parts, *flags, steps=1) / "watch.html").read_text()
+    assert page.count("<img") == 7
