@@ -122,10 +122,10 @@ class Report:
         )
 
     def write(self, path: str | Path) -> Path:
-        """Writes the page and returns its path; folders on the way are made."""
+        """Writes the page and returns its path; folders on the way are made, bytes that are no text escaped."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html(), encoding="utf-8")
+        path.write_text(self.html(), encoding="utf-8", errors="backslashreplace")
         return path
 
     def _add(self, part: str) -> Report:

@@ -20,7 +20,7 @@ from typing import Any
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.asking import Answerer, Ask, ModelAnswerer
 from gpt4roi.ranks import World
-from gpt4roi.writing import append_lines, telling
+from gpt4roi.writing import append_lines, as_json, telling
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _line(name: str, reply: Reply) -> str:
         fields["likelihoods"] = list(reply.likelihoods)
     if reply.error:
         fields["error"] = reply.error
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    return as_json(fields) + "\n"
 
 
 def read_replies(folder: Path) -> dict[str, Reply]:

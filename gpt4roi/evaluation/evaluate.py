@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -25,7 +24,7 @@ from gpt4roi.evaluation.items import Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
 from gpt4roi.evaluation.page import write_page
 from gpt4roi.ranks import World
-from gpt4roi.writing import write_whole
+from gpt4roi.writing import as_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def evaluate(
     if other is not None:
         metrics["compared"] = compare_runs(benchmark, source, items, other)
     write_predictions(out_dir / "predictions.jsonl", items, scores)
-    write_whole(out_dir / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", KEPT)
+    write_whole(out_dir / "metrics.json", as_json(metrics, 1) + "\n", KEPT)
     write_page(out_dir / "report.html", benchmark, metrics, items, scores, other)
     for note in metrics["notes"]:
         logger.warning("%s", note)
@@ -159,7 +158,7 @@ def write_predictions(path: Path, items: Sequence[Item], scores: Scores) -> None
         optional |= {"likelihoods": item.likelihoods}
         fields |= {key: value for key, value in optional.items() if value not in (None, "", [])}
         fields |= {key: value for key, value in item.facts.items() if isinstance(value, str | int | float)}
-        lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
+        lines.append(as_json(fields) + "\n")
     write_whole(path, "".join(lines), KEPT)
 
 

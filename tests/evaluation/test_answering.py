@@ -147,6 +147,25 @@ def test_a_result_that_cannot_be_written_is_told_in_one_line(tmp_path, name, blo
         evaluate("v7w-telling", lambda asks: ["a"] * len(asks), Source(folder), tmp_path / "out")
 
 
+def test_a_picture_whose_name_is_no_text_costs_no_file_of_the_evaluation(tmp_path):
+    from gpt4roi.evaluation.evaluate import evaluate
+    from gpt4roi.evaluation.items import Source
+
+    folder = visual7w(tmp_path, "telling")
+    path = folder / "dataset_v7w_telling.json"
+    content = json.loads(path.read_text())
+    name = content["images"][0]["filename"]
+    content["images"][0]["filename"] = os.fsdecode(b"caf\xe9.jpg")
+    (folder / "visual7w_images" / name).rename(folder / "visual7w_images" / os.fsdecode(b"caf\xe9.jpg"))
+    path.write_text(json.dumps(content))
+
+    evaluate("v7w-telling", lambda asks: ["a"] * len(asks), Source(folder), tmp_path / "out")
+
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert any("caf\\udce9.jpg" in line for line in lines)
+    assert "caf\\udce9.jpg" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_the_batches_of_a_piece_can_be_shared_and_get_the_same_answers(tmp_path, model):
     asks = asks_about(tmp_path, 5)
     (alone,) = [dict(pair for found in ask_piece(asks, model, Share()) for pair in found.items())]
