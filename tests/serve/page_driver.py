@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import CDPSession, Page, expect
 
 QUESTION = "#question textarea"
 PATIENCE = 300_000  # milliseconds; the machine may be busy
@@ -18,6 +18,7 @@ class Driver:
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
+        self._fingers: CDPSession | None = None
         self.complaints: list[str] = []
         self.addresses: list[str] = []
         page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
@@ -65,6 +66,12 @@ class Driver:
         before = self.regions()
         self.drag(self.at(x1, y1), self.at(x2, y2))
         self.wait_for_regions(before + 1)
+
+    def touch(self, kind: str, *places: tuple[float, float]) -> None:
+        """Tells the browser of fingers at these places on the screen: touchStart, touchMove; of none: touchEnd."""
+        self._fingers = self._fingers or self.page.context.new_cdp_session(self.page)
+        points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(places)]
+        self._fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
     def regions(self) -> int:
         """Returns how many boxes are on the picture."""

@@ -536,24 +536,17 @@ def test_a_page_that_is_closed_frees_its_session(open_page, running, monkeypatch
     assert kept - set(running.page.state_holder.session_data)
 
 
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+
+
 def test_on_a_phone_one_draws_with_a_finger_and_nothing_is_wider_than_the_screen(open_page, running, screenshots):
-    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, device_scale_factor=2)
+    page = open_page(**PHONE)
     page.page.locator(".example").nth(1).tap()
     page._wait_for_picture()
-    shown = page.area()
-    finger = page.page.context.new_cdp_session(page.page)
-
-    def touch(kind: str, *place: float) -> None:
-        points = [{"x": place[0], "y": place[1]}] if place else []
-        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return shown["x"] + x * shown["width"], shown["y"] + y * shown["height"]
-
-    touch("touchStart", *place(0.2, 0.2))
+    page.touch("touchStart", page.at(0.2, 0.2))
     for step in range(1, 6):
-        touch("touchMove", *place(0.2 + 0.1 * step, 0.2 + 0.12 * step))
-    touch("touchEnd")
+        page.touch("touchMove", page.at(0.2 + 0.1 * step, 0.2 + 0.12 * step))
+    page.touch("touchEnd")
     page.wait_for_regions(1)
     page.page.wait_for_timeout(500)  # sooner, the next touch would be half of a double tap
     for _ in range(5):  # a browser that is kept waiting takes a tap for a long press, which is none
@@ -567,10 +560,25 @@ def test_on_a_phone_one_draws_with_a_finger_and_nothing_is_wider_than_the_screen
     page.page.locator("#ask").tap()
     page.wait_for_answers(1)
     (box,) = the_session(running, "<region1>, by finger?").boxes_px
-    a_screen_pixel = 600 / shown["width"]
+    a_screen_pixel = 600 / page.area()["width"]
     assert np.abs(box - np.array([0.2, 0.2, 0.7, 0.8]) * [600, 400, 600, 400]).max() <= max(2, a_screen_pixel)
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
     page.page.screenshot(path=screenshots / "phone.png", full_page=True)
+
+
+def test_two_fingers_magnify_the_picture_and_draw_nothing(open_page):
+    page = open_page(**PHONE)
+    page.page.locator(".example").nth(1).tap()
+    page._wait_for_picture()
+    x, y = page.at(0.5, 0.5)
+    page.touch("touchStart", (x - 20, y))
+    page.touch("touchMove", (x - 24, y))
+    page.touch("touchStart", (x - 24, y), (x + 20, y + 30))
+    for step in range(1, 9):
+        page.touch("touchMove", (x - 24 - 10 * step, y - 5 * step), (x + 20 + 10 * step, y + 30 + 5 * step))
+    page.touch("touchEnd")
+    page.page.wait_for_function("window.visualViewport.scale > 1.5")
+    assert page.regions() == 0
 
 
 def test_in_the_dark_words_are_light(open_page, screenshots):
