@@ -77,6 +77,15 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def share(path: Path) -> None:
+    """Lets everyone read a file who may list its folder: safetensors leaves what it writes to its owner alone.
+
+    Where the file system has no such permissions, nothing happens.
+    """
+    with contextlib.suppress(OSError):
+        path.chmod(path.stat().st_mode | path.parent.stat().st_mode & 0o444)
+
+
 def remove_folder(folder: Path, aside: Path | None = None) -> None:
     """Deletes a folder, if it is there; a kill on the way leaves no half of it under its name.
 

@@ -37,7 +37,7 @@ if [[ $processes -eq 0 ]]; then
     export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1
     [[ $nodes -gt 1 ]] && set -- "$@" --ddp_backend gloo
 fi
-# The exit code is the training's, not tee's.
-set +e
-"${command[@]}" -m gpt4roi.train --stage "$stage" --output_dir "$workdir" "$@" 2>&1 | tee -a "$log"
-exit "${PIPESTATUS[0]}"
+# The training takes this script's place: its exit code is the script's, and a signal to the script ends it. Control-C,
+# which reaches tee too, shall not keep its last words from the log.
+exec > >(exec tee -i -a "$log") 2>&1
+exec "${command[@]}" -m gpt4roi.train --stage "$stage" --output_dir "$workdir" "$@"

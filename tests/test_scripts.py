@@ -1,12 +1,17 @@
 """The shell scripts: usage, one-line errors, and the training's own exit code."""
 
+import contextlib
 import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from gpt4roi.train import training
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,6 +77,52 @@ def test_the_environment_has_no_newer_packages_than_were_tried_unless_asked_for(
 def test_every_script_parses_and_may_be_executed(script):
     assert run("-n", script).returncode == 0
     assert script.stat().st_mode & 0o111
+
+
+TRAINS_UNTIL_IT_IS_ENDED = """#!/usr/bin/env bash
+[[ "$*" == *train.launch* ]] && { echo 1; exit; }
+trap 'echo its last words; exit 7' TERM INT
+echo began
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize(("kind", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_to_the_script_ends_the_training_and_its_last_words_are_in_the_log(tmp_path, kind, to_all):
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/launch.sh", tmp_path / "scripts")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(TRAINS_UNTIL_IT_IS_ENDED)
+    python.chmod(0o755)
+    script = subprocess.Popen(
+        ["bash", str(tmp_path / "scripts/launch.sh"), "1", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # for Control-C, which reaches every process of a terminal, is sent to a group
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where the tests run in the background
+    )
+    try:
+        assert script.stdout.readline() == "began\n"
+        (os.killpg if to_all else os.kill)(script.pid, kind)
+        assert script.communicate(timeout=120)[0] == "its last words\n"
+        assert script.returncode == 7
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
+    assert (tmp_path / "out/log.txt").read_text() == "began\nits last words\n"
+
+
+def test_control_c_is_one_line_and_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "main", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        runpy.run_module("gpt4roi.train", run_name="__main__")
+    assert capsys.readouterr().err == (
+        "gpt4roi train: interrupted; the work directory alone goes on from its last checkpoint\n"
+    )
 
 
 def test_training_from_python_names_the_help():

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from gpt4roi.errors import InputError
-from gpt4roi.writing import append_lines, remove_folder, whole, write_whole
+from gpt4roi.writing import append_lines, remove_folder, share, whole, write_whole
 
 
 def test_a_file_takes_the_place_of_the_old_one_only_when_it_is_whole(tmp_path):
@@ -53,6 +53,17 @@ def test_of_a_link_to_a_folder_the_link_is_removed(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     remove_folder(tmp_path / "link")
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["folder", "folder/file"]
+
+
+def test_a_file_is_shared_with_those_who_may_read_its_folder(tmp_path):
+    file = tmp_path / "file"
+    for folder, before, after in ((0o755, 0o600, 0o644), (0o750, 0o600, 0o640), (0o700, 0o640, 0o640)):
+        file.touch()
+        file.chmod(before)
+        tmp_path.chmod(folder)
+        share(file)
+        assert file.stat().st_mode & 0o777 == after
+    share(tmp_path / "nothing")
 
 
 def test_lines_come_after_a_torn_one(tmp_path):

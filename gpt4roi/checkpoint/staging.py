@@ -18,7 +18,7 @@ from typing import Any
 
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
-from gpt4roi.writing import remove_folder, sync
+from gpt4roi.writing import remove_folder, share, sync
 
 _PLAN = "plan.json"
 _SPARE_BYTES = 16 * 1024 * 1024
@@ -109,6 +109,8 @@ class StagedFolder:
     def publish(self) -> None:
         """Renames the finished folder to `target`; an old folder there gives way only now."""
         (self.path / _PLAN).unlink(missing_ok=True)
+        for file in self.path.rglob("*.safetensors"):
+            share(file)
         for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
             sync(folder)
         old = _replaced(self.target)

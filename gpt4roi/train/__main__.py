@@ -11,3 +11,6 @@ if __name__ == "__main__":
     except InputError as error:
         sys.stderr.write(f"gpt4roi train: error: {' '.join(str(error).split())}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("gpt4roi train: interrupted; the work directory alone goes on from its last checkpoint\n")
+        sys.exit(130)

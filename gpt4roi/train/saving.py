@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
-from gpt4roi.writing import remove_folder, sync, telling
+from gpt4roi.writing import remove_folder, share, sync, telling
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ def seal(folder: Path) -> None:
     """Lists the files of a finished folder in `whole.json` and forces all of it to the disk."""
     listed = {}
     for path in _files(folder):
+        share(path)
         sync(path)
         listed[str(path.relative_to(folder))] = [path.stat().st_size, check_sum(path)]
     (folder / LIST).write_text(json.dumps(listed))
@@ -132,6 +133,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, beside, metadata=metadata)
+            share(beside)
             sync(beside)
             beside.replace(path)
             sync(path.parent)
@@ -144,6 +146,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
 def publish_files(staged: Path, target: Path) -> None:
     """Moves the files of a finished folder into another that exists, each by a rename."""
     for path in _files(staged):
+        share(path)
         sync(path)
     for path in _files(staged):
         place = target / path.relative_to(staged)

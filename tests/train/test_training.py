@@ -44,6 +44,13 @@ def test_stage_2_starts_from_stage_1_and_changes_all_but_the_tower(parts, traine
     assert model.config.region_encoder_type == "light"
 
 
+def test_the_model_may_be_read_by_whoever_may_read_its_config(trained1):
+    files = list(trained1.rglob("model.safetensors"))
+    assert len(files) == 2
+    for file in files:
+        assert file.stat().st_mode == (file.parent / "config.json").stat().st_mode
+
+
 def test_a_finished_folder_is_left_as_it_is(parts, trained1):
     before = (trained1 / "model.safetensors").stat().st_mtime_ns
     assert main(["--stage", "1", "--output_dir", str(trained1)]) == trained1
