@@ -22,19 +22,21 @@ class StepSampler(Sampler[int]):
     """Draws every sample once an epoch, in an order of the seed and the epoch, each step's samples longest first.
 
     step_size: samples a step over all devices. The steps hold the samples that they would hold unsorted.
+    seed: of the order, by default the data set's.
     passed: steps of the next epoch that are passed over to get where a run goes on; their lengths are not looked at.
     """
 
     passed = 0
 
-    def __init__(self, dataset: EncodedDataset, step_size: int) -> None:
+    def __init__(self, dataset: EncodedDataset, step_size: int, seed: int | None = None) -> None:
         self.dataset, self.step_size = dataset, step_size
+        self.seed = dataset.seed if seed is None else seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.dataset.seed + self.dataset.epoch)
+        generator = torch.Generator().manual_seed(self.seed + self.dataset.epoch)
         order = torch.randperm(len(self.dataset), generator=generator).tolist()
         begins, self.passed = self.passed * self.step_size, 0
         yield from order[:begins]

@@ -61,7 +61,7 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         """Sorts the samples of a step by length where it consists of several batches of several samples."""
         several = 1 < self.args.train_batch_size < self.step_size
         if several and self.args.train_sampling_strategy == "random":
-            self.step_sampler = StepSampler(self.train_dataset, self.step_size)
+            self.step_sampler = StepSampler(self.train_dataset, self.step_size, self.args.data_seed)
             return self.step_sampler
         return super()._get_train_sampler(train_dataset)
 

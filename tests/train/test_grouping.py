@@ -13,6 +13,7 @@ from gpt4roi.datasets.collator import RegionCollator
 from gpt4roi.datasets.encoded import EncodedDataset
 from gpt4roi.datasets.selection import build_mixture
 from gpt4roi.train.grouping import StepSampler, longest_first
+from gpt4roi.train.trainer import GPT4RoITrainer
 
 
 def lengths_only(lengths, seed=0, epoch=0):
@@ -67,6 +68,25 @@ def test_the_batches_of_a_step_may_be_cut_in_any_way_without_changing_its_loss(p
         for name, size in (("whole", "8"), ("halves", "2"))
     )
     assert losses(halves) == pytest.approx(losses(whole), rel=1e-4)
+
+
+@pytest.mark.parametrize("words", [(), ("--data_seed", "5")])
+def test_a_step_has_the_same_samples_however_it_is_cut(parts, tmp_path, monkeypatch, words):
+    batches = []
+    told = GPT4RoITrainer.batch_is
+
+    def watch(trainer, supervised, sources):
+        batches.append(sources)
+        told(trainer, supervised, sources)
+
+    monkeypatch.setattr(GPT4RoITrainer, "batch_is", watch)
+    for size in ("4", "2"):
+        cut = ("--per_device_train_batch_size", size, "--global_batch_size", "4")
+        stage1(tmp_path / size, parts, *cut, *words, steps=3)
+    assert [len(batch) for batch in batches] == [4] * 3 + [2] * 6
+    drawn = [source for batch in batches for source in batch]
+    for step in (0, 4, 8):  # the third one begins another epoch
+        assert set(drawn[step : step + 4]) == set(drawn[step + 12 : step + 16])
 
 
 def test_workers_hand_out_what_one_process_would(parts, clip_processor):

@@ -67,6 +67,7 @@ BEFORE_ANY_MODEL = [
     (f"{NEW} --lr_scheduler_type cosine_with_min_lr", "cosine_with_min_lr cannot be used: .*lr_scheduler_kwargs"),
     (f"{NEW} --seed -1", "--seed: got -1, expected 0 or more"),
     (f"{NEW} --eval_dataset {{parts}}/train.jsonl --watch_regions -1", "--watch_regions: got -1, expected 0 or more"),
+    (f"{NEW} --dataloader_num_workers 1 --dataloader_prefetch_factor 0", "prefetch_factor: got 0, expected 1 or more"),
     (f"{LIGHT} --align_regions 1 --align_batch_size 0", "--align_batch_size: got 0, expected 1 or more"),
     (f"{LIGHT} --region_noise nan", "--region_noise: got nan, expected 0 or more"),
     (f"{NEW} --report_to carrierpigeon", "carrierpigeon is not supported"),
