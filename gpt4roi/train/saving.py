@@ -65,12 +65,16 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LIST)
 
 
+def _settle(path: Path) -> None:
+    share(path)
+    sync(path)
+
+
 def seal(folder: Path) -> None:
     """Lists the files of a finished folder in `whole.json` and forces all of it to the disk."""
     listed = {}
     for path in _files(folder):
-        share(path)
-        sync(path)
+        _settle(path)
         listed[str(path.relative_to(folder))] = [path.stat().st_size, check_sum(path)]
     (folder / LIST).write_text(json.dumps(listed))
     for path in (folder / LIST, *(path for path in folder.rglob("*") if path.is_dir()), folder):
@@ -133,8 +137,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, beside, metadata=metadata)
-            share(beside)
-            sync(beside)
+            _settle(beside)
             beside.replace(path)
             sync(path.parent)
         except SafetensorError as error:
@@ -146,8 +149,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
 def publish_files(staged: Path, target: Path) -> None:
     """Moves the files of a finished folder into another that exists, each by a rename."""
     for path in _files(staged):
-        share(path)
-        sync(path)
+        _settle(path)
     for path in _files(staged):
         place = target / path.relative_to(staged)
         place.parent.mkdir(parents=True, exist_ok=True)

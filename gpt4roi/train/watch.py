@@ -22,7 +22,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.pictures import load_image
 from gpt4roi.processor import GPT4RoIProcessor
 from gpt4roi.structures import RegionSample
-from gpt4roi.writing import write_whole
+from gpt4roi.writing import as_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class WatchRegions(TrainerCallback):
             "loss": loss,
             "answers": {one.key: answer for one, answer in zip(self.watched, answers, strict=True)},
         }
-        write_whole(folder / ANSWERS, json.dumps(history, indent=1, ensure_ascii=False))
+        write_whole(folder / ANSWERS, as_json(history, 1))
         write_whole(folder / PAGE, page(self.watched, history))
 
 

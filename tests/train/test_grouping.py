@@ -64,10 +64,11 @@ def test_samples_of_one_length_keep_one_order():
 
 def test_the_batches_of_a_step_may_be_cut_in_any_way_without_changing_its_loss(parts, tmp_path):
     whole, halves = (
-        stage1(tmp_path / name, parts, "--per_device_train_batch_size", size, "--global_batch_size", "8", steps=2)
+        stage1(tmp_path / name, parts, "--per_device_train_batch_size", size, "--global_batch_size", "8", steps=6)
         for name, size in (("whole", "8"), ("halves", "2"))
     )
-    assert losses(halves) == pytest.approx(losses(whole), rel=1e-4)
+    assert losses(halves) == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(whole)[-1] < 0.9 * losses(whole)[0]  # later losses hang on the gradients of earlier steps
 
 
 @pytest.mark.parametrize("words", [(), ("--data_seed", "5")])
