@@ -83,8 +83,8 @@ def open_coco(file: Path, cache: Path) -> tuple[int, Callable[[int], Any], Calla
 
 def open_ours(file: Path, cache: Path) -> tuple[int, Callable[[int], Any], Callable[[int], Any]]:
     """Opens ours: how many pictures, how one of them is read, and how a dialogue about it is drawn."""
-    from gpt4roi.datasets import index
-    from gpt4roi.datasets.vg import VisualGenome
+    from gpt4roi.data import index
+    from gpt4roi.data.readers.vg import VisualGenome
 
     index.index_folders = lambda: [cache]
     reader = VisualGenome(file)
@@ -97,7 +97,7 @@ def open_ours(file: Path, cache: Path) -> tuple[int, Callable[[int], Any], Calla
 
 def opening(way: str, file: Path, cache: Path) -> dict[str, float]:
     """Measures one opening, and the reading of all pictures, in this process."""
-    for module in ("pycocotools.coco", "gpt4roi.datasets.vg"):
+    for module in ("pycocotools.coco", "gpt4roi.data.readers.vg"):
         importlib.import_module(module)
     opener = open_coco if way == COCO_INDEX else open_ours
     before, start = private_memory(), time.process_time()

@@ -183,9 +183,9 @@ def digest(folder: Path) -> dict[str, bytes]:
     """Hashes every tensor under its original name, to compare the two results."""
     import hashlib
 
-    from gpt4roi.checkpoint.legacy import to_ours
     from gpt4roi.checkpoint.safetensors_stream import read_directory
     from gpt4roi.checkpoint.stored import chunk_buffer
+    from gpt4roi.models.original_format import to_ours
 
     result = {}
     for file in folder.glob("*.safetensors"):

@@ -92,7 +92,7 @@ def answer_plainly(model: Path, picture: Path, boxes: list[list[int]]) -> list[s
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    import gpt4roi.auto  # noqa: F401
+    import gpt4roi.checkpoint.auto_classes  # noqa: F401
     from gpt4roi import RegionChat, RegionSample, Turn
 
     network = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()

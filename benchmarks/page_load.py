@@ -42,8 +42,8 @@ class Person:
 def people(data: Path, model: Path, count: int) -> list[Person]:
     """Takes held-out scenes and answers about them by a session without a server."""
     from gpt4roi import RegionChat
-    from gpt4roi.serve.session import Session
-    from gpt4roi.serve.uploads import open_upload
+    from gpt4roi.demo.session import Session
+    from gpt4roi.demo.uploads import open_upload
 
     chat = RegionChat.from_pretrained(model)
     scenes = [json.loads(line) for line in (data / "test.jsonl").read_text(encoding="utf-8").splitlines()[:count]]

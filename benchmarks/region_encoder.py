@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import torch
 from common import Row, argument_parser, devices, difference, positive, report, rows, time_in_turn
 
+from gpt4roi.models.kernels.roi_align import BACKENDS
 from gpt4roi.models.region_encoder import RegionEncoder
-from gpt4roi.models.roi_align import BACKENDS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
 from plain_region_encoder import plain_region_features

@@ -25,11 +25,11 @@ from common import Row, argument_parser, devices, positive, report, rows, time_i
 from PIL import Image
 
 from gpt4roi import GPT4RoIConfig, GPT4RoIForConditionalGeneration, GPT4RoIProcessor, RegionSample, Turn
-from gpt4roi.answers import answer_ended
 from gpt4roi.checkpoint.loading import load_model, load_processor
-from gpt4roi.decoding import Prompt, generate, stream
-from gpt4roi.encoded_picture import encode_pictures
-from gpt4roi.sampling import Decoding
+from gpt4roi.generation.encoded_image import encode_pictures
+from gpt4roi.generation.engine import Prompt, generate, stream
+from gpt4roi.generation.sampling import Decoding
+from gpt4roi.generation.stopping import answer_ended
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from tiny import tiny_text_config, tiny_tokenizer, token_ids

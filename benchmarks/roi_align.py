@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from common import Row, argument_parser, devices, difference, positive, report, rows, time_in_turn
 
-from gpt4roi.models.roi_align import roi_align
+from gpt4roi.models.kernels.roi_align import roi_align
 
 SIDES = (128, 64, 32, 16)
 PICTURE = 224

@@ -27,8 +27,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedModel
 from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
 from gpt4roi.models.loss import cross_entropy
-from gpt4roi.padding import pad_features
-from gpt4roi.train.grouping import longest_first
+from gpt4roi.processing.batch import pad_features
+from gpt4roi.train.sampler import longest_first
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
 from plain_region_encoder import plain_region_features

@@ -23,7 +23,7 @@ from PIL import Image
 from region_encoder import Comparison
 from torch.profiler import ProfilerActivity, profile
 
-from gpt4roi.inference import RegionChat
+from gpt4roi.region_chat import RegionChat
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "exp" / "quickstart" / "stage2"
 KINDS = {

@@ -4,7 +4,10 @@ The names below are the public interface. They are imported when first used, so 
 The first one that needs torch, or `import gpt4roi.auto`, also lets transformers' Auto classes open folders of ours.
 """
 
+import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 
 _EXPORTS = {
     "Augmentation": "gpt4roi.structures",
@@ -15,21 +18,56 @@ _EXPORTS = {
     "GPT4RoIForConditionalGeneration": "gpt4roi.models",
     "SPILlavaMPTForCausalLM": "gpt4roi.models",
     "MLVLROIQueryModule": "gpt4roi.models",
-    "GPT4RoIProcessor": "gpt4roi.processor",
-    "RegionChat": "gpt4roi.inference",
+    "GPT4RoIProcessor": "gpt4roi.processing.processor",
+    "RegionChat": "gpt4roi.region_chat",
 }
 
-_NEED_TORCH = ("gpt4roi.models", "gpt4roi.processor", "gpt4roi.inference")
+_NEED_TORCH = ("gpt4roi.models", "gpt4roi.processing.processor", "gpt4roi.region_chat")
 
 __all__ = sorted(_EXPORTS)
 __version__ = "0.1.0"
+
+_MOVED = {
+    "auto": "checkpoint.auto_classes",
+    "conversation": "processing.templates",
+    "datasets": "data",
+    "datasets.selection": "data.registry",
+    "doctor": "data_check",
+    "inference": "region_chat",
+    "processor": "processing.processor",
+    "serve": "demo",
+}
+"""Module paths of version 0.1, and where the modules are now; modules of a package moved with it."""
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Imports a module under the path that it had in version 0.1."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        parts = fullname.split(".")
+        for end in range(len(parts), 1, -1):
+            new = _MOVED.get(".".join(parts[1:end])) if parts[0] == __name__ else None
+            if new is not None:
+                return ModuleSpec(fullname, self, origin=".".join([__name__, new, *parts[end:]]))
+        return None
+
+    def create_module(self, spec: ModuleSpec):
+        module = import_module(str(spec.origin))
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module) -> None:
+        module.__spec__ = module.__spec__.loader_state
+
+
+sys.meta_path.append(_MovedModules())
 
 
 def __getattr__(name: str):
     if name not in _EXPORTS:
         raise AttributeError(f"module 'gpt4roi' has no attribute {name!r}")
     if _EXPORTS[name] in _NEED_TORCH:
-        import_module("gpt4roi.auto")
+        import_module("gpt4roi.checkpoint.auto_classes")
     return getattr(import_module(_EXPORTS[name]), name)
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Python puts this file's own folder first, where our `datasets` would stand before the library of that name.
+    # Python puts this file's own folder first, where our `io` would stand before the standard library's.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
     from gpt4roi.cli import main

@@ -19,7 +19,7 @@ path.write_text(json.dumps(phases, indent=1))' "$folder/phases.json" "$name" $((
 }
 bash scripts/environment.sh train,eval
 gpt4roi=.venv/bin/gpt4roi
-phase "data: fetch the parts, compose the scenes" "$gpt4roi" data make-stamps --out "$folder/data"
+phase "data: fetch the parts, compose the scenes" .venv/bin/python -m quickstart --out "$folder/data"
 cat > "$folder/stage1.json" <<JSON
 [{"type": "unified", "ann_file": "$folder/data/train.jsonl", "picture_pipeline": "bilinear",
   "pairs_per_visit": {"caption": 4}}]
@@ -42,7 +42,7 @@ phase "stage 2: everything but the vision tower learns" bash train_stage2.sh "$f
     --dataset_config "$folder/stage2.json" "${common[@]}" --region_mixup 0.3 --region_noise 0.3 \
     --max_steps 220 --global_batch_size 4 --per_device_train_batch_size 4 --activation_checkpointing false \
     --learning_rate 2e-4 --learning_rates language_model=4e-4 --warmup_steps 0.05 --save_steps 110
-phase "evaluation on held-out scenes" "$gpt4roi" evaluate --model "$folder/stage2" --benchmark stamps \
+phase "evaluation on held-out scenes" "$gpt4roi" evaluate --model "$folder/stage2" --benchmark quickstart/benchmark/stamps.py \
     --data "$folder/data" --out "$folder" --phases "$folder/phases.json"
 
 printf '\n== two regions of a held-out picture\n'

@@ -155,7 +155,7 @@ def main() -> int:
     args = parser.parse_args()
 
     from gpt4roi import RegionChat
-    from gpt4roi.serve.server import serve
+    from gpt4roi.demo.server import serve
 
     running = serve(RegionChat.from_pretrained(args.model), Path(args.model).name)
     plays: dict[str, Callable[[Recorder], str]] = {

@@ -31,7 +31,7 @@ def own_indexes(tmp_path_factory):
     """Keeps the indexes of annotation files that tests make away from the user's cache."""
     folder = tmp_path_factory.mktemp("indexes")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpt4roi.datasets.index.index_folders", lambda: [folder])
+        patch.setattr("gpt4roi.data.index.index_folders", lambda: [folder])
         yield
 
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from test_inference import BOXES, chat_with, picture
+from test_region_chat import BOXES, chat_with, picture
 from tiny import tiny_model, tiny_processor, tiny_text_config
 
 from gpt4roi import InputError, RegionChat

@@ -6,9 +6,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from gpt4roi.processor import GPT4RoIProcessor
+from gpt4roi.processing.processor import GPT4RoIProcessor
+from gpt4roi.processing.tokenizer import add_special_tokens
 from gpt4roi.structures import RegionSample, Turn
-from gpt4roi.tokenization import add_special_tokens
 
 LLAMA_LIKE = Path(__file__).parent / "golden" / "text" / "tokenizer"
 CHATML = (

@@ -15,8 +15,8 @@ from transformers import (
 
 from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
-from gpt4roi.processor import GPT4RoIProcessor
-from gpt4roi.tokenization import add_special_tokens
+from gpt4roi.processing.processor import GPT4RoIProcessor
+from gpt4roi.processing.tokenizer import add_special_tokens
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"

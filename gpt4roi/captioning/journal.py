@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
-from gpt4roi.writing import append_lines, as_json, telling, write_whole
+from gpt4roi.io.atomic import append_lines, as_json, telling, write_whole
 
 DESCRIPTION = "job.json"
 

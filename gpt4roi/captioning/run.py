@@ -16,13 +16,13 @@ from PIL import Image
 
 from gpt4roi.captioning.journal import Journal, parts_folder
 from gpt4roi.captioning.source import Picture, Source, annotation_box
-from gpt4roi.describing import View, describe_pictures, grouped, view_of
+from gpt4roi.distributed import World
 from gpt4roi.errors import InputError
-from gpt4roi.inputs import one_region_question, open_picture
-from gpt4roi.pictures import load_image, read_header
-from gpt4roi.ranks import World
-from gpt4roi.sampling import Decoding
-from gpt4roi.writing import as_json, write_whole
+from gpt4roi.generation.many import View, describe_pictures, grouped, view_of
+from gpt4roi.generation.sampling import Decoding
+from gpt4roi.io.atomic import as_json, write_whole
+from gpt4roi.processing.images import load_image, read_header
+from gpt4roi.processing.user_input import one_region_question, open_picture
 
 logger = logging.getLogger(__name__)
 
@@ -222,8 +222,8 @@ def _fill(row: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _bbox_of_mask(annotation: dict[str, Any]) -> list[float] | None:
-    from gpt4roi.boxes import xyxy_to_xywh
-    from gpt4roi.masks import to_box
+    from gpt4roi.geometry.boxes import xyxy_to_xywh
+    from gpt4roi.geometry.masks import to_box
 
     try:
         return xyxy_to_xywh(to_box(annotation["segmentation"])).tolist()

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from gpt4roi.boxes import xyxy_to_xywh
 from gpt4roi.errors import InputError
-from gpt4roi.masks import size_of, to_box
-from gpt4roi.regions_file import coco_box, file_name, read_json
+from gpt4roi.geometry.boxes import xyxy_to_xywh
+from gpt4roi.geometry.masks import size_of, to_box
+from gpt4roi.processing.regions_file import coco_box, file_name, read_json
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _EXPECTED = "COCO or LVIS annotations, a detector's results in COCO form, or the unified format"

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpt4roi.checkpoint import legacy
 from gpt4roi.checkpoint.streams import WeightFolder
 from gpt4roi.errors import InputError
+from gpt4roi.models import original_format
 
 OURS = "hf"
 ORIGINAL = "original"
@@ -63,13 +63,13 @@ _TEXT_KEYS = (
 
 def name_in(layout: str, original_name: str) -> str | None:
     """Returns the name that a tensor of the original has in `layout`, None where it has no place there."""
-    return legacy.to_ours(original_name) if layout == OURS else original_name
+    return original_format.to_ours(original_name) if layout == OURS else original_name
 
 
 def with_original_names(weights: WeightFolder) -> WeightFolder:
     """Lists the tensors of a folder of either format under the original's names; a tower inside is left out."""
     renamed = [
-        dataclasses.replace(tensor, name=legacy.to_original(name))
+        dataclasses.replace(tensor, name=original_format.to_original(name))
         for name, tensor in weights.tensors.items()
         if not name.startswith(TOWER_PREFIX)
     ]
@@ -78,12 +78,12 @@ def with_original_names(weights: WeightFolder) -> WeightFolder:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads config.json of a folder; raises InputError when it is missing or of another kind of model."""
-    config = legacy.read_json(folder / "config.json")
+    config = original_format.read_json(folder / "config.json")
     kind = config.get("model_type")
-    if kind not in (OUR_MODEL_TYPE, legacy.LEGACY_MODEL_TYPE):
+    if kind not in (OUR_MODEL_TYPE, original_format.LEGACY_MODEL_TYPE):
         raise InputError(
             f"{folder / 'config.json'} is of a {kind!r} model; expected {OUR_MODEL_TYPE!r} or the original's "
-            f"{legacy.LEGACY_MODEL_TYPE!r}: give a folder of GPT4RoI"
+            f"{original_format.LEGACY_MODEL_TYPE!r}: give a folder of GPT4RoI"
         )
     return config
 
@@ -107,7 +107,7 @@ def our_config(
     """
     shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
     rows = shapes["model.embed_tokens.weight"][0]
-    values = legacy.config_values(config, shapes, legacy.token_ids(weights.path, rows))
+    values = original_format.config_values(config, shapes, original_format.token_ids(weights.path, rows))
     values["text_config"] = {key: v for key, v in values["text_config"].items() if key not in _NOT_OF_TEXT}
     values |= {
         "model_type": OUR_MODEL_TYPE,
@@ -151,7 +151,7 @@ def original_config(config: dict[str, Any], weights: WeightFolder, dtype: str) -
     theta = text.get("rope_theta", (text.get("rope_parameters") or {}).get("rope_theta", 10000.0))
     values |= {} if theta == 10000.0 else {"rope_theta": theta}
     values |= {
-        "model_type": legacy.LEGACY_MODEL_TYPE,
+        "model_type": original_format.LEGACY_MODEL_TYPE,
         "architectures": ["SPILlavaMPTForCausalLM"],
         "torch_dtype": _TORCH_NAMES[dtype],
         "mm_hidden_size": projector.shape[1],
@@ -185,7 +185,7 @@ def side_files(folder: Path, layout: str) -> dict[str, bytes]:
             f"{folder} has no tokenizer (neither {' nor '.join(_TOKENIZERS)}); download it into the folder, with "
             f"{ADDED_TOKENS_FILE} and tokenizer_config.json"
         )
-    if layout == ORIGINAL and ADDED_TOKENS_FILE not in files and (ids := legacy.added_tokens(folder)):
+    if layout == ORIGINAL and ADDED_TOKENS_FILE not in files and (ids := original_format.added_tokens(folder)):
         files[ADDED_TOKENS_FILE] = _json_bytes(ids)
     return files
 
@@ -197,7 +197,7 @@ def tower_name(config: dict[str, Any]) -> str:
 
 def portable_name(tower: str | None) -> str | None:
     """Returns a tower's name without the folders of the machine that wrote it."""
-    return None if tower is None else legacy.relative_name(tower)
+    return None if tower is None else original_format.relative_name(tower)
 
 
 def _json_bytes(values: dict[str, Any]) -> bytes:

@@ -10,15 +10,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from gpt4roi.checkpoint import legacy
 from gpt4roi.constants import ADDED_TOKENS, IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
-from gpt4roi.hub import local_folder
-from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
-from gpt4roi.models.opening import describe, find_tower, load_tower
+from gpt4roi.io.hub import local_folder
+from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration, original_format
+from gpt4roi.models.pretrained import describe, find_tower, load_tower
 from gpt4roi.models.vocabulary import embedding_rms, grow_vocabulary, initialize_rows
-from gpt4roi.processor import GPT4RoIProcessor
-from gpt4roi.tokenization import add_special_tokens
+from gpt4roi.processing.processor import GPT4RoIProcessor
+from gpt4roi.processing.tokenizer import add_special_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +47,8 @@ def load_processor(path: str | Path, vision_tower: str | Path | None = None, **a
     the model does.
     """
     folder = local_folder(path, weights=False, **access)
-    values = legacy.read_json(folder / "config.json")
-    if legacy.is_original(values):
+    values = original_format.read_json(folder / "config.json")
+    if original_format.is_original(values):
         processor = _original_processor(folder, values, vision_tower)
     else:
         processor = _our_processor(folder, values, vision_tower)
@@ -59,7 +58,7 @@ def load_processor(path: str | Path, vision_tower: str | Path | None = None, **a
     ):
         if values.get(name, got) != got:
             raise InputError(
-                f"{path}: {legacy.TOKEN_OF_ID[name]} is number {got} in the tokenizer and {values[name]} in "
+                f"{path}: {original_format.TOKEN_OF_ID[name]} is number {got} in the tokenizer and {values[name]} in "
                 "config.json; the tokenizer belongs to another model: copy the one that was saved with the weights"
             )
     return processor
@@ -140,7 +139,7 @@ def vision_config(place: str) -> Any:
 
 def _preprocessing(place: str) -> dict[str, Any]:
     path = Path(place) / "preprocessor_config.json"
-    return legacy.read_json(path) if path.is_file() else {}
+    return original_format.read_json(path) if path.is_file() else {}
 
 
 def picture_norm(place: str, config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -206,7 +205,7 @@ def build_from_parts(
     config = GPT4RoIConfig(
         vision_config=backbone.config,
         text_config=text_model.config,
-        mm_vision_tower=legacy.relative_name(str(vision_tower)),
+        mm_vision_tower=original_format.relative_name(str(vision_tower)),
         mm_use_im_start_end=mm_use_im_start_end,
         image_size=image_size or picture_size(place, backbone.config),
         image_token_id=vocabulary[IMAGE_PATCH_TOKEN],
@@ -245,7 +244,7 @@ def load_language_model(
     """Opens a decoder language model; raises InputError where it cannot be had or lacks tensors."""
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        with legacy.naming_damaged(place):
+        with original_format.naming_damaged(place):
             model, info = AutoModelForCausalLM.from_pretrained(
                 str(place), dtype=dtype, output_loading_info=True, **chosen
             )
@@ -279,7 +278,7 @@ def load_projector(model: GPT4RoIForConditionalGeneration, path: Path) -> None:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such projector file")
-    tensors = legacy.read_file(path)
+    tensors = original_format.read_file(path)
     wanted = model.mm_projector.state_dict()
     found: dict[str, torch.Tensor] = {}
     rows = None

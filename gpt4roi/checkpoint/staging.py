@@ -18,7 +18,7 @@ from typing import Any
 
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
-from gpt4roi.writing import remove_folder, share, sync
+from gpt4roi.io.atomic import remove_folder, share, sync
 
 _PLAN = "plan.json"
 _SPARE_BYTES = 16 * 1024 * 1024

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt4roi.checkpoint import layout, legacy
-from gpt4roi.checkpoint.legacy import read_json
+from gpt4roi.checkpoint import layout
 from gpt4roi.checkpoint.numbers import TORCH_DTYPES, as_bytes, half_pieces
 from gpt4roi.checkpoint.safetensors_stream import PlannedTensor
 from gpt4roi.checkpoint.stored import StoredTensor, chunk_buffer
 from gpt4roi.checkpoint.streams import WeightFolder, open_weights
 from gpt4roi.errors import InputError
-from gpt4roi.hub import cached_folder, local_folder
+from gpt4roi.io.hub import cached_folder, local_folder
+from gpt4roi.models import original_format
+from gpt4roi.models.original_format import read_json
 
 BACKBONE_PREFIX = layout.TOWER_PREFIX + "backbone."
 
@@ -106,7 +107,7 @@ def find_tower(config: dict[str, Any], folder: Path, wanted: str | None = None) 
         return _open(wanted, local_folder(wanted))
     if name is None:
         return Tower(None)
-    for place in legacy.tower_places(name, folder):
+    for place in original_format.tower_places(name, folder):
         if (place / "config.json").is_file():
             return _open(name, place)
     place = cached_folder(name)

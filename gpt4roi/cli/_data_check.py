@@ -51,11 +51,11 @@ def add_check(verbs: Any) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Runs the examination and returns the exit code."""
-    from gpt4roi.datasets.selection import read_config
-    from gpt4roi.doctor import verdict as verdicts
-    from gpt4roi.doctor.examine import examine
-    from gpt4roi.doctor.lengths import open_ruler
-    from gpt4roi.doctor.page import write_page
+    from gpt4roi.data.registry import read_config
+    from gpt4roi.data_check import verdict as verdicts
+    from gpt4roi.data_check.examine import examine
+    from gpt4roi.data_check.lengths import open_ruler
+    from gpt4roi.data_check.page import write_page
 
     _check_numbers(args)
     entries = [(entry, _role(entry)) for entry in read_config(Path(args.config))]

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt4roi.cli import output
 from gpt4roi.errors import InputError
-from gpt4roi.writing import whole
+from gpt4roi.io.atomic import whole
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def add_convert(verbs: Any) -> None:
 
 def convert(args: argparse.Namespace) -> int:
     """Converts, prints one line that says what was written, and returns the exit code."""
-    from gpt4roi.datasets.conversion.coco import write_coco
-    from gpt4roi.datasets.conversion.objects import Conversion, write_objects
+    from gpt4roi.data.convert.coco import write_coco
+    from gpt4roi.data.convert.objects import Conversion, write_objects
 
     _check(args)
     if args.from_ == "eva":
@@ -80,7 +80,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from gpt4roi.datasets.selection import READERS
+    from gpt4roi.data.registry import READERS
 
     if args.from_ not in FORMATS and args.from_ not in READERS:
         raise InputError(f"unknown format {args.from_!r}; known are {', '.join([*FORMATS, *sorted(READERS)])}")
@@ -97,11 +97,11 @@ def _check(args: argparse.Namespace) -> None:
 
 def _objects(args: argparse.Namespace, target: Any) -> Iterator[dict[str, Any]]:
     """Yields the objects of the source."""
-    from gpt4roi.datasets.conversion.coco import QUESTION, objects_of_coco
-    from gpt4roi.datasets.conversion.objects import objects_of
-    from gpt4roi.datasets.conversion.osprey import objects_of_osprey
-    from gpt4roi.datasets.conversion.page import objects_of_page
-    from gpt4roi.datasets.selection import build_mixture
+    from gpt4roi.data.convert.coco import QUESTION, objects_of_coco
+    from gpt4roi.data.convert.objects import objects_of
+    from gpt4roi.data.convert.osprey import objects_of_osprey
+    from gpt4roi.data.convert.page import objects_of_page
+    from gpt4roi.data.registry import build_mixture
 
     own_folder = args.source if args.source.is_dir() else args.source.parent
     folder = args.img_prefix if args.img_prefix is not None else own_folder
@@ -134,8 +134,8 @@ def _entry(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert_detections(args: argparse.Namespace) -> int:
-    from gpt4roi.datasets.annotations import read_bytes
-    from gpt4roi.datasets.detections import read_detections
+    from gpt4roi.data.annotations import read_bytes
+    from gpt4roi.data.readers.detections import read_detections
 
     if args.out.suffix != ".npz":
         raise InputError(f"{args.out}: detections are written as .npz; give such a name")

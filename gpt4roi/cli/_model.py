@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
-from gpt4roi.hub import is_hub_name
+from gpt4roi.io.hub import is_hub_name
 
 DEFAULT_MODEL = "exp/quickstart/stage2"
 
@@ -46,7 +46,7 @@ def decoding_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Returns what RegionChat's methods take. Raises InputError on a number out of range."""
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
-    from gpt4roi.sampling import Decoding
+    from gpt4roi.generation.sampling import Decoding
 
     names = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
     settings = {name: getattr(args, name) for name in names}
@@ -72,7 +72,7 @@ def open_chat(args: argparse.Namespace, **settings: Any):
     """Opens the model of the arguments as a RegionChat; progress bars only where somebody watches."""
     from transformers.utils import logging as transformers_logging
 
-    from gpt4roi.inference import RegionChat
+    from gpt4roi.region_chat import RegionChat
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()

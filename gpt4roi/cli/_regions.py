@@ -33,7 +33,7 @@ def given_regions(args: argparse.Namespace) -> list[Any]:
     """Returns boxes and masks in order, not checked yet. Raises InputError naming what cannot be read."""
     regions: list[Any] = [parse_box(text, number) for number, text in enumerate(args.boxes, start=1)]
     if args.regions is not None:
-        from gpt4roi.regions_file import read_regions
+        from gpt4roi.processing.regions_file import read_regions
 
         regions += read_regions(args.regions, picture=args.picture)
     return regions
@@ -69,7 +69,7 @@ def drawing_target(path: str | None, flag: str = "--draw") -> Path | None:
 
 def save_drawing(picture: Any, boxes_px: Any, target: Path, flag: str = "--draw") -> None:
     """Saves the picture with its numbered boxes."""
-    from gpt4roi.drawing import draw_boxes
+    from gpt4roi.report.drawing import draw_boxes
 
     try:
         draw_boxes(picture, boxes_px).save(target)

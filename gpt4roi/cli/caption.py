@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.annotations}: no such file; give a file of boxes")
     check_model_folder(args.model)
     if args.question is not None:
-        from gpt4roi.inputs import one_region_question
+        from gpt4roi.processing.user_input import one_region_question
 
         args.question = one_region_question(args.question)
     if args.temperature and args.seed is None:
@@ -87,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, Any], settings: dict[str, Any]) -> int:
     from gpt4roi.captioning.run import caption_file
-    from gpt4roi.ranks import join_world, leave_world
-    from gpt4roi.sampling import Decoding
+    from gpt4roi.distributed import join_world, leave_world
+    from gpt4roi.generation.sampling import Decoding
 
     world = join_world()
     try:
@@ -107,7 +107,7 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
 
 def describe_job(args: argparse.Namespace) -> dict[str, Any]:
     """Returns what the texts depend on: boxes, pictures, model, question, and how answers are chosen."""
-    from gpt4roi.datasets.annotations import read_bytes
+    from gpt4roi.data.annotations import read_bytes
     from gpt4roi.evaluation.models import fingerprint
 
     digest = hashlib.sha256(read_bytes(Path(args.annotations)))

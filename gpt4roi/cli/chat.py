@@ -25,7 +25,7 @@ from gpt4roi.cli._regions import (
     save_drawing,
 )
 from gpt4roi.errors import InputError
-from gpt4roi.writing import as_json
+from gpt4roi.io.atomic import as_json
 
 HELP = "talk about a picture in the terminal"
 EXAMPLE = """
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     check_model_folder(args.model)
     settings = decoding_settings(args)
 
-    from gpt4roi.inputs import check_boxes, open_picture
+    from gpt4roi.processing.user_input import check_boxes, open_picture
 
     picture = open_picture(args.picture)
     boxes_px = check_boxes(regions, (picture.height, picture.width))
@@ -177,7 +177,7 @@ class Conversation:
         self.name, self.picture, self.new_boxes = name, picture, []
 
     def _box(self, rest: str) -> None:
-        from gpt4roi.inputs import check_boxes
+        from gpt4roi.processing.user_input import check_boxes
 
         number = len(self.boxes) + 1
         size = (self.picture.height, self.picture.width)
@@ -219,7 +219,7 @@ class Conversation:
         self._redraw()
 
     def _picture(self, rest: str) -> None:
-        from gpt4roi.inputs import open_picture
+        from gpt4roi.processing.user_input import open_picture
 
         self._begin(rest, open_picture(rest))
         self._redraw()

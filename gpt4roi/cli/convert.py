@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     write_with_bar(plan, "convert")
     output.line(f"wrote {args.target}: {plan.summary}")
     if args.check:
-        from gpt4roi.checkpoint.comparison import compare_models
+        from gpt4roi.checkpoint.compare import compare_models
 
         for name, difference in compare_models(args.source, args.target, args.vision_tower).items():
             output.line(f"largest relative difference of the {name}: {difference:.2g}")

@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     logger.info("opening %s …", args.model)
     chat = open_chat(args)
 
-    from gpt4roi.serve.server import ServerOptions, serve
-    from gpt4roi.serve.uploads import Limits
+    from gpt4roi.demo.server import ServerOptions, serve
+    from gpt4roi.demo.uploads import Limits
 
     options = ServerOptions(
         host=args.host,

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     check_model_folder(args.model)
     settings = decoding_settings(args)
 
-    from gpt4roi.inputs import check_boxes, open_picture
+    from gpt4roi.processing.user_input import check_boxes, open_picture
 
     picture = open_picture(sys.stdin.buffer.read() if args.picture == "-" else args.picture)
     boxes_px = check_boxes(regions, (picture.height, picture.width))
@@ -79,8 +79,8 @@ def _read_question(text: str | None, num_boxes: int) -> tuple[str | None, bool]:
     """Returns the question, and whether it is asked once about all boxes rather than about each."""
     if text is None:
         return None, False
-    from gpt4roi.inputs import clean_question, mentioned_regions, one_region_question
-    from gpt4roi.mentions import number_boxes
+    from gpt4roi.processing.mentions import number_boxes
+    from gpt4roi.processing.user_input import clean_question, mentioned_regions, one_region_question
 
     question = clean_question(text)
     if not num_boxes or mentioned_regions(question) not in ([], [1]):

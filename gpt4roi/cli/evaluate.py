@@ -11,11 +11,12 @@ from typing import Any
 from gpt4roi.cli import output
 from gpt4roi.cli._model import add_model_arguments, check_model_folder, open_chat
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.benchmarks import BENCHMARKS
+from gpt4roi.evaluation.benchmarks import BENCHMARKS, benchmark_name, open_benchmark
 
 HELP = "measure a model on a benchmark"
 EXAMPLE = """
-  gpt4roi evaluate --benchmark stamps --model exp/quickstart/stage2 --data exp/quickstart/data --out exp/quickstart/eval
+  gpt4roi evaluate --benchmark quickstart/benchmark/stamps.py --model exp/quickstart/stage2 \\
+    --data exp/quickstart/data --out exp/quickstart/eval
   gpt4roi evaluate --benchmark vg --model ./GPT4RoI-7B --data data/visual_genome --out exp/vg --limit 100 --shuffle 0
   gpt4roi evaluate --benchmark refcocog --model my_model.py --data data/mdetr_annotations --out exp/other
   torchrun --nproc_per_node 8 -m gpt4roi.cli evaluate --benchmark vcr --model ./GPT4RoI-7B --data data/vcr --out exp/vcr
@@ -25,7 +26,12 @@ docs/evaluation.md says what each benchmark needs and how a Python file wraps an
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the benchmark, its data and where the results go."""
-    parser.add_argument("--benchmark", required=True, choices=sorted(BENCHMARKS), help="what to measure")
+    parser.add_argument(
+        "--benchmark",
+        required=True,
+        metavar="NAME|FILE.py",
+        help=f"what to measure: {', '.join(sorted(BENCHMARKS))}; or a Python file that defines a benchmark",
+    )
     parser.add_argument("--data", metavar="PATH", required=True, help="the annotation file, or its folder")
     parser.add_argument("--images", metavar="DIR", help="the pictures' folder (default: the usual one beside the data)")
     parser.add_argument("--split", metavar="NAME", help="which part of the data (default: the one that papers report)")
@@ -38,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", metavar="TEXT", help="ask this about every region instead of the usual question")
     parser.add_argument("--compare", metavar="FILE", help="metrics.json of another run: paired differences")
     parser.add_argument("--sentence-model", metavar="DIR", help="folder of all-MiniLM-L6-v2 (default: the package's)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="cut answers (default: 24 for stamps, else 64)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="cut answers (default: what the benchmark says, else 64)"
+    )
     parser.add_argument(
         "--batch-size", type=int, default=128, metavar="N", help="prompts at once (default: %(default)s)"
     )
@@ -53,12 +61,12 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates and writes the main figures to stdout, one a line."""
     facts = check_arguments(args)
 
+    from gpt4roi.distributed import join_world, leave_world
     from gpt4roi.evaluation.compare import read_run
     from gpt4roi.evaluation.evaluate import evaluate, read_items
     from gpt4roi.evaluation.items import Source
     from gpt4roi.evaluation.models import fingerprint
     from gpt4roi.evaluation.similarity import find_sentence_model
-    from gpt4roi.ranks import join_world, leave_world
 
     find_sentence_model(args.sentence_model)
     source = Source(
@@ -71,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         sentence_model=None if args.sentence_model is None else Path(args.sentence_model),
     )
     if args.compare is not None:
-        read_run(args.compare, args.benchmark)  # a wrong one is told before the model is opened
+        read_run(args.compare, benchmark_name(args.benchmark))  # a wrong one is told before the model is opened
     items = read_items(args.benchmark, source)
     world = join_world()
     try:
@@ -99,7 +107,7 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
     if args.shuffle is not None and args.shuffle < 0:
         raise InputError(f"--shuffle must be a seed of 0 or more, got {args.shuffle}")
     if not Path(args.data).exists():
-        raise InputError(f"--data {args.data}: no such file or folder; for stamps run `gpt4roi data make-stamps` first")
+        raise InputError(f"--data {args.data}: no such file or folder; for stamps run `python -m quickstart` first")
     if args.images is not None and not Path(args.images).is_dir():
         raise InputError(f"--images {args.images}: no such folder")
     if Path(args.out).exists() and not Path(args.out).is_dir():
@@ -124,7 +132,7 @@ def open_answerer(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, 
         return WrappedModel(args.model), {}
     args.device = world.device(args.device)
     chat = open_chat(args)
-    length = args.max_new_tokens or (24 if args.benchmark == "stamps" else 64)
+    length = args.max_new_tokens or getattr(open_benchmark(args.benchmark), "MAX_NEW_TOKENS", 64)
     dtype = str(next(chat.model.language_model.parameters()).dtype)
     answer = ModelAnswerer(chat.model, chat.processor, args.batch_size, length)
     settings = {"dtype": dtype, "device": chat.model.device.type, "max_new_tokens": length}

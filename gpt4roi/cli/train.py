@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gpt4roi.train import main
     from gpt4roi.train.estimate import estimated
-    from gpt4roi.train.run import is_on, options
+    from gpt4roi.train.work_dir import is_on, options
 
     words = [*args.more]
     for name in ("stage", "output_dir", "estimate"):

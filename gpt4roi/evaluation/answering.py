@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt4roi.distributed import World
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.asking import Answerer, Ask, ModelAnswerer
-from gpt4roi.ranks import World
-from gpt4roi.writing import append_lines, as_json, telling
+from gpt4roi.io.atomic import append_lines, as_json, telling
 
 logger = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from gpt4roi.answers import answer_ended
 from gpt4roi.constants import IGNORE_INDEX
-from gpt4roi.decoding import Decoding, Prompt, generate_batches
-from gpt4roi.encoded_picture import EncodedPicture, encode_pictures
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.likelihood import Continued, log_likelihoods
-from gpt4roi.inputs import open_picture
+from gpt4roi.generation.encoded_image import EncodedPicture, encode_pictures
+from gpt4roi.generation.engine import Decoding, Prompt, generate_batches
+from gpt4roi.generation.likelihood import Continued, log_likelihoods
+from gpt4roi.generation.stopping import answer_ended
+from gpt4roi.processing.user_input import open_picture
 from gpt4roi.structures import RegionSample, Turn
 
 PICTURES_AT_ONCE = 16

@@ -15,16 +15,16 @@ import numpy
 import torch
 import transformers
 
+from gpt4roi.distributed import World
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.answering import KEPT, PICTURES_AT_ONCE, Reply, answer_all
 from gpt4roi.evaluation.asking import Answerer
-from gpt4roi.evaluation.benchmarks import open_benchmark
+from gpt4roi.evaluation.benchmarks import benchmark_name, open_benchmark
 from gpt4roi.evaluation.compare import compare_runs, read_run
 from gpt4roi.evaluation.items import Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
 from gpt4roi.evaluation.page import write_page
-from gpt4roi.ranks import World
-from gpt4roi.writing import as_json, write_whole
+from gpt4roi.io.atomic import as_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def evaluate(
     other = None if compare is None else read_run(compare, name)
     items = read_items(name, source) if items is None else items
     make_folder(out_dir)
+    name = benchmark_name(name)
     settings = {"benchmark": name, **(settings or {})}
     at_once = getattr(benchmark, "PICTURES_AT_ONCE", PICTURES_AT_ONCE)
     replies = answer_all([item.ask for item in items], answer, out_dir, settings, world, fresh, at_once)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.asking import Ask
+from gpt4roi.io.python_files import import_file
 
 _BLOCKS, _BLOCK = 64, 1 << 16
 _WEIGHTS = (".safetensors", ".bin")
@@ -20,14 +20,7 @@ class WrappedModel:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        spec = importlib.util.spec_from_file_location(f"evaluated_{self.path.stem}", self.path)
-        if spec is None or spec.loader is None:
-            raise InputError(f"--model {path}: cannot be read as Python")
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except (OSError, SyntaxError) as error:
-            raise InputError(f"--model {path}: {error}") from None
+        module = import_file(self.path, "--model")
         if not callable(getattr(module, "answer", None)):
             raise InputError(f"--model {path}: defines no function answer(asks) that returns a text for each question")
         self._answer = module.answer

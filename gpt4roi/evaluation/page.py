@@ -16,8 +16,8 @@ from gpt4roi.evaluation.answering import KEPT
 from gpt4roi.evaluation.compare import OtherRun
 from gpt4roi.evaluation.items import Item, Scores
 from gpt4roi.evaluation.metrics import words
-from gpt4roi.report import Answer, Bin, GalleryItem, Interval, Report, Share
-from gpt4roi.writing import telling
+from gpt4roi.io.atomic import telling
+from gpt4roi.report.report import Answer, Bin, GalleryItem, Interval, Report, Share
 
 WORST, BEST, BETWEEN = 90, 30, 30
 """How many pictures the gallery shows of each end, and drawn from the rest."""

@@ -12,16 +12,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import ModelOutput
 
 from gpt4roi.errors import InputError
-from gpt4roi.models.caching import CACHE
+from gpt4roi.models.compat import CACHE, execution_device_and_dtype
 from gpt4roi.models.configuration import GPT4RoIConfig
-from gpt4roi.models.light import LightProjector, LightRegionEncoder
+from gpt4roi.models.frozen_prefix import hidden_states, prefix_length
+from gpt4roi.models.light_encoder import LightProjector, LightRegionEncoder
 from gpt4roi.models.loss import cross_entropy, next_tokens
-from gpt4roi.models.offloading import place_of
-from gpt4roi.models.opening import OpensFolders
-from gpt4roi.models.prefix import hidden_states, prefix_length
+from gpt4roi.models.placeholders import picture_rows, positions, scatter, segment_mask
+from gpt4roi.models.pretrained import OpensFolders
 from gpt4roi.models.region_encoder import FeatureFusion, RegionEncoder, RegionPooler
-from gpt4roi.models.splice import picture_rows, positions, scatter, segment_mask
-from gpt4roi.models.vision import VisionTower, flatten_map
+from gpt4roi.models.vision_tower import VisionTower, flatten_map
 
 PREFILL_INPUTS = ("pixel_values", "boxes", "image_tokens", "feature_maps", "segment_ids")
 """What is looked at once: afterwards it lies in the cache."""
@@ -115,7 +114,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         pixel_values: float[K, 3, S, S]. Returns image tokens float[K, P, C] and feature maps, list of
         float[K, C_l, H_l, W_l].
         """
-        return self.vision_tower(pixel_values.to(*place_of(self.vision_tower)))
+        return self.vision_tower(pixel_values.to(*execution_device_and_dtype(self.vision_tower)))
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Returns the projected image tokens, float[K, P, D]; pixel_values: float[K, 3, S, S]."""
@@ -136,7 +135,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
             self.mm_projector.calibrate(feature_maps)
 
     def _project(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        return self.mm_projector(image_tokens.to(*place_of(self.mm_projector)))
+        return self.mm_projector(image_tokens.to(*execution_device_and_dtype(self.mm_projector)))
 
     def embed(
         self,

@@ -10,13 +10,13 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from gpt4roi.boxes import to_rois
-from gpt4roi.models import winograd
+from gpt4roi.geometry.boxes import to_rois
+from gpt4roi.models.compat import execution_device_and_dtype, onload_weights
 from gpt4roi.models.configuration import GPT4RoIConfig
-from gpt4roi.models.interpolation import Stretched, convolve, resize
-from gpt4roi.models.offloading import place_of, weights_at_hand
-from gpt4roi.models.roi_align import check_boxes, choose_backend, roi_align
-from gpt4roi.models.vision import VisionTower
+from gpt4roi.models.kernels import winograd
+from gpt4roi.models.kernels.interpolation import Stretched, convolve, resize
+from gpt4roi.models.kernels.roi_align import check_boxes, choose_backend, roi_align
+from gpt4roi.models.vision_tower import VisionTower
 
 POOLING_COST = {("cpu", "torchvision"): 600, ("cpu", "mmcv"): 600}
 """What RoIAlign of one value costs, in multiplications of a convolution that would take as long (measured)."""
@@ -267,14 +267,14 @@ class RegionEncoder(nn.Module):
 
     def pyramid(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """Returns what depends on the pictures alone, to be kept for many boxes: list of float[K, C, H_l, W_l]."""
-        place = place_of(self.fusion.input_convs[0])
-        with weights_at_hand(self.fusion):
+        place = execution_device_and_dtype(self.fusion.input_convs[0])
+        with onload_weights(self.fusion):
             return self.fusion([level.to(*place) for level in feature_maps])
 
     def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
         """Returns float[M, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
         on_device = [rows.to(pyramid[0].device) for rows in boxes]
-        with weights_at_hand(self.pooler):
+        with onload_weights(self.pooler):
             return self.pooler(pyramid, on_device, self.image_size, self.extent)
 
 
@@ -285,9 +285,9 @@ def without_boxes(encoder: nn.Module, level_shapes: list[tuple[int, int]]) -> to
     sent after the others' boxes, and left out.
     """
     if encoder.same_way:
-        device, dtype = place_of(encoder)
+        device, dtype = execution_device_and_dtype(encoder)
         maps = [torch.zeros(1, channels, side, side, device=device, dtype=dtype) for channels, side in level_shapes]
         return encoder.forward(maps, [torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device)])[:0]
-    with weights_at_hand(encoder):
+    with onload_weights(encoder):
         nothing = sum(parameter.reshape(-1)[:0].sum() for parameter in encoder.parameters())
         return nothing + nothing.new_zeros(0, encoder.width)

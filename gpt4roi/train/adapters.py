@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gpt4roi.errors import InputError
-from gpt4roi.models.vision import VisionTower
+from gpt4roi.models.vision_tower import VisionTower
 from gpt4roi.train.arguments import AdapterArguments
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -14,12 +14,12 @@ import torch
 from transformers import HfArgumentParser
 
 from gpt4roi.errors import InputError
-from gpt4roi.train import run, sharding
+from gpt4roi.train import sharding, work_dir
 from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
 from gpt4roi.train.defaults import STAGE_DEFAULTS
 from gpt4roi.train.refusals import check_device, check_values
-from gpt4roi.train.run import SWITCH
 from gpt4roi.train.trainable import parse_modules, parse_rates
+from gpt4roi.train.work_dir import SWITCH
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ def parse(
         exit_on_error=False,
         allow_abbrev=False,
     )
-    options = run.options(list(argv))
-    accelerated = torch.cuda.is_available() and not run.is_on(options, "use_cpu")
+    options = work_dir.options(list(argv))
+    accelerated = torch.cuda.is_available() and not work_dir.is_on(options, "use_cpu")
     sharding.check_flags(options, accelerated or planning, needed=not planning)
     if not planning:
         check_device(options, accelerated)
@@ -94,7 +94,7 @@ def _takes_bfloat16(options: Mapping[str, tuple[str, ...]]) -> bool:
 
     options: the command line as name -> words. Says in the log what is used instead where they do not.
     """
-    if run.is_on(options, "fp16") or "bf16" in options:
+    if work_dir.is_on(options, "fp16") or "bf16" in options:
         return False
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return True
@@ -163,7 +163,7 @@ def remembered(argv: list[str]) -> list[str]:
         return argv
     given = arguments_to_remember(argv)
     return [
-        "--stage", stage, "--output_dir", folder, *run.remembered_arguments(Path(folder), int(stage), given)
+        "--stage", stage, "--output_dir", folder, *work_dir.remembered_arguments(Path(folder), int(stage), given)
     ]  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def arguments_to_remember(argv: Sequence[str]) -> list[str]:
 def without_estimate(argv: Sequence[str]) -> list[str]:
     """Returns the words of a command line without `--estimate` and the word that switches it on or off."""
     kept: list[str] = []
-    for word in reversed(run.words(argv)):
+    for word in reversed(work_dir.words(argv)):
         if word == "--estimate" and kept and kept[-1].lower() in SWITCH:
             kept.pop()
         elif word != "--estimate" or (kept and not kept[-1].startswith("--")):  # other words are refused with it

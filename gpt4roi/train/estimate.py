@@ -17,13 +17,13 @@ from transformers import Trainer
 
 from gpt4roi.errors import InputError
 from gpt4roi.models import GPT4RoIForConditionalGeneration
-from gpt4roi.models.prefix import hidden_states, regions_learn_alone
-from gpt4roi.models.splice import scatter
+from gpt4roi.models.frozen_prefix import hidden_states, regions_learn_alone
+from gpt4roi.models.placeholders import scatter
 from gpt4roi.train import sharding
 from gpt4roi.train.adapters import add_adapters, keep_frozen
 from gpt4roi.train.arguments import ModelArguments, TrainingArguments
+from gpt4roi.train.build_model import check_choices, learning_modules
 from gpt4roi.train.command_line import parse, without_estimate
-from gpt4roi.train.opening import check_choices, learning_modules
 from gpt4roi.train.planned_model import planned_config, planned_model, runnable
 from gpt4roi.train.trainable import PARTS, module_of, set_trainable
 

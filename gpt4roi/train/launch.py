@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from gpt4roi.train import run
+from gpt4roi.train import work_dir
 from gpt4roi.train.defaults import STAGE_DEFAULTS
 
 
@@ -33,8 +33,8 @@ def settings(stage: str, folder: Path, arguments: Sequence[str]) -> dict[str, tu
     found: dict[str, tuple[str, ...]] = {}
     # There may be no run yet, and a damaged one is refused by the training itself.
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found |= run.options(json.loads((folder / run.ARGUMENTS).read_text())["arguments"])
-    found |= run.options(run.words(arguments))
+        found |= work_dir.options(json.loads((folder / work_dir.ARGUMENTS).read_text())["arguments"])
+    found |= work_dir.options(work_dir.words(arguments))
     defaults = {name: (str(value),) for name, value in STAGE_DEFAULTS.get(int(stage), {}).items()}
     if "gradient_accumulation_steps" in found:
         defaults.pop("global_batch_size", None)
@@ -58,7 +58,7 @@ def _agreeing(devices: int, nodes: int, step_size: int, at_once: int) -> int:
 
 
 def _count(given: dict[str, tuple[str, ...]], nodes: int) -> int:
-    if run.is_on(given, "use_cpu"):
+    if work_dir.is_on(given, "use_cpu"):
         return 0
     import torch
 

@@ -10,15 +10,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig
 
-from gpt4roi.checkpoint import legacy
 from gpt4roi.checkpoint.loading import load_tokenizer, picture_size, vision_config
 from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
-from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
-from gpt4roi.models.opening import find_tower
-from gpt4roi.tokenization import add_special_tokens
+from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration, original_format
+from gpt4roi.models.pretrained import find_tower
+from gpt4roi.processing.tokenizer import add_special_tokens
 from gpt4roi.train.arguments import ModelArguments
-from gpt4roi.train.opening import is_ours
+from gpt4roi.train.build_model import is_ours
 
 
 def planned_config(given: ModelArguments) -> GPT4RoIConfig:
@@ -29,8 +28,8 @@ def planned_config(given: ModelArguments) -> GPT4RoIConfig:
     source = Path(given.model_name_or_path)
     if not is_ours(source):
         return _of_parts(given)
-    values = legacy.read_json(source / "config.json")
-    if not legacy.is_original(values):
+    values = original_format.read_json(source / "config.json")
+    if not original_format.is_original(values):
         if "vision_config" not in values:
             values["vision_config"] = vision_config(find_tower(values["mm_vision_tower"], source)).to_dict()
         return GPT4RoIConfig.from_dict(values)

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from gpt4roi.conversation import TEMPLATES
 from gpt4roi.errors import InputError
-from gpt4roi.train import run
+from gpt4roi.processing.templates import TEMPLATES
+from gpt4roi.train import work_dir
 from gpt4roi.train.adapters import DTYPES
 from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
 
@@ -145,7 +145,7 @@ def check_device(options: Mapping[str, tuple[str, ...]], accelerated: bool) -> N
     options: the command line as name -> words; accelerated: whether the training runs on GPUs.
     """
     for name in ("fp16", "tf32"):
-        if not accelerated and "bf16" not in options and run.is_on(options, name):
+        if not accelerated and "bf16" not in options and work_dir.is_on(options, name):
             raise InputError(f"--{name} needs a GPU; leave it out, or give --bf16, which the CPU computes in too")
     attention = next(iter(options.get("attn_implementation", ())), "")
     if accelerated and attention.startswith("flash") and find_spec("flash_attn") is None:

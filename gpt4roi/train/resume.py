@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from gpt4roi.datasets.encoded import EncodedDataset
+from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.errors import InputError
 from gpt4roi.train import saving
-from gpt4roi.train.grouping import StepSampler
+from gpt4roi.train.sampler import StepSampler
 
 POSITION = "position.json"
 SAMPLES_COMPARED = 16

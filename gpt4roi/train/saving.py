@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
-from gpt4roi.writing import remove_folder, share, sync, telling
+from gpt4roi.io.atomic import remove_folder, share, sync, telling
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from gpt4roi.errors import InputError
-from gpt4roi.models.vision import VisionTower
+from gpt4roi.models.vision_tower import VisionTower
 
 logger = logging.getLogger(__name__)
 

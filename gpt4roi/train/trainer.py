@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from gpt4roi.datasets.base import too_many_lost
+from gpt4roi.data.base import too_many_lost
 from gpt4roi.errors import InputError
 from gpt4roi.train.alignment import AlignmentLoss
-from gpt4roi.train.grouping import StepSampler
-from gpt4roi.train.guard import GuardedSteps, StepGuard
-from gpt4roi.train.rates import Rates
+from gpt4roi.train.nonfinite import GuardedSteps, StepGuard
 from gpt4roi.train.resume import ResumableTrainer
+from gpt4roi.train.sampler import StepSampler
+from gpt4roi.train.throughput import Rates
 from gpt4roi.train.trainable import parameter_groups
 
 logger = logging.getLogger(__name__)

@@ -11,28 +11,28 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from gpt4roi.datasets.collator import RegionCollator
-from gpt4roi.datasets.encoded import EncodedDataset
-from gpt4roi.datasets.mixture import Mixture
-from gpt4roi.datasets.selection import build_mixture
+from gpt4roi.data.collator import RegionCollator
+from gpt4roi.data.mixture import Mixture
+from gpt4roi.data.registry import build_mixture
+from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.devices import moved_to
+from gpt4roi.distributed import first_alone, share_from_first
 from gpt4roi.errors import InputError
-from gpt4roi.processor import GPT4RoIProcessor
-from gpt4roi.ranks import first_alone, share_from_first
-from gpt4roi.train import run, saving, sharding
+from gpt4roi.io.atomic import write_whole
+from gpt4roi.processing.processor import GPT4RoIProcessor
+from gpt4roi.train import saving, sharding, work_dir
 from gpt4roi.train.adapters import add_adapters, keep_frozen
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, align_regions
 from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
-from gpt4roi.train.checks import check_drops, check_first_batch, check_fit
+from gpt4roi.train.build_model import check_choices, is_ours, learning_modules, open_model
 from gpt4roi.train.command_line import arguments_to_remember, parse, remembered, without_estimate
 from gpt4roi.train.estimate import estimated
-from gpt4roi.train.features import keep_features
-from gpt4roi.train.opening import check_choices, is_ours, learning_modules, open_model
+from gpt4roi.train.feature_cache import keep_features
 from gpt4roi.train.resume import check_position, describe_data
+from gpt4roi.train.sanity_checks import check_drops, check_first_batch, check_fit
 from gpt4roi.train.trainable import learning_table, parse_rates, set_trainable
 from gpt4roi.train.trainer import GPT4RoITrainer
 from gpt4roi.train.watch import WatchRegions, choose
-from gpt4roi.writing import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +46,17 @@ def main(argv: Sequence[str]) -> Path:
     with `--estimate` nothing is trained, and the memory it would take is logged.
     Raises InputError for arguments that can't be carried out.
     """
-    if run.is_on(run.options(run.words(argv)), "estimate"):
+    if work_dir.is_on(work_dir.options(work_dir.words(argv)), "estimate"):
         logger.info("%s", estimated(argv))
         return Path()
     arguments = remembered(without_estimate(argv))
     model_args, data_args, region_args, args = parse(arguments)
     folder = Path(args.output_dir)
-    if (folder / run.DONE).is_file():
-        logger.info("%s is trained already: %s", folder, (folder / run.DONE).read_text())
+    if (folder / work_dir.DONE).is_file():
+        logger.info("%s is trained already: %s", folder, (folder / work_dir.DONE).read_text())
         return folder
     check_choices(model_args, region_args, args)
-    with run.held(folder, needed=args.should_save):
+    with work_dir.held(folder, needed=args.should_save):
         return _train(folder, arguments, model_args, data_args, region_args, args)
 
 
@@ -76,7 +76,7 @@ def _train(
         saving.clear_leftovers(folder)
     checkpoint = saving.last_checkpoint(folder)
     if args.should_save and checkpoint is None:  # before the first step may lie hours of looking at pictures
-        run.remember_arguments(folder, args.stage, arguments_to_remember(arguments), begun=False)
+        work_dir.remember_arguments(folder, args.stage, arguments_to_remember(arguments), begun=False)
     args.eval_on_start = args.eval_on_start and checkpoint is None  # else it was done when the run began
     with sharding.whole_while_opening(args):
         model, processor = open_model(checkpoint, model_args, args)
@@ -136,15 +136,15 @@ def _train(
     else:
         check_first_batch(trainer.get_train_dataloader(), processor)
     if args.should_save and checkpoint is None:
-        run.remember_arguments(folder, args.stage, arguments_to_remember(arguments))
-        run.write_settings(
+        work_dir.remember_arguments(folder, args.stage, arguments_to_remember(arguments))
+        work_dir.write_settings(
             folder, [vars(model_args), vars(data_args), vars(region_args), args.to_dict()], args.world_size
         )
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_whole()
     if trainer.is_world_process_zero():
         facts = {"steps": trainer.state.global_step, "seconds": round(result.metrics["train_runtime"], 1)}
-        write_whole(folder / run.DONE, json.dumps(facts))
+        write_whole(folder / work_dir.DONE, json.dumps(facts))
     return folder
 
 
@@ -178,7 +178,7 @@ def _configure_regularisation(model: Any, region_args: RegionArguments) -> None:
 
 def _region_texts(folder: Path, mixture: Mixture, processor: GPT4RoIProcessor, model: Any) -> RegionTexts:
     """Returns the texts that name regions; their targets are those that the run began with."""
-    path = folder / run.REGION_TEXTS
+    path = folder / work_dir.REGION_TEXTS
     if path.is_file():
         return RegionTexts.load(path)
     texts = [text for index in range(len(mixture)) for text in mixture.region_texts(index).values()]

@@ -16,13 +16,13 @@ import torch
 from transformers import TrainerCallback
 
 from gpt4roi.constants import REGION_TOKEN
-from gpt4roi.datasets.mixture import Mixture
-from gpt4roi.drawing import draw_boxes
+from gpt4roi.data.mixture import Mixture
 from gpt4roi.errors import InputError
-from gpt4roi.pictures import load_image
-from gpt4roi.processor import GPT4RoIProcessor
+from gpt4roi.io.atomic import as_json, write_whole
+from gpt4roi.processing.images import load_image
+from gpt4roi.processing.processor import GPT4RoIProcessor
+from gpt4roi.report.drawing import draw_boxes
 from gpt4roi.structures import RegionSample
-from gpt4roi.writing import as_json, write_whole
 
 logger = logging.getLogger(__name__)
 

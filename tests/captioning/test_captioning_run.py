@@ -15,9 +15,9 @@ from pycocotools.coco import COCO
 from gpt4roi import InputError
 from gpt4roi.captioning.run import caption_file, parts_folder
 from gpt4roi.captioning.source import read_source
-from gpt4roi.inputs import open_picture
-from gpt4roi.ranks import World
-from gpt4roi.sampling import Decoding
+from gpt4roi.distributed import World
+from gpt4roi.generation.sampling import Decoding
+from gpt4roi.processing.user_input import open_picture
 
 QUESTION = "What is <region1>?"
 JOB = {"boxes": "abc", "model": "tiny"}

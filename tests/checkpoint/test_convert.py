@@ -12,11 +12,11 @@ from small_weights import CONFIG, add_files, assert_equal, fine_tuned, llama, lo
 from tiny import tiny_model, tiny_processor
 
 from gpt4roi.checkpoint.convert import plan_convert
-from gpt4roi.checkpoint.legacy import to_ours
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
 from gpt4roi.models import GPT4RoIForConditionalGeneration
-from gpt4roi.processor import GPT4RoIProcessor
+from gpt4roi.models.original_format import to_ours
+from gpt4roi.processing.processor import GPT4RoIProcessor
 
 RECORDED = Path(__file__).parents[1] / "golden/original_format_folder"
 
@@ -71,7 +71,7 @@ def test_check_prints_how_far_the_answers_are_apart(tmp_path, ours, capsys):
 
 
 def test_check_tells_a_folder_whose_numbers_changed(tmp_path, ours):
-    from gpt4roi.checkpoint.comparison import compare_models
+    from gpt4roi.checkpoint.compare import compare_models
 
     plan_convert(ours, tmp_path / "original", "original").write()
     file = tmp_path / "original/model.safetensors"

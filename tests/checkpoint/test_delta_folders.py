@@ -26,8 +26,8 @@ from small_weights import (
 
 from gpt4roi.checkpoint import staging
 from gpt4roi.checkpoint.delta import model_fingerprint, plan_apply, plan_make
-from gpt4roi.checkpoint.legacy import to_ours
 from gpt4roi.errors import InputError
+from gpt4roi.models.original_format import to_ours
 
 
 def expected_sum() -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import pytest
 from small_weights import add_files, assert_equal, fine_tuned, llama, load, original_delta, original_sum, save
 
 from gpt4roi.checkpoint.delta import plan_apply
-from gpt4roi.checkpoint.legacy import to_ours
+from gpt4roi.models.original_format import to_ours
 
 ROWS = 400_000
 KILLS = 10

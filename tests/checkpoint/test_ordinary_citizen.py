@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from gpt4roi.checkpoint.loading import load_model
 from gpt4roi.models import GPT4RoIForConditionalGeneration
-from gpt4roi.models.opening import UNQUANTIZED, spare_our_modules
+from gpt4roi.models.pretrained import UNQUANTIZED, spare_our_modules
 from gpt4roi.structures import RegionSample, Turn
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt4roi.checkpoint import legacy
-from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
+from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration, original_format
 
 GOLDEN = Path(__file__).parents[1] / "golden/model"
 LISTED = json.loads((GOLDEN / "gpt4roi_7b_state_dict.json").read_text())
@@ -61,15 +60,15 @@ def test_names_and_shapes_fit_the_model_that_is_built_from_them(size, side):
         "image_size": side,
         "patch_size": 14,
     }
-    translated = GPT4RoIConfig(**legacy.config_values(config, shapes, ids), vision_config=vision)
+    translated = GPT4RoIConfig(**original_format.config_values(config, shapes, ids), vision_config=vision)
     with torch.device("meta"):
         model = GPT4RoIForConditionalGeneration(translated)
     built = {name: list(value.shape) for name, value in model.state_dict().items() if "vision_tower" not in name}
-    ours = {legacy.to_ours(name): shape for name, shape in shapes.items()}
+    ours = {original_format.to_ours(name): shape for name, shape in shapes.items()}
     ours.pop(None, None)
     assert built == ours
     assert (translated.image_seq_length, translated.text_config.vocab_size) == ((side // 14) ** 2, rows)
-    assert {legacy.to_original(name) for name in built} == {name for name in shapes if "inv_freq" not in name}
+    assert {original_format.to_original(name) for name in built} == {name for name in shapes if "inv_freq" not in name}
     assert model.region_encoder.fusion.sizes == [side // 14 * step for step in (8, 4, 2, 1)]
     pooler = model.region_encoder.pooler
     pooled = torch.empty(2, 1024 * 196, device="meta")

@@ -10,7 +10,7 @@ from PIL import Image
 from gpt4roi import InputError, RegionChat
 from gpt4roi.cli import main
 from gpt4roi.cli._regions import save_drawing
-from gpt4roi.drawing import region_color
+from gpt4roi.report.drawing import region_color
 
 BOXES = ["5,5,40,30", "50, 2, 70, 62"]
 

@@ -14,8 +14,8 @@ from PIL import Image
 from tiny import tiny_model, tiny_processor
 
 from gpt4roi.cli import build_parser, verb_names
-from gpt4roi.datasets.selection import READERS, SHARE, read_config
-from gpt4roi.datasets.unified import UnifiedDataset
+from gpt4roi.data.registry import READERS, SHARE, read_config
+from gpt4roi.data.unified import UnifiedDataset
 from gpt4roi.train.defaults import STAGE_DEFAULTS
 from gpt4roi.train.training import parse
 

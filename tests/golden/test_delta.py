@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from gpt4roi.checkpoint.convert import plan_convert
 from gpt4roi.checkpoint.delta import model_fingerprint, plan_apply, plan_make
-from gpt4roi.checkpoint.legacy import to_ours
 from gpt4roi.models import GPT4RoIForConditionalGeneration
+from gpt4roi.models.original_format import to_ours
 
 GOLDEN = Path(__file__).parent
 RECORDED = GOLDEN / "delta"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpt4roi.boxes import to_rois
-from gpt4roi.checkpoint import legacy
 from gpt4roi.errors import InputError
+from gpt4roi.geometry.boxes import to_rois
+from gpt4roi.models import original_format
 
 TOLERANCE = 2e-5
 
@@ -105,12 +105,12 @@ def test_logits_and_loss_equal_the_recording(step, recorded, facts):
 
 
 def test_every_gradient_norm_equals_the_recording_and_the_tower_has_none(step, facts):
-    norms = {legacy.to_original(name): value.norm().item() for name, value in step[1].items()}
+    norms = {original_format.to_original(name): value.norm().item() for name, value in step[1].items()}
     assert norms == pytest.approx(facts["grad_norms"], rel=1e-3)
 
 
 def test_gradient_slices_equal_the_recording(step, recorded):
-    ours = {legacy.to_original(name): value for name, value in step[1].items()}
+    ours = {original_format.to_original(name): value for name, value in step[1].items()}
     names = [name.removeprefix("grad_slice.") for name in recorded if name.startswith("grad_slice.")]
     assert len(names) == 9
     for name in names:

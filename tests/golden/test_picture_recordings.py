@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpt4roi.pictures import load_image, to_pixel_values
-from gpt4roi.processor import CLIP_MEAN, CLIP_STD
+from gpt4roi.processing.images import load_image, to_pixel_values
+from gpt4roi.processing.processor import CLIP_MEAN, CLIP_STD
 from gpt4roi.structures import Augmentation
 
 HERE = Path(__file__).parent

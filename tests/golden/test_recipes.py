@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from gpt4roi.checkpoint import legacy
-from gpt4roi.models import GPT4RoIConfig
+from gpt4roi.models import GPT4RoIConfig, original_format
+from gpt4roi.models.kernels.roi_align import roi_align
 from gpt4roi.models.region_encoder import FeatureFusion, RegionPooler
-from gpt4roi.models.roi_align import roi_align
 
 RECORDINGS = Path(__file__).parent / "model"
 BLOCK = 2**22
@@ -42,7 +41,7 @@ def fill(module: torch.nn.Module, case: str, original_prefix: str, our_prefix: s
     """Fills a module by the recipe, under the original's names; case: what they begin with in the recording."""
     values = {}
     for name, parameter in module.named_parameters():
-        original = legacy.to_original(our_prefix + name).removeprefix(original_prefix)
+        original = original_format.to_original(our_prefix + name).removeprefix(original_prefix)
         values[name] = recipe(case + original, list(parameter.shape))
     module.load_state_dict(values, assign=True)
 

@@ -14,13 +14,13 @@ import torch
 from transformers import AutoTokenizer
 
 from gpt4roi.constants import IGNORE_INDEX
-from gpt4roi.conversation import role_of_speaker
-from gpt4roi.encoding import DialogueStep
 from gpt4roi.errors import InputError
-from gpt4roi.padding import pad_features
-from gpt4roi.processor import GPT4RoIProcessor
+from gpt4roi.processing.batch import pad_features
+from gpt4roi.processing.dialogue import DialogueStep
+from gpt4roi.processing.processor import GPT4RoIProcessor
+from gpt4roi.processing.templates import role_of_speaker
+from gpt4roi.processing.tokenizer import TextEncoder, add_special_tokens
 from gpt4roi.structures import RegionSample, Turn
-from gpt4roi.tokenization import TextEncoder, add_special_tokens
 
 HERE = Path(__file__).parent
 V0 = json.loads((HERE / "text" / "v0.json").read_text())

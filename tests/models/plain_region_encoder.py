@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from gpt4roi.boxes import to_rois
+from gpt4roi.geometry.boxes import to_rois
 from gpt4roi.models.region_encoder import RegionEncoder
 
 

@@ -10,9 +10,8 @@ import torch
 from tiny import tiny_model
 from transformers import CLIPVisionConfig
 
-from gpt4roi.checkpoint import legacy
-from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
-from gpt4roi.models.interpolation import Stretched
+from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration, original_format
+from gpt4roi.models.kernels.interpolation import Stretched
 from gpt4roi.models.region_encoder import _exchange, _with_coordinates
 
 FACTS = json.loads((Path(__file__).parents[1] / "golden" / "model" / "narrow_facts.json").read_text())
@@ -66,7 +65,7 @@ def fresh():
 
 
 def test_fresh_weights_are_spread_as_the_original_s(fresh):
-    ours = {legacy.to_original(name): value.detach() for name, value in fresh.named_parameters()}
+    ours = {original_format.to_original(name): value.detach() for name, value in fresh.named_parameters()}
     assert len(FACTS["init_stats"]) == 45
     for name, (shape, mean, std) in FACTS["init_stats"].items():
         value = ours[name]
@@ -97,9 +96,9 @@ def test_the_released_model_s_names_and_shapes_map_both_ways():
         name: list(value.shape) for name, value in model.state_dict().items() if not name.startswith("vision_tower.")
     }
     released = {name: shape for name, shape in listed["entries"].items() if not name.endswith("inv_freq")}
-    assert {legacy.to_ours(name): shape for name, shape in released.items()} == ours
-    assert {legacy.to_original(name): shape for name, shape in ours.items()} == released
-    assert all(legacy.to_ours(name) is None for name in listed["entries"].keys() - released.keys())
+    assert {original_format.to_ours(name): shape for name, shape in released.items()} == ours
+    assert {original_format.to_original(name): shape for name, shape in ours.items()} == released
+    assert all(original_format.to_ours(name) is None for name in listed["entries"].keys() - released.keys())
     learnt = sum(value.numel() for name, value in model.named_parameters() if not name.startswith("vision_tower."))
     assert learnt == listed["n_parameters"]
     assert sum(value.numel() for value in model.region_encoder.parameters()) == listed["n_spi_parameters"]

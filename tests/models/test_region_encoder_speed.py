@@ -10,8 +10,8 @@ from plain_region_encoder import plain_pyramid, plain_region_features
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gpt4roi.models import winograd
-from gpt4roi.models.interpolation import WORTHWHILE, Stretched, convolve
+from gpt4roi.models.kernels import winograd
+from gpt4roi.models.kernels.interpolation import WORTHWHILE, Stretched, convolve
 from gpt4roi.models.region_encoder import RegionEncoder
 
 CASES = {

@@ -26,13 +26,13 @@ import torch.distributed as dist  # noqa: E402
 from squares import write_parts  # noqa: E402
 from tiny import tiny_model, tiny_processor  # noqa: E402
 
-from gpt4roi import ranks  # noqa: E402
+from gpt4roi import distributed  # noqa: E402
 from gpt4roi.checkpoint.loading import load_model  # noqa: E402
-from gpt4roi.datasets.encoded import EncodedDataset  # noqa: E402
+from gpt4roi.data.training_dataset import EncodedDataset  # noqa: E402
 from gpt4roi.errors import InputError  # noqa: E402
-from gpt4roi.models.light import LightRegionEncoder  # noqa: E402
-from gpt4roi.models.vision import VisionTower  # noqa: E402
-from gpt4roi.train import features, main, saving, sharding, trainer, training  # noqa: E402
+from gpt4roi.models.light_encoder import LightRegionEncoder  # noqa: E402
+from gpt4roi.models.vision_tower import VisionTower  # noqa: E402
+from gpt4roi.train import feature_cache, main, saving, sharding, trainer, training  # noqa: E402
 from gpt4roi.train.command_line import parse  # noqa: E402
 from gpt4roi.train.estimate import Shape, estimate  # noqa: E402
 from gpt4roi.train.trainable import set_trainable  # noqa: E402
@@ -185,7 +185,7 @@ def first(root: Path, parts: Path) -> dict:
 def wait_for_the_first(folder: Path) -> dict:
     dist.init_process_group("gloo", timeout=PATIENCE)
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=5))
-    with ranks.first_alone("a long work") as alone:
+    with distributed.first_alone("a long work") as alone:
         began = time.monotonic()
         time.sleep(7 if alone else 0)
         waited = (folder / "done").exists()
@@ -193,7 +193,7 @@ def wait_for_the_first(folder: Path) -> dict:
     dist.distributed_c10d._set_pg_timeout(PATIENCE)
     dist.barrier()  # the first process takes the place where they met along when it ends
     try:
-        with ranks.first_alone("a work that fails") as alone:
+        with distributed.first_alone("a work that fails") as alone:
             if alone:
                 raise InputError("it cannot be done")
     except InputError as error:
@@ -204,7 +204,7 @@ def wait_for_the_first(folder: Path) -> dict:
 def align(folder: Path, parts: Path, kept: Path) -> dict:
     """Aligns and trains a step; returns what this process did for it, and a digest of what it came to."""
     facts = {"looked": 0, "aligned": 0}
-    look, align_regions, set_up = features._look, training.align_regions, training.set_trainable
+    look, align_regions, set_up = feature_cache._look, training.align_regions, training.set_trainable
 
     def look_and_tell(*args: Any) -> Any:
         facts["looked"] += 1
@@ -219,15 +219,19 @@ def align(folder: Path, parts: Path, kept: Path) -> dict:
         facts["digest"] = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
         return set_up(model, *args)
 
-    features._look, training.align_regions, training.set_trainable = look_and_tell, align_and_tell, digest_and_set_up
+    feature_cache._look, training.align_regions, training.set_trainable = (
+        look_and_tell,
+        align_and_tell,
+        digest_and_set_up,
+    )
     more = ("--align_regions", "2", "--picture_features", str(kept), "--max_steps", "1")
     return facts | train(folder, parts, *more)
 
 
 def batch_of(parts: Path, processor: Any) -> list[dict]:
     """Encodes the first four samples as two batches of two, of which the second holds no region."""
-    from gpt4roi.datasets.collator import RegionCollator
-    from gpt4roi.datasets.selection import build_mixture
+    from gpt4roi.data.collator import RegionCollator
+    from gpt4roi.data.registry import build_mixture
 
     dataset = EncodedDataset(build_mixture(parts / "train.jsonl"), processor, 0)
     collate = RegionCollator(processor.tokenizer.pad_token_id)

@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from gpt4roi.errors import InputError
-from gpt4roi.train import run
+from gpt4roi.train import work_dir
 from gpt4roi.train.command_line import parse
 
 
@@ -48,10 +48,10 @@ def test_a_training_on_a_gpu_uses_it(a_gpu, tmp_path, words):
 
 
 def test_a_switch_is_on_by_its_name_alone_and_the_last_word_wins():
-    assert run.is_on(run.options(["--use_cpu", "--seed", "1"]), "use_cpu")
-    assert run.is_on(run.options(["--use_cpu", "no", "--use_cpu", "Yes"]), "use_cpu")
-    assert not run.is_on(run.options(["--use_cpu", "--use_cpu", "False"]), "use_cpu")
-    assert not run.is_on({}, "use_cpu")
+    assert work_dir.is_on(work_dir.options(["--use_cpu", "--seed", "1"]), "use_cpu")
+    assert work_dir.is_on(work_dir.options(["--use_cpu", "no", "--use_cpu", "Yes"]), "use_cpu")
+    assert not work_dir.is_on(work_dir.options(["--use_cpu", "--use_cpu", "False"]), "use_cpu")
+    assert not work_dir.is_on({}, "use_cpu")
 
 
 def test_fp16_alone_is_taken_where_bfloat16_is_the_default(a_gpu, tmp_path):

@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from gpt4roi.cli import main as cli
 from gpt4roi.errors import InputError
-from gpt4roi.train import main, run
+from gpt4roi.train import main, work_dir
 from gpt4roi.train.adapters import add_adapters
 from gpt4roi.train.arguments import ModelArguments
 from gpt4roi.train.command_line import parse
@@ -178,7 +178,7 @@ def test_an_estimate_is_asked_for_by_a_switch(folders, words, capsys):
 def test_a_switch_that_is_off_trains(tmp_path, words, capsys):
     assert cli(["train", "--stage", "2", "--output_dir", str(tmp_path), *words]) == 2
     assert "vicuna-7b: not a GPT4RoI folder" in capsys.readouterr().err
-    run.remember_arguments(tmp_path, 2, ["--seed", "3"])
+    work_dir.remember_arguments(tmp_path, 2, ["--seed", "3"])
     (tmp_path / "trained.json").write_text("{}")
     main(["--stage", "2", "--output_dir", str(tmp_path), *words])
     assert cli(["train", "--stage", "2", "--output_dir", str(tmp_path), "--estimate", "maybe"]) == 2

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt4roi.datasets.encoded import EncodedDataset
-from gpt4roi.datasets.selection import build_mixture
+from gpt4roi.data.registry import build_mixture
+from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.errors import InputError
 from gpt4roi.train import main, saving, training
-from gpt4roi.train.guard import StepGuard
+from gpt4roi.train.nonfinite import StepGuard
 from gpt4roi.train.resume import check_position, describe_data, realign
 
 STEPS = 7

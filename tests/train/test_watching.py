@@ -11,11 +11,11 @@ from PIL import Image
 from tiny import tiny_processor
 from tiny_training import stage1
 
-from gpt4roi.datasets.selection import build_mixture
+from gpt4roi.data.registry import build_mixture
 from gpt4roi.errors import InputError
 from gpt4roi.structures import RegionSample, Turn
 from gpt4roi.train import main
-from gpt4roi.train.rates import Rates
+from gpt4roi.train.throughput import Rates
 from gpt4roi.train.watch import Watched, choose, page
 
 
@@ -68,7 +68,7 @@ def test_what_is_logged_also_reaches_tensorboard(watched):
 
 def test_rates_are_of_the_time_since_the_last_line_and_of_all_processes(monkeypatch):
     clock = iter([0.0, 10.0, 20.0])
-    monkeypatch.setattr("gpt4roi.train.rates.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("gpt4roi.train.throughput.time.perf_counter", lambda: next(clock))
     rates = Rates(processes=4)
     rates.saw(100, 5)
     first = rates.line(1, 11)

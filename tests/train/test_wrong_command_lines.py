@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_processor
 
 from gpt4roi.errors import InputError
-from gpt4roi.train import main, opening, training
+from gpt4roi.train import build_model, main, training
 
 ROOT = Path(__file__).parents[2]
 DATA = "--dataset_config {parts}/train.jsonl"
@@ -165,7 +165,7 @@ def said(arguments, parts, wrong, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), BEFORE_ANY_MODEL + SHARDING_DEVICES_AND_WORK_DIRECTORIES)
 def test_it_is_said_before_any_model_is_opened(parts, wrong, tmp_path, monkeypatch, arguments, message):
-    for module in (opening, training):
+    for module in (build_model, training):
         for name in ("load_model", "build_from_parts", "open_model"):
             monkeypatch.setattr(module, name, _too_late, raising=False)
     assert_one_line(said(arguments, parts, wrong, tmp_path), message)

@@ -8,7 +8,11 @@ such a module too, whose `score` asks the judge; there is none yet.
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
+
+from gpt4roi.errors import InputError
+from gpt4roi.io.python_files import import_file
 
 BENCHMARKS = {
     "coco": "coco_classes",
@@ -22,7 +26,6 @@ BENCHMARKS = {
     "refcoco": "refcoco",
     "refcoco+": "refcoco_plus",
     "refcocog": "refcocog",
-    "stamps": "stamps",
     "v7w-pointing": "v7w_pointing",
     "v7w-telling": "v7w_telling",
     "vcr": "vcr",
@@ -31,6 +34,32 @@ BENCHMARKS = {
 """What a benchmark is called on the command line, and its module here."""
 
 
+FILES = {"stamps": Path(__file__).parents[3] / "quickstart" / "benchmark" / "stamps.py"}
+"""Benchmarks of a checkout that had a name before they were given as a file."""
+
+_REQUIRED = ("TITLE", "SPLITS", "load", "score")
+
+
 def open_benchmark(name: str) -> ModuleType:
-    """Imports the module of one benchmark."""
-    return import_module(f"{__name__}.{BENCHMARKS[name]}")
+    """Imports one benchmark: by its name, or from a Python file of the same form.
+
+    Raises InputError for an unknown name, and for a file that is no benchmark.
+    """
+    if name in BENCHMARKS:
+        return import_module(f"{__name__}.{BENCHMARKS[name]}")
+    if name in FILES and not FILES[name].is_file():
+        raise InputError(f"--benchmark {name}: is part of a checkout; run this from one, or give the benchmark's file")
+    if name not in FILES and not name.endswith(".py"):
+        raise InputError(
+            f"--benchmark {name!r}: unknown; give one of {', '.join(sorted(BENCHMARKS))}, or a Python file"
+        )
+    module = import_file(FILES.get(name, Path(name)), "--benchmark")
+    missing = [needed for needed in _REQUIRED if not hasattr(module, needed)]
+    if missing:
+        raise InputError(f"--benchmark {name}: defines no {', '.join(missing)}; docs/evaluation.md shows a benchmark")
+    return module
+
+
+def benchmark_name(name: str) -> str:
+    """Returns what a benchmark is called in its results: its name, or the name of its file without the ending."""
+    return Path(name).stem if name.endswith(".py") else name

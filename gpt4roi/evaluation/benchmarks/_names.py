@@ -7,7 +7,7 @@ from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.files import fields, find_annotations, find_images, read_json
 from gpt4roi.evaluation.items import Item, Source
 from gpt4roi.evaluation.similarity import clean_category
-from gpt4roi.masks import to_box
+from gpt4roi.geometry.masks import to_box
 
 QUESTION = "What is the category of <region1>? Using only one word or phrase."
 FOLDERS = ("images", "coco_all", "coco_imgs", "coco/train2017", "coco/val2017", "train2017", "val2017")

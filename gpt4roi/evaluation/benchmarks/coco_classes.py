@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.evaluation.benchmarks._categories import COCO_FILES, load_classes, score_classes
 from gpt4roi.evaluation.items import Item, Scores, Source
-from gpt4roi.prompts import DETECTION_INSTRUCTION
+from gpt4roi.processing.prompts import DETECTION_INSTRUCTION
 
 TITLE = "COCO classification from boxes"
 SPLITS = ("val2017",)

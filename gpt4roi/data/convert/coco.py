@@ -1,0 +1,189 @@
+"""COCO's and LVIS's files become objects with a question for each box, and objects become COCO's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt4roi.data.annotations import UnusableError, listed, numbers, parse_json, read_bytes, text
+from gpt4roi.data.convert.objects import Conversion
+from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
+from gpt4roi.errors import InputError
+from gpt4roi.geometry import masks
+from gpt4roi.io.atomic import whole
+from gpt4roi.processing.images import read_header
+
+QUESTION = "What is {region}?"
+CROWD = "box of a crowd"
+
+
+def objects_of_coco(
+    path: Path, img_prefix: str | Path, target: Conversion, question: str = QUESTION
+) -> Iterator[dict[str, Any]]:
+    """Yields one object a picture, with one question for each of its boxes.
+
+    The answer is the annotation's `caption`, or else its category's name. A box comes from `bbox` (COCO's: x, y, width,
+    height) or else from `segmentation`. Pictures without `file_name`, as in LVIS, are named by `coco_url`.
+    question: with {region} for the box. Raises InputError where the file is not of this form.
+    """
+    if "{region}" not in question:
+        raise InputError(f"the question must hold {{region}}, got {question!r}")
+    content = parse_json(path, read_bytes(path))
+    images = listed(path, content, "images", "a file in COCO's form")
+    annotations = listed(path, content, "annotations", "a file in COCO's form")
+    names = _category_names(content)
+    of_picture: dict[Any, list[tuple[list[float], str]]] = {}
+    for position, annotation in enumerate(annotations):
+        where = f"{path}#annotations[{position}]"
+        try:
+            key, region = _region(annotation, names)
+            of_picture.setdefault(key, []).append(region)
+        except (UnusableError, InputError) as error:
+            target.leave_out(str(error), f"{where}: {error}")
+    for position, image in enumerate(images):
+        where = f"{path}#images[{position}]"
+        try:
+            key, name = _picture(image)
+        except UnusableError as error:
+            target.leave_out(str(error), f"{where}: {error}")
+            continue
+        regions = of_picture.pop(key, [])
+        if not regions:
+            target.leave_out("picture without a box that can be used", f"{where}: no box that can be used")
+            continue
+        yield _asked(where, target.image_name(str(Path(img_prefix) / name)), regions, question)
+    lost = sum(map(len, of_picture.values()))
+    if lost:
+        message = f"{path}: {lost} boxes in pictures that the file does not list or that are left out"
+        target.leave_out("box without its picture", message, lost)
+
+
+def _category_names(content: dict[str, Any]) -> dict[Any, str]:
+    categories = content.get("categories")
+    found = {}
+    for category in categories if isinstance(categories, list) else ():
+        if isinstance(category, dict) and isinstance(category.get("id"), int) and isinstance(category.get("name"), str):
+            found[category["id"]] = category["name"].replace("_", " ")
+    return found
+
+
+def _region(annotation: Any, names: dict[Any, str]) -> tuple[Any, tuple[list[float], str]]:
+    """Returns the picture's id, the box xyxy and what it is called; raises UnusableError or InputError."""
+    if not isinstance(annotation, dict):
+        raise UnusableError("box that is not an object")
+    key = annotation.get("image_id")
+    if not isinstance(key, int | str):
+        raise UnusableError("box without an image_id")
+    if annotation.get("iscrowd"):
+        raise UnusableError(CROWD)
+    if "bbox" in annotation or not annotation.get("segmentation"):
+        x, y, w, h = numbers(annotation.get("bbox"), 4)
+        box = [x, y, x + w, y + h]
+    else:
+        box = masks.to_box(annotation["segmentation"]).tolist()
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise UnusableError("box without area")
+    number = annotation.get("category_id")
+    name = names.get(number, "") if isinstance(number, int) else ""
+    called = annotation.get("caption") or name
+    if not called:
+        raise UnusableError("box with neither a caption nor a known category")
+    return key, (box, text(called, "caption of the box"))
+
+
+def _picture(image: Any) -> tuple[Any, str]:
+    if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
+        raise UnusableError("picture without an id")
+    name = image.get("file_name")
+    url = image.get("coco_url")
+    if not name and isinstance(url, str):  # LVIS: http://images.cocodataset.org/train2017/000000391895.jpg
+        name = "/".join(url.rsplit("/", 2)[1:])
+    return image["id"], text(name, "file_name of the picture")
+
+
+def _asked(where: str, image: str, regions: list[tuple[list[float], str]], question: str) -> dict[str, Any]:
+    turns = []
+    for number, (_, called) in enumerate(regions, start=1):
+        turns.append({"from": "human", "value": question.replace("{region}", f"<region{number}>")})
+        turns.append({"from": "gpt", "value": called})
+    return {
+        "id": where.rpartition("/")[2],
+        "image": image,
+        "boxes": [[round(value, 2) for value in box] for box, _ in regions],
+        "region_texts": [called for _, called in regions],
+        "independent": True,
+        "tasks": ["caption"] * len(regions),
+        "conversations": turns,
+    }
+
+
+def write_coco(objects: Iterable[dict[str, Any]], path: Path, target: Conversion, labels: bool = False) -> int:
+    """Writes objects of the unified format as one COCO file, with the text of each box as its `caption`.
+
+    labels: every different text becomes a category; else all boxes are of the category `region`. Pictures must open,
+    because COCO tells their size. Returns the number of boxes.
+    """
+    made = _CocoFile(path.parent, labels)
+    for entry in objects:
+        try:
+            made.add(check_object(entry, str(entry.get("id", "object"))))
+        except BadObjectError as error:
+            target.leave_out(error.kind, str(error))
+        except InputError as error:
+            target.leave_out("picture that cannot be opened", str(error))
+    if not made.annotations:
+        first = f"; the first: {target.examples[0]}" if target.examples else ""
+        raise InputError(f"{path}: not written, because there is no box{first}")
+    with whole(path) as beside, beside.open("w", encoding="utf-8") as file:
+        json.dump(made.content(), file, ensure_ascii=False)
+    return len(made.annotations)
+
+
+class _CocoFile:
+    """Collects pictures, boxes and categories."""
+
+    def __init__(self, folder: Path, labels: bool) -> None:
+        self.folder, self.labels = folder, labels
+        self.images: dict[str, dict[str, Any]] = {}
+        self.annotations: list[dict[str, Any]] = []
+        self.categories: dict[str, int] = {} if labels else {"region": 1}
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Adds one checked object; one without a picture has nothing to add."""
+        if entry["image"] is None:
+            return
+        image = self._image(entry)
+        texts = texts_of(entry)
+        for number, (x1, y1, x2, y2) in enumerate(entry["boxes"].tolist()):
+            called = texts.get(number, "")
+            category = called if self.labels and called else "region"
+            annotation = {
+                "id": len(self.annotations) + 1,
+                "image_id": image["id"],
+                "category_id": self.categories.setdefault(category, len(self.categories) + 1),
+                "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+                "area": round((x2 - x1) * (y2 - y1), 2),
+                "iscrowd": 0,
+                "segmentation": [],
+            }
+            self.annotations.append(annotation | ({"caption": called} if called else {}))
+
+    def _image(self, entry: dict[str, Any]) -> dict[str, Any]:
+        name = entry["image"]
+        if name not in self.images:
+            (height, width), sideways = read_header(str(self.folder / name))
+            if sideways and entry["picture_pipeline"] == "bilinear":
+                height, width = width, height
+            number = len(self.images) + 1
+            self.images[name] = {"id": number, "file_name": name, "height": height, "width": width}
+        return self.images[name]
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "info": {"description": "written by gpt4roi data convert"},
+            "images": list(self.images.values()),
+            "annotations": self.annotations,
+            "categories": [{"id": number, "name": name} for name, number in self.categories.items()],
+        }

@@ -1,0 +1,116 @@
+"""Samples become objects of the unified format, and objects a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt4roi.data.base import RegionDataset
+from gpt4roi.data.unified_object import BadObjectError, check_object
+from gpt4roi.errors import InputError
+from gpt4roi.io.atomic import whole
+from gpt4roi.processing.images import read_header
+from gpt4roi.structures import RegionSample
+
+_SPEAKERS = {"user": "human", "assistant": "gpt"}
+_TOLD = 5
+
+
+@dataclass
+class Conversion:
+    """Where a conversion writes to, and what it left out.
+
+    folder: of the file that is written; pictures are named relative to it. left_out: reason -> number; examples: the
+    first messages.
+    """
+
+    folder: Path
+    left_out: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def leave_out(self, reason: str, message: str, count: int = 1) -> None:
+        """Notes what cannot be converted."""
+        self.left_out[reason] += count
+        if len(self.examples) < _TOLD:
+            self.examples.append(message)
+
+    def image_name(self, path: str) -> str:
+        """Returns a picture's path as the written file names it: relative to its folder, where that is possible."""
+        try:
+            return Path(os.path.relpath(path, self.folder)).as_posix()
+        except ValueError:  # another drive
+            return str(Path(path).absolute())
+
+
+def objects_of(dataset: RegionDataset, target: Conversion, visits: int = 1, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Yields one object for each sample of a data set; `visits` of them, drawn anew, for each of its items.
+
+    Shifts and flips are left to the training. What the data set itself leaves out counts as left out.
+    """
+    for drop in dataset.drops():
+        target.leave_out(drop.reason, drop.detail or f"{drop.where}: {drop.reason}")
+    dataset = dataset.unaugmented()  # a shift would cost the boxes that it moves out of the picture
+    for visit in range(visits):
+        for index in range(len(dataset)):
+            try:
+                sample = dataset.sample(index, np.random.default_rng([seed, visit, index]))
+                yield as_object(sample, target)
+            except InputError as error:
+                target.leave_out("sample that cannot be drawn", str(error))
+
+
+def as_object(sample: RegionSample, target: Conversion) -> dict[str, Any]:
+    """Writes a sample as an object; raises InputError where boxes in fractions need a picture that does not open."""
+    made: dict[str, Any] = {"id": sample.source.rpartition("/")[2]}
+    if sample.image is not None:
+        made["image"] = target.image_name(sample.image)
+    if len(sample.boxes_px):
+        made["boxes"] = [[round(value, 2) for value in box] for box in _pixels(sample).tolist()]
+    if any(sample.region_texts):
+        made["region_texts"] = list(sample.region_texts)
+    if sample.picture_pipeline != "bicubic":
+        made["picture_pipeline"] = sample.picture_pipeline
+    if sample.independent_turns:
+        made["independent"] = True
+    made["conversations"] = [{"from": _SPEAKERS[turn.role], "value": turn.text} for turn in sample.turns]
+    return made
+
+
+def _pixels(sample: RegionSample) -> np.ndarray:
+    if sample.box_frame == "pixels":
+        return sample.boxes_px
+    (height, width), sideways = read_header(str(sample.image), f" in {sample.source}")
+    if sideways and sample.picture_pipeline == "bilinear":
+        height, width = width, height
+    return sample.boxes_px * [width, height, width, height]
+
+
+def usable(objects: Iterable[dict[str, Any]], target: Conversion) -> Iterator[dict[str, Any]]:
+    """Yields the objects that the reader of the format takes; the others are left out."""
+    for entry in objects:
+        try:
+            check_object(entry, str(entry["id"]))
+        except BadObjectError as error:
+            target.leave_out(error.kind, str(error))
+        else:
+            yield entry
+
+
+def write_objects(objects: Iterable[dict[str, Any]], path: Path, target: Conversion) -> int:
+    """Writes objects one a line; the file appears when it is whole. Returns how many there were."""
+    count = 0
+    with whole(path) as beside, beside.open("w", encoding="utf-8") as file:
+        for entry in usable(objects, target):
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            count += 1
+        if not count:
+            first = f"; the first: {target.examples[0]}" if target.examples else ""
+            raise InputError(f"{path}: not written, because nothing could be converted{first}")
+    return count

@@ -1,0 +1,97 @@
+"""Osprey-724K becomes objects of the unified format; its masks become their bounding boxes.
+
+Each of its files is a list of {file_name, height, width, annotation: [{segmentation, …}]} with either `conversations`,
+in which `<region1>` names annotation 1, or `description`, a list with `<region1>: text` for each annotation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt4roi.constants import IMAGE_TOKEN
+from gpt4roi.data.annotations import UnusableError, kind_of, parse_json, read_bytes, text
+from gpt4roi.data.convert.objects import Conversion
+from gpt4roi.errors import InputError
+from gpt4roi.geometry import masks
+from gpt4roi.processing.mentions import MENTION, region_numbers
+
+DESCRIBE = "Describe {region} in detail."
+LISTED = "The picture has these regions: {regions}.\n"
+_HEAD = re.compile(r"^\s*<[^>]*>\s*:\s*")
+_COCO_PREFIX = re.compile(r"^COCO_(?:train|val|test)\d{4}_")
+
+
+def objects_of_osprey(path: Path, img_prefix: str | Path, target: Conversion) -> Iterator[dict[str, Any]]:
+    """Yields one object for each entry; COCO's pictures are looked up under their names of 2017.
+
+    Raises InputError where the file is not a list.
+    """
+    entries = parse_json(path, read_bytes(path))
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: expected a list (Osprey's form), got {kind_of(entries)}")
+    for position, entry in enumerate(entries):
+        where = f"{path}#{position}"
+        try:
+            yield _object(entry, where, img_prefix, target)
+        except (UnusableError, InputError) as error:
+            reason = "mask that cannot be used" if isinstance(error, InputError) else str(error)
+            target.leave_out(reason, f"{where}: {error}")
+
+
+def _object(entry: Any, where: str, img_prefix: str | Path, target: Conversion) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise UnusableError("entry that is not an object")
+    name = _COCO_PREFIX.sub("", text(entry.get("file_name"), "file_name of the entry"))
+    regions = entry.get("annotation")
+    if not isinstance(regions, list) or not regions or not all(isinstance(region, dict) for region in regions):
+        raise UnusableError("entry without regions")
+    boxes = masks.to_boxes([region.get("segmentation") for region in regions])
+    made = {
+        "id": where.rpartition("/")[2],
+        "image": target.image_name(str(Path(img_prefix) / name)),
+        "height": entry.get("height"),
+        "width": entry.get("width"),
+        "boxes": boxes.round(2).tolist(),
+    }
+    if "description" in entry:
+        texts = _descriptions(entry["description"], len(regions))
+        turns = []
+        for number, described in enumerate(texts, start=1):
+            turns.append({"from": "human", "value": DESCRIBE.format(region=f"<region{number}>")})
+            turns.append({"from": "gpt", "value": described})
+        more = {"region_texts": texts, "independent": True, "tasks": ["caption"] * len(texts)}
+        return made | more | {"conversations": turns}
+    return made | {"conversations": _conversation(entry.get("conversations"), len(regions))}
+
+
+def _descriptions(given: Any, count: int) -> list[str]:
+    if not isinstance(given, list) or len(given) != count:
+        raise UnusableError("entry with another number of descriptions than of regions")
+    texts = [_HEAD.sub("", described) if isinstance(described, str) else described for described in given]
+    return [text(described, "description of the region") for described in texts]
+
+
+def _conversation(turns: Any, count: int) -> list[dict[str, str]]:
+    """Returns the turns, with every region introduced in the first question and only named from then on.
+
+    The data's first question may mention none of the regions that later turns and answers speak of.
+    """
+    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
+        raise UnusableError("entry without question and answer")
+    said = []
+    for step, turn in enumerate(turns[: len(turns) // 2 * 2]):
+        if turn.get("from") != ("human", "gpt")[step % 2] or not isinstance(turn.get("value"), str):
+            raise UnusableError("entry in which human and gpt do not take turns")
+        said.append(turn["value"].replace(IMAGE_TOKEN, "").strip())
+    mentioned = {number for one in said for number in region_numbers(one)}
+    if mentioned and not 1 <= min(mentioned) <= max(mentioned) <= count:
+        raise UnusableError("entry that mentions a region it does not have")
+    introduced = set(region_numbers(said[0]))
+    if mentioned - introduced or not mentioned:
+        listed = ", ".join(f"<region{number}>" for number in range(1, count + 1))
+        said[0] = LISTED.format(regions=listed) + MENTION.sub(r"region\1", said[0])
+    later = [MENTION.sub(r"region\1", one) for one in said[1:]]
+    return [{"from": ("human", "gpt")[step % 2], "value": one} for step, one in enumerate([said[0], *later])]

@@ -1,0 +1,1 @@
+"""Readers of the original's ten data sets, one file each."""

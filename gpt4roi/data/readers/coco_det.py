@@ -1,0 +1,77 @@
+"""COCO's detection data: each box is asked for its class (`coco_det`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt4roi.data.readers.coco_format import FRAME, CocoStyleDataset, in_frame, large_enough, own_categories
+from gpt4roi.data.readers.dialogues import bare_rounds
+from gpt4roi.data.readers.labels import coco_names
+from gpt4roi.geometry import boxes as box_ops
+from gpt4roi.processing.prompts import DETECTION_INSTRUCTION
+from gpt4roi.structures import Augmentation, RegionSample
+
+SHIFT_SHARE, FURTHEST_SHIFT, FLIP_SHARE = 0.5, 32, 0.5
+LEFT_OF_SHIFT = 1.0
+"""Boxes of which a shift leaves this much in width or height, or less, go with it; in pixels of the frame."""
+
+
+class CocoDetection(CocoStyleDataset):
+    """Asks for the class of each box; half of the visits shift the picture, half mirror it.
+
+    test_mode: reads val2017 instead of train2017, and neither shifts nor mirrors.
+    own_categories: takes the file's own categories; unless given, those of its categories that COCO knows.
+    See CocoStyleDataset for the other arguments.
+    """
+
+    def __init__(
+        self,
+        ann_file: str | Path,
+        img_prefix: str | Path = "",
+        max_gt_per_img: int = 100,
+        test_mode: bool = False,
+        own_categories: bool = False,
+    ) -> None:
+        self.own_categories = own_categories
+        if test_mode:
+            ann_file, img_prefix = (str(path).replace("train2017", "val2017") for path in (ann_file, img_prefix))
+        super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode, f"own_categories={own_categories}")
+        known = self.columns.facts["classes"] if own_categories else coco_names().values()
+        self.instruction = DETECTION_INSTRUCTION.format(names=", ".join(known))
+
+    def categories(self, path: Path, content: dict) -> dict[Any, str]:
+        names = own_categories(path, content) or {}
+        known = set(coco_names().values())
+        return names if self.own_categories else {key: name for key, name in names.items() if name in known}
+
+    def region_text(self, annotation: dict, caption: str, category: str) -> str:
+        return category
+
+    def sample(self, index: int, rng: np.random.Generator) -> RegionSample:
+        boxes, texts = self.columns["boxes"][self.regions(index)], self.texts(index)
+        augmentation = None
+        if not self.test_mode:
+            frame = in_frame(boxes, self.columns["size"][[index]])
+            shift, kept = draw_shift(frame, rng)
+            augmentation = Augmentation(shift=shift, flip=bool(rng.random() < FLIP_SHARE))
+            boxes, texts = boxes[kept], [texts[box] for box in np.flatnonzero(kept).tolist()]
+        order = rng.permutation(len(boxes))[: self.max_gt_per_img]
+        texts = [texts[box] for box in order.tolist()]
+        return self.make_sample(index, boxes[order], texts, bare_rounds(self.instruction, texts), augmentation)
+
+
+def draw_shift(frame: np.ndarray, rng: np.random.Generator) -> tuple[tuple[int, int], np.ndarray]:
+    """Draws how far a picture is shifted, (dx, dy) in pixels of the frame, and which boxes bool[N] stay.
+
+    frame: boxes float32[N, 4] in the frame. A shift that would leave no box is not made.
+    """
+    if rng.random() < SHIFT_SHARE:
+        dx, dy = rng.integers(-FURTHEST_SHIFT, FURTHEST_SHIFT + 1, size=2).tolist()
+        moved = box_ops.clip(frame + np.asarray([dx, dy, dx, dy], dtype=np.float32), (FRAME, FRAME))
+        kept = box_ops.keep_valid(moved, LEFT_OF_SHIFT) & large_enough(moved)
+        if kept.any():
+            return (dx, dy), kept
+    return (0, 0), np.ones(len(frame), dtype=bool)

@@ -1,0 +1,71 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg in MDETR's form, in which each "picture" is one referring expression."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt4roi.data.annotations import LeftOutError, text
+from gpt4roi.data.readers.coco_format import CocoStyleDataset
+from gpt4roi.data.readers.dialogues import bare_rounds, region_rounds
+from gpt4roi.processing.prompts import REFCOCO_INSTRUCTION, REFCOCOG_QUESTIONS
+from gpt4roi.structures import RegionSample
+
+FEWEST_WORDS = 3
+
+
+class RefCOCO(CocoStyleDataset):
+    """Asks for the expression of each box (`RefCOCO`); see CocoStyleDataset for the other arguments.
+
+    Expressions of fewer than three words are left out, and `COCO_train2014_` goes from the pictures' names. Boxes
+    marked as crowds are taken: the expression means them.
+    as_released: a double blank counts as a word, as it did for the released weights.
+    """
+
+    captions = True
+    crowds = True
+
+    def __init__(
+        self,
+        ann_file: str | Path,
+        img_prefix: str | Path = "",
+        max_gt_per_img: int = 15,
+        test_mode: bool = False,
+        as_released: bool = False,
+    ) -> None:
+        self.as_released = as_released
+        super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode, f"as_released={as_released}")
+
+    def file_name(self, name: str) -> str:
+        return name.split("_")[-1]
+
+    def caption(self, value: Any) -> str:
+        expression = text(value, "expression")
+        words = expression.split(" ") if self.as_released else expression.split()
+        if len(words) < FEWEST_WORDS:
+            raise LeftOutError(f"expression of fewer than {FEWEST_WORDS} words")
+        return expression
+
+    def region_text(self, annotation: dict, caption: str, category: str) -> str:
+        return caption
+
+    def sample(self, index: int, rng: np.random.Generator) -> RegionSample:
+        boxes, texts = self.drawn(index, rng)
+        return self.make_sample(index, boxes, texts, self.turns(texts, rng))
+
+    def turns(self, texts: list[str], rng: np.random.Generator) -> list:
+        """Writes the dialogue about boxes in their drawn order."""
+        return bare_rounds(REFCOCO_INSTRUCTION, texts)
+
+
+class RefCOCOP(RefCOCO):
+    """RefCOCO+ (`RefCOCOP`): read and asked like RefCOCO."""
+
+
+class RefCOCOG(RefCOCO):
+    """RefCOCOg (`RefCOCOG`): read like RefCOCO, asked in whole questions about `<region1>` and so on."""
+
+    def turns(self, texts: list[str], rng: np.random.Generator) -> list:
+        return region_rounds(REFCOCOG_QUESTIONS, texts, rng)

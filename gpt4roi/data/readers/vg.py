@@ -1,0 +1,33 @@
+"""Visual Genome: boxes with a caption each, in the form that GRiT prepared (`VGDATA`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt4roi.data.annotations import text
+from gpt4roi.data.readers.coco_format import CocoStyleDataset, own_categories
+from gpt4roi.data.readers.dialogues import region_rounds
+from gpt4roi.processing.prompts import VISUAL_GENOME_QUESTIONS
+from gpt4roi.structures import RegionSample
+
+
+class VisualGenome(CocoStyleDataset):
+    """Asks for the caption of each of some boxes; see CocoStyleDataset for the arguments."""
+
+    def __init__(
+        self, ann_file: str | Path, img_prefix: str | Path = "", max_gt_per_img: int = 15, test_mode: bool = False
+    ) -> None:
+        super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode)
+
+    def categories(self, path: Path, content: dict) -> dict[Any, str]:
+        return own_categories(path, content)
+
+    def region_text(self, annotation: dict, caption: str, category: str) -> str:
+        return text(annotation.get("caption"), "caption of the box")
+
+    def sample(self, index: int, rng: np.random.Generator) -> RegionSample:
+        boxes, texts = self.drawn(index, rng)
+        return self.make_sample(index, boxes, texts, region_rounds(VISUAL_GENOME_QUESTIONS, texts, rng))

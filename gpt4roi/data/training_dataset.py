@@ -1,0 +1,89 @@
+"""What the training reads: samples drawn by seed, epoch and index, and encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from gpt4roi.data.mixture import Mixture
+from gpt4roi.errors import InputError
+from gpt4roi.processing.processor import GPT4RoIProcessor
+from gpt4roi.structures import RegionSample
+
+
+class PictureFeatures(Protocol):
+    """Keeps what a frozen tower made of each picture."""
+
+    def __contains__(self, image: str) -> bool:
+        """Tells whether the tower saw this picture, which it did if the picture could be read."""
+
+    def get(self, image: str) -> dict[str, Any]:
+        """Returns `image_tokens` and `feature_maps` of one picture."""
+
+    def image_size(self, image: str) -> tuple[int, int]:
+        """Returns the (height, width) that pixel boxes on this picture are measured in."""
+
+
+class EncodedDataset(Dataset):
+    """Encodes sample `index` of a mixture; the same seed, epoch and index give the same tensors on every worker.
+
+    features: where given, pictures are not opened: the tower's outputs are taken from there.
+    text_index: where given, every sample says in `text_ids` int64[M] which text names the region of each `<bbox>`,
+        as a number of this table; -1 where none does.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        processor: GPT4RoIProcessor,
+        seed: int,
+        features: PictureFeatures | None = None,
+        text_index: Mapping[str, int] | None = None,
+    ) -> None:
+        self.mixture, self.processor, self.seed = mixture, processor, seed
+        self.features, self.text_index = features, text_index
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tells which epoch's draws are handed out from now on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns one encoded sample, or `skipped` with the reason when what it was drawn from cannot be used."""
+        try:
+            sample = self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
+            encoded = self._encode(sample)
+        except InputError as error:
+            return {"skipped": str(error)}
+        if self.text_index is not None:
+            texts = dict(enumerate(sample.region_texts))
+            ids = [self.text_index.get(texts.get(box, ""), -1) for box in encoded["box_indices"].tolist()]
+            encoded["text_ids"] = torch.tensor(ids, dtype=torch.int64)
+        return encoded
+
+    def text_length(self, index: int) -> int:
+        """Returns how many characters sample `index` has in this epoch, without opening its picture."""
+        try:
+            sample = self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
+        except InputError:
+            return 0
+        return sum(len(turn.text) for turn in sample.turns)
+
+    def _encode(self, sample: RegionSample) -> dict[str, Any]:
+        if self.features is None or sample.image is None:
+            return self.processor.encode(sample)
+        if sample.image not in self.features:
+            self.processor.encode(sample)  # says what is wrong, as it does where nothing is kept
+            raise InputError(
+                f"picture {sample.image!r} in {sample.source} could not be read when the pictures were looked at, but "
+                "now it can; begin the training anew to use it"
+            )
+        size = self.features.image_size(sample.image)
+        return self.processor.encode_text(sample, image_size=size) | self.features.get(sample.image)

@@ -1,0 +1,190 @@
+"""One object of the unified format, checked: everything that would otherwise fail in the middle of a training."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from gpt4roi.constants import IMAGE_TOKEN, REGION_TOKEN
+from gpt4roi.errors import InputError
+from gpt4roi.geometry import masks
+from gpt4roi.processing.mentions import MENTION, number_boxes
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+FIELD, MASK, BOX = "wrong field", "mask that cannot be used", "box that is not four numbers"
+TURN, REFERENCE = "turn that is not text", "mention that fits no box"
+MAX_COORDINATE = 1_000_000
+"""Boxes reach beyond their picture now and then, but not this far."""
+
+
+class BadObjectError(InputError):
+    """An object that cannot be used; `kind` says in a few words what is wrong."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def check_object(item: Any, source: str) -> dict[str, Any]:
+    """Returns an object in one form: image, image_size, boxes, conversations, tasks, independent, texts,
+    picture_pipeline, n_masks.
+
+    image: None for text alone; image_size: (height, width) as masks or the object say, else None; boxes: float64[N, 4];
+    conversations: list of (role, text), roles as of Turn; texts: what each box is called, or None;
+    n_masks: how many of the boxes come from masks.
+    Raises BadObjectError whose message begins with the source.
+    """
+    if not isinstance(item, dict):
+        got = type(item).__name__
+        raise BadObjectError(
+            "not an object", f"{source}: expected an object with image, boxes, conversations; got {got}"
+        )
+    image = _image(item, source)
+    boxes, n_masks = _boxes(item, source)
+    turns = _turns(item["conversations"], source)
+    independent = item.get("independent") or False
+    if not isinstance(independent, bool):
+        raise BadObjectError(FIELD, f"{source}: independent must be true or false, got {independent!r:.60}")
+    _check_mentions([text for _, text in turns], image, len(boxes), source)
+    return {
+        "image": image,
+        "image_size": _image_size(item, n_masks),
+        "boxes": boxes,
+        "conversations": turns,
+        "independent": independent,
+        "tasks": _tasks(item, len(turns), source),
+        "texts": _region_texts(item, len(boxes), source),
+        "picture_pipeline": _pipeline(item, source),
+        "n_masks": n_masks,
+    }
+
+
+def texts_of(entry: dict[str, Any]) -> dict[int, str]:
+    """Returns what the boxes of a checked object are called, by their number from 0, as far as it says so.
+
+    That is its `region_texts`, or else the first answer to a question about exactly that region; where tasks are told,
+    only `caption` ones count.
+    """
+    if entry["texts"]:
+        return {box: text for box, text in enumerate(entry["texts"]) if text}
+    texts: dict[int, str] = {}
+    for step, ((asker, question), (_, answer)) in enumerate(pairwise(entry["conversations"])):
+        mentioned = set(MENTION.findall(question))
+        is_caption = not entry["tasks"] or entry["tasks"][step // 2] == "caption"
+        if asker == "user" and len(mentioned) == 1 and is_caption:
+            texts.setdefault(int(mentioned.pop()) - 1, answer)
+    return texts
+
+
+def _image(item: dict[str, Any], source: str) -> str | None:
+    image = item.get("image")
+    if image in (None, ""):
+        return None
+    if not isinstance(image, str) or not _is_text(image) or "\x00" in image:
+        raise BadObjectError(FIELD, f"{source}: image must be a path, got {image!r:.80}")
+    return image
+
+
+def _boxes(item: dict[str, Any], source: str) -> tuple[np.ndarray, int]:
+    """Returns the boxes, from masks where there are none, and how many come from masks."""
+    given, given_masks = item.get("boxes") or [], item.get("masks") or []
+    if given_masks:
+        if not isinstance(given_masks, list):
+            raise BadObjectError(MASK, f"{source}: masks must be a list, got {given_masks!r:.80}")
+        if given:
+            raise BadObjectError(MASK, f"{source}: boxes or masks, not both; masks become their bounding boxes")
+        try:
+            return masks.to_boxes(given_masks, f" in {source}"), len(given_masks)
+        except InputError as error:
+            raise BadObjectError(MASK, f"{source}: {error}") from None
+    if not isinstance(given, list):
+        raise BadObjectError(BOX, f"{source}: boxes must be a list of [x1, y1, x2, y2], got {given!r:.80}")
+    for number, box in enumerate(given, start=1):
+        if not isinstance(box, list) or len(box) != 4 or not all(_is_coordinate(value) for value in box):
+            raise BadObjectError(BOX, f"{source}: box {number} must be four finite numbers, got {box!r:.80}")
+    return np.asarray(given, dtype=np.float64).reshape(-1, 4), 0
+
+
+def _image_size(item: dict[str, Any], n_masks: int) -> tuple[int, int] | None:
+    """Returns the (height, width) that the boxes were made for, as far as the object says."""
+    of_masks = (masks.size_of(mask) for mask in item["masks"]) if n_masks else ()
+    told = next((size for size in of_masks if size), (item.get("height"), item.get("width")))
+    return told if all(isinstance(side, int) and side > 0 for side in told) else None
+
+
+def _is_coordinate(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and -MAX_COORDINATE <= value <= MAX_COORDINATE  # NaN is in no interval
+
+
+def _turns(turns: Any, source: str) -> list[tuple[str, str]]:
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise BadObjectError(TURN, f"{source}: conversations must be a list of {{from, value}}, got {turns!r:.80}")
+    checked = []
+    for number, turn in enumerate(turns, start=1):
+        speaker, text = turn.get("from"), turn.get("value")
+        if not isinstance(speaker, str) or speaker not in ROLES:
+            raise BadObjectError("unknown speaker", f"{source}: a turn is from {sorted(ROLES)}, got {speaker!r:.60}")
+        if not isinstance(text, str) or not _is_text(text):
+            raise BadObjectError(TURN, f"{source}: a turn's value must be text, got {text!r:.80}")
+        if not text.strip():
+            kind = "empty answer" if ROLES[speaker] == "assistant" else "empty question"
+            raise BadObjectError(kind, f"{source}: turn {number} (from {speaker}) is empty")
+        checked.append((ROLES[speaker], text))
+    if all(role != "assistant" for role, _ in checked):
+        raise BadObjectError("no answer", f"{source}: there is no answer to learn from: no turn is from gpt")
+    return checked
+
+
+def _is_text(text: str) -> bool:
+    """False for halves of surrogate pairs, which JSON can hold and nothing can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_mentions(texts: list[str], image: str | None, num_boxes: int, source: str) -> None:
+    try:
+        number_boxes(texts, num_boxes)
+    except InputError as error:
+        raise BadObjectError(REFERENCE, f"{source}: {error}") from None
+    shown = sum(text.count(IMAGE_TOKEN) for text in texts)
+    if shown > 1 or (shown and image is None):
+        have = "no picture" if image is None else "one picture"
+        raise BadObjectError(REFERENCE, f"{source}: {shown} <image> in the text but {have}")
+    if image is None and (num_boxes or any("<region" in text or REGION_TOKEN in text for text in texts)):
+        raise BadObjectError(REFERENCE, f"{source}: boxes or regions are mentioned but there is no image")
+
+
+def _tasks(item: dict[str, Any], num_turns: int, source: str) -> list[str] | None:
+    tasks = item.get("tasks")
+    if not tasks:
+        return None
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        raise BadObjectError(FIELD, f"{source}: tasks must be a list of names, got {tasks!r:.80}")
+    if 2 * len(tasks) != num_turns:
+        got = f"{len(tasks)} tasks for {num_turns} turns"
+        raise BadObjectError(FIELD, f"{source}: {got}; expected one task for each pair of turns")
+    return tasks
+
+
+def _region_texts(item: dict[str, Any], num_boxes: int, source: str) -> tuple[str, ...] | None:
+    texts = item.get("region_texts")
+    if not texts:
+        return None
+    if not isinstance(texts, list) or not all(isinstance(text, str) and _is_text(text) for text in texts):
+        raise BadObjectError(FIELD, f"{source}: region_texts must be a list of texts, got {texts!r:.80}")
+    if len(texts) != num_boxes:
+        raise BadObjectError(FIELD, f"{source}: {len(texts)} region_texts for {num_boxes} boxes")
+    return tuple(texts)
+
+
+def _pipeline(item: dict[str, Any], source: str) -> str | None:
+    pipeline = item.get("picture_pipeline")
+    if pipeline not in (None, "bilinear", "bicubic"):
+        raise BadObjectError(FIELD, f"{source}: picture_pipeline must be bilinear or bicubic, got {pipeline!r:.60}")
+    return pipeline

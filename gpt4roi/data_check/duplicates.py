@@ -1,0 +1,97 @@
+"""Pictures that are the same: twice in a set, or in training and evaluation both."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from gpt4roi.data_check.findings import Finding
+from gpt4roi.data_check.images import PictureFacts
+
+_COCO_NAME = re.compile(r"(?:^|[/_])(\d{12})\.\w+$")
+_BANDS = 4
+_BAND_BITS = 16
+_NEAR_BITS = _BANDS - 1
+"""Two looks that differ in no more bits agree in one of the bands at least, so that only those need comparing."""
+
+
+def duplicates(pictures: Mapping[str, PictureFacts]) -> Iterator[Finding]:
+    """Finds files of one set that are equal byte by byte, or look the same; links to one file are one picture."""
+    first: dict[str, str] = {}
+    single: dict[str, PictureFacts] = {}
+    for path, facts in pictures.items():
+        before = first.setdefault(facts.content, path) if facts.content else path
+        if before == path:
+            single[path] = facts
+        elif os.path.realpath(before) != os.path.realpath(path):
+            message = f"{path} and {before} are the same, byte by byte"
+            yield Finding("picture_duplicate", path, message, picture=path)
+    bands = _Bands()
+    for path, facts in single.items():
+        for other in bands.near(facts):
+            yield Finding("picture_alike", path, f"{path} looks the same as {other}", picture=path)
+            break
+        bands.add(path, facts)
+
+
+def leaks(training: Mapping[str, PictureFacts], evaluation: Mapping[str, PictureFacts]) -> Iterator[Finding]:
+    """Finds evaluation pictures that are training pictures too: the same file, COCO number, bytes, or look.
+
+    COCO's releases name one picture in several ways (`COCO_train2014_000000000009.jpg`, `000000000009.jpg`).
+    """
+    by_key: dict[str, str] = {}
+    bands = _Bands()
+    for path, facts in training.items():
+        for key in _keys(path, facts):
+            by_key.setdefault(key, path)
+        bands.add(path, facts)
+    for path, facts in evaluation.items():
+        same = next(((key, by_key[key]) for key in _keys(path, facts) if key in by_key), None)
+        if same is not None:
+            how, other = same[0].partition(" ")[0], same[1]
+        else:
+            how, other = "look", next(iter(bands.near(facts)), None)
+        if other is not None:
+            message = f"evaluation picture {path} is the training picture {other} (same {how.replace('-', ' ')})"
+            yield Finding("leakage", path, message, picture=path)
+
+
+def _keys(path: str, facts: PictureFacts) -> Iterator[str]:
+    """What a picture is known by; the word in front says how."""
+    yield f"file {os.path.realpath(path)}"
+    if facts.content:
+        yield f"bytes {facts.content}"
+    number = _COCO_NAME.search(path)
+    if number:
+        yield f"COCO-number {number[1]}"
+
+
+class _Bands:
+    """Finds looks that differ in a few bits, without comparing every pair."""
+
+    def __init__(self) -> None:
+        self._of_band: dict[tuple[int, int], list[tuple[int, float, str]]] = defaultdict(list)
+
+    def add(self, path: str, facts: PictureFacts) -> None:
+        for band in self._split(facts.look):
+            self._of_band[band].append((facts.look, _aspect(facts), path))
+
+    def near(self, facts: PictureFacts) -> Iterator[str]:
+        """Yields the pictures of nearly this look and this shape."""
+        for band in self._split(facts.look):
+            for look, aspect, path in self._of_band[band]:
+                close = (look ^ facts.look).bit_count() <= _NEAR_BITS
+                if close and abs(aspect / _aspect(facts) - 1) < 0.03:
+                    yield path
+
+    @staticmethod
+    def _split(look: int | None) -> list[tuple[int, int]]:
+        if look is None:
+            return []
+        return [(band, look >> (_BAND_BITS * band) & ((1 << _BAND_BITS) - 1)) for band in range(_BANDS)]
+
+
+def _aspect(facts: PictureFacts) -> float:
+    return facts.size[1] / facts.size[0]

@@ -1,0 +1,229 @@
+"""The examination: every set of a list, its samples, its pictures, and what the sets have in common."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gpt4roi.data.base import RegionDataset
+from gpt4roi.data.registry import build_mixture
+from gpt4roi.data_check import images
+from gpt4roi.data_check.duplicates import duplicates, leaks
+from gpt4roi.data_check.findings import Finding, Findings
+from gpt4roi.data_check.images import PictureFacts
+from gpt4roi.data_check.lengths import Ruler
+from gpt4roi.data_check.samples import Part, SampleChecker
+from gpt4roi.errors import InputError
+
+_CHUNKS_PER_WORKER = 16
+_LARGEST_CHUNK = 512
+_TIMED = 48
+ALIKE_SHARE, ALIKE_FROM = 0.8, 50
+"""From so many short answers on, one that makes up this share of them is a finding."""
+
+
+@dataclass
+class SetResult:
+    """What was found in one data set.
+
+    name: the type and the file of its entry; role: training or evaluation; size: its samples, of which `checked` were
+    looked at; ratio: how often each is visited. speed: seconds a sample for `draw` (annotations), `encode` (all).
+    """
+
+    name: str
+    role: str
+    size: int = 0
+    checked: int = 0
+    ratio: float = 1.0
+    dataset: RegionDataset | None = None
+    part: Part = field(default_factory=Part)
+    pictures: dict[str, PictureFacts] = field(default_factory=dict)
+    speed: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> Findings:
+        """What was found."""
+        return self.part.findings
+
+    @property
+    def lost(self) -> int:
+        """How many of the samples looked at training would skip."""
+        bad = (self.part.pictures[path].samples for path, facts in self.pictures.items() if facts.error)
+        return self.part.statistics.lost + sum(bad)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what goes into JSON."""
+        statistics = self.part.statistics.as_dict()
+        return {
+            "name": self.name,
+            "role": self.role,
+            "samples": self.size,
+            "checked": self.checked,
+            "ratio": self.ratio,
+            "pictures": len(self.pictures),
+            "unusable": self.lost,
+            "statistics": {key: value for key, value in statistics.items() if key not in ("samples", "lost")},
+            "left_out": dict(self.dataset.dropped) if self.dataset is not None else {},
+            "speed": {key: round(value, 6) for key, value in self.speed.items()},
+            "findings": self.findings.as_dict(),
+        }
+
+
+def examine(
+    entries: Sequence[tuple[Any, str]], ruler: Ruler, sample: int | None = None, workers: int = 1, seed: int = 0
+) -> list[SetResult]:
+    """Looks at the data sets of a list, one after the other, with progress bars on stderr.
+
+    entries: (entry of a list of data sets, role: training or evaluation). sample: so many random samples of each set;
+    all by default. workers: processes that share the work. An entry that cannot be opened is a finding.
+    """
+    results = []
+    for entry, role in entries:
+        result = _opened(entry, role, seed)
+        if result.dataset is not None:
+            _drops(result)
+            indices = np.arange(result.size)
+            if sample is not None and sample < result.size:
+                indices = np.sort(np.random.default_rng(seed).permutation(result.size)[:sample])
+            result.checked = len(indices)
+            checker = SampleChecker(result.dataset, ruler, seed)
+            for part in _spread(checker.check, indices, workers, f"{result.name}: samples"):
+                result.part.merge(part)
+            paths = list(result.part.pictures)
+            for found in _spread(_examine_pictures, paths, workers, f"{result.name}: pictures"):
+                result.pictures.update(found)
+            _picture_findings(result)
+            _label_findings(result)
+            result.speed = _speed(result.dataset, ruler, indices, seed)
+        results.append(result)
+    for finding in leaks(_looks(results, "training"), _looks(results, "evaluation")):
+        next(one for one in results if one.role == "evaluation").findings.add(finding)
+    return results
+
+
+def _opened(entry: Any, role: str, seed: int) -> SetResult:
+    """Opens one entry; what cannot be opened becomes a finding."""
+    named = isinstance(entry, dict) and isinstance(entry.get("type"), str)
+    name = f"{entry['type']} {entry.get('ann_file', '')}".strip() if named else repr(entry)[:60]
+    result = SetResult(name, role)
+    try:
+        mixture = build_mixture([entry], seed)
+    except InputError as error:
+        result.findings.add(Finding("set_unreadable", name, str(error).removeprefix("the list, data set 0: ")))
+        return result
+    result.dataset = mixture.parts[0]
+    result.size = len(result.dataset)
+    ratio = entry.get("ratio")
+    result.ratio = float(ratio) if isinstance(ratio, int | float) else 1.0
+    return result
+
+
+def _drops(result: SetResult) -> None:
+    for drop in result.dataset.drops():
+        kind = "object_unusable" if drop.detail else "left_out"
+        message = drop.detail or f"{drop.where}: {drop.reason}"
+        result.findings.add(Finding(f"{kind}:{drop.reason}", drop.where, message))
+    n_masks = getattr(result.dataset, "n_masks", 0)
+    if n_masks:
+        message = f"{result.dataset.name}: {n_masks} masks became their bounding boxes"
+        result.findings.add(Finding("masks", result.dataset.name, message), n_masks)
+
+
+def _examine_pictures(paths: Sequence[str]) -> dict[str, PictureFacts]:
+    return {path: images.examine(path) for path in paths}
+
+
+def _picture_findings(result: SetResult) -> None:
+    for path, facts in result.pictures.items():
+        if facts.error:
+            use = result.part.pictures[path]
+            also = f" and {use.samples - 1} more samples" if use.samples > 1 else ""
+            kind = "picture_missing" if facts.missing else "picture_unreadable"
+            result.findings.add(Finding(kind, use.first, f"{use.first}{also}: {facts.error}"))
+    for finding in duplicates(result.pictures):
+        result.findings.add(finding)
+
+
+def _label_findings(result: SetResult) -> None:
+    labels = result.part.statistics.labels
+    whole = labels.total()
+    if whole >= ALIKE_FROM:
+        text, count = labels.most_common(1)[0]
+        if count > ALIKE_SHARE * whole:
+            message = f"{result.name}: {count} of {whole} short answers are {text!r}"
+            result.findings.add(Finding("answers_alike", result.name, message))
+
+
+def _looks(results: Sequence[SetResult], role: str) -> dict[str, PictureFacts]:
+    return {path: facts for one in results if one.role == role for path, facts in one.pictures.items()}
+
+
+def _speed(dataset: RegionDataset, ruler: Ruler, indices: np.ndarray, seed: int) -> dict[str, float]:
+    """Times drawing and encoding of random samples in this process; seconds a sample."""
+    chosen = np.random.default_rng(seed + 1).permutation(indices)[:_TIMED].tolist()
+    drawing = encoding = 0.0
+    encoded = 0
+    for index in chosen:
+        start = time.perf_counter()
+        try:
+            sample = dataset.sample(index, np.random.default_rng([seed, 0, index]))
+            drawn = time.perf_counter()
+            drawing += drawn - start
+            ruler.processor.encode(sample)
+        except InputError:
+            continue
+        encoding += time.perf_counter() - start
+        encoded += 1
+    return {"draw": drawing / len(chosen), "encode": encoding / encoded} if encoded else {}
+
+
+def _spread(work: Callable[[Sequence], Any], whole: Sequence, workers: int, title: str) -> Iterator[Any]:
+    """Yields the results of `work` on chunks of a list, from several processes, in their order, under a bar."""
+    size = max(1, min(_LARGEST_CHUNK, -(-len(whole) // (workers * _CHUNKS_PER_WORKER))))
+    chunks = [whole[start : start + size] for start in range(0, len(whole), size)]
+    with tqdm(total=len(whole), desc=title[-70:], mininterval=0.5, disable=None) as bar:
+        if workers == 1 or len(chunks) < 2:
+            for chunk in chunks:
+                yield work(chunk)
+                bar.update(len(chunk))
+            return
+        with _pool(work, min(workers, len(chunks))) as pool:
+            for chunk, result in zip(chunks, pool.map(_do, chunks), strict=True):
+                yield result
+                bar.update(len(chunk))
+
+
+@contextmanager
+def _pool(work: Callable[[Sequence], Any], workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Starts processes that hold what the work needs; where the system can, as copies of this one."""
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(work,))
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise InputError("a process that read the data was killed; with less memory at hand try --workers 1") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_held: list[Callable[[Sequence], Any]] = []
+
+
+def _hold(work: Callable[[Sequence], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to tell
+    _held[:] = [work]
+
+
+def _do(chunk: Sequence) -> Any:
+    return _held[0](chunk)

@@ -1,0 +1,111 @@
+"""How long prompts become: with the tokenizer of a model, or estimated where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from gpt4roi.checkpoint.loading import load_processor, load_tokenizer
+from gpt4roi.constants import IGNORE_INDEX
+from gpt4roi.processing.processor import GPT4RoIProcessor
+from gpt4roi.processing.tokenizer import add_special_tokens
+from gpt4roi.structures import RegionSample
+
+ENDLESS = 10**9
+DEFAULT_LIMIT = 2048
+BYTES_PER_TOKEN = 4.0
+"""English text has about this many bytes a token in the vocabularies of LLaMA and its like."""
+
+
+class Measure(NamedTuple):
+    """One prompt: its length, how much of it is learnt, its rounds, and what would be dropped."""
+
+    tokens: int
+    supervised: int
+    rounds: int
+    rounds_lost: int
+    answers_cut: int
+
+
+class Ruler:
+    """Measures prompts with a processor.
+
+    limit: the longest prompt in tokens. bytes_per_token: set where the processor counts bytes, because no tokenizer is
+    at hand; lengths and limit are then estimates.
+    """
+
+    def __init__(self, processor: GPT4RoIProcessor, limit: int, bytes_per_token: float | None = None) -> None:
+        self.limit, self.bytes_per_token = limit, bytes_per_token
+        self.side = processor.image_size
+        self.processor = _with_limit(processor, limit)
+        self._endless = _with_limit(processor, ENDLESS)
+
+    def measure(self, sample: RegionSample, image_size: tuple[int, int]) -> Measure:
+        """Encodes a sample's text; raises InputError as the processor does."""
+        whole = self._endless.encode_text(sample, image_size=image_size)
+        ids, labels = whole["input_ids"], whole["labels"]
+        rounds = sum(turn.role == "user" for turn in sample.turns)
+        tokens = self._tokens(ids)
+        supervised = self._tokens(ids[labels != IGNORE_INDEX])
+        if tokens <= self.limit:
+            return Measure(tokens, supervised, rounds, 0, 0)
+        if self.bytes_per_token is not None:  # how much is lost depends on where the tokens end
+            return Measure(tokens, supervised, rounds, int(rounds > 1), int(rounds == 1))
+        cut = self.processor.encode_text(sample, image_size=image_size)
+        return Measure(tokens, supervised, rounds, cut["n_dropped_turns"], cut["n_cut_answers"])
+
+    def _tokens(self, ids: torch.Tensor) -> int:
+        if self.bytes_per_token is None:
+            return len(ids)
+        added = self.processor.image_patch_token_id
+        patches = int((ids == added).sum())
+        return patches + round((len(ids) - patches) / self.bytes_per_token)
+
+
+def open_ruler(model: str | None, limit: int | None = None, prompt_format: str = "v0") -> Ruler:
+    """Returns a ruler for a model: a folder of ours, or one of a language model that is to be trained.
+
+    model: None estimates lengths from bytes. limit: the model's own, or 2048, where it is None. prompt_format: for a
+    language model. Raises InputError where there is no tokenizer.
+    """
+    if model is None:
+        byte_processor = GPT4RoIProcessor(_byte_tokenizer(), prompt_format=prompt_format)
+        return Ruler(byte_processor, limit or DEFAULT_LIMIT, BYTES_PER_TOKEN)
+    if _is_ours(Path(model)):
+        processor = load_processor(model)
+        return Ruler(processor, limit or processor.model_max_length)
+    tokenizer = load_tokenizer(model)
+    add_special_tokens(tokenizer)
+    return Ruler(GPT4RoIProcessor(tokenizer, prompt_format=prompt_format), limit or DEFAULT_LIMIT)
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return kind in ("gpt4roi", "llava")
+
+
+def _byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Builds a tokenizer with one token for each byte."""
+    special = ["<pad>", "<s>", "</s>"]
+    vocabulary = {
+        token: number for number, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    add_special_tokens(fast)
+    return fast
+
+
+def _with_limit(processor: GPT4RoIProcessor, limit: int) -> GPT4RoIProcessor:
+    fields = {key: value for key, value in processor.to_dict().items() if key != "processor_class"}
+    return GPT4RoIProcessor(processor.tokenizer, **fields | {"model_max_length": limit})

@@ -1,0 +1,224 @@
+"""Looks at one sample after the other: whether it can be encoded, and whether its boxes make sense."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt4roi.constants import REGION_TOKEN
+from gpt4roi.data.base import Item, RegionDataset
+from gpt4roi.data_check.findings import Finding, Findings
+from gpt4roi.data_check.images import PictureFacts, read_facts
+from gpt4roi.data_check.lengths import Ruler
+from gpt4roi.data_check.statistics import Statistics
+from gpt4roi.errors import InputError
+from gpt4roi.processing.mentions import region_numbers
+from gpt4roi.structures import RegionSample
+
+TINY_SIDE = 2.0
+"""A box less wide or high than this, in pixels of the square that the model sees, is tiny."""
+SMALL_PICTURE = 32
+_TOLERANCE = 1.0
+"""Boxes may reach this many pixels beyond their picture: some data sets count the last pixel as 1 further."""
+
+
+class Use(NamedTuple):
+    """Who needs a picture: how many samples that are otherwise good, and where the first of all stands."""
+
+    samples: int
+    first: str
+
+
+@dataclass
+class Part:
+    """What was found in some samples of a data set; parts add up."""
+
+    findings: Findings = field(default_factory=Findings)
+    statistics: Statistics = field(default_factory=Statistics)
+    pictures: dict[str, Use] = field(default_factory=dict)
+    digests: dict[bytes, str] = field(default_factory=dict)
+
+    def merge(self, other: Part) -> None:
+        """Takes over what was found elsewhere; a sample that both have seen is a finding."""
+        self.findings.merge(other.findings)
+        self.statistics.add(other.statistics)
+        for path, use in other.pictures.items():
+            mine = self.pictures.get(path)
+            self.pictures[path] = Use(mine.samples + use.samples, mine.first) if mine else use
+        for digest, where in other.digests.items():
+            self.remember(digest, where)
+
+    def remember(self, digest: bytes, where: str) -> None:
+        """Notes what a sample consists of; one that was seen before is a finding."""
+        first = self.digests.setdefault(digest, where)
+        if first != where:
+            self.findings.add(
+                Finding("sample_repeated", where, f"{where}: the same picture, boxes and turns as {first}")
+            )
+
+
+class SampleChecker:
+    """Checks samples of one data set.
+
+    seed: of the draws, as in a training's first epoch. ruler: measures prompts.
+    """
+
+    def __init__(self, dataset: RegionDataset, ruler: Ruler, seed: int = 0) -> None:
+        self.dataset, self.ruler, self.seed = dataset, ruler, seed
+
+    def check(self, indices: Iterable[int]) -> Part:
+        """Looks at these samples; never raises for what is wrong with them."""
+        part = Part()
+        for index in indices:
+            part.statistics.samples += 1
+            try:
+                item, sample = self.dataset.item(index), self._sample(index)
+            except InputError as error:
+                part.statistics.lost += 1
+                part.findings.add(Finding("sample_unusable", f"{self.dataset.name}#{index}", str(error)))
+                continue
+            self._check(item, sample, part)
+        return part
+
+    def _sample(self, index: int) -> RegionSample:
+        return self.dataset.sample(index, np.random.default_rng([self.seed, 0, index]))
+
+    def _check(self, item: Item, sample: RegionSample, part: Part) -> None:
+        part.remember(_digest(sample), item.source)
+        facts = _header(item.image) if item.image else PictureFacts()
+        size = facts.shown_size(sample.picture_pipeline)
+        good = self._check_text(item, sample, size, part)
+        if not good:
+            part.statistics.lost += 1
+        if item.image:
+            used = part.pictures.get(item.image)
+            before = used.samples if used else 0
+            part.pictures[item.image] = Use(before + good, used.first if used else item.source)
+        else:
+            part.statistics.text_alone += 1
+        part.statistics.regions += len(item.boxes_px)
+        part.statistics.without_region += not len(item.boxes_px)
+        if facts.size is not None:
+            for kind, message in _picture_remarks(item, sample, facts):
+                part.findings.add(_finding(kind, item, message))
+        if len(item.boxes_px):
+            self._check_boxes(item, size, part)
+
+    def _check_text(self, item: Item, sample: RegionSample, size: tuple[int, int] | None, part: Part) -> bool:
+        """Measures the prompt and looks at the mentions; returns whether the sample can be encoded."""
+        for turn in sample.turns:
+            if turn.role == "assistant":
+                part.statistics.count_answer(turn.text)
+        try:
+            measure = self.ruler.measure(sample, size or (self.ruler.side, self.ruler.side))
+        except InputError as error:
+            if "expected x1 <= x2" not in str(error):  # exchanged corners are a finding of their own
+                part.findings.add(_finding("sample_unusable", item, str(error)))
+            return False
+        part.statistics.count_length(measure.tokens)
+        part.statistics.supervised += measure.supervised
+        part.statistics.rounds += measure.rounds
+        part.statistics.rounds_lost += measure.rounds_lost
+        part.statistics.answers_cut += measure.answers_cut
+        if measure.rounds_lost or measure.answers_cut:
+            lost = f"{measure.rounds_lost} of {measure.rounds} rounds" if measure.rounds_lost else "the answer's end"
+            message = f"{item.source}: {measure.tokens} tokens, {self.ruler.limit} fit; {lost} would be dropped"
+            part.findings.add(_finding("rounds_lost", item, message))
+        unmentioned = _unmentioned(sample)
+        if unmentioned:
+            listed = ", ".join(map(str, unmentioned[:8]))
+            message = f"{item.source}: {_boxes(len(unmentioned))} of {len(sample.boxes_px)} not mentioned: {listed}"
+            part.findings.add(_finding("box_unmentioned", item, message))
+        return True
+
+    def _check_boxes(self, item: Item, size: tuple[int, int] | None, part: Part) -> None:
+        """Looks at boxes; without the picture's size only at the order of their corners."""
+        boxes = item.boxes_px
+        of_picture = f", the picture {size[1]} x {size[0]} px" if size else ""
+        if item.box_frame == "unit":
+            boxes = boxes * [size[1], size[0], size[1], size[0]] if size else boxes
+        elif size and boxes.max() <= 1.0 and (boxes[:, 2:] > boxes[:, :2]).all() and min(size) > SMALL_PICTURE:
+            message = f"{item.source}: all boxes lie within 0 and 1{of_picture}"
+            part.findings.add(_finding("box_fractions", item, message))
+            return
+        for number, box in enumerate(boxes, start=1):
+            if size:
+                part.statistics.count_box(box, size)
+            found = _box_remark(box, size, self.ruler.side)
+            if found:
+                where = item.box_sources[number - 1] if number <= len(item.box_sources) else item.source
+                shown = [round(float(value), 2) for value in box]
+                message = f"{where}: box {number} is {shown}{of_picture}{found[1]}"
+                part.findings.add(_finding(found[0], item, message, boxes[number - 1]))
+
+
+@lru_cache(maxsize=4096)
+def _header(path: str) -> PictureFacts:
+    """Remembers the last pictures: many samples in a row may need the same one."""
+    return read_facts(path)
+
+
+def _finding(kind: str, item: Item, message: str, box: np.ndarray | None = None) -> Finding:
+    shown = item.boxes_px if box is None else [box]
+    return Finding(kind, item.source, message, item.image, tuple(tuple(map(float, one)) for one in shown))
+
+
+def _box_remark(box: np.ndarray, size: tuple[int, int] | None, side: int) -> tuple[str, str] | None:
+    """Returns (kind, end of the message) for a box that makes little sense in a picture of (height, width)."""
+    height, width = size or (np.inf, np.inf)
+    x1, y1, x2, y2 = box.tolist()
+    if x2 < x1 or y2 < y1:
+        fits = 0 <= x1 + x2 <= width + _TOLERANCE and 0 <= y1 + y2 <= height + _TOLERANCE
+        return "box_inverted", "; as x, y, w, h it would fit" if fits and size else ""
+    if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+        return "box_outside", ""
+    if x1 < -_TOLERANCE or y1 < -_TOLERANCE or x2 > width + _TOLERANCE or y2 > height + _TOLERANCE:
+        return "box_beyond", ""
+    if size is None:
+        return None
+    across, down = (x2 - x1) * side / width, (y2 - y1) * side / height
+    if min(across, down) < TINY_SIDE:
+        return "box_tiny", f"; {across:.1f} x {down:.1f} px of the model's {side}"
+    return None
+
+
+def _picture_remarks(item: Item, sample: RegionSample, facts: PictureFacts) -> Iterable[tuple[str, str]]:
+    height, width = facts.size
+    if min(facts.size) < SMALL_PICTURE:
+        yield "picture_small", f"{item.source}: picture {item.image!r} is {width} x {height} px"
+    told = item.image_size
+    if told is not None and len(item.boxes_px) and told not in (facts.size, facts.shown_size(sample.picture_pipeline)):
+        said = f"the file says {told[1]} x {told[0]}, picture {item.image!r} is {width} x {height} px"
+        yield "size_differs", f"{item.source}: {said}"
+    if facts.sideways and sample.picture_pipeline == "bicubic" and len(item.boxes_px):
+        yield (
+            "sideways",
+            f"{item.source}: picture {item.image!r} is turned by its EXIF data, but is read as it is stored",
+        )
+
+
+def _unmentioned(sample: RegionSample) -> list[int]:
+    """Returns the numbers, from 1, of the boxes that no turn refers to."""
+    texts = [turn.text for turn in sample.turns]
+    if any(REGION_TOKEN in text for text in texts):
+        return []
+    mentioned = {number for text in texts for number in region_numbers(text)}
+    return [number for number in range(1, len(sample.boxes_px) + 1) if number not in mentioned]
+
+
+def _boxes(number: int) -> str:
+    return f"{number} box" if number == 1 else f"{number} boxes"
+
+
+def _digest(sample: RegionSample) -> bytes:
+    """Hashes what a sample consists of; boxes and turns in any order, so that a shuffled repetition is one."""
+    boxes = sorted(map(tuple, sample.boxes_px.round(2).tolist()))
+    texts = sorted(Counter(turn.text for turn in sample.turns if turn.role == "assistant").items())
+    text = repr((str(sample.image), boxes, texts))
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=12).digest()

@@ -1,0 +1,133 @@
+"""What the examination comes to: one verdict, and the whole as JSON or as lines to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpt4roi.data.base import too_many_lost
+from gpt4roi.data_check.examine import SetResult
+from gpt4roi.data_check.findings import Findings, kind_of
+from gpt4roi.data_check.lengths import Ruler
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """ready: whether training may begin; word: `ready`, `ready, with remarks` or `not ready`; reason: in a sentence."""
+
+    ready: bool
+    word: str
+    reason: str
+
+
+def judge(results: Sequence[SetResult], max_bad_fraction: float, strict: bool = False) -> Verdict:
+    """Weighs the findings.
+
+    Not ready: a set that cannot be opened, evaluation pictures in a training set, or so many annotations or samples of
+    a set lost that a training stops (too_many_lost, which lets a single one pass; a training holds the samples of all
+    sets together against it, here each set must do by itself); with strict, any error or warning.
+    """
+    reasons = []
+    for one in results:
+        if "set_unreadable" in one.findings.counts:
+            reasons.append(f"{one.name} cannot be opened")
+        for lost, whole, what in _lost_of(one):
+            if too_many_lost(lost, whole, max_bad_fraction):
+                allowed = f"{100 * lost / whole:.3g} %; one, or {100 * max_bad_fraction:.3g} %, is allowed"
+                reasons.append(f"{lost} of {whole} {what} in {one.name} cannot be used ({allowed})")
+        if one.findings.counts["leakage"]:
+            reasons.append(f"evaluation pictures that are training pictures too: {one.findings.counts['leakage']}")
+    errors, warnings = (sum(one.findings.number(severity) for one in results) for severity in ("error", "warning"))
+    if not any(one.checked > one.lost for one in results if one.role == "training") and not reasons:
+        reasons.append("there is nothing to learn from")
+    if strict and not reasons and errors + warnings:
+        reasons.append(f"{errors} errors and {warnings} warnings, with --strict")
+    if reasons:
+        return Verdict(False, "not ready", "; ".join(reasons))
+    if errors + warnings:
+        skipped = sum(losses(one)[0] for one in results)
+        lost = f"{skipped} left out, which stops no training; " if skipped else ""
+        return Verdict(True, "ready, with remarks", f"{lost}{errors} errors and {warnings} warnings")
+    return Verdict(True, "ready", "no fault was found")
+
+
+def _lost_of(result: SetResult) -> list[tuple[int, int, str]]:
+    """Returns (how many cannot be used, of how many, of what): annotations of the files, and samples looked at."""
+    if result.dataset is None:
+        return []
+    return [(*result.dataset.faults(), "annotations"), (result.lost, result.checked, "samples")]
+
+
+def losses(result: SetResult) -> tuple[int, int]:
+    """Returns how many annotations and samples of a set cannot be used, and of how many."""
+    unusable = sum(count for kind, count in result.findings.counts.items() if kind.startswith("object_unusable"))
+    return result.lost + unusable, max(result.checked + unusable, 1)
+
+
+def all_findings(results: Sequence[SetResult]) -> Findings:
+    """Joins the findings of all sets."""
+    joined = Findings()
+    for one in results:
+        joined.merge(one.findings)
+    return joined
+
+
+def as_dict(results: Sequence[SetResult], verdict: Verdict, ruler: Ruler, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the whole report for JSON."""
+    return {
+        "verdict": verdict.word,
+        "ready": verdict.ready,
+        "reason": verdict.reason,
+        "settings": settings,
+        "lengths": {"limit": ruler.limit, "estimated": ruler.bytes_per_token is not None},
+        "errors": sum(one.findings.number("error") for one in results),
+        "warnings": sum(one.findings.number("warning") for one in results),
+        "sets": [one.as_dict() for one in results],
+    }
+
+
+def as_lines(results: Sequence[SetResult], verdict: Verdict, ruler: Ruler) -> list[str]:
+    """Returns the report for a terminal."""
+    lines: list[str] = []
+    for one in results:
+        lines += [*_set_lines(one, ruler), ""]
+    return [*lines, f"{verdict.word}: {verdict.reason}"]
+
+
+def _set_lines(result: SetResult, ruler: Ruler) -> list[str]:
+    of = "" if result.checked == result.size else f" of {result.size}"
+    statistics = result.part.statistics
+    lines = [f"{result.name} ({result.role})"]
+    if result.dataset is not None:
+        lines.append(
+            f"  {result.checked}{of} samples, {len(result.pictures)} pictures, {statistics.regions} regions, "
+            f"{statistics.answers} answers; {result.lost} samples would be skipped"
+        )
+        lines.append("  " + length_line(result, ruler))
+        if result.speed:
+            per_second = 1 / result.speed["encode"]
+            lines.append(
+                f"  reading: {1e3 * result.speed['encode']:.1f} ms a sample, {per_second:.0f} a second and core"
+            )
+    for kind, count, kept in result.findings:
+        severity = kind_of(kind).severity
+        lines.append(f"  {severity}: {kind_of(kind).title}: {count}")
+        if severity != "note":
+            lines += [f"    {finding.message}" for finding in kept[:_SHOWN]]
+            lines += ["    …"] if count > _SHOWN else []
+    return lines
+
+
+def length_line(result: SetResult, ruler: Ruler) -> str:
+    """Says how long the prompts are and what would be dropped."""
+    statistics = result.part.statistics
+    measured = statistics.lengths.total()
+    if not measured:
+        return "no prompt could be measured"
+    how = "tokens, estimated from bytes (give --model to count them)" if ruler.bytes_per_token else "tokens"
+    dropped = f"{statistics.rounds_lost} of {statistics.rounds} rounds and the ends of {statistics.answers_cut} answers"
+    sizes = f"{statistics.tokens / measured:.0f} on average, {statistics.longest} at most, of {ruler.limit} {how}"
+    return f"prompts: {sizes}; {dropped} would be dropped"

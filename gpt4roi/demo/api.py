@@ -1,0 +1,128 @@
+"""The page as a small programming interface: the same actions under names for `gradio_client`.
+
+Each client has a session of its own. What is wrong comes back as gradio_client's AppError with one line; nothing else
+about the server is told. docs/page.md shows every call.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from gpt4roi.demo.examples import open_example
+from gpt4roi.demo.export import conversation_picture
+from gpt4roi.demo.handlers import Handlers, decoding_of, find_session
+from gpt4roi.demo.session import NO_PICTURE, Session
+from gpt4roi.demo.uploads import as_data_url, open_upload, scaled
+from gpt4roi.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns wrong input into one line for the client, and a defect into a line that tells nothing."""
+    try:
+        yield
+    except InputError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+    except (gr.Error, GeneratorExit):
+        raise
+    except Exception:
+        logger.exception("a request to the interface failed")
+        raise gr.Error("something went wrong; the log of the server says what", print_exception=False) from None
+
+
+class Interface:
+    """The functions behind the names; gr.api reads their types and docstrings for the page's own documentation."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self.handlers = handlers
+
+    def _session(self, request: gr.Request) -> Session:
+        return find_session(self.handlers.store, request)
+
+    def set_picture(self, picture: str, request: gr.Request) -> dict:
+        """Shows a picture, given as base64 text, and begins a new conversation. Returns its width and height."""
+        with one_line_errors():
+            return self._show(request, lambda: open_upload(picture, self.handlers.limits))
+
+    def set_example(self, name: str, request: gr.Request) -> dict:
+        """Shows one of the page's examples by name, and begins a new conversation. Returns its width and height."""
+        with one_line_errors():
+            return self._show(request, lambda: scaled(open_example(name)))
+
+    def _show(self, request: gr.Request, open_it: Callable[[], Any]) -> dict:
+        session = self._session(request)
+        session.show(open_it())
+        width, height = session.size
+        return {"width": width, "height": height}
+
+    def ask(
+        self,
+        question: str,
+        request: gr.Request,
+        boxes: list = [],  # noqa: B006 - gr.api shows it as the default
+        temperature: float = 0,
+        max_new_tokens: int = 256,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Asks the next question and streams the answer. boxes: the new ones, [x1, y1, x2, y2] in pixels."""
+        with one_line_errors():
+            session = self._session(request)
+            yield from session.ask(question, boxes, decoding_of(temperature, max_new_tokens, seed), anyway=True)
+
+    def stop(self, request: gr.Request) -> dict:
+        """Stops the answer being written; the conversation stays as it was. Returns the conversation."""
+        with one_line_errors():
+            session = self._session(request)
+            session.stop(wait_seconds=10)
+            return session.as_record()
+
+    def start_over(self, request: gr.Request) -> dict:
+        """Forgets boxes and conversation and keeps the picture. Returns the conversation."""
+        with one_line_errors():
+            session = self._session(request)
+            session.start_over()
+            return session.as_record()
+
+    def clear_all(self, request: gr.Request) -> dict:
+        """Forgets everything, the picture too. Returns the conversation."""
+        with one_line_errors():
+            session = self._session(request)
+            session.clear()
+            return session.as_record()
+
+    def conversation(self, request: gr.Request) -> dict:
+        """Returns the conversation: the picture's size, regions and rounds."""
+        with one_line_errors():
+            return {"model": self.handlers.model_name, **self._session(request).as_record()}
+
+    def conversation_picture(self, request: gr.Request) -> str:
+        """Returns the conversation as a picture, a JPEG as `data:` text."""
+        with one_line_errors():
+            session = self._session(request)
+            if session.picture is None:
+                raise InputError(NO_PICTURE.text)
+            return as_data_url(conversation_picture(session), side=8192)
+
+
+def add_api(handlers: Handlers, model_queue: str, at_once: int) -> None:
+    """Adds the interface to the page being built. What needs the model waits in the page's own queue."""
+    interface = Interface(handlers)
+    by_model = partial(gr.api, concurrency_id=model_queue, concurrency_limit=at_once)
+    for function in (interface.set_picture, interface.set_example, interface.ask):
+        by_model(function, api_name=function.__name__, api_description=function.__doc__)
+    for function in (
+        interface.stop,
+        interface.start_over,
+        interface.clear_all,
+        interface.conversation,
+        interface.conversation_picture,
+    ):
+        gr.api(function, api_name=function.__name__, api_description=function.__doc__, concurrency_limit=8)

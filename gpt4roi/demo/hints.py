@@ -1,0 +1,124 @@
+"""What a question still lacks, said in place of a refusal, with a way to mend it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from gpt4roi.constants import REGION_TOKEN
+from gpt4roi.errors import InputError
+from gpt4roi.processing.mentions import MAX_DIGITS
+from gpt4roi.processing.user_input import mentioned_regions
+
+_LOOSE_MENTION = re.compile(r"<\s*(?:region)?\s*(\d+)\s*>", re.IGNORECASE)
+_PLAIN_MENTION = re.compile(rf"\bregion\s*(\d{{1,{MAX_DIGITS}}})\b(?!\s*>)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Hint:
+    """One sentence about what is missing; where `label` is given, a click puts `question` in.
+
+    changes: what it replaces by what, to be done to words that were edited since; where nothing is replaced, it comes
+    at the end. anyway: the question may also be asked as it is.
+    """
+
+    text: str
+    label: str = ""
+    question: str = ""
+    anyway: bool = False
+    changes: tuple[tuple[str, str], ...] = ()
+
+
+class UnclearError(InputError):
+    """A question that can't be asked yet; `hints` say why. Nothing was changed."""
+
+    def __init__(self, hints: Collection[Hint]) -> None:
+        self.hints = tuple(hints)
+        super().__init__(" ".join(hint.text for hint in self.hints))
+
+
+def tidy(question: str) -> str:
+    """Returns the question as the model's side writes it: `<1>`, `< Region 1 >` become `<region1>`."""
+    return _LOOSE_MENTION.sub(r"<region\1>", question.strip())
+
+
+def find_hints(
+    question: str,
+    num_boxes: int,
+    introduced: Collection[int] = (),
+    num_known: int = 0,
+    default_question: str = "What is <region1>?",
+    anyway: bool = False,
+) -> list[Hint]:
+    """Looks for what a tidied question lacks.
+
+    num_boxes: boxes there are, the first num_known of them from earlier rounds. introduced: numbers already brought
+    in by `<regionN>`. anyway: the person has seen that a box is not mentioned.
+    """
+    new = [number for number in range(num_known + 1, num_boxes + 1) if number not in introduced]
+    if not question:
+        suggestion = suggest(default_question, new)
+        return [Hint(f"Ask something, for example: {suggestion}", "Use this question", suggestion)]
+    mentioned = mentioned_regions(question)
+    hints = [_without_box(number, num_boxes) for number in mentioned if not 1 <= number <= num_boxes]
+    hints += _bare_boxes(question, new)
+    plain = {int(number) for number in _PLAIN_MENTION.findall(question)} - set(introduced) - set(mentioned)
+    hints += [_not_introduced(question, number) for number in sorted(plain) if 1 <= number <= num_boxes]
+    if hints or anyway:
+        return hints
+    left = [number for number in new if number not in mentioned]
+    return [_not_mentioned(question, left)] if left else []
+
+
+def suggest(default_question: str, new: Collection[int]) -> str:
+    """Returns a question about the first new box, or about the whole picture where there is none."""
+    if not new:
+        return "What is in this picture?"
+    return default_question.replace("<region1>", f"<region{min(new)}>")
+
+
+def _without_box(number: int, num_boxes: int) -> Hint:
+    if number == num_boxes + 1:
+        return Hint(f"Draw a box for <region{number}>: there is none yet.")
+    there = "There is no box yet" if not num_boxes else f"The boxes go up to <region{num_boxes}>"
+    return Hint(f"<region{number}> has no box. {there}; boxes are numbered in the order in which they are drawn.")
+
+
+def _bare_boxes(question: str, new: list[int]) -> list[Hint]:
+    if REGION_TOKEN not in question:
+        return []
+    text = f"Write the number of the box, as in <region1>, where {REGION_TOKEN} stands."
+    count = question.count(REGION_TOKEN)
+    if count > len(new):
+        return [Hint(text)]
+    changes = tuple((REGION_TOKEN, f"<region{number}>") for number in new[:count])
+    written = question
+    for bare, numbered in changes:
+        written = written.replace(bare, numbered, 1)
+    return [Hint(text, "Write the numbers", written, changes=changes)]
+
+
+def _not_introduced(question: str, number: int) -> Hint:
+    written = f"<region{number}>"
+    plain = re.search(rf"\bregion\s*{number}\b(?!\s*>)", question, flags=re.IGNORECASE)
+    assert plain is not None
+    return Hint(
+        f"A box is introduced as {written}; plain “region {number}” is for later questions.",
+        f"Write {written}",
+        question[: plain.start()] + written + question[plain.end() :],
+        changes=((plain.group(), written),),
+    )
+
+
+def _not_mentioned(question: str, numbers: list[int]) -> Hint:
+    end = question[-1:] if question[-1:] in ".?!" else ""
+    body = question[: len(question) - len(end)].rstrip()
+    names = [f"<region{number}>" for number in numbers]
+    if len(names) == 1:
+        text, label = f"{names[0]} is drawn, but the question does not mention it.", f"Add {names[0]}"
+    else:
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        text, label = f"{listed} are drawn, but the question does not mention them.", "Add them"
+    added = tuple(("", name) for name in names)
+    return Hint(text, label, f"{body} {' '.join(names)}{end}", anyway=True, changes=added)

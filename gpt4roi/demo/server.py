@@ -1,0 +1,171 @@
+"""Puts the page on the network: by default on this machine only, never shared unless asked."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from gpt4roi.demo.handlers import Handlers
+from gpt4roi.demo.request_filter import Gate
+from gpt4roi.demo.session import Session
+from gpt4roi.demo.store import SessionStore
+from gpt4roi.demo.ui import asset, build_page, head, theme
+from gpt4roi.demo.uploads import Limits
+from gpt4roi.errors import InputError
+from gpt4roi.region_chat import RegionChat
+
+logger = logging.getLogger(__name__)
+
+HOME = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where the page is, who may come in, and how much everyone may have.
+
+    port: None looks for a free one from 7860 on. max_sessions, idle_minutes: when conversations are put away.
+    at_once: answers computed side by side. queue_size: questions that may wait.
+    """
+
+    host: str = HOME
+    port: int | None = None
+    share: bool = False
+    password: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    max_sessions: int = 64
+    idle_minutes: float = 30
+    at_once: int = 1
+    queue_size: int = 64
+
+
+@dataclass
+class Running:
+    """A page that is being served."""
+
+    page: gr.Blocks
+    url: str
+    store: SessionStore
+    ended: threading.Event
+
+    def wait(self) -> None:
+        """Waits until the page is closed, by `close` or by Ctrl-C."""
+        try:
+            self.ended.wait()
+        except KeyboardInterrupt:
+            logger.info("closing the page")
+
+    def close(self) -> None:
+        """Ends the server and frees every session."""
+        self.ended.set()
+        self.page.close(verbose=False)
+
+
+def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOptions()) -> Running:
+    """Starts the page over one loaded model, in threads of its own, and returns it.
+
+    Raises InputError where the port is taken or the machine cannot be reached for sharing.
+    """
+    store = SessionStore(
+        lambda: Session(chat.model, chat.processor), options.max_sessions, idle_seconds=60 * options.idle_minutes
+    )
+    handlers = Handlers(store, options.limits, model_name)
+    page = build_page(handlers, options.at_once)
+    page.queue(max_size=options.queue_size, default_concurrency_limit=options.at_once)
+    _check_port(options)
+    # base64 needs a third more than the file; the rest of a request is small.
+    gate = Middleware(Gate, max_body=options.limits.max_bytes * 4 // 3 + 2**17)
+    try:
+        with _without_proxies(options.share):
+            _, local, shared = page.launch(
+                server_name=f"[{options.host}]" if ":" in options.host else options.host,
+                server_port=options.port,
+                share=options.share,
+                auth=_only_with(options.password),
+                auth_message="This page asks for a password. Write anything as the user name.",
+                app_kwargs={"middleware": [gate]},
+                state_session_capacity=options.max_sessions,
+                prevent_thread_lock=True,
+                quiet=True,
+                show_error=False,
+                ssr_mode=False,
+                enable_monitoring=False,
+                run_history=False,
+                pwa=False,
+                mcp_server=False,
+                footer_links=["api", "settings"],
+                theme=theme(),
+                css=asset("page.css"),
+                head=head(),
+                _frontend=False,  # would look a second time whether the page answers, and give up after three seconds
+            )
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"the page cannot be served: {error}") from None
+    if options.share and not shared:
+        page.close(verbose=False)
+        raise InputError("no public address could be had; is there a network? Without --share the page stays local")
+    page.app.iterators = _Answers(page.app.iterators)
+    # Gradio keeps the last values that a session sent and was shown; they go with it.
+    store.on_drop = lambda key: page.state_holder.session_data.pop(key, None)
+    return Running(page, shared or local, store, store.keep_swept())
+
+
+class _Answers(dict):
+    """The answers that Gradio writes, by event.
+
+    One that ends while it is cancelled is deleted twice, by its end and by the cancellation, and whoever comes second
+    would fail: the browser is told of an error of the server, or Gradio keeps what the event has left.
+    """
+
+    def __delitem__(self, event: str) -> None:
+        self.pop(event, None)
+
+
+@contextmanager
+def _without_proxies(share: bool) -> Iterator[None]:
+    """Lets Gradio ask its own server whether it is there, also where a proxy is set for all addresses.
+
+    share: Gradio asks for a public address too, for which the proxy stays.
+    """
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = "*"
+    if share:
+        exempt = before or os.environ.get("NO_PROXY", "")
+        os.environ["no_proxy"] = f"{exempt},localhost,127.0.0.1,::1".lstrip(",")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = before
+
+
+def _only_with(password: str | None) -> Any:
+    if password is None:
+        return None
+    wanted = password.encode()
+    return lambda _user, given: hmac.compare_digest(given.encode(), wanted)
+
+
+def _check_port(options: ServerOptions) -> None:
+    """Says that a port is taken, or that a host is not this machine's, before Gradio does it at length."""
+    if options.port is None:
+        return
+    with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options.host, options.port))
+        except OSError as error:
+            raise InputError(
+                f"cannot listen on {options.host}:{options.port}: {error.strerror or error}; give another --port"
+            ) from None

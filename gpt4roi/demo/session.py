@@ -1,0 +1,235 @@
+"""One person's conversation about one picture, as plain data; nothing here knows Gradio."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gpt4roi.demo.hints import Hint, UnclearError, find_hints, tidy
+from gpt4roi.demo.uploads import Upload
+from gpt4roi.errors import InputError
+from gpt4roi.generation.sampling import Decoding
+from gpt4roi.processing.user_input import check_boxes, mentioned_regions
+from gpt4roi.region_chat import RegionChat
+
+MAX_BOXES = 50
+"""Boxes in one conversation; each costs the model a few tokens of its context."""
+
+MAX_QUESTION = 4000
+"""Characters in one question."""
+
+NO_PICTURE = Hint("There is no picture yet. Choose one of your own, or click an example.")
+
+
+@dataclass(frozen=True)
+class Round:
+    """A question with its answer. regions: the numbers of the boxes that are new in this round."""
+
+    question: str
+    answer: str
+    regions: tuple[int, ...] = ()
+
+
+class Session:
+    """A picture, its boxes and what was said about them.
+
+    Boxes are numbered from 1 in the order in which they were drawn. A box that has been asked about is part of the
+    conversation and stays as it is; those drawn since may change until the next question, and come in with it.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model, self._processor = model, processor
+        self._chat = self._new_chat()
+        self._busy = threading.Lock()
+        self._stop = threading.Event()
+        self._forget()
+
+    def _new_chat(self) -> RegionChat:
+        # What the model has read is not kept: many people at rest would hold the memory of the few who ask.
+        return RegionChat(self._model, self._processor, keep_cache=False)
+
+    def _forget(self) -> None:
+        self.picture: Image.Image | None = None
+        self.picture_id = ""
+        self.size = (0, 0)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.boxes_px: list[list[float]] = []
+        self.rounds: list[Round] = []
+        self.asking = ""
+        """The question that is being answered, or whose answer was stopped."""
+
+    @property
+    def default_question(self) -> str:
+        """A question that the model was made for."""
+        return self._chat.default_question
+
+    @property
+    def introduced(self) -> set[int]:
+        """The numbers of the boxes that a question has brought in."""
+        return {number for one in self.rounds for number in mentioned_regions(one.question)}
+
+    @property
+    def answering(self) -> bool:
+        """Whether an answer is being written, or one is being ended."""
+        return self._busy.locked()
+
+    def show(self, upload: Upload) -> None:
+        """Looks at a picture and begins a new conversation; an answer being written is stopped."""
+        chat = self._new_chat()
+        chat.set_image(upload.picture)
+        with self._quiet():
+            self._forget()
+            self._chat, self.picture, self.size = chat, upload.picture, upload.own_size
+            self.picture_id = secrets.token_hex(8)
+
+    def start_over(self) -> None:
+        """Forgets boxes and conversation; the picture stays."""
+        with self._quiet():
+            self._chat.reset()
+            self._begin()
+
+    def clear(self) -> None:
+        """Forgets everything, the picture too."""
+        with self._quiet():
+            self._chat = self._new_chat()
+            self._forget()
+
+    def stop(self, wait_seconds: float = 0) -> None:
+        """Stops the answer being written; the conversation stays as it was before the question.
+
+        wait_seconds: how long to wait at most until the next question may be asked.
+        """
+        self._stop.set()
+        if wait_seconds and self._busy.acquire(timeout=wait_seconds):
+            self._busy.release()
+
+    def hints(self, question: Any, drawn_px: Sequence = (), anyway: bool = False) -> list[Hint]:
+        """Says what a question lacks before it can be asked. drawn_px: the boxes drawn since the last one."""
+        if self.picture is None:
+            return [NO_PICTURE]
+        known = len(self.boxes_px)
+        return find_hints(
+            tidy(question) if isinstance(question, str) else "",
+            known + len(drawn_px),
+            self.introduced,
+            known,
+            self.default_question,
+            anyway,
+        )
+
+    def ask(
+        self, question: str, drawn_px: Any = (), decoding: Decoding | None = None, anyway: bool = False
+    ) -> Iterator[str]:
+        """Answers a question and yields the answer as far as it is there, again and again until it is whole.
+
+        drawn_px: boxes drawn since the last question, xyxy in pixels of the person's own picture; those after the
+        last one mentioned are left for later. anyway: a drawn box need not be mentioned.
+        Raises UnclearError where something is missing, InputError on wrong boxes or values; nothing has changed then,
+        nor where the answer is stopped.
+        """
+        decoding = decoding or Decoding()
+        checked, known = self.picture_id, len(self.boxes_px)
+        drawn = self.check(question, drawn_px, anyway)
+        asked = tidy(question)
+        if not self._busy.acquire(blocking=False):
+            raise InputError("an answer is still being written; wait for it, or stop it")
+        if (self.picture_id, len(self.boxes_px)) != (checked, known):  # by another request of the same person
+            self._busy.release()
+            raise InputError("the picture or its boxes changed while this was asked; ask again")
+        before = self._chat.turns
+        new = drawn[: len(self.new_regions(asked, known))]
+        pieces: Iterator[str] | None = None
+        try:
+            self._stop.clear()
+            self.asking = question
+            pieces = self._chat.stream(
+                asked,
+                (new * self._scale).tolist(),
+                max_new_tokens=decoding.max_new_tokens,
+                temperature=decoding.temperature,
+                top_p=decoding.top_p,
+                seed=decoding.seed,
+            )
+            answer = ""
+            for piece in pieces:
+                answer += piece
+                yield answer
+                if self._stop.is_set():
+                    return
+        finally:
+            if pieces is not None:
+                pieces.close()
+            if self._chat.turns != before:  # the answer was whole, whether or not anybody took its last piece
+                self.boxes_px += new.tolist()
+                self.rounds.append(Round(asked, self._chat.turns[-1].text, self.new_regions(asked, known)))
+                self.asking = ""
+            self._busy.release()
+
+    def check(self, question: Any, drawn_px: Any, anyway: bool = False) -> np.ndarray:
+        """Returns the drawn boxes, float64[N, 4], where the question can be asked; raises as `ask` does."""
+        if self.picture is None:
+            raise UnclearError([NO_PICTURE])
+        if not isinstance(question, str) or len(question) > MAX_QUESTION:
+            raise InputError(f"a question is text of at most {MAX_QUESTION} characters")
+        if not isinstance(drawn_px, (list, tuple, np.ndarray)):
+            raise InputError("boxes are a list of [x1, y1, x2, y2] in pixels")
+        if len(self.boxes_px) + len(drawn_px) > MAX_BOXES:
+            raise InputError(f"a conversation has at most {MAX_BOXES} boxes; start over for more")
+        width, height = self.size
+        drawn = check_boxes(drawn_px, (height, width), first_number=len(self.boxes_px) + 1)
+        hints = self.hints(question, drawn, anyway)
+        if hints:
+            raise UnclearError(hints)
+        return drawn.reshape(-1, 4)
+
+    @staticmethod
+    def new_regions(question: str, num_known: int) -> tuple[int, ...]:
+        """Returns the numbers of the drawn boxes that a question brings in: up to the last one it mentions."""
+        last = max(mentioned_regions(tidy(question)), default=0)
+        return tuple(range(num_known + 1, last + 1))
+
+    @property
+    def _scale(self) -> np.ndarray:
+        """From pixels of the person's picture to pixels of the one that is kept."""
+        assert self.picture is not None
+        x, y = self.picture.width / self.size[0], self.picture.height / self.size[1]
+        return np.array([x, y, x, y])
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Stops an answer being written and holds the next one off."""
+        self._stop.set()
+        if not self._busy.acquire(timeout=30):
+            raise InputError("the answer being written does not stop; try again in a moment")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def kept_boxes(self) -> np.ndarray:
+        """Returns the boxes of the conversation, float64[N, 4] xyxy in pixels of the picture that is kept."""
+        return np.asarray(self.boxes_px, dtype=np.float64).reshape(-1, 4) * self._scale
+
+    def as_record(self) -> dict[str, Any]:
+        """Returns the conversation as JSON can hold it; boxes in pixels of the person's own picture."""
+        width, height = self.size
+        return {
+            "picture": {"width": width, "height": height} if self.picture is not None else None,
+            "regions": [
+                {"region": number, "box": [round(value, 2) for value in box]}
+                for number, box in enumerate(self.boxes_px, start=1)
+            ],
+            "rounds": [
+                {"question": one.question, "answer": one.answer, "new_regions": list(one.regions)}
+                for one in self.rounds
+            ],
+        }

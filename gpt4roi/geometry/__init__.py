@@ -1,0 +1,1 @@
+"""Geometry: arithmetic of boxes, masks and the frames that they are in."""

@@ -1,0 +1,1 @@
+"""Input and output: atomic files, JSON, COCO tables, images on disk, the hub's cache, digests."""

@@ -1,0 +1,210 @@
+"""A small region encoder and projector for towers with a native pyramid; ours, not the original's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization
+
+from gpt4roi.geometry.boxes import to_rois
+from gpt4roi.models.compat import execution_device_and_dtype
+from gpt4roi.models.configuration import GPT4RoIConfig
+from gpt4roi.models.kernels.roi_align import check_boxes, roi_align
+from gpt4roi.models.region_encoder import without_boxes
+from gpt4roi.models.vision_tower import VisionTower
+
+PICTURES_AT_ONCE = 64
+
+BOX_MEAN, BOX_STD = (0.5, 0.5, 0.3, 0.3, 0.3), (0.25, 0.25, 0.2, 0.2, 0.2)
+"""Of centre, size and root of the area of objects in everyday pictures, until boxes are measured."""
+
+
+class Standardise(nn.Module):
+    """Subtracts a mean and divides by a standard deviation, channel by channel; both are saved with the weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def reset_parameters(self) -> None:
+        """Forgets what was measured."""
+        nn.init.zeros_(self.mean)
+        nn.init.ones_(self.std)
+
+    @torch.no_grad()
+    def calibrate(self, values: torch.Tensor) -> None:
+        """Measures; values: float[N, C] or float[N, C, H, W]."""
+        rows = values.shape[0]
+        total, squares, count = 0.0, 0.0, 0
+        # Piece by piece, because the values may be kept in half precision and fill the memory.
+        for start in range(0, rows, PICTURES_AT_ONCE):
+            piece = values[start : start + PICTURES_AT_ONCE].double().transpose(0, 1).flatten(1)
+            total, squares, count = total + piece.sum(1), squares + piece.square().sum(1), count + piece.shape[1]
+        mean = total / count
+        self.mean.copy_(mean)
+        self.std.copy_((squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=1e-5))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Keeps the shape, float[N, C, …], in the dtype of what was measured."""
+        shape = (-1,) + (1,) * (values.ndim - 2)
+        return (values.to(self.mean.dtype) - self.mean.view(shape)) / self.std.view(shape)
+
+
+class LightRegionEncoder(nn.Module):
+    """Embeds what a box shows (content) and where it is (position), two parts of the same scale, and adds them.
+
+    mixup: largest share of another region's features mixed into each one while training;
+    noise: standard deviation of a number added to each channel while training. Both are 0 unless set.
+    same_way: as of RegionEncoder.
+    """
+
+    same_way = False
+
+    def __init__(self, config: GPT4RoIConfig, tower: VisionTower) -> None:
+        super().__init__()
+        self.image_size, self.strides = tower.image_size, tower.level_strides
+        sides = [-(-self.image_size // stride) for stride in self.strides]
+        self.level_shapes = list(zip(tower.level_channels, sides, strict=True))
+        self.output_size, self.sampling_ratio = config.roi_output_size, config.roi_sampling_ratio
+        self.backend = config.roi_align_backend
+        self.width = config.text_config.hidden_size
+        self.mixup, self.noise = 0.0, 0.0
+        self.standardise = nn.ModuleList(Standardise(channels) for channels in tower.level_channels)
+        self.reduce = nn.Conv2d(sum(tower.level_channels), config.pool_channels, 1)
+        self.hidden = nn.Linear(config.pool_channels * self.output_size**2, config.pool_hidden_size)
+        self.output = nn.Linear(config.pool_hidden_size, self.width)
+        self.norm = nn.RMSNorm(self.width, eps=1e-6)
+        self.standardise_box = Standardise(5)
+        self.place = nn.Linear(5, self.width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws fresh weights and forgets what was measured."""
+        for module in (self.reduce, self.hidden, self.output, *self.standardise):
+            module.reset_parameters()
+        # This copy leaves alone what came from a file.
+        initialization.copy_(self.standardise_box.mean, torch.tensor(BOX_MEAN))
+        initialization.copy_(self.standardise_box.std, torch.tensor(BOX_STD))
+        self.init_output_rms(1.0)
+
+    def init_output_rms(self, value: float) -> None:
+        """Starts both parts at one root mean square: that of the language model's own embeddings."""
+        nn.init.constant_(self.norm.weight, value)
+        nn.init.normal_(self.place.weight, std=value / math.sqrt(self.place.in_features))
+
+    def calibrate(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor] | None = None) -> None:
+        """Measures the channels of each level, and the boxes where given.
+
+        feature_maps: list of float[K, C_l, H_l, W_l]; boxes: list of float[N_i, 4], xyxy in [0, 1].
+        """
+        for standardise, level in zip(self.standardise, feature_maps, strict=True):
+            standardise.calibrate(level)
+        if boxes:
+            self.standardise_box.calibrate(box_facts(torch.cat(boxes)))
+
+    def content(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Embeds what each box shows; float[M, D] in batch order."""
+        return self.embed(self.pool(feature_maps, boxes))
+
+    def pool(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """RoIAligns every standardised level; float[M, sum of C_l, output_size, output_size]."""
+        return self._pool_levels(self.pyramid(feature_maps), boxes)
+
+    def _pool_levels(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        rois = to_rois([rows.to(pyramid[0].device) for rows in boxes], (self.image_size, self.image_size))
+        pooled = [
+            roi_align(level, rois, self.output_size, 1 / stride, self.sampling_ratio, self.backend)
+            for level, stride in zip(pyramid, self.strides, strict=True)
+        ]
+        return torch.cat(pooled, dim=1)
+
+    def pyramid(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns what depends on the pictures alone, to be kept for many boxes: list of float[K, C_l, H_l, W_l]."""
+        return [standardise(level) for level, standardise in zip(feature_maps, self.standardise, strict=True)]
+
+    def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Returns float[M, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
+        return self.embed(self._pool_levels(pyramid, boxes)) + self.position(boxes)
+
+    def embed(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Embeds pooled boxes, float[M, C, h, w], as float[M, D]; disturbs them first while training."""
+        if self.training:
+            pooled = self._disturb(pooled)
+        hidden = rearrange(F.gelu(self.reduce(pooled.to(self.reduce.weight.dtype))), "m c h w -> m (c h w)")
+        output = self.output(F.gelu(self.hidden(hidden)))
+        # Under autocast the norm would otherwise get two types.
+        return self.norm(output.to(self.norm.weight.dtype))
+
+    def _disturb(self, pooled: torch.Tensor) -> torch.Tensor:
+        if self.mixup > 0 and len(pooled) > 1:
+            share = self.mixup * torch.rand(len(pooled), 1, 1, 1, device=pooled.device, dtype=pooled.dtype)
+            other = pooled[torch.randperm(len(pooled), device=pooled.device)]
+            pooled = (1 - share) * pooled + share * other
+        if self.noise > 0:
+            pooled = pooled + self.noise * torch.randn_like(pooled[..., :1, :1])
+        return pooled
+
+    def position(self, boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Embeds where each box is; float[M, D] in batch order."""
+        device, dtype = execution_device_and_dtype(self.place)
+        return self.place(self.standardise_box(box_facts(torch.cat(boxes).to(device))).to(dtype))
+
+    def forward(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Returns float[M, D]: row k belongs to the k-th box of the batch.
+
+        feature_maps: list of float[K, C_l, H_l, W_l], shallow first; boxes: list of K float[N_i, 4], xyxy in [0, 1].
+        Without any box the result has no rows and zero gradients. Raises InputError on boxes that are none.
+        """
+        check_boxes(boxes)
+        if not sum(len(rows) for rows in boxes):
+            return without_boxes(self, self.level_shapes)
+        return self.content(feature_maps, boxes) + self.position(boxes)
+
+
+def box_facts(boxes: torch.Tensor) -> torch.Tensor:
+    """Returns float[M, 5]: centre x and y, width, height, square root of the area; boxes: float[M, 4] in [0, 1]."""
+    x1, y1, x2, y2 = boxes.float().unbind(-1)
+    width, height = x2 - x1, y2 - y1
+    return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, width, height, (width * height).clamp(min=0).sqrt()], dim=-1)
+
+
+class LightProjector(nn.Module):
+    """Pools the last map to g x g cells and embeds each with its place, at the scale of word embeddings."""
+
+    def __init__(self, config: GPT4RoIConfig, tower: VisionTower) -> None:
+        super().__init__()
+        self.map_size = tower.grid_size
+        self.grid_size = config.image_grid_size or tower.grid_size
+        self.width = config.text_config.hidden_size
+        self.standardise = Standardise(tower.hidden_size)
+        self.linear = nn.Linear(tower.hidden_size, self.width)
+        self.position = nn.Parameter(torch.empty(self.grid_size**2, self.width))
+        self.norm = nn.RMSNorm(self.width, eps=1e-6)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws fresh weights."""
+        self.standardise.reset_parameters()
+        self.linear.reset_parameters()
+        nn.init.normal_(self.position, std=0.02)
+        self.init_output_rms(1.0)
+
+    def init_output_rms(self, value: float) -> None:
+        """Starts at one root mean square: that of the language model's own embeddings."""
+        nn.init.constant_(self.norm.weight, value)
+
+    def calibrate(self, feature_maps: list[torch.Tensor]) -> None:
+        """Measures the channels of the last map; feature_maps: list of float[K, C_l, H_l, W_l]."""
+        self.standardise.calibrate(F.adaptive_avg_pool2d(feature_maps[-1].float(), self.grid_size))
+
+    def forward(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Returns float[K, g * g, D]; image_tokens: float[K, P, C], the cells of the last map, row by row."""
+        cells = rearrange(image_tokens, "k (h w) c -> k c h w", h=self.map_size)
+        pooled = self.standardise(F.adaptive_avg_pool2d(cells.to(self.standardise.mean.dtype), self.grid_size))
+        rows = rearrange(pooled, "k c h w -> k (h w) c").to(self.linear.weight.dtype)
+        return self.norm((self.linear(rows) + self.position).to(self.norm.weight.dtype))

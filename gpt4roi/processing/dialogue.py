@@ -1,0 +1,205 @@
+"""Dialogues become ids and labels: references written, template rendered, picture expanded, too long ones shortened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt4roi.constants import IGNORE_INDEX, IMAGE_TOKEN
+from gpt4roi.errors import InputError
+from gpt4roi.processing.mentions import write_mentions
+from gpt4roi.processing.templates import PromptTemplate
+from gpt4roi.processing.tokenizer import TextEncoder, supervised_labels
+
+
+@dataclass(frozen=True)
+class DialogueStep:
+    """One turn on its way into a prompt.
+
+    text: may begin with `preamble` characters that show the picture; bare: the 0-based boxes of its bare `<bbox>`.
+    """
+
+    role: str
+    text: str
+    bare: Sequence[int] = ()
+    preamble: int = 0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a sample's text.
+
+    ids, labels: int64[T]; boxes: the 0-based box of each `<bbox>` among the ids, in order.
+    segment_ids, position_ids: int64[T] where it consists of independent conversations, else None.
+    dropped: question-answer rounds that were left out; cut: whether the only answer left lost its end.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    boxes: list[int]
+    segment_ids: np.ndarray | None = None
+    position_ids: np.ndarray | None = None
+    dropped: int = 0
+    cut: bool = False
+
+
+class DialogueEncoder:
+    """Knows the format, the tokenizer's ids and the limits.
+
+    image_text: what `<image>` is written as, with one patch token that becomes image_seq_length of them.
+    """
+
+    def __init__(
+        self,
+        template: PromptTemplate,
+        text_encoder: TextEncoder,
+        image_text: str,
+        patch_id: int,
+        region_id: int,
+        image_seq_length: int,
+        max_length: int,
+    ) -> None:
+        self.template = template
+        self.text_encoder = text_encoder
+        self.image_text = image_text
+        self.patch_id, self.region_id = patch_id, region_id
+        self.image_seq_length, self.max_length = image_seq_length, max_length
+
+    def dialogue(self, steps: Sequence[DialogueStep], generation: bool, where: str) -> Encoded:
+        """Encodes one conversation, without its last rounds where it is too long.
+
+        A question that is to be answered stays, and so does the first round, which shows the picture: then the rounds
+        after the first go. Raises InputError where even the shortest form is too long.
+        """
+        rounds = _rounds(steps)
+        for dropped in range(max(len(rounds) - 1, 1)):
+            encoded, _ = self._encode(_without(rounds, dropped, generation), generation, where)
+            if len(encoded.ids) <= self.max_length:
+                return _with(encoded, dropped=dropped)
+        if not generation:
+            encoded, _ = self._encode(rounds[0], False, where)
+            dropped = len(rounds) - 1
+            if len(encoded.ids) <= self.max_length:
+                return _with(encoded, dropped=dropped)
+            return _with(self._cut(encoded, where), dropped=dropped, cut=True)
+        raise self._too_long(len(encoded.ids), where)
+
+    def independent(self, steps: Sequence[DialogueStep], where: str) -> Encoded:
+        """Encodes every question-answer pair as a conversation of its own behind what all of them begin with.
+
+        The shared ids (segment 0) end before the first question; in them nothing is learnt. Pair k has segment k, ends
+        with its last learnt id, and its positions go on where the shared ids end. Pairs that do not fit any more are
+        left out from the end.
+        """
+        pairs = _rounds(steps)
+        if any([step.role for step in pair] != ["user", "assistant"] for pair in pairs):
+            raise InputError(f"independent turns must be pairs of a question and an answer{where}")
+        singles = [self._encode(pair, False, where) for pair in pairs]
+        shared = _common_length([single.ids[:limit] for single, limit in singles])
+        prefix = singles[0][0].ids[:shared]
+        ids, labels = [prefix], [np.full_like(prefix, IGNORE_INDEX)]
+        segments, positions = [np.zeros_like(prefix)], [np.arange(shared)]
+        boxes: list[int] = []
+        total = shared
+        for number, (single, _) in enumerate(singles, start=1):
+            # Nothing is learnt after the end of the answer, and no other pair can see what stands there.
+            end = int(np.flatnonzero(single.labels != IGNORE_INDEX)[-1]) + 1
+            total += end - shared
+            if total > self.max_length:
+                if number == 1:
+                    raise self._too_long(total, where)
+                break
+            ids.append(single.ids[shared:end])
+            labels.append(single.labels[shared:end])
+            segments.append(np.full(end - shared, number))
+            positions.append(np.arange(shared, end))
+            boxes.extend(single.boxes)
+        return Encoded(
+            np.concatenate(ids),
+            np.concatenate(labels),
+            boxes,
+            segment_ids=np.concatenate(segments).astype(np.int64),
+            position_ids=np.concatenate(positions).astype(np.int64),
+            dropped=len(pairs) - (len(ids) - 1),
+        )
+
+    def _encode(self, steps: Sequence[DialogueStep], generation: bool, where: str) -> tuple[Encoded, int]:
+        """Encodes one conversation whole; also returns how many ids come before the first question."""
+        texts, boxes = write_mentions([step.text for step in steps], [step.bare for step in steps])
+        written = [(step.role, text) for step, text in zip(steps, texts, strict=True)]
+        try:
+            prompt = self.template.render(written, generation)
+        except InputError as error:
+            raise InputError(f"{error}{where}") from error
+        text, spans, question = (
+            prompt.text,
+            prompt.spans,
+            self._question_start(prompt.text, texts[0], steps[0].preamble),
+        )
+        image_at = text.find(IMAGE_TOKEN)
+        if image_at >= 0:
+            text = text[:image_at] + self.image_text + text[image_at + len(IMAGE_TOKEN) :]
+            longer = len(self.image_text) - len(IMAGE_TOKEN)
+            spans = tuple((s + longer * (s > image_at), e + longer * (e > image_at), limit) for s, e, limit in spans)
+            question += longer * (question > image_at)
+        ids, last_chars = self.text_encoder.encode(text)
+        labels = supervised_labels(ids, last_chars, spans)
+        shared = int(np.searchsorted(last_chars, question))
+        if image_at >= 0:
+            patch = int(np.flatnonzero(ids == self.patch_id)[0])
+            repeats = np.ones(len(ids), dtype=np.int64)
+            repeats[patch] = self.image_seq_length
+            ids, labels = np.repeat(ids, repeats), np.repeat(labels, repeats)
+            shared += (self.image_seq_length - 1) * (patch < shared)
+        found = int((ids == self.region_id).sum())
+        if found != len(boxes):
+            raise InputError(f"{found} <bbox> tokens but {len(boxes)} boxes{where}")
+        return Encoded(ids, labels, boxes), shared
+
+    @staticmethod
+    def _question_start(text: str, first_text: str, preamble: int) -> int:
+        return max(text.find(first_text.strip()), 0) + preamble
+
+    def _cut(self, encoded: Encoded, where: str) -> Encoded:
+        """Shortens the only answer; the question, the picture and every `<bbox>` must stay."""
+        ids, labels = encoded.ids[: self.max_length], encoded.labels[: self.max_length]
+        lost = encoded.ids[self.max_length :]
+        if labels[-1] == IGNORE_INDEX or np.isin(lost, (self.region_id, self.patch_id)).any():
+            raise self._too_long(len(encoded.ids), where)
+        return Encoded(ids, labels, encoded.boxes)
+
+    def _too_long(self, length: int, where: str) -> InputError:
+        return InputError(
+            f"the shortest prompt has {length} tokens but model_max_length is {self.max_length}{where}; "
+            "shorten the text, or raise model_max_length (in training --model_max_length)"
+        )
+
+
+def _rounds(steps: Sequence[DialogueStep]) -> list[list[DialogueStep]]:
+    """Groups steps: a round begins with each question that follows an answer."""
+    rounds: list[list[DialogueStep]] = []
+    for index, step in enumerate(steps):
+        if index == 0 or (step.role == "user" and steps[index - 1].role != "user"):
+            rounds.append([])
+        rounds[-1].append(step)
+    return rounds
+
+
+def _without(rounds: list[list[DialogueStep]], dropped: int, generation: bool) -> list[DialogueStep]:
+    kept = rounds[:1] + rounds[1 + dropped :] if generation else rounds[: len(rounds) - dropped]
+    return [step for one in kept for step in one]
+
+
+def _with(encoded: Encoded, dropped: int, cut: bool = False) -> Encoded:
+    return Encoded(encoded.ids, encoded.labels, encoded.boxes, dropped=dropped, cut=cut)
+
+
+def _common_length(rows: list[np.ndarray]) -> int:
+    """Returns how many ids all rows begin with alike."""
+    length = min(len(row) for row in rows)
+    differs = np.zeros(length, dtype=bool)
+    for row in rows[1:]:
+        differs |= row[:length] != rows[0][:length]
+    return int(differs.argmax()) if differs.any() else length

@@ -1,0 +1,201 @@
+"""Pictures become tensors, and pixel boxes boxes of the model, in the two ways the released models were trained with.
+
+bilinear (detection data): the picture as shown, after its EXIF rotation, is resized straight to the square; boxes are
+    clipped to it.
+bicubic (dialogue data and inference): the stored pixels, not rotated; CLIP's resize of the shorter side, then a
+    resize of the float picture to the square; boxes stay as they are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.nn import functional as F
+
+from gpt4roi.errors import InputError
+from gpt4roi.geometry import boxes as box_ops
+from gpt4roi.structures import Augmentation, PicturePipeline
+
+MAX_PIXELS = 178_956_970
+"""Pictures with more pixels are refused before they are decoded (PIL's own limit for decompression bombs)."""
+
+MAX_ASPECT = 200
+
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+def load_image(image: Any, pipeline: PicturePipeline = "bicubic", where: str = "") -> Image.Image:
+    """Opens a path, PIL picture or uint8 array [H, W, 3] and returns it as RGB, rotated by EXIF where bilinear.
+
+    Raises InputError where it is missing, damaged, no picture, or too large to decode.
+    """
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(_check_array(image, where))
+    name = repr(str(image)) if not isinstance(image, Image.Image) else "the given picture"
+    if not isinstance(image, (str, bytes, Image.Image)) and not hasattr(image, "__fspath__"):
+        kind = type(image).__name__
+        raise InputError(f"a picture must be a path, a PIL picture or a uint8 array, got {kind}{where}")
+    try:
+        picture = image if isinstance(image, Image.Image) else Image.open(image)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
+        if max(picture.size) > MAX_ASPECT * min(picture.size):
+            raise InputError(
+                f"picture {name} is {picture.width} x {picture.height} pixels{where}; "
+                f"its sides may differ {MAX_ASPECT} times at most"
+            )
+        if pipeline == "bilinear":
+            picture = ImageOps.exif_transpose(picture)
+        return _to_rgb(picture)
+    except FileNotFoundError as error:
+        raise InputError(f"picture {name} not found{where}; check the path or --img_prefix") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"picture {name} is too large to open{where}: {error}; make it smaller first") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"picture {name} is not a picture file that can be read{where}") from error
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise whatever comes to their mind over damaged files
+        raise InputError(f"picture {name} cannot be decoded{where}: {error}; fetch or save it again") from error
+
+
+def read_header(path: str, where: str = "") -> tuple[tuple[int, int], bool]:
+    """Returns the (height, width) of a picture as stored, and whether its EXIF data turn it by a quarter.
+
+    Decodes nothing. Raises InputError where even its header cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                return (picture.height, picture.width), picture.getexif().get(_ORIENTATION) in _SIDEWAYS
+    except Exception as error:  # whatever a damaged header makes the decoder raise
+        raise InputError(f"picture {path!r} cannot be opened{where}: {error}") from None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":  # PIL would cut these greys off at 255
+        picture = Image.fromarray(_eight_bits(np.asarray(picture)))
+    return picture.convert("RGB")
+
+
+def _eight_bits(grey: np.ndarray) -> np.ndarray:
+    """Returns greys of 16 bits, of 32 that hold 8 or 16, or of floats in [0, 1] or [0, 255], as uint8."""
+    if grey.dtype.kind == "f":
+        grey = np.nan_to_num(grey)
+        return (grey * (255 if grey.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
+    if grey.dtype.itemsize == 2 or grey.max() > 255:
+        grey = grey.astype(np.int64) >> 8
+    return grey.clip(0, 255).astype(np.uint8)
+
+
+def _check_array(image: np.ndarray, where: str) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
+        raise InputError(f"a picture array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}{where}")
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    if image.shape[2] not in (3, 4):
+        raise InputError(f"a picture array must have 3 channels (RGB), got {image.shape[2]}{where}")
+    return np.ascontiguousarray(image[:, :, :3])
+
+
+def to_pixel_values(
+    image: Image.Image,
+    pipeline: PicturePipeline,
+    size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    augmentation: Augmentation | None = None,
+) -> torch.Tensor:
+    """Resizes an RGB picture to size x size and normalises; mean and std: of values in [0, 1].
+
+    Returns float32[3, size, size].
+    """
+    offset = np.asarray(mean, dtype=np.float32)[:, None, None]
+    scale = np.asarray(std, dtype=np.float32)[:, None, None]
+    resize = _resize_bilinear if pipeline == "bilinear" else _resize_shorter_side
+    resized = resize(image, size)
+    values = (np.ascontiguousarray(resized.transpose(2, 0, 1)).astype(np.float32) / 255 - offset) / scale
+    if pipeline == "bicubic" and values.shape[1:] != (size, size):
+        stretched = F.interpolate(
+            torch.from_numpy(values)[None], size=(size, size), mode="bilinear", align_corners=False
+        )
+        values = stretched[0].numpy()
+    if augmentation is not None:
+        values = _augment(values, augmentation, black=-offset / scale)
+    return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def _resize_bilinear(picture: Image.Image, size: int) -> np.ndarray:
+    """Resizes without antialias, half-pixel centres, in OpenCV's 11-bit fixed point: the same grey levels as its."""
+    image = np.asarray(picture)
+    (top, bottom, down), (left, right, across) = (_neighbours(length, size) for length in image.shape[:2])
+    columns = [
+        side[:, left] * across[0][:, None] + side[:, right] * across[1][:, None]
+        for side in (image[top].astype(np.int32), image[bottom].astype(np.int32))
+    ]
+    terms = [(weight[:, None, None] * (column >> 4)) >> 16 for weight, column in zip(down, columns, strict=True)]
+    return (terms[0] + terms[1] + 2) >> 2
+
+
+def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Returns, per output position, the two input positions it lies between and their weights in units of 1/2048."""
+    position = ((np.arange(size) + 0.5) * (length / size) - 0.5).astype(np.float32)
+    first = np.floor(position)
+    part = position - first
+    weights = tuple(np.rint(weight * 2048).astype(np.int32) for weight in (1 - part, part))
+    index = first.astype(np.int64)
+    return index.clip(0, length - 1), (index + 1).clip(0, length - 1), weights
+
+
+def _resize_shorter_side(image: Image.Image, size: int) -> np.ndarray:
+    """Resizes with PIL's bicubic filter so that the shorter side has the size; the longer one is rounded down."""
+    width, height = image.size
+    shorter = min(width, height)
+    new = (int(size * width / shorter), int(size * height / shorter))
+    return np.asarray(image.resize(new, Image.Resampling.BICUBIC))
+
+
+def _augment(values: np.ndarray, augmentation: Augmentation, black: np.ndarray) -> np.ndarray:
+    dx, dy = augmentation.shift
+    height, width = values.shape[1:]
+    if dx or dy:
+        moved = np.broadcast_to(black, values.shape).copy()
+        if abs(dx) < width and abs(dy) < height:
+            moved[:, max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = values[
+                :, max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)
+            ]
+        values = moved
+    return values[:, :, ::-1] if augmentation.flip else values
+
+
+def boxes_in_frame(
+    boxes_px: np.ndarray,
+    image_size: tuple[int, int],
+    pipeline: PicturePipeline,
+    size: int,
+    augmentation: Augmentation | None = None,
+) -> np.ndarray:
+    """Moves boxes of the user's picture, float[N, 4] xyxy in pixels, into the square that the model sees.
+
+    image_size: (height, width) of the picture as its pipeline opens it. Returns float64[N, 4] xyxy in pixels of the
+    square (divide by size for the model): scaled per axis, shifted and flipped with the picture, clipped if bilinear.
+    """
+    frame = (size, size)
+    moved = box_ops.denormalize(box_ops.normalize(np.asarray(boxes_px, dtype=np.float64), image_size), frame)
+    if pipeline == "bilinear":
+        moved = box_ops.clip(moved, frame)
+    if augmentation is None:
+        return moved
+    dx, dy = augmentation.shift
+    moved = moved + np.asarray([dx, dy, dx, dy], dtype=np.float64)
+    if pipeline == "bilinear":
+        moved = box_ops.clip(moved, frame)
+    if augmentation.flip:
+        moved = np.stack([size - moved[:, 2], moved[:, 1], size - moved[:, 0], moved[:, 3]], axis=1)
+    return moved

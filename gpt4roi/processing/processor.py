@@ -1,0 +1,290 @@
+"""GPT4RoIProcessor: a sample (picture, boxes, dialogue) becomes the model's tensors, and ids become an answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+
+from gpt4roi.constants import (
+    IGNORE_INDEX,
+    IMAGE_END_TOKEN,
+    IMAGE_PATCH_TOKEN,
+    IMAGE_START_TOKEN,
+    IMAGE_TOKEN,
+    REGION_TOKEN,
+)
+from gpt4roi.errors import InputError
+from gpt4roi.processing import images
+from gpt4roi.processing.batch import pad_features
+from gpt4roi.processing.dialogue import DialogueEncoder, DialogueStep
+from gpt4roi.processing.mentions import number_boxes
+from gpt4roi.processing.prompts import IMAGE_PREAMBLE
+from gpt4roi.processing.templates import TEMPLATES, V0, ChatTemplate, PromptTemplate
+from gpt4roi.processing.tokenizer import TextEncoder, is_llama_style
+from gpt4roi.structures import Augmentation, PicturePipeline, RegionSample
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_RESERVED = (IMAGE_START_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_END_TOKEN)
+_SAVED = (
+    "image_size",
+    "image_mean",
+    "image_std",
+    "image_seq_length",
+    "prompt_format",
+    "model_max_length",
+    "system_prompt",
+    "use_image_start_end",
+    "image_first",
+)
+
+
+class GPT4RoIProcessor(ProcessorMixin):
+    """Writes prompts, tokenizes, opens pictures and normalises boxes; the same for training and answering.
+
+    image_seq_length: how many tokens the picture takes; image_mean, image_std: of values in [0, 1].
+    prompt_format: `v0`, `v1` or `llava_v1` (as released models were trained), or `chat`, the tokenizer's own template.
+    model_max_length: longer samples lose whole question-answer rounds.
+    system_prompt: for `chat`, instead of the template's own.
+    use_image_start_end: puts <im_start> and <im_end> around the picture; image_first: v0 only, the picture before all.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_size: int = 224,
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
+        image_seq_length: int = 256,
+        prompt_format: str = "v0",
+        model_max_length: int = 2048,
+        system_prompt: str | None = None,
+        use_image_start_end: bool = True,
+        image_first: bool = False,
+    ) -> None:
+        super().__init__(tokenizer)
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in (*_RESERVED, REGION_TOKEN) if token not in vocabulary]
+        if missing or tokenizer.pad_token is None:
+            lacking = ", ".join(missing) or "a padding token"
+            raise InputError(f"the tokenizer lacks {lacking}; call gpt4roi.tokenization.add_special_tokens on it")
+        self.image_size, self.image_seq_length = image_size, image_seq_length
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.prompt_format, self.model_max_length = prompt_format, model_max_length
+        self.system_prompt, self.image_first = system_prompt, image_first
+        self.use_image_start_end = use_image_start_end
+        self.region_token_id: int = vocabulary[REGION_TOKEN]
+        self.image_patch_token_id: int = vocabulary[IMAGE_PATCH_TOKEN]
+        self._template = self._make_template()
+        piecewise = self._template.piecewise and is_llama_style(tokenizer)
+        own_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+        self._text_encoder = TextEncoder(tokenizer, piecewise, self._template.adds_bos and (piecewise or own_bos))
+        self._dialogues = DialogueEncoder(
+            self._template,
+            self._text_encoder,
+            "".join(_RESERVED) if use_image_start_end else IMAGE_PATCH_TOKEN,
+            self.image_patch_token_id,
+            self.region_token_id,
+            image_seq_length,
+            model_max_length,
+        )
+
+    def _make_template(self) -> PromptTemplate:
+        if self.prompt_format == "chat":
+            return ChatTemplate(self.tokenizer, self.system_prompt)
+        if self.prompt_format not in TEMPLATES:
+            known = ", ".join([*TEMPLATES, "chat"])
+            raise InputError(f"prompt_format must be one of {known}; got {self.prompt_format!r}")
+        if self.image_first:
+            return dataclasses.replace(V0, image_first=True)
+        return TEMPLATES[self.prompt_format]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what is saved beside the tokenizer."""
+        return {name: getattr(self, name) for name in _SAVED} | {"processor_class": type(self).__name__}
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """Texts that end an answer; what follows is not part of it."""
+        return list(self._template.stops(self.tokenizer.eos_token))
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids at which generation stops: the end token, and stop strings that are one token of their own."""
+        known = self._text_encoder.added
+        return list(
+            dict.fromkeys(known[text] for text in (*self.stop_strings, self.tokenizer.eos_token) if text in known)
+        )
+
+    def __call__(self, samples: RegionSample | Sequence[RegionSample], generation: bool = False) -> dict[str, Any]:
+        """Encodes one or several samples as a batch; padded on the left for generation, else on the right.
+
+        Returns what padding.pad_features describes. Raises InputError as encode does.
+        """
+        if isinstance(samples, RegionSample):
+            samples = [samples]
+        encoded = [self.encode(sample, generation) for sample in samples]
+        return pad_features(encoded, self.tokenizer.pad_token_id, "left" if generation else "right")
+
+    def encode(self, sample: RegionSample, generation: bool = False) -> dict[str, Any]:
+        """Turns one sample into tensors.
+
+        generation: up to the point where the model answers, without labels.
+        Returns input_ids, labels int64[T]; where it has a picture, pixel_values float32[3, S, S], boxes float32[M, 4]
+        (xyxy in [0, 1], row k is the box of the k-th `<bbox>`) and box_indices int64[M] (its number in the sample, from
+        0); where its turns are independent, segment_ids (0: shared, k: k-th pair) and position_ids int64[T];
+        n_dropped_turns, the question-answer rounds that were too long; n_cut_answers, 1 where the only round left lost
+        the end of its answer; source.
+        Raises InputError, naming the sample's source, where picture, boxes and text do not fit together.
+        """
+        if sample.image is None:
+            return self.encode_text(sample, generation)
+        picture = images.load_image(sample.image, sample.picture_pipeline, _where(sample))
+        encoded = self.encode_text(sample, generation, (picture.height, picture.width))
+        encoded["pixel_values"] = self.pixel_values(picture, sample.picture_pipeline, sample.augmentation)
+        return encoded
+
+    def encode_text(
+        self, sample: RegionSample, generation: bool = False, image_size: tuple[int, int] | None = None
+    ) -> dict[str, Any]:
+        """Does what encode does without opening the picture; image_size: its (height, width), for boxes in pixels."""
+        where = _where(sample)
+        steps = self._steps(sample, generation, where)
+        if sample.independent_turns and not generation:
+            encoded = self._dialogues.independent(_each_shows(steps, sample, where), where)
+        else:
+            if sample.independent_turns:  # the other questions cannot be seen by the one that is asked
+                steps = _each_shows(steps, sample, where)[-1:]
+            encoded = self._dialogues.dialogue(_first_shows(steps, sample), generation, where)
+        result: dict[str, Any] = {"input_ids": torch.tensor(encoded.ids)}
+        if not generation:
+            result["labels"] = torch.tensor(encoded.labels)
+        if sample.image is not None:
+            result["boxes"] = self._boxes(sample, encoded.boxes, image_size, where)
+            result["box_indices"] = torch.tensor(encoded.boxes, dtype=torch.int64)
+        if encoded.segment_ids is not None:
+            result["segment_ids"] = torch.tensor(encoded.segment_ids)
+            result["position_ids"] = torch.tensor(encoded.position_ids)
+        counts = {"n_dropped_turns": encoded.dropped, "n_cut_answers": int(encoded.cut)}
+        return result | counts | {"source": sample.source}
+
+    def _steps(self, sample: RegionSample, generation: bool, where: str) -> list[DialogueStep]:
+        """Checks the turns and says which box each bare `<bbox>` means."""
+        turns = list(sample.turns)
+        if generation and turns and turns[-1].role == "assistant" and not turns[-1].text:
+            turns.pop()
+        for index, turn in enumerate(turns):
+            answered = generation and turn.role == "assistant"  # a model may have had nothing to say
+            if not turn.text.strip() and not answered:
+                raise InputError(f"turn {index} ({turn.role}) is empty{where}")
+            reserved = [token for token in _RESERVED if token in turn.text]
+            if reserved:
+                raise InputError(f"turn {index} holds {reserved[0]}{where}; write <image> where the picture belongs")
+        if generation and (not turns or turns[-1].role != "user"):
+            raise InputError(f"the last turn must be the user's question{where}")
+        if not generation and not any(turn.role == "assistant" for turn in turns):
+            raise InputError(f"there is no answer to learn from{where}")
+        texts = [turn.text for turn in turns]
+        images = sum(text.count(IMAGE_TOKEN) for text in texts)
+        if images > 1 or (images and sample.image is None):
+            raise InputError(f"{images} <image> in the text but {int(sample.image is not None)} picture{where}")
+        bare = number_boxes(texts, len(sample.boxes_px), where)
+        if sample.image is None and any("<region" in text or REGION_TOKEN in text for text in texts):
+            raise InputError(f"the text refers to regions but there is no picture{where}")
+        return [DialogueStep(turn.role, turn.text, boxes) for turn, boxes in zip(turns, bare, strict=True)]
+
+    def _boxes(
+        self, sample: RegionSample, order: list[int], image_size: tuple[int, int] | None, where: str
+    ) -> torch.Tensor:
+        if not order:
+            return torch.zeros(0, 4)
+        boxes = sample.boxes_px[order]
+        inverted = np.flatnonzero((boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1]))
+        if len(inverted):
+            number = order[inverted[0]] + 1
+            raise InputError(f"box {number} is {boxes[inverted[0]].tolist()}{where}; expected x1 <= x2 and y1 <= y2")
+        if sample.box_frame == "unit":
+            image_size = (1, 1)
+        if image_size is None:
+            raise InputError(f"boxes in pixels need the picture's size{where}; pass image_size=(height, width)")
+        moved = images.boxes_in_frame(boxes, image_size, sample.picture_pipeline, self.image_size, sample.augmentation)
+        return torch.tensor(moved / self.image_size, dtype=torch.float32)
+
+    def load_image(self, image: Any, pipeline: PicturePipeline = "bicubic") -> Image.Image:
+        """Opens a path, PIL picture or uint8 array as RGB; rotated by its EXIF data where bilinear."""
+        return images.load_image(image, pipeline)
+
+    def pixel_values(
+        self, image: Any, pipeline: PicturePipeline = "bicubic", augmentation: Augmentation | None = None
+    ) -> torch.Tensor:
+        """Turns a picture (as of load_image) into float32[3, image_size, image_size]."""
+        picture = images.load_image(image, pipeline)
+        return images.to_pixel_values(picture, pipeline, self.image_size, self.image_mean, self.image_std, augmentation)
+
+    def passages(self, ids: Any, labels: Any) -> list[tuple[str, bool]]:
+        """Writes an encoded sample (input_ids and labels, int64[T]) for people to read.
+
+        Returns (text, whether it is learnt) in order; the picture's tokens are `[256 picture tokens]`.
+        """
+        runs: list[tuple[str, list[int]]] = []
+        for token, label in zip(ids.tolist(), labels.tolist(), strict=True):
+            picture = token == self.image_patch_token_id
+            kind = "picture" if picture else "learnt" if label != IGNORE_INDEX else "given"
+            if not runs or runs[-1][0] != kind:
+                runs.append((kind, []))
+            runs[-1][1].append(token)
+        return [
+            (f"[{len(run)} picture tokens]" if kind == "picture" else self.tokenizer.decode(run), kind == "learnt")
+            for kind, run in runs
+        ]
+
+    def decode(self, ids: Any) -> str:
+        """Turns generated ids (of one sample, without its prompt) into the answer.
+
+        It ends before the format's stop word; the speaker's name, special tokens and outer blanks are dropped.
+        """
+        tokens = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        stops = set(self.stop_token_ids)
+        end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))
+        added = set(self._text_encoder.added.values())
+        text = self._text_encoder.decode([token for token in tokens[:end] if token not in added]).strip()
+        for stop in self.stop_strings:
+            text = text.partition(stop)[0]
+        return text.strip().removeprefix(self._template.answer_prefix).strip()
+
+
+def _where(sample: RegionSample) -> str:
+    return f" in {sample.source}" if sample.source else ""
+
+
+def _first_shows(steps: list[DialogueStep], sample: RegionSample) -> list[DialogueStep]:
+    """Puts the picture before the first question, where no turn holds it."""
+    if sample.image is None or any(IMAGE_TOKEN in step.text for step in steps):
+        return steps
+    first = next((index for index, step in enumerate(steps) if step.role == "user"), 0)
+    return [_shows(step, IMAGE_PREAMBLE) if index == first else step for index, step in enumerate(steps)]
+
+
+def _each_shows(steps: list[DialogueStep], sample: RegionSample, where: str) -> list[DialogueStep]:
+    """Puts the picture before every question, as the first one has it or else with the preamble."""
+    if sample.image is None:
+        return steps
+    preamble = next((text for text in (IMAGE_PREAMBLE, f"{IMAGE_TOKEN}\n") if steps[0].text.startswith(text)), "")
+    steps = [dataclasses.replace(steps[0], text=steps[0].text.removeprefix(preamble)), *steps[1:]]
+    if any(IMAGE_TOKEN in step.text for step in steps):
+        raise InputError(f"independent turns may show <image> only on a line of its own, at the very start{where}")
+    return [_shows(step, preamble or IMAGE_PREAMBLE) if step.role == "user" else step for step in steps]
+
+
+def _shows(step: DialogueStep, preamble: str) -> DialogueStep:
+    return dataclasses.replace(step, text=preamble + step.text, preamble=len(preamble))
+
+
+# Saved processors are found by their name; the configuration's class belongs to models, which is not imported here.
+AutoProcessor.register(GPT4RoIProcessor, GPT4RoIProcessor)

@@ -1,0 +1,231 @@
+"""Pictures, boxes and questions as people give them, checked: wrong ones raise InputError with the next step."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gpt4roi.constants import REGION_TOKEN
+from gpt4roi.errors import InputError
+from gpt4roi.geometry.masks import size_of, to_box
+from gpt4roi.processing.images import load_image
+from gpt4roi.processing.mentions import region_numbers
+
+logger = logging.getLogger(__name__)
+
+_SHORT_MENTION = re.compile(r"<(\d+)>")
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.IGNORECASE)
+
+BORDER_SLACK_PX = 1.0
+"""How far a box may reach over the picture's border: annotation files round."""
+
+MASKS_SHOWN = 5
+
+MAX_BOXES = 1000
+"""Boxes that one call takes; more are a mistake, such as a mask given as boxes, more often than a wish."""
+
+
+def open_picture(image: Any) -> Image.Image:
+    """Opens a picture as RGB and upright, so that boxes are in pixels of what people see.
+
+    image: path, data URL, PIL picture, encoded file as bytes, or uint8 array [H, W, 3] (RGB).
+    Raises InputError where there is no such file or where it is not a picture.
+    """
+    if isinstance(image, str) and image[:5].lower() == "data:":
+        image = _decode(_bytes_of_data_url(image), "of the data URL")
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        image = _decode(bytes(image), "given")
+    elif isinstance(image, (str, Path)):
+        _check_path(image)
+    return load_image(image, pipeline="bilinear")  # the pipeline that turns pictures upright
+
+
+def _check_path(path: str | Path) -> None:
+    text = str(path)
+    if not text.strip():
+        raise InputError("the picture's path is empty; give a picture file")
+    if text.startswith(("http://", "https://")):
+        raise InputError(f"{text:.80}: addresses are not fetched; download the picture and give its path")
+    if "\0" in text:
+        raise InputError(f"{text!r:.80} is no path")
+    if os.path.isdir(path):  # pathlib's raises on a name that is too long
+        raise InputError(f"{path}: is a folder; give one picture inside it")
+
+
+def _bytes_of_data_url(url: str) -> bytes:
+    head = _DATA_URL.match(url)
+    if head is None or head[3] is None:
+        raise InputError(f"{url[:40]!r}: expected a picture as data:image/png;base64,…")
+    try:
+        return base64.b64decode(url[head.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"{url[:40]!r}: what follows the comma is not base64: {error}") from None
+
+
+def _decode(data: bytes, which: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except Exception:  # decoders raise whatever comes to their mind over damaged files
+        raise InputError(f"the {len(data)} bytes {which} are not a picture file that can be read") from None
+
+
+def check_boxes(boxes_px: Any, image_size: tuple[int, int], first_number: int = 1) -> np.ndarray:
+    """Returns the boxes as float64[N, 4], xyxy in pixels, after checking each.
+
+    boxes_px: N boxes of four numbers, or masks, which become the boxes around them: arrays [H, W], COCO's run lengths,
+    polygons (see gpt4roi.masks). image_size: (height, width) of the picture; first_number: what the first one is
+    called in messages.
+    Raises InputError naming the box: not four finite numbers, corners exchanged, no area, outside the picture; a mask
+    that is empty or of another picture's size; too many.
+    """
+    if boxes_px is None:
+        return np.zeros((0, 4))
+    if isinstance(boxes_px, (str, bytes, Mapping)) or not hasattr(boxes_px, "__len__"):
+        raise InputError(f"expected a list of boxes [x1, y1, x2, y2], got {boxes_px!r:.80}")
+    if len(boxes_px) > MAX_BOXES:
+        raise InputError(f"{len(boxes_px)} boxes for one picture, expected {MAX_BOXES} at most; give them in portions")
+    _refuse_a_single_box(boxes_px)
+    rows = [_as_box(box, number, image_size) for number, box in enumerate(boxes_px, start=first_number)]
+    for number, box in enumerate(rows, start=first_number):
+        _check_box(box, number, image_size)
+    _say_what_became_of_masks(boxes_px, rows, first_number)
+    return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def _refuse_a_single_box(boxes_px: Sequence) -> None:
+    if len(boxes_px) == 4 and all(isinstance(value, Real) for value in boxes_px):
+        raise InputError(f"expected a list of boxes, got one box {_as_text(boxes_px)}; write [[x1, y1, x2, y2]]")
+
+
+def _as_box(region: Any, number: int, image_size: tuple[int, int]) -> list[float]:
+    """Returns the four numbers of a region: its own, or those of the box around a mask."""
+    if not is_mask(region):
+        return _four_numbers(region, number)
+    mask = _as_array(region) if hasattr(region, "shape") else region
+    box = [float(value) for value in to_box(mask, f" of region {number}")]
+    size = size_of(mask)
+    if size is not None and size != tuple(image_size):
+        raise InputError(
+            f"the mask of region {number} is {size[1]}x{size[0]} but the picture is {image_size[1]}x{image_size[0]} "
+            "pixels (width x height)"
+        )
+    return box
+
+
+def _as_array(mask: Any) -> np.ndarray:
+    """Returns an array, or a tensor of any type on any device, as an array."""
+    if hasattr(mask, "detach"):
+        mask = (mask.detach() != 0).cpu()  # as truth values, for NumPy has not every type that tensors have
+    return np.asarray(mask)
+
+
+def _say_what_became_of_masks(regions: Sequence, boxes: list[list[float]], first_number: int) -> None:
+    """Says in one line, which also people see who did not set up a log, that masks are not looked at as such."""
+    pairs = enumerate(zip(regions, boxes, strict=True), start=first_number)
+    became = [f"region {number}: {_as_text(box)}" for number, (region, box) in pairs if is_mask(region)]
+    if became:
+        more = f"; and {len(became) - MASKS_SHOWN} more" if len(became) > MASKS_SHOWN else ""
+        logger.warning("masks became their bounding boxes: %s%s", "; ".join(became[:MASKS_SHOWN]), more)
+
+
+def is_mask(region: Any) -> bool:
+    """Tells whether a region is a mask (array, run lengths, polygons) rather than a box of four numbers."""
+    if isinstance(region, Mapping):
+        return True
+    shape = getattr(region, "shape", None)
+    if shape is not None:
+        return len(shape) == 2
+    if hasattr(region, "__array_interface__"):  # a PIL picture
+        return True
+    if not isinstance(region, Sequence) or isinstance(region, (str, bytes)):
+        return False
+    nested = any(isinstance(part, Sequence) and not isinstance(part, (str, bytes)) for part in region)
+    return nested or (len(region) >= 6 and len(region) % 2 == 0)
+
+
+def _four_numbers(box: Any, number: int) -> list[float]:
+    try:
+        values = [float(value) for value in box]
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"box {number}: expected four numbers x1, y1, x2, y2, got {box!r:.80}") from None
+    if len(values) != 4 or isinstance(box, (str, bytes)):
+        raise InputError(f"box {number}: expected four numbers x1, y1, x2, y2, got {len(values)}: {values!r:.80}")
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"box {number}: expected finite numbers, got {_as_text(values)}")
+    return values
+
+
+def _check_box(box: list[float], number: int, image_size: tuple[int, int]) -> None:
+    x1, y1, x2, y2 = box
+    height, width = image_size
+    what = f"box {number} ({_as_text(box)})"
+    if x2 < x1 or y2 < y1:
+        raise InputError(f"{what}: corners are exchanged; give x1,y1 (top left) before x2,y2 (bottom right), in pixels")
+    if x1 == x2 or y1 == y2:
+        raise InputError(f"{what}: has no area; x2 must be greater than x1, and y2 than y1")
+    if max(box) <= 1 and min(height, width) > 1:
+        raise InputError(f"{what}: looks like fractions; give pixels of the picture, which is {width}x{height}")
+    slack = BORDER_SLACK_PX
+    if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
+        raise InputError(f"{what}: reaches outside the picture, which is {width}x{height} pixels (width x height)")
+
+
+def _as_text(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def mentioned_regions(question: str) -> list[int]:
+    """Returns the numbers of the regions a question mentions, each once, in order of first mention.
+
+    Raises InputError on a number of absurdly many digits.
+    """
+    return list(dict.fromkeys(region_numbers(question)))
+
+
+def clean_question(question: Any) -> str:
+    """Returns a question without blanks around it, the short mentions `<3>` and `<>` as `<region3>` and `<bbox>`.
+
+    Raises InputError where nothing is asked, or where it holds bytes that are no text.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise InputError('the question is empty; ask something, for example "What is <region1>?"')
+    if not _is_text(question):
+        raise InputError(f"the question is not UTF-8 text: {question.strip()!a:.80}; set the terminal or file to UTF-8")
+    return _SHORT_MENTION.sub(r"<region\1>", question.strip()).replace("<>", REGION_TOKEN)
+
+
+def _is_text(text: str) -> bool:
+    """Tells whether a text is without the halves of characters as which Python keeps bytes that it cannot decode."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def one_region_question(question: Any) -> str:
+    """Returns a clean question about one region, called `<region1>`.
+
+    Raises InputError where it is about none, several, or one by another number.
+    """
+    asked = clean_question(question)
+    regions = mentioned_regions(asked)
+    if not regions:
+        raise InputError(f"the question mentions no region: {asked!r:.80}; write <region1> where the region is meant")
+    if len(regions) > 1:
+        names = ", ".join(f"<region{number}>" for number in regions)
+        raise InputError(f"the question mentions {names}, expected one region; ask about several with RegionChat.ask")
+    if regions != [1]:
+        raise InputError(
+            f"the question mentions <region{regions[0]}>, but each box is asked about by itself, as <region1>; "
+            "ask about one of several boxes with RegionChat.ask"
+        )
+    return asked

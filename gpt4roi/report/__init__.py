@@ -1,0 +1,1 @@
+"""Reports: HTML pages with figures, tables and images with their regions drawn."""

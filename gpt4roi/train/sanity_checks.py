@@ -1,0 +1,94 @@
+"""What is looked at before the first step, so that no training learns nothing in silence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+from torch import nn
+
+from gpt4roi.constants import IGNORE_INDEX
+from gpt4roi.data.base import RegionDataset, too_many_lost
+from gpt4roi.errors import InputError
+from gpt4roi.processing.processor import GPT4RoIProcessor
+
+logger = logging.getLogger(__name__)
+
+BATCHES_TO_TRY = 8
+
+
+def check_drops(parts: Iterable[RegionDataset], max_bad_fraction: float) -> None:
+    """Raises InputError for a data set that lost more than this share of its annotations because they are wrong.
+
+    A single one never stops a training.
+    """
+    for part in parts:
+        faults, whole = part.faults()
+        if too_many_lost(faults, whole, max_bad_fraction):
+            first = next(drop.detail for drop in part.drops() if drop.detail)
+            raise InputError(
+                f"{part.name}: {faults} of {whole} cannot be used, more than --max_bad_fraction "
+                f"{max_bad_fraction}; `gpt4roi data check` lists them; the first: {first}"
+            )
+
+
+def check_fit(processor: GPT4RoIProcessor, model: nn.Module) -> None:
+    """Raises InputError where a processor writes what the model cannot read."""
+    config, rows = model.config, model.get_input_embeddings().weight.shape[0]
+    highest = max(processor.tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise InputError(
+            f"the tokenizer numbers tokens up to {highest}, the model has {rows} rows; take the tokenizer that was "
+            "saved with the weights"
+        )
+    for name in ("image_size", "image_seq_length"):
+        ours, its = getattr(processor, name), getattr(config, name)
+        if ours != its:
+            raise InputError(f"{name} is {ours} for the processor and {its} for the model; open both from one folder")
+
+
+def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProcessor) -> None:
+    """Logs how the first sample reads, what it supervises, its boxes, and the shapes of its batch.
+
+    Raises InputError where none of the first batches can be used, nothing in it is learnt, or no answer in it is learnt
+    together with what ends it: a model trained so would never stop.
+    """
+    reasons: list[str] = []
+    for batch in islice(batches, BATCHES_TO_TRY):
+        if batch["n_dropped_turns"]:  # one for each sample used
+            break
+        reasons += batch["skipped"]
+    else:
+        raise InputError(f"none of the first {len(reasons)} samples can be used: {'; '.join(reasons[:3])}")
+    supervised = int((batch["labels"] != IGNORE_INDEX).sum())
+    if supervised == 0:
+        raise InputError(
+            f"no token of the first batch is supervised (prompt format {processor.prompt_format!r}); "
+            "the answers are empty, or --model_max_length leaves no room for them"
+        )
+    shapes = {key: tuple(value.shape) for key, value in batch.items() if hasattr(value, "shape")}
+    logger.info("First batch: %d supervised tokens; %s", supervised, shapes)
+    logger.info("First sample, supervised parts between «»:\n%s", render(batch, processor))
+    if batch.get("boxes"):
+        logger.info("Its boxes, xyxy in [0, 1]: %s", [[round(v, 3) for v in box] for box in batch["boxes"][0].tolist()])
+    stops = processor.stop_strings
+    rows = range(len(batch["input_ids"]))
+    learnt = [text for row in rows for text, is_learnt in _passages(batch, processor, row) if is_learnt]
+    if not any(stop in text for stop in stops for text in learnt):
+        raise InputError(
+            f"--prompt_format {processor.prompt_format} does not fit the tokenizer: no answer of the first batch is "
+            f"learnt with its end ({' or '.join(map(repr, stops)) or 'the format has none'}), so that the model would "
+            f"never stop; learnt is {learnt[0][-80:]!r}; choose another format, or a larger --model_max_length"
+        )
+
+
+def render(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int = 0) -> str:
+    """Writes one sample of a batch as text, runs of picture tokens shortened, supervised runs between « and »."""
+    return "".join(f"«{text}»" if learnt else text for text, learnt in _passages(batch, processor, row))
+
+
+def _passages(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int) -> list[tuple[str, bool]]:
+    length = int(batch["attention_mask"][row].sum())
+    return processor.passages(batch["input_ids"][row][:length], batch["labels"][row][:length])

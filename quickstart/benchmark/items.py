@@ -1,0 +1,145 @@
+"""The questions of the benchmark and their controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from gpt4roi.data.unified import read_objects
+from gpt4roi.errors import InputError
+from gpt4roi.evaluation.asking import Ask
+from gpt4roi.evaluation.items import Source
+from gpt4roi.evaluation.metrics import exact_match
+from gpt4roi.processing.mentions import MENTION
+
+RELATIONS = ("larger", "left", "above")
+SEED = 0
+_OPPOSITE = {"yes": "no", "no": "yes"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of the benchmark with its truth, and how it was changed if it is a control.
+
+    given: for `permuted`, the caption of the box that was really shown. pair: measures of the two regions compared.
+    asked_as: id of the unchanged question.
+    """
+
+    id: str
+    split: str
+    scene: str
+    task: str
+    truth: str
+    ask: Ask
+    control: str = ""
+    given: str | None = None
+    pair: dict | None = None
+    asked_as: str | None = None
+    kind: str | None = None
+    answer: str = ""
+
+    @property
+    def regions(self) -> list[int]:
+        """Indices of the regions that the question mentions, in order."""
+        return [int(number) - 1 for number in MENTION.findall(self.ask.question)]
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer has the words of the truth."""
+        return exact_match(self.answer, self.truth)
+
+
+def load_items(source: Source) -> list[Item]:
+    """Reads both splits, as many scenes of each as are wanted, and adds the controls."""
+    if not source.data.is_dir():
+        raise InputError(f"--data {source.data}: is a file; give the folder that `gpt4roi data make-stamps` wrote")
+    return [
+        item
+        for split in ("test", "test_unseen")
+        for where, record in source.choose(list(read_objects(source.data / f"{split}.jsonl")))
+        for item in _items_of(split, where, record, source.data)
+    ]
+
+
+def known_kinds(data_dir: Path) -> dict[str, str]:
+    """Returns the kind (animals, food, …) of every caption that occurs in a split of the data set."""
+    kinds: dict[str, str] = {}
+    for split in ("train", "test", "test_unseen"):
+        path = data_dir / f"{split}.jsonl"
+        for _, record in read_objects(path) if path.exists() else ():
+            kinds |= {thing["caption"]: thing["kind"] for thing in record["objects"]}
+    return kinds
+
+
+def _items_of(split: str, source: str, record: dict, data_dir: Path) -> list[Item]:
+    """Returns a scene's questions and their controls."""
+    try:
+        boxes = np.asarray(record["boxes"], dtype=np.float64).reshape(-1, 4)
+        captions = [thing["caption"] for thing in record["objects"]]
+        kinds = [thing["kind"] for thing in record["objects"]]
+        turns = [turn["value"] for turn in record["conversations"]]
+        tasks, pairs = record["tasks"], record["pairs"]
+        picture = data_dir / record["image"]
+    except KeyError as missing:
+        raise InputError(f"{source}: no {missing}; expected an object that `gpt4roi data make-stamps` wrote") from None
+    plain, controls = [], []
+    half = _random_half(len(tasks), record["id"])
+    spoken = zip(turns[::2], turns[1::2], tasks, pairs, half, strict=True)
+    for question, truth, task, pair, in_half in spoken:
+        if split == "test_unseen" and task != "caption":
+            continue
+        regions = [int(number) - 1 for number in MENTION.findall(question)]
+        kind = kinds[regions[0]] if task == "caption" else None
+        name = f"{split}/{record['id']}/{len(plain)}"
+        ask = Ask(picture, question, boxes, id=name)
+        base = Item(name, split, record["id"], task, truth, ask, pair=pair, kind=kind, asked_as=name)
+        plain.append(base)
+        if split == "test" and task in ("caption", *RELATIONS):
+            controls += _controls(base, regions, captions, in_half)
+    return plain + controls
+
+
+def _controls(base: Item, regions: Sequence[int], captions: Sequence[str], in_half: bool) -> list[Item]:
+    """Returns the controls of one question; to save time, `blank` and `swapped` only where it is in the half."""
+    boxes = base.ask.boxes_px
+    controls = []
+    if base.task != "caption" and in_half:
+        first, second = regions
+        swapped = boxes.copy()
+        swapped[[first, second]] = boxes[[second, first]]
+        other = second if base.truth == f"region{first + 1}" else first
+        truth = _OPPOSITE.get(base.truth) or f"region{other + 1}"
+        controls.append(replace(base, truth=truth, control="swapped", ask=replace(base.ask, boxes_px=swapped)))
+    if base.task == "caption" and in_half:
+        controls.append(replace(base, control="blank", ask=replace(base.ask, blank=True)))
+    if base.task == "caption":
+        order = _derangement(len(captions), base.scene)
+        given = captions[order[regions[0]]]
+        if given != base.truth:
+            controls.append(
+                replace(base, control="permuted", ask=replace(base.ask, boxes_px=boxes[order]), given=given)
+            )
+    return [_named(control) for control in controls]
+
+
+def _named(control: Item) -> Item:
+    name = f"{control.asked_as}:{control.control}"
+    return replace(control, id=name, ask=replace(control.ask, id=name))
+
+
+def _random_half(length: int, scene: str) -> np.ndarray:
+    """Returns bool[length], true for every second place of a random order that is the same for a scene every time."""
+    half = np.zeros(length, dtype=bool)
+    half[np.random.default_rng([SEED + 1, *scene.encode()]).permutation(length)[::2]] = True
+    return half
+
+
+def _derangement(length: int, scene: str) -> np.ndarray:
+    """Returns an order in which nothing keeps its place, the same for a scene every time."""
+    circle = np.random.default_rng([SEED, *scene.encode()]).permutation(length)
+    order = np.empty(length, dtype=int)
+    order[circle] = np.roll(circle, -1)
+    return order

@@ -1,0 +1,75 @@
+"""The embedded data set as a benchmark.
+
+Source    `gpt4roi data make-stamps`.
+Split     test (scenes on photographs never used in training) and test_unseen (things never shown in training), both.
+Prompt    the data set's own questions, each asked by itself, greedily.
+Metric    right means the same words (case and punctuation do not count); CIDEr and word overlap of captions.
+Protocol  controls, each of which a model that looks elsewhere would fail (the last two for half of the questions):
+          permuted  the regions of a scene exchange their boxes: the answer must follow the box, not the number
+          blank     every region has the same embedding, the mean over the regions that are asked about together: the
+                    picture and the words alone must not suffice
+          swapped   the two regions of a relation exchange their boxes: the answer must flip
+Pitfalls  seen things are the very drawings of the training scenes; only place, size, order and background are new.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gpt4roi.evaluation.items import Item, Scores, Source
+from quickstart.benchmark import items as stamps
+from quickstart.benchmark.page import LEAD, galleries, key_figures, tables
+from quickstart.benchmark.scores import figures, measures_of
+
+__all__ = [
+    "LEAD",
+    "MAX_NEW_TOKENS",
+    "PICTURES_AT_ONCE",
+    "SPLITS",
+    "TITLE",
+    "galleries",
+    "key_figures",
+    "load",
+    "score",
+    "tables",
+]
+
+TITLE = "Regions on held-out scenes"
+SPLITS = ("test and test_unseen",)
+MAX_NEW_TOKENS = 24
+PICTURES_AT_ONCE = 1024
+"""Scenes are small: all are looked at together, and the mean region of `blank` is the mean over all of them."""
+
+
+def load(source: Source) -> list[Item]:
+    """Returns the questions of both splits and their controls."""
+    return [_as_item(stamp) for stamp in stamps.load_items(source)]
+
+
+def _as_item(stamp: stamps.Item) -> Item:
+    facts = {"split": stamp.split, "scene": stamp.scene, "control": stamp.control, "truth": stamp.truth}
+    facts |= {"stamp": stamp} | ({"given": stamp.given} if stamp.given is not None else {})
+    shown = stamp.regions[0] if stamp.task == "caption" else None
+    return Item(stamp.id, stamp.ask, (stamp.truth,), stamp.task, shown=shown, facts=facts)
+
+
+def score(items: Sequence[Item], source: Source) -> Scores:
+    """Scores captions, relations, controls and things never shown."""
+    answered = [replace(item.facts["stamp"], answer=item.answer) for item in items]
+    found, notes = measures_of(answered)
+    right = [stamp.right for stamp in answered]
+    per_item = [{"exact": float(one)} for one in right]
+    details = figures(answered, stamps.known_kinds(source.data)) | _of_data(source.data)
+    return Scores(found, per_item, list(right), {}, notes, details, tuple(found)[:4])
+
+
+def _of_data(data_dir: Path) -> dict:
+    """Returns what the data set says of itself and a reader of the numbers must know."""
+    path = data_dir / "manifest.json"
+    if not path.exists():
+        return {}
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    return {"data_notes": manifest.get("notes", []), "data_arguments": manifest.get("arguments", {})}

@@ -1,0 +1,245 @@
+"""The examination as a whole: many processes, parts of sets, sets that do not open, verdicts."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from fuzz import mutated
+from PIL import Image
+from planted import line, photograph, write_faulty_set
+
+from gpt4roi.cli import main
+from gpt4roi.data_check import examine as examination
+from gpt4roi.data_check.duplicates import duplicates, leaks
+from gpt4roi.data_check.examine import examine
+from gpt4roi.data_check.images import examine as look_at
+from gpt4roi.data_check.lengths import open_ruler
+from gpt4roi.data_check.verdict import judge
+from gpt4roi.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def ruler():
+    """Estimates lengths from bytes."""
+    return open_ruler(None, 700)
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """A folder of twenty good samples and twenty faults."""
+    folder = tmp_path_factory.mktemp("faulty")
+    write_faulty_set(folder)
+    return folder
+
+
+def unified(path, role="training"):
+    return {"type": "unified", "ann_file": str(path)}, role
+
+
+def good_set(folder, count=12):
+    """Writes a set without a fault."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        photograph(number).save(folder / f"{number}.png")
+    rows = [json.dumps(line(f"{number}.png", answer=f"thing {number}")) for number in range(count)]
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    return folder / "train.jsonl"
+
+
+def test_two_processes_find_the_same_in_the_same_order_as_one(faulty, ruler):
+    reports = []
+    for workers in (1, 2):
+        entries = [unified(faulty / "train.jsonl"), unified(faulty / "eval.jsonl", "evaluation")]
+        reports.append([one.as_dict() | {"speed": None} for one in examine(entries, ruler, workers=workers)])
+    assert reports[0] == reports[1]
+    assert len(reports[0][0]["findings"]) == 16
+
+
+def test_a_process_that_is_killed_is_one_readable_error(faulty, ruler, monkeypatch):
+    monkeypatch.setattr(examination.pictures, "examine", lambda path: os.kill(os.getpid(), 9))
+    with pytest.raises(InputError, match=r"a process that read the data was killed; .* try --workers 1"):
+        examine([unified(faulty / "train.jsonl")], ruler, workers=2)
+
+
+def test_a_part_of_a_set_is_drawn_by_the_seed(tmp_path, ruler):
+    path = good_set(tmp_path)
+    results = [examine([unified(path)], ruler, sample=5, seed=seed)[0] for seed in (0, 0, 1)]
+    assert [one.checked for one in results] == [5, 5, 5] and results[0].size == 12
+    assert list(results[0].pictures) == list(results[1].pictures) != list(results[2].pictures)
+
+
+def test_a_set_that_does_not_open_leaves_the_others_to_be_checked(tmp_path, ruler):
+    entries = [unified(tmp_path / "none.jsonl"), ({"type": "VG"}, "training"), unified(good_set(tmp_path / "good"))]
+    results = examine([*entries, (7, "training")], ruler)
+    messages = [one.findings.kept["set_unreadable"][0].message for one in results if one.dataset is None]
+    assert "none.jsonl: no such file" in messages[0]
+    assert "unknown type 'VG'" in messages[1]
+    assert "expected an object with 'type', got 7" in messages[2]
+    assert results[2].checked == 12
+    verdict = judge(results, max_bad_fraction=0.01)
+    assert not verdict.ready and "none.jsonl cannot be opened" in verdict.reason
+
+
+def test_a_good_set_is_ready_and_a_remark_matters_only_where_it_is_asked_to(tmp_path, ruler):
+    path = good_set(tmp_path)
+    assert judge(examine([unified(path)], ruler), 0.01).word == "ready"
+    with path.open("a") as file:
+        file.write("\n" + json.dumps(line("0.png", [[10, 10, 10.5, 50]], answer="a line")))
+    results = examine([unified(path)], ruler)
+    assert judge(results, 0.01).word == "ready, with remarks"
+    assert not judge(results, 0.01, strict=True).ready
+
+
+def test_losses_within_the_allowed_share_are_remarks(tmp_path, ruler):
+    path = good_set(tmp_path)
+    (tmp_path / "3.png").unlink()
+    results = examine([unified(path)], ruler)
+    assert results[0].lost == 1
+    assert judge(results, 0.01).word == "ready, with remarks", "a training lets a single one pass too"
+    assert judge(results, 0.01).reason == "1 left out, which stops no training; 1 errors and 0 warnings"
+    (tmp_path / "4.png").unlink()
+    results = examine([unified(path)], ruler)
+    assert judge(results, 0.2).word == "ready, with remarks"
+    verdict = judge(results, 0.1)
+    assert verdict.word == "not ready" and verdict.reason.startswith("2 of 12 samples in unified")
+    assert verdict.reason.endswith("cannot be used (16.7 %; one, or 10 %, is allowed)")
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_the_verdict_on_annotations_is_that_of_a_training(tmp_path, ruler, bad):
+    from gpt4roi.train.sanity_checks import check_drops
+
+    path = good_set(tmp_path)
+    with path.open("a") as file:
+        file.write("".join("\n" + json.dumps(line("0.png", answer="")) for _ in range(bad)))
+    (result,) = examine([unified(path)], ruler)
+    verdict = judge([result], 0.01)
+    if bad < 2:
+        check_drops([result.dataset], 0.01)
+        assert verdict.ready
+    else:
+        with pytest.raises(InputError, match="2 of 14 cannot be used"):
+            check_drops([result.dataset], 0.01)
+        assert not verdict.ready and verdict.reason.startswith("2 of 14 annotations in unified")
+
+
+def test_a_set_whose_only_sample_is_lost_is_not_ready(tmp_path, ruler):
+    path = good_set(tmp_path, count=1)
+    (tmp_path / "0.png").unlink()
+    assert judge(examine([unified(path)], ruler), 0.01).reason == "there is nothing to learn from"
+
+
+def test_a_bad_picture_counts_for_every_sample_that_needs_it(tmp_path, ruler):
+    path = good_set(tmp_path)
+    with path.open("a") as file:
+        file.write("\n" + json.dumps(line("3.png", answer="another thing")))
+    (tmp_path / "3.png").write_bytes(b"")
+    (result,) = examine([unified(path)], ruler)
+    assert result.lost == 2
+    assert result.findings.counts["picture_unreadable"] == 1
+    assert "#4 and 1 more samples: " in result.findings.kept["picture_unreadable"][0].message
+
+
+def test_one_answer_to_nearly_everything_is_told(tmp_path, ruler):
+    turns = []
+    for number in range(60):
+        turns.append({"from": "human", "value": f"Is it {number}?"})
+        turns.append({"from": "gpt", "value": "No." if number else "yes"})
+    (tmp_path / "t.jsonl").write_text(json.dumps({"conversations": turns}))
+    (result,) = examine([unified(tmp_path / "t.jsonl")], ruler)
+    assert result.findings.kept["answers_alike"][0].message.endswith("59 of 60 short answers are 'no'")
+
+
+def test_a_picture_of_coco_is_known_by_its_number_under_every_name(tmp_path):
+    names = ("train2017/000000000009.jpg", "COCO_train2014_000000000009.jpg", "000000000010.jpg")
+    facts = []
+    for seed, name in enumerate(names):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        photograph(seed).save(path)
+        facts.append((str(path), look_at(str(path))))
+    found = list(leaks(dict(facts[:1]), dict(facts[1:])))
+    assert [finding.where for finding in found] == [facts[1][0]]
+    assert "same COCO number" in found[0].message
+
+
+def test_copies_in_another_size_and_quality_look_the_same_and_others_do_not(tmp_path):
+    facts = {}
+    for seed in range(12):
+        path = tmp_path / f"{seed}.png"
+        photograph(seed, 320, 240).save(path)
+        facts[str(path)] = look_at(str(path))
+    assert not list(duplicates(facts))
+    with Image.open(tmp_path / "7.png") as picture:
+        picture.resize((200, 150)).save(tmp_path / "small.jpg", quality=60)
+    copy = {str(tmp_path / "small.jpg"): look_at(str(tmp_path / "small.jpg"))}
+    (alike,) = duplicates(facts | copy)
+    assert alike.kind == "picture_alike" and "7.png" in alike.message
+    (leak,) = leaks(facts, copy)
+    assert "7.png (same look)" in leak.message
+
+
+def test_links_to_one_file_are_one_picture_and_flat_pictures_are_not_compared(tmp_path):
+    photograph(1).save(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    for level in (3, 200):
+        Image.fromarray(np.full((40, 40), level, dtype=np.uint8)).save(tmp_path / f"flat{level}.png")
+    facts = {str(path): look_at(str(path)) for path in sorted(tmp_path.iterdir())}
+    assert not list(duplicates(facts))
+
+
+def test_damaged_files_never_end_an_examination(tmp_path, ruler):
+    content = [
+        line("0.png", answer="a thing", tasks=["x"], independent=True),
+        line("1.png", [[1, 2, 9, 9], [2, 2, 8, 8]]),
+    ]
+    for number in range(2):
+        photograph(number).save(tmp_path / f"{number}.png")
+    kinds = set()
+    for number, (_, data) in enumerate(mutated(content, 80, lines=True)):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_bytes(data)
+        (result,) = examine([unified(path)], ruler)
+        json.dumps(result.as_dict(), allow_nan=False)
+        assert all(str(tmp_path) in one.message for _, _, kept in result.findings for one in kept)
+        kinds |= set(result.findings.counts)
+    assert {"set_unreadable", "box_unmentioned", "object_unusable:broken JSON"} <= kinds, kinds
+
+
+def test_lines_for_a_terminal_end_with_the_verdict(tmp_path, capsys):
+    assert main(["data", "check", str(good_set(tmp_path)), "--workers", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "12 samples, 12 pictures, 12 regions, 12 answers; 0 samples would be skipped" in lines[1]
+    assert "estimated from bytes (give --model to count them)" in lines[2]
+    assert lines[-1] == "ready: no fault was found"
+
+
+def test_a_model_counts_its_own_tokens(tmp_path, model_folder, capsys):
+    path = good_set(tmp_path)
+    assert main(["data", "check", str(path), "--workers", "1", "--json", "--model", str(model_folder)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["lengths"] == {"limit": 2048, "estimated": False}
+    assert 30 < found["sets"][0]["statistics"]["longest"] < 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("{tmp}/none.json", "no such file; --dataset_config takes"),
+        ("{good} --sample 0", "--sample must be at least 1, got 0"),
+        ("{good} --max-bad-fraction 2", "--max-bad-fraction must lie between 0 and 1, got 2.0"),
+        ("{good} --html {tmp}", "give a file to write, in a folder"),
+        ("{good} --html {good}/page.html", "give a file to write, in a folder"),
+        ("{good} --eval {tmp}/none.json", "none.json: no such file"),
+        ("{good} --model {tmp}/none", "none: no tokenizer can be opened there"),
+        ("{good} --prompt-format v7", "prompt_format must be one of"),
+        ("{tmp}/list.json", "names no data set"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_two(tmp_path, capsys, arguments, message):
+    (tmp_path / "list.json").write_text("[]")
+    good = good_set(tmp_path)
+    assert main(["data", "check", *arguments.format(tmp=tmp_path, good=good).split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.strip().count("\n") == 0

@@ -1,0 +1,215 @@
+"""Pictures: both pipelines, EXIF rotation, augmentation, and files that are no usable picture."""
+
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gpt4roi.errors import InputError
+from gpt4roi.processing.images import boxes_in_frame, load_image, to_pixel_values
+from gpt4roi.structures import Augmentation
+
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def grey_ramp(height, width):
+    """A picture whose grey level is twenty times the column."""
+    return Image.fromarray(np.tile(np.arange(width, dtype=np.uint8)[None, :, None] * 20, (height, 1, 3)))
+
+
+def test_bilinear_samples_between_pixel_centres():
+    values = to_pixel_values(grey_ramp(4, 4), "bilinear", 8, **PLAIN)[0, 0] * 255
+    # output centres lie at -0.25, 0.25, 0.75, ... input pixels; the border repeats
+    np.testing.assert_allclose(values, [0, 5, 15, 25, 35, 45, 55, 60], atol=1e-4)
+
+
+def test_bilinear_takes_only_the_nearest_pixels_when_it_shrinks():
+    picture = np.zeros((8, 8, 3), dtype=np.uint8)
+    picture[:, 0] = 255  # lies outside every pair of pixels that is looked at
+    assert to_pixel_values(Image.fromarray(picture), "bilinear", 2, **PLAIN).max() == 0
+    assert to_pixel_values(Image.fromarray(picture), "bicubic", 2, **PLAIN).max() > 0.1
+
+
+def test_bicubic_of_the_right_size_leaves_the_picture_as_it_is():
+    values = to_pixel_values(grey_ramp(4, 4), "bicubic", 4, **PLAIN)[0, 0] * 255
+    np.testing.assert_allclose(values, [0, 20, 40, 60], atol=1e-4)
+
+
+def test_pixel_values_are_normalised_per_channel():
+    picture = Image.new("RGB", (3, 5), (255, 0, 51))
+    values = to_pixel_values(picture, "bilinear", 2, mean=(0.5, 0.25, 0.1), std=(0.5, 0.25, 0.1))
+    np.testing.assert_allclose(values[:, 0, 0], [1, -1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("pipeline", ["bilinear", "bicubic"])
+def test_uncovered_pixels_of_a_shift_are_black_before_normalisation(pipeline):
+    picture = Image.new("RGB", (8, 8), (255, 255, 255))
+    values = to_pixel_values(picture, pipeline, 8, (0.5,) * 3, (0.5,) * 3, Augmentation(shift=(3, -2)))
+    assert (values[:, :6, 3:] == 1).all()
+    assert (values[:, 6:] == -1).all() and (values[:, :, :3] == -1).all()
+
+
+def test_a_shift_beyond_the_picture_leaves_it_black():
+    picture = Image.new("RGB", (8, 8), (255, 255, 255))
+    assert to_pixel_values(picture, "bilinear", 8, **PLAIN, augmentation=Augmentation(shift=(-9, 0))).max() == 0
+
+
+def test_boxes_are_scaled_per_axis_shifted_then_flipped():
+    boxes = np.array([[10, 5, 50, 25]])
+    moved = boxes_in_frame(boxes, (50, 100), "bilinear", 200, Augmentation((30, -30), flip=True))
+    np.testing.assert_allclose(moved, [[70, 0, 150, 70]])
+
+
+def test_a_picture_taken_sideways_is_turned_only_in_the_bilinear_pipeline(tmp_path):
+    picture = np.zeros((20, 40, 3), dtype=np.uint8)
+    picture[:, :20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned a quarter clockwise
+    path = tmp_path / "sideways.jpg"
+    Image.fromarray(picture).save(path, exif=exif, quality=100)
+    shown, stored = load_image(path, "bilinear"), load_image(path, "bicubic")
+    assert (shown.size, stored.size) == ((20, 40), (40, 20))
+    assert np.asarray(shown)[:19].min() > 200 and np.asarray(shown)[21:].max() < 50
+    turned = to_pixel_values(shown, "bilinear", 8, **PLAIN)
+    assert turned[:, :3].min() > 0.7 and turned[:, 5:].max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("L", 77), ("RGBA", 77), ("P", 77), ("LA", 77), ("I;16", 77), ("CMYK", 77)]
+)
+def test_pictures_of_every_mode_open_as_rgb(mode, expected, tmp_path):
+    path = tmp_path / ("picture.tiff" if mode == "CMYK" else "picture.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((4, 4), 77 * 256 + 3, dtype=np.uint16)).save(path)
+    else:
+        Image.new("RGB", (4, 4), (77, 77, 77)).convert(mode, palette=Image.Palette.ADAPTIVE).save(path)
+    opened = load_image(path)
+    assert opened.mode == "RGB"
+    assert abs(int(np.asarray(opened)[0, 0, 0]) - expected) <= 1
+
+
+def save_grey(path, dtype, value):
+    Image.fromarray(np.full((4, 4), value, dtype=dtype)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "value", "expected"),
+    [
+        ("16 bits.png", np.uint16, 77 * 256 + 200, 77),
+        ("16 bits.tif", np.uint16, 77 * 256 + 200, 77),
+        ("dark 16 bits.png", np.uint16, 300, 1),
+        ("32 bits that hold 16.tif", np.int32, 77 * 256, 77),
+        ("32 bits that hold 8.tif", np.int32, 77, 77),
+        ("floats to 1.tif", np.float32, 0.5, 128),
+        ("floats to 255.tif", np.float32, 77.2, 77),
+    ],
+)
+def test_greys_of_more_than_eight_bits_keep_their_brightness(name, dtype, value, expected, tmp_path):
+    assert load_image(save_grey(tmp_path / name, dtype, value)).getpixel((1, 1)) == (expected,) * 3
+
+
+def test_jpegs_in_cmyk_and_pictures_with_a_palette_keep_their_colours(tmp_path):
+    orange = Image.new("RGB", (16, 16), (230, 120, 20))
+    orange.convert("CMYK").save(tmp_path / "print.jpg", quality=100)
+    orange.quantize(8).save(tmp_path / "palette.png")
+    orange.quantize(8).save(tmp_path / "palette.gif")
+    transparent = orange.quantize(8)
+    transparent.save(tmp_path / "see-through.png", transparency=0)
+    for path in sorted(tmp_path.iterdir()):
+        np.testing.assert_allclose(load_image(path).getpixel((8, 8)), (230, 120, 20), atol=3, err_msg=path.name)
+
+
+@pytest.mark.parametrize("pipeline", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 150), (30_000, 160), (160, 30_000)])
+def test_pictures_of_one_pixel_and_of_thirty_thousand_are_loaded(size, pipeline, tmp_path):
+    Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "odd.png")
+    picture = load_image(tmp_path / "odd.png", pipeline)
+    assert picture.size == size
+    values = to_pixel_values(picture, pipeline, 8, **PLAIN) * 255
+    np.testing.assert_allclose(values[:, 4, 4], (10, 200, 30), atol=1)
+
+
+def test_damaged_files_of_every_kind_are_loaded_or_refused_in_one_line(tmp_path):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))
+    refused = 0
+    for kind in ("jpg", "png", "gif", "bmp", "tif", "webp"):
+        path = tmp_path / f"damaged.{kind}"
+        picture.save(path)
+        whole = path.read_bytes()
+        for number in range(50):
+            broken = bytearray(whole)
+            for place in rng.integers(0, min(len(whole), 200 if number % 2 else len(whole)), 6):
+                broken[place] = rng.integers(256)
+            path.write_bytes(broken[: rng.integers(1, len(broken))] if number % 5 == 0 else broken)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    assert load_image(path, "bilinear").mode == "RGB"
+            except InputError as error:
+                assert str(path) in str(error)
+                refused += 1
+    assert refused > 60
+
+
+def test_grey_and_transparent_arrays_are_taken():
+    assert load_image(np.full((4, 6), 9, dtype=np.uint8)).getpixel((0, 0)) == (9, 9, 9)
+    assert load_image(np.full((4, 6, 4), 9, dtype=np.uint8)).size == (6, 4)
+
+
+def png_header(width, height):
+    """The beginning of a PNG that claims a size."""
+    data = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(data)) + b"IHDR" + data + struct.pack(">I", zlib.crc32(b"IHDR" + data))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 100) + b"IDAT"
+
+
+def whole_jpeg(tmp_path):
+    path = tmp_path / "whole.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    return path.read_bytes()
+
+
+BROKEN = {
+    "an empty file": (lambda tmp: b"", "is not a picture file that can be read"),
+    "a text file": (lambda tmp: b"once upon a time", "is not a picture file that can be read"),
+    "half a picture": (lambda tmp: whole_jpeg(tmp)[:2000], "cannot be decoded"),
+    "a bomb": (lambda tmp: png_header(60000, 60000), "is too large to open"),
+    "a ribbon": (lambda tmp: png_header(60000, 2), "its sides may differ 200 times at most"),
+    "a header alone": (lambda tmp: png_header(20, 20), "cannot be decoded"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_is_no_usable_picture_is_refused_by_name(name, tmp_path):
+    content, message = BROKEN[name]
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(content(tmp_path))
+    with warnings.catch_warnings(), pytest.raises(InputError) as caught:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        load_image(path, where=" in d.json#7")
+    assert message in str(caught.value)
+    assert "broken.jpg" in str(caught.value) and "in d.json#7" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_or_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be decoded.*Is a directory"):
+        load_image(tmp_path)
+    with pytest.raises(InputError, match=r"gone\.png' not found; check the path"):
+        load_image(tmp_path / "gone.png")
+
+
+def test_what_is_no_picture_at_all_is_refused():
+    with pytest.raises(InputError, match="must be a path, a PIL picture or a uint8 array, got int"):
+        load_image(7)
+    with pytest.raises(InputError, match=r"must be uint8 \[H, W, 3\], got float32 \[2, 2, 3\]"):
+        load_image(np.zeros((2, 2, 3), dtype=np.float32))
+    with pytest.raises(InputError, match=r"must have 3 channels \(RGB\), got 2"):
+        load_image(np.zeros((2, 2, 2), dtype=np.uint8))
+    with pytest.raises(InputError, match=r"got uint8 \[0, 2, 3\]"):
+        load_image(np.zeros((0, 2, 3), dtype=np.uint8))

@@ -1,0 +1,87 @@
+"""Files of regions of one picture."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gpt4roi import InputError
+from gpt4roi.processing.regions_file import read_regions
+
+BOX = [1, 2, 31, 42]
+RUNS = {"size": [4, 4], "counts": [0, 16]}
+COCO = {
+    "images": [{"id": 1, "file_name": "a/p.png"}, {"id": 2, "file_name": "q.png"}],
+    "annotations": [{"image_id": 1, "bbox": [1, 2, 30, 40]}, {"image_id": 2, "bbox": [5, 5, 6, 6]}],
+}
+
+
+def read(tmp_path, content, picture="p.png"):
+    path = tmp_path / "regions.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_regions(path, picture)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [BOX],
+        {"boxes": [BOX]},
+        {"regions": [{"region": 1, "box": BOX, "answer": "a koala"}], "question": "What is <region1>?"},
+        [{"bbox": [1, 2, 30, 40]}],
+        [{"x1": 1, "y1": 2, "x2": 31, "y2": 42}],
+        {"boxes": [{"xmin": 1, "ymin": 2, "xmax": 31, "ymax": 42, "label": "1"}]},
+        COCO,
+        {**COCO, "images": [{"id": 1, "coco_url": "http://x/val2017/other.png"}]},
+    ],
+    ids=str,
+)
+def test_boxes_in_every_form(tmp_path, content):
+    assert read(tmp_path, content) == [BOX]
+
+
+def test_masks_stay_masks(tmp_path):
+    polygons = [[1, 2, 3, 4, 5, 6]]
+
+    regions = read(tmp_path, [RUNS, {"segmentation": RUNS}, {"mask": polygons}, {"rle": RUNS}, polygons])
+
+    assert regions == [RUNS, RUNS, polygons, RUNS, polygons]
+    assert read(tmp_path, [{"bbox": None, "segmentation": RUNS}, {"bbox": [], "mask": RUNS}]) == [RUNS, RUNS]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("{}", "got an object with nothing"),
+        ({"box": BOX}, "got an object with box"),
+        ([], "holds no region"),
+        ("7", "expected a list of"),
+        ([{"label": "a"}], "#0: expected an object with box, bbox or segmentation; got label"),
+        ([{"bbox": [1, 2, 3]}], "#0: expected bbox as x, y, width, height"),
+        ([{"bbox": "1234"}], "#0: expected bbox"),
+        ({**COCO, "images": COCO["images"][1:] * 2}, "0 of its 2 pictures are called 'p.png', expected one"),
+    ],
+    ids=str,
+)
+def test_other_content_is_told_with_its_place(tmp_path, content, message):
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, content)
+
+
+def test_regions_of_several_pictures_are_not_taken_for_those_of_one(tmp_path):
+    path = tmp_path / "detections.json"
+    detections = [{"image_id": image, "bbox": [1, 2, 3, 4], "score": 0.9} for image in (7, 7, 8)]
+    path.write_text(json.dumps(detections[:2]))
+    assert len(read_regions(path)) == 2
+    path.write_text(json.dumps(detections))
+    with pytest.raises(InputError, match="are on 2 pictures, by image_id; expected those of one"):
+        read_regions(path)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "latin.json").write_bytes(b'"\xe9"')
+    for name, message in (("nowhere.json", "no such file"), ("", "is a folder"), ("latin.json", "not UTF-8 text")):
+        with pytest.raises(InputError, match=message):
+            read_regions(tmp_path / name)

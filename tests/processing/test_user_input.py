@@ -1,0 +1,209 @@
+"""Pictures, boxes and questions as people give them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gpt4roi import InputError
+from gpt4roi.processing.mentions import number_boxes
+from gpt4roi.processing.user_input import (
+    check_boxes,
+    clean_question,
+    mentioned_regions,
+    one_region_question,
+    open_picture,
+)
+
+SIZE = (64, 96)
+PIXELS = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+
+
+def png() -> bytes:
+    packed = io.BytesIO()
+    Image.fromarray(PIXELS).save(packed, "PNG")
+    return packed.getvalue()
+
+
+def swollen_text() -> bytes:
+    """A chunk of a PNG that unpacks to more text than PIL takes."""
+    content = b"zTXt" + b"note\0\0" + zlib.compress(bytes(5_000_000))
+    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+
+def data_url(data: bytes, head: str = "data:image/png;base64,") -> str:
+    return head + base64.b64encode(data).decode()
+
+
+def mask() -> np.ndarray:
+    """True in columns 10 to 29 and rows 20 to 39."""
+    inside = np.zeros(SIZE, dtype=bool)
+    inside[20:40, 10:30] = True
+    return inside
+
+
+def test_every_form_of_a_picture_gives_the_same_pixels(tmp_path):
+    (tmp_path / "p.png").write_bytes(png())
+    forms = [
+        tmp_path / "p.png",
+        str(tmp_path / "p.png"),
+        png(),
+        bytearray(png()),
+        data_url(png()),
+        data_url(png(), "DATA:image/png;name=p.png;base64,"),
+        PIXELS,
+        Image.fromarray(PIXELS),
+    ]
+
+    assert all(np.array_equal(open_picture(form), PIXELS) for form in forms)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("data:image/png,abc", "expected a picture as data:image/png;base64,"),
+        ("data:image/png;base64,@@@", "what follows the comma is not base64"),
+        (data_url(b"no picture"), "the 10 bytes of the data URL are not a picture file"),
+        (b"", "the 0 bytes given are not a picture file"),
+        (png()[:60], "cannot be decoded"),
+        (png()[:33] + swollen_text() + png()[33:], "bytes given are not a picture file"),
+        ("", "the picture's path is empty"),
+        ("a\0b", "is no path"),
+        ("https://example.org/p.png", "addresses are not fetched; download the picture"),
+        (np.zeros((4, 4, 2), dtype=np.uint8), "must have 3 channels"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), "a picture array must be uint8"),
+        (None, "a picture must be a path"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_is_no_picture_is_refused_in_one_line(image, message):
+    with pytest.raises(InputError, match=message) as caught:
+        open_picture(image)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_picture():
+    with pytest.raises(InputError, match="File name too long"):
+        open_picture("a" * 300)
+
+
+class OnAnotherDevice:
+    """A tensor on a GPU, as far as a mask is concerned: NumPy reads it only after `.cpu()`."""
+
+    def __init__(self, tensor):
+        self.tensor, self.shape = tensor, tensor.shape
+
+    def __array__(self, *_, **__):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it first")
+
+    def __ne__(self, other):
+        return OnAnotherDevice(self.tensor != other)
+
+    def detach(self):
+        return OnAnotherDevice(self.tensor.detach())
+
+    def cpu(self):
+        return self.tensor
+
+
+@pytest.mark.gpu
+def test_a_mask_on_a_gpu_becomes_the_box_around_it():
+    assert check_boxes([torch.from_numpy(mask()).cuda()], SIZE).tolist() == [[10, 20, 30, 40]]
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        mask(),
+        torch.from_numpy(mask()),
+        torch.from_numpy(mask()).to(torch.bfloat16).requires_grad_(),
+        OnAnotherDevice(torch.from_numpy(mask())),
+        Image.fromarray(mask()),
+        {"size": [64, 96], "counts": [10 * 64 + 20, *[20, 44] * 19, 20, 66 * 64 + 24]},
+        [[10, 20, 30, 20, 30, 40, 10, 40]],
+        [10, 20, 30, 20, 30, 40, 10, 40],
+        [[[10, 20], [30, 20], [30, 40], [10, 40]]],
+        [[10, 20], [30, 20], [30, 40], [10, 40]],
+        [[10, 20, 12, 20, 12, 40], [28, 22, 30, 24, 30, 30]],
+    ],
+    ids=[
+        "array",
+        "tensor",
+        "bf16 with gradient",
+        "on a device",
+        "PIL",
+        "run lengths",
+        "polygon",
+        "flat polygon",
+        "pairs",
+        "flat pairs",
+        "two polygons",
+    ],
+)
+def test_a_mask_becomes_the_box_around_it_and_this_is_said(region, caplog):
+    boxes = check_boxes([[1, 2, 3, 4], region], SIZE, first_number=4)
+
+    assert boxes.tolist() == [[1, 2, 3, 4], [10, 20, 30, 40]]
+    assert caplog.messages == ["masks became their bounding boxes: region 5: 10,20,30,40"]
+
+
+def test_a_stack_of_masks_is_a_list_of_masks_told_in_one_line(caplog):
+    assert check_boxes(np.stack([mask()] * 7), SIZE).tolist() == [[10, 20, 30, 40]] * 7
+    assert len(caplog.messages) == 1 and caplog.messages[0].endswith("region 5: 10,20,30,40; and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[1, 2, 30, 40]] * 10_000, "10000 boxes for one picture, expected 1000 at most"),
+        ([1, 2, 30, 40], r"got one box 1,2,30,40; write \[\[x1, y1, x2, y2\]\]"),
+        ("1,2,30,40", "expected a list of boxes"),
+        ({"boxes": []}, "expected a list of boxes"),
+        (7, "expected a list of boxes"),
+        (["1234"], "box 1: expected four numbers"),
+        ([[1, 2, 30, 10**400]], "box 1: expected four numbers"),
+        ([[float("inf"), 2, 30, 40]], "box 1: expected finite numbers"),
+        ([np.zeros(SIZE)], "the mask is empty: no pixel lies inside of region 1"),
+        ([mask()[:, :90]], "the mask of region 1 is 90x64 but the picture is 96x64"),
+        ([Image.fromarray(mask()[:, :90])], "the mask of region 1 is 90x64 but the picture is 96x64"),
+        ([{"size": [64, 96], "counts": [3]}], "counts sum to 3"),
+        ([[[10, 20, 30, 20]]], "a polygon needs three corners or more"),
+        ([[[100, 20, 130, 20, 130, 40]]], r"box 1 \(100,20,130,40\): reaches outside the picture"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_wrong_regions_are_named(boxes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        check_boxes(boxes, SIZE)
+    assert len(str(caught.value)) < 300
+
+
+def test_no_boxes_are_no_boxes():
+    assert check_boxes(None, SIZE).shape == check_boxes([], SIZE).shape == (0, 4)
+
+
+def test_short_mentions_are_written_out():
+    assert clean_question(" What is <2>, and <>? ") == "What is <region2>, and <bbox>?"
+
+
+@pytest.mark.parametrize("question", ["What is \udcff?", "\ud83d in <region1>"])
+def test_a_question_of_bytes_that_are_no_text_is_refused(question):
+    with pytest.raises(InputError, match="not UTF-8 text") as caught:
+        clean_question(question)
+    assert str(caught.value).isascii()
+
+
+def test_a_region_of_absurdly_many_digits_is_refused_in_one_short_line():
+    for digits in (10, 5000):
+        for read in (mentioned_regions, one_region_question, lambda text: number_boxes([text], 2)):
+            with pytest.raises(InputError, match=rf"^<region999999999…> has a number of {digits} digits") as caught:
+                read(f"What is <region{'9' * digits}>?")
+            assert len(str(caught.value)) < 150
+    assert mentioned_regions(f"What is <region{'0' * 8}1>?") == [1]

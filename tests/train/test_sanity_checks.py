@@ -1,0 +1,64 @@
+"""What is looked at before the first step."""
+
+import json
+
+import pytest
+from test_training import stage1
+
+from gpt4roi.data.unified import UnifiedDataset
+from gpt4roi.errors import InputError
+from gpt4roi.train.sanity_checks import check_drops
+
+GOOD = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+BAD = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": ""}]}
+SILENT = {"conversations": []}
+
+
+def data_of(path, *objects):
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in objects))
+    return UnifiedDataset(path)
+
+
+def test_a_data_set_that_lost_too_many_objects_stops_before_the_first_step(tmp_path):
+    data = data_of(tmp_path / "a.jsonl", *[GOOD] * 8, BAD, BAD)
+    with pytest.raises(InputError, match=r"a.jsonl: 2 of 10 cannot be used, more than .*first: .*a.jsonl#9: turn 2"):
+        check_drops([data], 0.01)
+    check_drops([data], 0.2)
+
+
+def test_a_single_bad_object_and_what_a_rule_leaves_out_do_not_stop_it(tmp_path):
+    check_drops([data_of(tmp_path / "a.jsonl", GOOD, BAD, SILENT, SILENT, SILENT)], 0.01)
+
+
+def half_missing(parts, path):
+    """Writes 40 rows, every other of which names a picture that is not there."""
+    rows = [json.loads(row) for row in (parts / "train.jsonl").read_text().splitlines() * 5]
+    for number, row in enumerate(rows):
+        row["image"] = f"{parts}/{row['image'] if number % 2 else 'missing.png'}"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--dataset_config", str(path), "--logging_steps", "1"]
+
+
+def test_skipped_samples_are_reported_at_each_logging_step(parts, tmp_path):
+    chosen = half_missing(parts, tmp_path / "some.jsonl")
+    folder = stage1(tmp_path / "out", parts, *chosen, "--max_bad_fraction", "1", steps=4)
+    state = json.loads(next(folder.glob("checkpoint-*/trainer_state.json")).read_text())
+    counts = [entry["skipped"] for entry in state["log_history"] if "loss" in entry]
+    assert counts == sorted(counts) and 4 <= counts[-1] <= 12
+
+
+def test_a_single_bad_sample_does_not_stop_a_training_however_often_it_comes_around(parts, tmp_path, caplog):
+    rows = [json.loads(row) for row in (parts / "train.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["image"] = f"{parts}/{row['image']}" if number else "missing.png"
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = ["--dataset_config", f"{tmp_path}/some.jsonl", "--per_device_train_batch_size", "4"]
+    folder = stage1(tmp_path / "out", parts, *chosen, steps=60)
+    assert json.loads((folder / "trained.json").read_text())["steps"] == 60
+    assert caplog.text.count("Skipped a sample: picture") > 0.01 * 60 * 4
+
+
+def test_a_training_of_which_too_much_is_bad_stops_with_the_numbers_and_the_last_place(parts, tmp_path):
+    chosen = half_missing(parts, tmp_path / "some.jsonl")
+    with pytest.raises(InputError, match=r"of 1\d\d samples could not be used, .* the last: picture .*some.jsonl#\d+"):
+        stage1(tmp_path / "out", parts, *chosen, "--per_device_train_batch_size", "4", steps=60)
