@@ -1,9 +1,9 @@
-"""Times answers about boxes of one picture from start to end, by the command line and by plain `generate` calls.
+"""Times answers about boxes of one image from start to end, by the command line and by plain `generate` calls.
 
     python benchmarks/describe.py [--quick] [--model FOLDER]
 
 Each way is a process of its own, from the interpreter's start to the last answer, in processor time, in float32.
-`generate, box by box` opens the same folder with transformers and gives it one prompt after the other, picture and all,
+`generate, box by box` opens the same folder with transformers and gives it one prompt after the other, image and all,
 as a demo does. `a command for each box` is `gpt4roi describe` once for each box. The quickstart's model is taken where
 exp/quickstart/stage2 is, else a tiny one of random weights, for which opening is nearly all.
 """
@@ -32,9 +32,9 @@ def measure(quick: bool, model: Path | None = None) -> Iterator[Row]:
     """Compares the ways for a few numbers of boxes."""
     model = model or (QUICKSTART if (QUICKSTART / "trained.json").exists() else None)
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder, "picture.png")
+        image = Path(folder, "image.png")
         noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((640, 480)).save(picture)
+        Image.fromarray(noise).resize((640, 480)).save(image)
         title = "quickstart's model" if model == QUICKSTART else "tiny model" if model is None else model.name
         place = model or make_tiny(Path(folder, "model"))
         for count in (1, 4) if quick else (1, 4, 16):
@@ -44,7 +44,7 @@ def measure(quick: bool, model: Path | None = None) -> Iterator[Row]:
                 answers = {}
                 for way in ways:
                     before = children_seconds()
-                    answers[way] = ask(way, place, picture, draw_boxes(count))
+                    answers[way] = ask(way, place, image, draw_boxes(count))
                     spent[way].append(children_seconds() - before)
             assert all(found == answers[PLAIN] for found in answers.values()), answers
             equal = f"the same {count} answer{'s' if count > 1 else ''}"
@@ -64,20 +64,20 @@ def make_tiny(place: Path) -> Path:
 
 
 def draw_boxes(count: int) -> list[list[int]]:
-    """Draws boxes inside a picture of 640 x 480 pixels."""
+    """Draws boxes inside an image of 640 x 480 pixels."""
     corners = np.random.default_rng(1).integers((0, 0), (560, 400), (count, 2))
     return [[int(x), int(y), int(x) + 79, int(y) + 79] for x, y in corners]
 
 
-def ask(way: str, model: Path, picture: Path, boxes: list[list[int]]) -> list[str]:
+def ask(way: str, model: Path, image: Path, boxes: list[list[int]]) -> list[str]:
     """Runs one way in fresh processes and returns the answers."""
     if way == EACH:
-        return [answer for box in boxes for answer in ask(OURS, model, picture, [box])]
+        return [answer for box in boxes for answer in ask(OURS, model, image, [box])]
     if way == PLAIN:
-        command = [__file__, "--model", str(model), "--plain", str(picture), json.dumps(boxes)]
+        command = [__file__, "--model", str(model), "--plain", str(image), json.dumps(boxes)]
     else:
         flags = [word for box in boxes for word in ("--box", ",".join(map(str, box)))]
-        command = ["-m", "gpt4roi.cli", "describe", str(picture), *flags, "--model", str(model), "--json"]
+        command = ["-m", "gpt4roi.cli", "describe", str(image), *flags, "--model", str(model), "--json"]
         command += ["--dtype", "float32", "--device", "cpu", "--max-new-tokens", str(MAX_NEW_TOKENS)]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     if done.returncode:
@@ -87,7 +87,7 @@ def ask(way: str, model: Path, picture: Path, boxes: list[list[int]]) -> list[st
     return [region["answer"] for region in json.loads(done.stdout)["regions"]]
 
 
-def answer_plainly(model: Path, picture: Path, boxes: list[list[int]]) -> list[str]:
+def answer_plainly(model: Path, image: Path, boxes: list[list[int]]) -> list[str]:
     """Answers with transformers' classes: a prompt and a `generate` for each box."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -100,7 +100,7 @@ def answer_plainly(model: Path, picture: Path, boxes: list[list[int]]) -> list[s
     question, ends = RegionChat(network, processor).default_question, processor.stop_token_ids
     answers = []
     for box in boxes:
-        sample = RegionSample(image=str(picture), boxes_px=[box], turns=(Turn("user", question),))
+        sample = RegionSample(image=str(image), boxes_px=[box], turns=(Turn("user", question),))
         inputs = processor([sample], generation=True)
         given = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values", "boxes")}
         ids = network.generate(**given, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=list(ends))
@@ -114,8 +114,8 @@ def main() -> None:
     parser.add_argument("--plain", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.plain:
-        picture, boxes = args.plain
-        answers = answer_plainly(args.model, Path(picture), json.loads(boxes))
+        image, boxes = args.plain
+        answers = answer_plainly(args.model, Path(image), json.loads(boxes))
         sys.stdout.write("\n" + json.dumps(answers) + "\n")
         return
     report(measure(args.quick, args.model), args)

@@ -41,7 +41,7 @@ def write(scripts: dict[str, Path]) -> None:
         if name == FIGURE and "cpu" in kept:
             svg = draw(kept["cpu"]["rows"], kept["cpu"]["machine"])
             (RESULTS / "scaling.svg").write_text(svg, encoding="utf-8")
-            parts[-1] += "\n![cost against number of boxes and size of the picture](results/scaling.svg)\n"
+            parts[-1] += "\n![cost against number of boxes and size of the image](results/scaling.svg)\n"
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]

@@ -2,9 +2,9 @@
 
     python benchmarks/page_load.py [--model exp/quickstart/stage2] [--data exp/quickstart/data] [--seconds 120]
 
-Serves the page in a process of its own and lets as many gradio_client sessions talk to it, each about another picture
+Serves the page in a process of its own and lets as many gradio_client sessions talk to it, each about another image
 of the quickstart's held-out scenes. Every answer is compared with the one that a session in this process gives to the
-same question about the same box of the same picture. Prints the server's resident memory as it goes.
+same question about the same box of the same image. Prints the server's resident memory as it goes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SETTLING_SECONDS = 60
 
 @dataclass
 class Person:
-    """Somebody with a picture, boxes, and the answers that are right for them."""
+    """Somebody with an image, boxes, and the answers that are right for them."""
 
-    picture: str
+    image: str
     boxes: list[list[float]]
     expected: list[str]
     waits: list[float] = field(default_factory=list)
@@ -63,14 +63,14 @@ def people(data: Path, model: Path, count: int) -> list[Person]:
 
 
 def talk(person: Person, url: str, deadline: float) -> None:
-    """Talks to the page until the deadline; now and then with the picture sent anew."""
+    """Talks to the page until the deadline; now and then with the image sent anew."""
     from gradio_client import Client
 
     client = Client(url, verbose=False, httpx_kwargs={"timeout": 300})
     turn = 0
     while time.monotonic() < deadline:
         if turn % (2 * len(person.boxes)) == 0:
-            client.predict(person.picture, api_name="/set_picture")
+            client.predict(person.image, api_name="/set_picture")
         number = turn % len(person.boxes)
         start = time.monotonic()
         answer = client.predict(QUESTION, [person.boxes[number]], api_name="/ask")

@@ -1,4 +1,4 @@
-"""Draws the rows of scaling.py: cost against the number of boxes and the size of the picture, as one SVG."""
+"""Draws the rows of scaling.py: cost against the number of boxes and the size of the image, as one SVG."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def draw(rows: list[dict[str, Any]], machine: str) -> str:
     usual = max(set(sides), key=sides.count)
     counts = [count for side, count, _ in found if side != usual] or [found[0][1]]
     panels = [
-        Panel(f"picture of {usual} px", "boxes", [(count, row) for side, count, row in found if side == usual]),
-        Panel(f"{counts[0]} boxes", "side of the picture, px", sorted_by_side(found, counts[0])),
+        Panel(f"image of {usual} px", "boxes", [(count, row) for side, count, row in found if side == usual]),
+        Panel(f"{counts[0]} boxes", "side of the image, px", sorted_by_side(found, counts[0])),
     ]
     body = "".join(_panel(panel, place * WIDTH, rows[0]["unit"]) for place, panel in enumerate(panels))
     legend = f"plain formulation | {rows[0]['ours']} | {machine}"
@@ -46,7 +46,7 @@ def draw(rows: list[dict[str, Any]], machine: str) -> str:
 
 
 def sorted_by_side(found: list[tuple[int, int, dict[str, Any]]], count: int) -> list[tuple[int, dict[str, Any]]]:
-    """Returns the rows with so many boxes, smallest picture first."""
+    """Returns the rows with so many boxes, smallest image first."""
     return sorted(((side, row) for side, boxes, row in found if boxes == count), key=lambda point: point[0])
 
 

@@ -3,7 +3,7 @@
     python benchmarks/region_encoder.py [--quick]
 
 The plain formulation is the tests' (tests/models/plain_region_encoder.py): every map at its full size. Both use the
-same weights, drawn at random, and one picture, in float32.
+same weights, drawn at random, and one image, in float32.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models")
 from plain_region_encoder import plain_region_features
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3
-PICTURE, PATCH = 224, 14
+IMAGE, PATCH = 224, 14
 
 
-def build(channels: int, width: int, backend: str, side: int = PICTURE) -> RegionEncoder:
-    """Builds an encoder for four levels of a picture in patches of 14 pixels, with fresh weights."""
+def build(channels: int, width: int, backend: str, side: int = IMAGE) -> RegionEncoder:
+    """Builds an encoder for four levels of an image in patches of 14 pixels, with fresh weights."""
     torch.manual_seed(0)
     config = SimpleNamespace(
         num_fusion_rounds=5,
@@ -69,9 +69,9 @@ def measure(
 
 
 class Comparison:
-    """One picture with a number of boxes through both formulations, with the same weights."""
+    """One image with a number of boxes through both formulations, with the same weights."""
 
-    def __init__(self, channels: int, count: int, backends: Sequence[str], device: str, side: int = PICTURE) -> None:
+    def __init__(self, channels: int, count: int, backends: Sequence[str], device: str, side: int = IMAGE) -> None:
         self.title = f"width {channels}, {count} box{'es' if count > 1 else ''}"
         self.device = device
         self.encoder = build(channels, 4 * channels, backends[0], side).to(device)

@@ -1,13 +1,13 @@
-"""Times answering one question about each of 1, 8 and 32 regions of a picture, by the original's way and by ours.
+"""Times answering one question about each of 1, 8 and 32 regions of an image, by the original's way and by ours.
 
     python benchmarks/regions.py [--quick] [--model exp/quickstart/stage2]
 
 The original computes everything again for each region: the tower, the pyramid, the whole prompt. Here the same is done
 with our own parts, one region after the other, so that only the sharing differs; both are greedy, in float32, and must
-give the same tokens. Encoder is from the picture's tensor to embeddings (tower, projector, region encoder), language
+give the same tokens. Encoder is from the image's tensor to embeddings (tower, projector, region encoder), language
 model from embeddings to tokens. Two models: the quickstart's, where it is there; and one built like the released model
 (CLIP and the pyramid at 224 px, 256 image tokens, v0 prompt) at an eighth of its width, with weights drawn at random,
-the faster RoIAlign (`auto`) for both ways, and answers of 8 tokens. Left out: opening pictures and writing prompts,
+the faster RoIAlign (`auto`) for both ways, and answers of 8 tokens. Left out: opening images and writing prompts,
 which both ways do alike.
 """
 
@@ -26,7 +26,7 @@ from PIL import Image
 
 from gpt4roi import GPT4RoIConfig, GPT4RoIForConditionalGeneration, GPT4RoIProcessor, RegionSample, Turn
 from gpt4roi.checkpoint.loading import load_model, load_processor
-from gpt4roi.generation.encoded_image import encode_pictures
+from gpt4roi.generation.encoded_image import encode_images
 from gpt4roi.generation.engine import Prompt, generate, stream
 from gpt4roi.generation.sampling import Decoding
 from gpt4roi.generation.stopping import answer_ended
@@ -36,7 +36,7 @@ from tiny import tiny_text_config, tiny_tokenizer, token_ids
 
 MODEL = Path("exp/quickstart/stage2")
 QUESTION = "What is <region1>?"
-WAYS = ("all again for each region", "once for the picture")
+WAYS = ("all again for each region", "once for the image")
 
 
 def measure(quick: bool, model_folder: Path = MODEL, repeats: int = 3) -> Iterator[Row]:
@@ -89,8 +89,8 @@ def compare(
 ) -> Iterator[Row]:
     """Times encoder and language model for each number of regions, after checking that the tokens are equal."""
     draw = np.random.default_rng(0)
-    picture = Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((256, 256))
-    pixels = processor.pixel_values(picture)[None].to(model.device)
+    image = Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((256, 256))
+    pixels = processor.pixel_values(image)[None].to(model.device)
     ended = answer_ended(processor)
     for count in counts:
         corners = np.sort(draw.uniform(0, 248, (count, 2, 2)), axis=1) + np.array([[0, 0], [8, 8]])
@@ -114,19 +114,19 @@ def compare(
 
 def text_about(processor: GPT4RoIProcessor, box_px: np.ndarray) -> dict[str, Any]:
     """Writes the prompt about one box."""
-    sample = RegionSample("a picture", (Turn("user", QUESTION),), box_px[None])
+    sample = RegionSample("an image", (Turn("user", QUESTION),), box_px[None])
     return processor.encode_text(sample, generation=True, image_size=(256, 256))
 
 
 def encode(model: Any, pixels: torch.Tensor, boxes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Looks at the picture once; returns the image's and the region's embeddings for each box."""
-    (encoded,) = encode_pictures(model, pixels)
+    """Looks at the image once; returns the image's and the region's embeddings for each box."""
+    (encoded,) = encode_images(model, pixels)
     regions = encoded.region_features(boxes)
     return [encoded.image_features] * len(boxes), list(regions[:, None])
 
 
 def encode_each(model: Any, pixels: torch.Tensor, boxes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Looks at the picture again for each box."""
+    """Looks at the image again for each box."""
     pairs = [encode(model, pixels, box[None]) for box in boxes]
     return [images[0] for images, _ in pairs], [regions[0] for _, regions in pairs]
 

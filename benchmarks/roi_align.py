@@ -1,4 +1,4 @@
-"""Times RoIAlign of one picture's four levels by torchvision and as a sparse matrix product.
+"""Times RoIAlign of one image's four levels by torchvision and as a sparse matrix product.
 
     python benchmarks/roi_align.py [--quick]
 
@@ -16,19 +16,19 @@ from common import Row, argument_parser, devices, difference, positive, report, 
 from gpt4roi.models.kernels.roi_align import roi_align
 
 SIDES = (128, 64, 32, 16)
-PICTURE = 224
+IMAGE = 224
 TOLERANCE = 1e-5
 
 
 def random_rois(count: int) -> torch.Tensor:
-    """Draws boxes of every size inside the picture; float[count, 5]."""
-    corners = torch.rand(count, 2, 2, generator=torch.Generator().manual_seed(0)) * PICTURE
+    """Draws boxes of every size inside the image; float[count, 5]."""
+    corners = torch.rand(count, 2, 2, generator=torch.Generator().manual_seed(0)) * IMAGE
     return torch.cat([torch.zeros(count, 1), corners.min(1).values, corners.max(1).values], dim=1)
 
 
 def pool(maps: list[torch.Tensor], rois: torch.Tensor, backend: str) -> list[torch.Tensor]:
     """Pools all boxes from all levels."""
-    return [roi_align(level, rois, 14, level.shape[-1] / PICTURE, 2, backend) for level in maps]
+    return [roi_align(level, rois, 14, level.shape[-1] / IMAGE, 2, backend) for level in maps]
 
 
 def differentiate(maps: list[torch.Tensor], rois: torch.Tensor, backend: str, weights: list[torch.Tensor]) -> tuple:

@@ -1,4 +1,4 @@
-"""Times the region encoder over the number of boxes and the size of the picture, against its plain formulation.
+"""Times the region encoder over the number of boxes and the size of the image, against its plain formulation.
 
     python benchmarks/scaling.py [--quick]
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from common import Row, devices, main
-from region_encoder import PICTURE, Comparison
+from region_encoder import IMAGE, Comparison
 
 CHANNELS = 256
 BOXES, SIDES = (1, 2, 4, 8, 16, 32, 64), (112, 224, 336, 448)
@@ -22,7 +22,7 @@ def measure(quick: bool) -> Iterator[Row]:
     """Varies the number of boxes at one size, then the size at one number of boxes."""
     channels, boxes, sides = (64, (1, 8), (112, 224)) if quick else (CHANNELS, BOXES, SIDES)
     for device in devices():
-        points = [(count, PICTURE) for count in boxes]
+        points = [(count, IMAGE) for count in boxes]
         points += [(BOXES_OF_SIDES, side) for side in sides if (BOXES_OF_SIDES, side) not in points]
         for count, side in points:
             comparison = Comparison(channels, count, ["auto"], device, side)

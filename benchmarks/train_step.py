@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models")
 from plain_region_encoder import plain_region_features
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-6, 1e-3
-BEFORE_PICTURE, BEFORE_REGION, ROUND = 38, 16, 14
-"""Tokens before the picture, between it and the first region, and of a question."""
+BEFORE_IMAGE, BEFORE_REGION, ROUND = 38, 16, 14
+"""Tokens before the image, between it and the first region, and of a question."""
 
 
 def build(part: int, layers: int, modules: tuple[str, ...]) -> GPT4RoIForConditionalGeneration:
@@ -87,11 +87,11 @@ def repeat_layer(language_model: PreTrainedModel, count: int) -> None:
 
 
 def sample(config: GPT4RoIConfig, rounds: int, words: int, draw: torch.Generator) -> dict:
-    """Makes a sample of a picture, `rounds` questions about a region each, and answers of `words` tokens."""
+    """Makes a sample of an image, `rounds` questions about a region each, and answers of `words` tokens."""
     text = partial(torch.randint, 3, config.image_end_token_id, generator=draw)
     start, patch_, end = config.image_start_token_id, config.image_token_id, config.image_end_token_id
-    picture = [start, *[patch_] * config.image_seq_length, end]
-    ids = [1, *text((BEFORE_PICTURE,)).tolist(), *picture, *text((BEFORE_REGION,)).tolist()]
+    image = [start, *[patch_] * config.image_seq_length, end]
+    ids = [1, *text((BEFORE_IMAGE,)).tolist(), *image, *text((BEFORE_REGION,)).tolist()]
     labels = [IGNORE_INDEX] * len(ids)
     for _ in range(rounds):
         question, answer = text((ROUND,)).tolist(), text((words,)).tolist()

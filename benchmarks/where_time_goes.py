@@ -96,14 +96,14 @@ def of_an_answer(model: Path) -> list[str]:
         return result
 
     before = children_seconds()
-    subprocess.run([sys.executable, "-c", "import gpt4roi.inference"], check=True)
+    subprocess.run([sys.executable, "-c", "import gpt4roi.region_chat"], check=True)
     steps["starting Python, importing PyTorch and transformers"] = children_seconds() - before
     chat = step("opening the model", lambda: RegionChat.from_pretrained(model, device="cpu", dtype="float32"))
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((640, 480))
+    image = Image.fromarray(noise).resize((640, 480))
     boxes = [[20 + 30 * number, 40, 120 + 30 * number, 300] for number in range(16)]
-    step("answering about one box", lambda: chat.describe(picture, boxes[:1], max_new_tokens=32))
-    step("answering about 16 boxes at once", lambda: chat.describe(picture, boxes, max_new_tokens=32))
+    step("answering about one box", lambda: chat.describe(image, boxes[:1], max_new_tokens=32))
+    step("answering about 16 boxes at once", lambda: chat.describe(image, boxes, max_new_tokens=32))
     lines = [f"| an answer of {model.name}, float32 | CPU-seconds |", "|---|---|"]
     return lines + [f"| {name} | {spent:.2f} |" for name, spent in steps.items()]
 

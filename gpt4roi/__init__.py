@@ -1,4 +1,4 @@
-"""GPT4RoI: draw boxes on a picture and talk about them.
+"""GPT4RoI: draw boxes on an image and talk about them.
 
 The names below are the public interface. They are imported when first used, so `import gpt4roi` does not import torch.
 The first one that needs torch, or `import gpt4roi.auto`, also lets transformers' Auto classes open folders of ours.
@@ -25,7 +25,7 @@ _EXPORTS = {
 _NEED_TORCH = ("gpt4roi.models", "gpt4roi.processing.processor", "gpt4roi.region_chat")
 
 __all__ = sorted(_EXPORTS)
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MOVED = {
     "auto": "checkpoint.auto_classes",

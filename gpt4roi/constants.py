@@ -3,7 +3,7 @@
 IGNORE_INDEX = -100
 
 IMAGE_TOKEN = "<image>"
-"""What people write for the picture; the prompt expands it."""
+"""What people write for the image; the prompt expands it."""
 
 PAD_TOKEN = "[PAD]"
 IMAGE_PATCH_TOKEN = "<im_patch>"

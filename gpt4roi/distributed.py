@@ -47,7 +47,7 @@ class World:
 
 
 def join_world() -> World:
-    """Joins the processes that torchrun started, if it did. Pictures and answers travel through gloo."""
+    """Joins the processes that torchrun started, if it did. Images and answers travel through gloo."""
     if not dist.is_torchelastic_launched():
         return World()
     if not dist.is_initialized():

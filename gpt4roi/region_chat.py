@@ -1,4 +1,4 @@
-"""Conversations about regions of a picture, and one answer for each of many regions."""
+"""Conversations about regions of an image, and one answer for each of many regions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image
 from gpt4roi.checkpoint.loading import load_processor
 from gpt4roi.devices import open_model
 from gpt4roi.errors import InputError
-from gpt4roi.generation.encoded_image import EncodedPicture
+from gpt4roi.generation.encoded_image import EncodedImage
 from gpt4roi.generation.engine import Prompt, stream
-from gpt4roi.generation.many import View, answer, describe_pictures, grouped, look_at, prompts_about, view_of
+from gpt4roi.generation.many import View, answer, describe_images, grouped, look_at, prompts_about, view_of
 from gpt4roi.generation.prompt_cache import Recall
 from gpt4roi.generation.sampling import Decoding
 from gpt4roi.generation.stopping import answer_ended, answer_text, settled_text
 from gpt4roi.processing.mentions import as_plain_text
-from gpt4roi.processing.user_input import check_boxes, clean_question, one_region_question, open_picture
+from gpt4roi.processing.user_input import check_boxes, clean_question, one_region_question, open_image
 from gpt4roi.structures import RegionSample, Turn
 
 logger = logging.getLogger(__name__)
@@ -34,10 +34,10 @@ LongHistory = Literal["refuse", "drop"]
 
 @dataclass(frozen=True)
 class _Dialogue:
-    """A picture, the boxes shown so far, what was said, and what the language model has read of it."""
+    """An image, the boxes shown so far, what was said, and what the language model has read of it."""
 
-    picture: Image.Image | None = None
-    encoded: EncodedPicture | None = None
+    image: Image.Image | None = None
+    encoded: EncodedImage | None = None
     boxes_px: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
     turns: tuple[Turn, ...] = ()
     recall: Recall | None = None
@@ -45,12 +45,12 @@ class _Dialogue:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the picture."""
-        return self.picture.height, self.picture.width
+        """(height, width) of the image."""
+        return self.image.height, self.image.width
 
 
 class RegionChat:
-    """Answers questions about regions of one picture at a time.
+    """Answers questions about regions of one image at a time.
 
         chat = RegionChat.from_pretrained("exp/quickstart/stage2")
         chat.set_image("photo.jpg")
@@ -120,19 +120,19 @@ class RegionChat:
         return getattr(self.processor, "default_question", None) or DEFAULT_QUESTION
 
     def set_image(self, image: Any) -> None:
-        """Looks at a picture, once for all questions about it, and begins a new conversation.
+        """Looks at an image, once for all questions about it, and begins a new conversation.
 
-        image: path, data URL, PIL picture, encoded file as bytes, or uint8 array [H, W, 3]. Raises InputError on
+        image: path, data URL, PIL image, encoded file as bytes, or uint8 array [H, W, 3]. Raises InputError on
         anything else.
         """
-        picture = open_picture(image)
-        (encoded,) = look_at(self.model, self.processor, [picture])
-        self._dialogue = _Dialogue(picture, encoded)
+        opened = open_image(image)
+        (encoded,) = look_at(self.model, self.processor, [opened])
+        self._dialogue = _Dialogue(opened, encoded)
 
     def reset(self) -> None:
-        """Forgets the conversation and its boxes; the picture stays."""
+        """Forgets the conversation and its boxes; the image stays."""
         before = self._dialogue
-        self._dialogue = _Dialogue(before.picture, before.encoded, recall=before.recall)
+        self._dialogue = _Dialogue(before.image, before.encoded, recall=before.recall)
 
     def ask(
         self,
@@ -147,9 +147,9 @@ class RegionChat:
         """Answers the next question of the conversation.
 
         question: mentions regions as `<region1>`, or none. boxes_px: the boxes that are new in this round, xyxy in
-        pixels of the picture, or masks (see inputs.check_boxes); they are numbered on from those already there. The
+        pixels of the image, or masks (see inputs.check_boxes); they are numbered on from those already there. The
         rest: see Decoding.
-        Raises InputError on wrong boxes, on a region without a box, without a picture; the conversation then stays as
+        Raises InputError on wrong boxes, on a region without a box, without an image; the conversation then stays as
         it was.
         """
         decoding = Decoding(max_new_tokens, temperature, top_p, seed, stop)
@@ -202,8 +202,8 @@ class RegionChat:
     ) -> list[str]:
         """Asks one question about each box by itself and returns one answer a box; the conversation is not touched.
 
-        image: as of set_image; None: the picture of the conversation. boxes_px: N boxes, xyxy in pixels of the
-        picture, or masks. question: mentions one region, `<region1>`; by default the model's own. batch_size: boxes
+        image: as of set_image; None: the image of the conversation. boxes_px: N boxes, xyxy in pixels of the
+        image, or masks. question: mentions one region, `<region1>`; by default the model's own. batch_size: boxes
         answered at once; the answers do not depend on it. The rest: see Decoding.
         """
         decoding = Decoding(max_new_tokens, temperature, top_p, seed, stop)
@@ -223,10 +223,10 @@ class RegionChat:
         seed: int | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[list[str]]:
-        """Does what `describe` does for many pictures, and yields the answers of one picture after the other.
+        """Does what `describe` does for many images, and yields the answers of one image after the other.
 
         images and boxes_px: of the same length; they are taken as needed, so that long lists need no memory.
-        Consecutive pictures are answered together until they fill a batch.
+        Consecutive images are answered together until they fill a batch.
         """
         decoding = Decoding(max_new_tokens, temperature, top_p, seed, stop)
         pairs = zip(images, boxes_px, strict=True)
@@ -240,33 +240,33 @@ class RegionChat:
     ) -> Iterator[list[str]]:
         views = (self._view(image, boxes_px) for image, boxes_px in pairs)
         for group in grouped(views, lambda view: len(view.boxes_px), batch_size):
-            yield from describe_pictures(self.model, self.processor, group, question, decoding, batch_size)
+            yield from describe_images(self.model, self.processor, group, question, decoding, batch_size)
 
     def _view(self, image: Any, boxes_px: Sequence) -> View:
-        picture = open_picture(image)
-        return view_of(self.processor, picture, check_boxes(boxes_px, (picture.height, picture.width)))
+        opened = open_image(image)
+        return view_of(self.processor, opened, check_boxes(boxes_px, (opened.height, opened.width)))
 
     def _describe_shown(
         self, boxes_px: Sequence, question: str | None, decoding: Decoding, batch_size: int
     ) -> list[str]:
-        dialogue = self._with_picture()
+        dialogue = self._with_image()
         boxes = check_boxes(boxes_px, dialogue.size)
         asked = self._about_one(question)
         prompts = prompts_about(self.processor, dialogue.encoded, dialogue.size, boxes, asked)
         return answer(self.model, self.processor, prompts, decoding, batch_size)
 
-    def _with_picture(self) -> _Dialogue:
-        if self._dialogue.picture is None:
-            raise InputError("there is no picture yet; call set_image first")
+    def _with_image(self) -> _Dialogue:
+        if self._dialogue.image is None:
+            raise InputError("there is no image yet; call set_image first")
         return self._dialogue
 
     def _prepare(self, question: str, boxes_px: Sequence | None) -> tuple[_Dialogue, _Dialogue, Prompt]:
         """Returns the conversation, the same with the new question and boxes, and the prompt to answer."""
-        before = self._with_picture()
+        before = self._with_image()
         turns = (*before.turns, Turn("user", clean_question(question)))
         known = before.boxes_px
         boxes = np.concatenate([known, check_boxes(boxes_px, before.size, first_number=len(known) + 1)])
-        sample = RegionSample(before.picture, turns, boxes)
+        sample = RegionSample(before.image, turns, boxes)
         text = self.processor.encode_text(sample, generation=True, image_size=before.size)
         dropped = text["n_dropped_turns"]
         if dropped and self.long_history == "refuse":

@@ -18,7 +18,7 @@ PicturePipeline = Literal["bilinear", "bicubic"]
 class Turn:
     """One step of a dialogue.
 
-    text: may hold `<image>` (the picture), `<region1>` (a mention of box 1) or bare `<bbox>` (the next box in order).
+    text: may hold `<image>` (the image), `<region1>` (a mention of box 1) or bare `<bbox>` (the next box in order).
     """
 
     role: Role
@@ -33,7 +33,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a reader drew for one visit; the processor applies it to the resized picture and to the boxes.
+    """What a reader drew for one visit; the processor applies it to the resized image and to the boxes.
 
     shift: (dx, dy) in input pixels, uncovered pixels are black; flip: mirror left and right, after the shift.
     """
@@ -44,15 +44,15 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class RegionSample:
-    """A picture, boxes on it and a dialogue about them.
+    """An image, boxes on it and a dialogue about them.
 
-    image: path, PIL picture, uint8 array [H, W, 3] (RGB), or None for text alone.
+    image: path, PIL image, uint8 array [H, W, 3] (RGB), or None for text alone.
     turns: alternate as the data has them; answers may be empty only where one is to be generated.
-    boxes_px: float[N, 4], xyxy, in pixels of the user's own picture (as shown: after EXIF rotation in the `bilinear`
-        pipeline, before it in `bicubic`); in fractions of the picture where `box_frame` is "unit".
-    picture_pipeline: which of the two ways a picture becomes a tensor: `bilinear` (detection data: straight resize,
+    boxes_px: float[N, 4], xyxy, in pixels of the user's own image (as shown: after EXIF rotation in the `bilinear`
+        pipeline, before it in `bicubic`); in fractions of the image where `box_frame` is "unit".
+    picture_pipeline: which of the two ways an image becomes a tensor: `bilinear` (detection data: straight resize,
         boxes clipped) or `bicubic` (dialogue data and inference: CLIP's resize, boxes as they are).
-    independent_turns: every question-answer pair is a conversation of its own that shares only the picture; pairs
+    independent_turns: every question-answer pair is a conversation of its own that shares only the image; pairs
         cannot see each other, and each introduces its regions anew.
     region_texts: what the data call each box, one text a box ("" for none), where they name any.
     source: where it comes from, as `file#index`; ends up in every error message.

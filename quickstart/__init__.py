@@ -1,1 +1,1 @@
-"""The embedded data set: scenes composed from cut-out pictures, and model parts to train on them."""
+"""The embedded data set: scenes composed from cut-out images, and model parts to train on them."""

@@ -1,6 +1,6 @@
 """Makes the embedded data set: fetches its parts and composes its scenes, with boxes, captions and questions.
 
-Cut-out pictures, photographs, a small language model and a small vision tower are fetched; the answers to all
+Cut-out images, photographs, a small language model and a small vision tower are fetched; the answers to all
 questions follow from the geometry. Interrupted and run again, it resumes; a finished folder is left alone.
 """
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes (default: %(default)s)")
     parser.add_argument("--size", type=int, default=256, help="side of a scene in pixels (default: %(default)s)")
     parser.add_argument(
-        "--shapes", action="store_true", help="draw coloured shapes instead of fetching pictures; figures do not count"
+        "--shapes", action="store_true", help="draw coloured shapes instead of fetching images; figures do not count"
     )
     parser.add_argument(
         "--parts",

@@ -48,7 +48,7 @@ PHOTOGRAPHS_WHEEL = Wheel(
     "0.26.0",
     "scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
     "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
-    # Only its pictures are used, so one platform's file serves every machine.
+    # Only its images are used, so one platform's file serves every machine.
     ("--platform", "manylinux_2_28_x86_64", "--python-version", "311", "--implementation", "cp", "--abi", "cp311"),
 )
 

@@ -1,4 +1,4 @@
-"""The material of the scenes: cut-out pictures that have a caption, and photographs to lay them on."""
+"""The material of the scenes: cut-out images that have a caption, and photographs to lay them on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HELD_OUT_PHOTOGRAPHS = ("chelsea", "motorcycle_left", "gravel")
 
 _FOLDERS_LEFT_OUT = re.compile(r"(^|/)(symbols|flags|cartoon)(/|$)")
 _JOKES = ("plants/trees/rambutan", "seasonal/halloween/grave-h")
-"""Captions that do not name what the picture shows ("an alien tree", "another tombstone")."""
+"""Captions that do not name what the image shows ("an alien tree", "another tombstone")."""
 _SENTENCE = re.compile(r"\b(is|are|it's|we|you|your|this|lets|last|they|resembles|means)\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(a|an|the|two|some|our)\b")
 _PROPER_NAMES = ("Edward", "George", "Santa", "Grandma's")
@@ -37,20 +37,20 @@ _PROPER_NAMES = ("Edward", "George", "Santa", "Grandma's")
 
 @dataclass(frozen=True)
 class Stamp:
-    """A cut-out picture; picture: RGBA, cropped to its opaque part. kind: the top folder it came from."""
+    """A cut-out image; image: RGBA, cropped to its opaque part. kind: the top folder it came from."""
 
     name: str
     kind: str
     caption: str
-    picture: Image.Image
+    image: Image.Image
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A background; picture: RGB."""
+    """A background; image: RGB."""
 
     name: str
-    picture: Image.Image
+    image: Image.Image
 
 
 def clean_caption(line: str) -> str | None:
@@ -68,24 +68,24 @@ def clean_caption(line: str) -> str | None:
     return None if exclaims_or_tells and not _ARTICLE.match(text) else text
 
 
-def crop_to_opaque(picture: Image.Image, kept_side: int = KEPT_SIDE) -> Image.Image | None:
-    """Returns an RGBA picture cropped to its opaque part and no larger than kept_side; None where nothing is opaque."""
-    picture = picture.convert("RGBA")
-    bounds = picture.getchannel("A").point(lambda alpha: 255 * (alpha > ALPHA_THRESHOLD)).getbbox()
+def crop_to_opaque(image: Image.Image, kept_side: int = KEPT_SIDE) -> Image.Image | None:
+    """Returns an RGBA image cropped to its opaque part and no larger than kept_side; None where nothing is opaque."""
+    image = image.convert("RGBA")
+    bounds = image.getchannel("A").point(lambda alpha: 255 * (alpha > ALPHA_THRESHOLD)).getbbox()
     if bounds is None:
         return None
-    picture = picture.crop(bounds)
-    scale = kept_side / max(picture.size)
+    image = image.crop(bounds)
+    scale = kept_side / max(image.size)
     if scale < 1:
-        size = tuple(max(1, round(side * scale)) for side in picture.size)
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return picture
+        size = tuple(max(1, round(side * scale)) for side in image.size)
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return image
 
 
-def _usable(picture: Image.Image, size: tuple[int, int]) -> bool:
+def _usable(image: Image.Image, size: tuple[int, int]) -> bool:
     if min(size) < MIN_SIDE or max(size) / min(size) > MAX_ASPECT:
         return False
-    return float(np.asarray(picture.getchannel("A")).mean()) / 255 >= MIN_OPACITY
+    return float(np.asarray(image.getchannel("A")).mean()) / 255 >= MIN_OPACITY
 
 
 def load_stamps(folder: Path) -> list[Stamp]:

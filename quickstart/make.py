@@ -10,7 +10,7 @@ from pathlib import Path
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import remove_folder, write_whole
 from quickstart import fetch, library, shapes
-from quickstart.splits import FORMAT, Material, StampArguments, picture_count, write_splits
+from quickstart.splits import FORMAT, Material, StampArguments, image_count, write_splits
 
 STAMPS_BELOW = "usr/share/tuxpaint/stamps"
 DRAWN = "drawn shapes"
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def make_stamps(out: Path, arguments: StampArguments, keep_downloads: bool = True, workers: int = 1) -> dict:
     """Makes the data set under out and returns its manifest; a finished one is recognised and left alone.
 
-    workers: processes that compose pictures.
+    workers: processes that compose images.
 
     Raises:
         InputError: something cannot be fetched or is not what was expected; a later run goes on from there.
@@ -63,7 +63,7 @@ def finished_manifest(out: Path, arguments: StampArguments) -> dict | None:
         path = out / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
             return None
-    whole = all(picture_count(out, split) == entry["scenes"] for split, entry in manifest["splits"].items())
+    whole = all(image_count(out, split) == entry["scenes"] for split, entry in manifest["splits"].items())
     return manifest if whole else None
 
 
@@ -155,7 +155,7 @@ def _make_vision_tower(wheel: Path, target: Path, downloads: Path) -> dict:
 
 
 def _describe_files(out: Path) -> dict:
-    """Returns size and SHA-256 of every file that a reader opens, the pictures aside."""
+    """Returns size and SHA-256 of every file that a reader opens, the images aside."""
     described = {}
     readable = [*out.glob("*.jsonl"), *(out / "parts").rglob("*")]
     for path in sorted(path for path in readable if path.is_file()):

@@ -106,14 +106,12 @@ def check_classes(classifier: torch.nn.Module, folder: Path, known: dict[str, in
     return found
 
 
-def classify(classifier: torch.nn.Module, picture: Image.Image) -> int:
-    """Returns the class of the middle square of an RGB picture."""
-    width, height = picture.size
+def classify(classifier: torch.nn.Module, image: Image.Image) -> int:
+    """Returns the class of the middle square of an RGB image."""
+    width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    square = picture.crop((left, top, left + side, top + side)).resize(
-        (TOWER_SIZE, TOWER_SIZE), Image.Resampling.BICUBIC
-    )
+    square = image.crop((left, top, left + side, top + side)).resize((TOWER_SIZE, TOWER_SIZE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(to_numpy_array(square).copy()).permute(2, 0, 1)[None] / 255
     with torch.inference_mode():
         return int(classifier((pixels - TOWER_MEAN) / TOWER_STD).argmax())

@@ -54,7 +54,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a picture is composed from; objects are in the order of their region numbers."""
+    """Everything that an image is composed from; objects are in the order of their region numbers."""
 
     name: str
     size: int
@@ -102,7 +102,7 @@ def lay_out(
     count = len(chosen)
     boxes = None
     while boxes is None:
-        sizes = [_draw_size(rng, stamps[index].picture.size, count, size / REFERENCE_SIZE) for index in chosen]
+        sizes = [_draw_size(rng, stamps[index].image.size, count, size / REFERENCE_SIZE) for index in chosen]
         boxes = _place(rng, sizes, size)
     order = np.argsort([-w * h for w, h in sizes], kind="stable")
     layers = {int(index): layer for layer, index in enumerate(order)}
@@ -151,7 +151,7 @@ def _place(rng: np.random.Generator, sizes: Sequence[tuple[int, int]], size: int
 
 def _draw_background(rng: np.random.Generator, photographs: Sequence[Photograph]) -> Background:
     photograph = int(rng.integers(len(photographs)))
-    width, height = photographs[photograph].picture.size
+    width, height = photographs[photograph].image.size
     side = int(min(width, height) * rng.uniform(SMALLEST_CROP, 1.0))
     crop = (int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1)), side)
     brightness = rng.uniform(0.7, 1.25)
@@ -160,23 +160,23 @@ def _draw_background(rng: np.random.Generator, photographs: Sequence[Photograph]
 
 
 def paint_background(background: Background, photographs: Sequence[Photograph], size: int) -> Image.Image:
-    """Returns the cropped, mirrored and coloured photograph as an RGB picture of size × size."""
+    """Returns the cropped, mirrored and coloured photograph as an RGB image of size × size."""
     x, y, side = background.crop
-    picture = photographs[background.photograph].picture
-    picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side), reducing_gap=2.0)
+    image = photographs[background.photograph].image
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side), reducing_gap=2.0)
     if background.flip:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     levels = np.arange(256, dtype=np.float64)
     tables = [np.clip(((levels - 128) * background.contrast + 128) * gain, 0, 255) for gain in background.gains]
-    return picture.point([int(value) for table in tables for value in table])
+    return image.point([int(value) for table in tables for value in table])
 
 
 def compose(scene: Scene, stamps: Sequence[Stamp], photographs: Sequence[Photograph]) -> Image.Image:
-    """Returns the scene as an RGB picture."""
+    """Returns the scene as an RGB image."""
     canvas = paint_background(scene.background, photographs, scene.size)
     for placed in sorted(scene.objects, key=lambda placed: placed.layer):
         x1, y1, x2, y2 = placed.box
-        cutout = stamps[placed.stamp].picture.resize((x2 - x1, y2 - y1), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        cutout = stamps[placed.stamp].image.resize((x2 - x1, y2 - y1), Image.Resampling.BICUBIC, reducing_gap=2.0)
         if placed.flip:
             cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         canvas.paste(cutout, (x1, y1), cutout)
@@ -191,28 +191,28 @@ def _leave_interrupts_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _write_picture(index: int) -> int:
+def _write_image(index: int) -> int:
     scenes, stamps, photographs, folder = _SHARED["work"]
     compose(scenes[index], stamps, photographs).save(folder / f"{scenes[index].name}.png", compress_level=1)
     return index
 
 
-def write_pictures(
+def write_images(
     scenes: Sequence[Scene],
     stamps: Sequence[Stamp],
     photographs: Sequence[Photograph],
     folder: Path,
     workers: int = 1,
 ) -> Iterator[int]:
-    """Composes the scenes and writes folder/NAME.png for each; yields each index when its picture is written."""
+    """Composes the scenes and writes folder/NAME.png for each; yields each index when its image is written."""
     folder.mkdir(parents=True, exist_ok=True)
     _SHARED["work"] = (scenes, stamps, photographs, folder)
     try:
         # Only where forking is safe and cheap; elsewhere the few seconds more are no harm.
         if workers > 1 and sys.platform == "linux":
             with multiprocessing.get_context("fork").Pool(workers, _leave_interrupts_to_the_parent) as pool:
-                yield from pool.imap(_write_picture, range(len(scenes)), chunksize=16)
+                yield from pool.imap(_write_image, range(len(scenes)), chunksize=16)
         else:
-            yield from map(_write_picture, range(len(scenes)))
+            yield from map(_write_image, range(len(scenes)))
     finally:
         del _SHARED["work"]

@@ -49,11 +49,11 @@ ROUND = {"circle": (1.0, 1.0), "oval": (1.0, 0.6)}
 
 
 def _draw(shape: str, colour: tuple[int, int, int]) -> Image.Image:
-    """Draws one shape as an RGBA picture, cropped to it, with a darker rim so that it stands out anywhere."""
+    """Draws one shape as an RGBA image, cropped to it, with a darker rim so that it stands out anywhere."""
     side = DRAWN_SIDE * _OVERSAMPLING
     half, line = side / 2, 5 * _OVERSAMPLING
-    picture = Image.new("RGBA", (side, side), (*colour, 0))
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGBA", (side, side), (*colour, 0))
+    pen = ImageDraw.Draw(image)
     rim = tuple(value // 2 for value in colour)
     radius = half - line
     if shape in ROUND:
@@ -62,7 +62,7 @@ def _draw(shape: str, colour: tuple[int, int, int]) -> Image.Image:
     else:
         corners = [(half + radius * x, half + radius * y) for x, y in POLYGONS[shape]]
         pen.polygon(corners, fill=(*colour, 255), outline=(*rim, 255), width=line)
-    return crop_to_opaque(picture.resize((DRAWN_SIDE, DRAWN_SIDE), Image.Resampling.LANCZOS))
+    return crop_to_opaque(image.resize((DRAWN_SIDE, DRAWN_SIDE), Image.Resampling.LANCZOS))
 
 
 def draw_stamps() -> list[Stamp]:

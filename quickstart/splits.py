@@ -71,7 +71,7 @@ class Material:
 
 
 def write_splits(out: Path, arguments: StampArguments, material: Material, workers: int) -> dict:
-    """Writes pictures and questions of the splits that are not there yet, and returns the manifest's part on them."""
+    """Writes images and questions of the splits that are not there yet, and returns the manifest's part on them."""
     asked_for = {"format": FORMAT, "arguments": asdict(arguments), "stamps": material.stamps_from}
     asked_for["arguments"].pop("parts")
     begun = out / "scenes.json"
@@ -89,17 +89,17 @@ def write_splits(out: Path, arguments: StampArguments, material: Material, worke
         photographs = material.photographs if split in ("train", "val") else material.held_out_photographs
         chosen = unseen if split == "test_unseen" else seen
         path = out / f"{split}.jsonl"
-        if not path.exists() or picture_count(out, split) != arguments.scenes_of(split):
+        if not path.exists() or image_count(out, split) != arguments.scenes_of(split):
             laid = _lay_out_split(split, arguments, material.stamps, chosen, photographs)
-            path.unlink(missing_ok=True)  # while it is there, all pictures counted are whole
+            path.unlink(missing_ok=True)  # while it is there, all images counted are whole
             shutil.rmtree(out / "images" / split, ignore_errors=True)
-            written = scenes.write_pictures(laid, material.stamps, photographs, out / "images" / split, workers)
+            written = scenes.write_images(laid, material.stamps, photographs, out / "images" / split, workers)
             for _ in tqdm(written, desc=f"{split} scenes", total=len(laid), file=sys.stderr):
                 pass
             records = _records(split, arguments, laid, material.stamps)
             write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
         splits[split] = _describe_split(path) | {"photographs": [photograph.name for photograph in photographs]}
-        splits[split]["pictures_sha256"] = pictures_hash(out / "images" / split)
+        splits[split]["images_sha256"] = images_hash(out / "images" / split)
     unseen_captions = [material.stamps[group[0]].caption for group in unseen]
     return {"splits": splits, "captions": {"seen": len(seen), "unseen": unseen_captions}}
 
@@ -157,8 +157,8 @@ def _record(split: str, scene: scenes.Scene, stamps, asked: Sequence[questions.Q
     }
 
 
-def picture_count(out: Path, split: str) -> int:
-    """Returns how many pictures of a split lie under out."""
+def image_count(out: Path, split: str) -> int:
+    """Returns how many images of a split lie under out."""
     return sum(1 for _ in (out / "images" / split).glob("*.png"))
 
 
@@ -177,8 +177,8 @@ def _describe_split(path: Path) -> dict:
     }
 
 
-def pictures_hash(folder: Path) -> str:
-    """Returns one SHA-256 over all pictures of a folder, in the order of their names."""
+def images_hash(folder: Path) -> str:
+    """Returns one SHA-256 over all images of a folder, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.png")):
         digest.update(path.read_bytes())

@@ -45,13 +45,13 @@ phase "stage 2: everything but the vision tower learns" bash train_stage2.sh "$f
 phase "evaluation on held-out scenes" "$gpt4roi" evaluate --model "$folder/stage2" --benchmark quickstart/benchmark/stamps.py \
     --data "$folder/data" --out "$folder" --phases "$folder/phases.json"
 
-printf '\n== two regions of a held-out picture\n'
-read -r picture box1 box2 < <(.venv/bin/python -c 'import json, sys
+printf '\n== two regions of a held-out image\n'
+read -r image box1 box2 < <(.venv/bin/python -c 'import json, sys
 scene = json.loads(open(sys.argv[1] + "/data/test.jsonl").readline())
 boxes = [",".join(map(str, box)) for box in scene["boxes"][:2]]
 print(sys.argv[1] + "/data/" + scene["image"], *boxes)' "$folder")
-printf '$ gpt4roi describe %s --box %s --box %s\n' "$picture" "$box1" "$box2"
-"$gpt4roi" describe "$picture" --box "$box1" --box "$box2" --model "$folder/stage2" 2> /dev/null
+printf '$ gpt4roi describe %s --box %s --box %s\n' "$image" "$box1" "$box2"
+"$gpt4roi" describe "$image" --box "$box1" --box "$box2" --model "$folder/stage2" 2> /dev/null
 printf '\nMinutes by phase:\n'
 tr -d '{}"' < "$folder/phases.json" | sed '/^ *$/d'
-printf '\nThe report, with pictures: %s/report.html\n' "$folder"
+printf '\nThe report, with images: %s/report.html\n' "$folder"

@@ -1,4 +1,4 @@
-"""Records the pictures of the page that the README shows, from the real page in a real browser.
+"""Records the images of the page that the README shows, from the real page in a real browser.
 
     python scripts/record_page.py --model exp/quickstart/stage2 [--out figs]
 
@@ -61,14 +61,14 @@ class Recorder:
         """Chooses an example."""
         self.keep(700)
         self.click(f'.example[title*="{title}"]')
-        self.page.wait_for_selector(".stage.has-picture")
-        self.page.wait_for_function("document.querySelector('.stage-picture').complete")
+        self.page.wait_for_selector(".stage.has-image")
+        self.page.wait_for_function("document.querySelector('.stage-image').complete")
         self.page.wait_for_timeout(400)
         self.keep(600)
 
     def draw(self, box: Box) -> None:
-        """Draws a box, in shares of the picture."""
-        area = self.page.locator(".stage-picture").bounding_box()
+        """Draws a box, in shares of the image."""
+        area = self.page.locator(".stage-image").bounding_box()
         x1, y1, x2, y2 = box
         mouse = self.page.mouse
         self.go_to(area["x"] + x1 * area["width"], area["y"] + y1 * area["height"])

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from test_region_chat import BOXES, chat_with, picture
+from test_region_chat import BOXES, chat_with, make_image
 from tiny import tiny_model, tiny_processor, tiny_text_config
 
 from gpt4roi import InputError, RegionChat
@@ -33,7 +33,7 @@ def test_every_precision_answers_and_is_said(folder, dtype, caplog):
     assert chat.model.language_model.dtype == wanted
     assert chat.model.region_encoder.hidden.weight.dtype == torch.float32  # on the CPU
     assert caplog.messages[-1] == f"computing on cpu in {str(wanted).removeprefix('torch.')}"
-    assert len(chat.describe(picture(), BOXES[:2], max_new_tokens=3)) == 2
+    assert len(chat.describe(make_image(), BOXES[:2], max_new_tokens=3)) == 2
 
 
 def test_the_default_is_what_the_machine_can_do():
@@ -57,7 +57,7 @@ def test_the_language_model_alone_is_quantized(folder, bits, kind, most, caplog)
     exact, near = (one.model(input_ids=ids).logits for one in (whole, chat))
     assert 0 < (near - exact).norm() / exact.norm() < most
     caplog.clear()
-    assert len(chat.describe(picture(), BOXES[:2], max_new_tokens=3)) == 2
+    assert len(chat.describe(make_image(), BOXES[:2], max_new_tokens=3)) == 2
     assert caplog.messages == [], "nothing is said at every token"
 
 
@@ -81,5 +81,5 @@ def test_a_compiled_model_gives_the_same_answers():
     compile_model(compiled.model)
 
     for boxes in (BOXES, BOXES[:2]):
-        answers = compiled.describe(picture(), boxes, max_new_tokens=8)
-        assert answers == chat.describe(picture(), boxes, max_new_tokens=8)
+        answers = compiled.describe(make_image(), boxes, max_new_tokens=8)
+        assert answers == chat.describe(make_image(), boxes, max_new_tokens=8)

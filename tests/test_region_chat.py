@@ -17,7 +17,7 @@ BOXES = [[5, 5, 40, 30], [30, 10, 90, 60], [50, 2, 70, 62], [2, 40, 30, 60], [60
 QUESTION = "What is <region1>?"
 
 
-def picture(seed: int = 0) -> Image.Image:
+def make_image(seed: int = 0) -> Image.Image:
     """96 x 64 pixels of coarse noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((96, 64), Image.Resampling.NEAREST)
@@ -30,13 +30,13 @@ def chat_with(kind: str = "clip", prompt_format: str = "chat", image: bool = Fal
             weight.mul_(8 if weight.ndim > 1 else 1)
     chat = RegionChat(model, tiny_processor(model.config, prompt_format))
     if image:
-        chat.set_image(picture())
+        chat.set_image(make_image())
     return chat
 
 
 def fresh_answer(chat: RegionChat, turns, boxes, new_tokens: int = 12) -> str:
     """The plain way: one prompt with the whole history through the model's own generate."""
-    batch = chat.processor([RegionSample(picture(), tuple(turns), np.asarray(boxes))], generation=True)
+    batch = chat.processor([RegionSample(make_image(), tuple(turns), np.asarray(boxes))], generation=True)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "boxes")}
     ids = chat.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
     return chat.processor.decode(ids[0, batch["input_ids"].shape[1] :])
@@ -47,7 +47,7 @@ def fresh_answer(chat: RegionChat, turns, boxes, new_tokens: int = 12) -> str:
 def test_many_regions_are_answered_as_each_by_itself(kind, prompt_format):
     chat = chat_with(kind, prompt_format)
 
-    together = chat.describe(picture(), BOXES, QUESTION, max_new_tokens=12, batch_size=3)
+    together = chat.describe(make_image(), BOXES, QUESTION, max_new_tokens=12, batch_size=3)
 
     assert together == [fresh_answer(chat, [Turn("user", QUESTION)], [box]) for box in BOXES]
     if prompt_format == "chat":  # in the longer prompts these models hardly look at a region
@@ -58,13 +58,13 @@ def test_permuted_boxes_permute_the_answers():
     chat = chat_with("pyramid")
     order = [3, 0, 4, 1, 2]
 
-    answers = chat.describe(picture(), BOXES, max_new_tokens=12)
+    answers = chat.describe(make_image(), BOXES, max_new_tokens=12)
 
-    assert chat.describe(picture(), [BOXES[i] for i in order], max_new_tokens=12) == [answers[i] for i in order]
+    assert chat.describe(make_image(), [BOXES[i] for i in order], max_new_tokens=12) == [answers[i] for i in order]
 
 
 def test_no_boxes_have_no_answers():
-    assert chat_with().describe(picture(), []) == []
+    assert chat_with().describe(make_image(), []) == []
 
 
 def test_every_round_is_answered_as_a_fresh_prompt_with_the_same_history():
@@ -127,27 +127,27 @@ def test_greedy_is_the_default_and_draws_repeat_with_their_seed():
     assert ask(temperature=2.0, top_p=1e-9, seed=5) == ask()
 
 
-def test_the_tower_looks_once_at_a_picture_however_much_is_asked():
+def test_the_tower_looks_once_at_an_image_however_much_is_asked():
     chat = chat_with("pyramid")
     looks = []
     chat.model.vision_tower.register_forward_hook(lambda *_: looks.append(1))
 
-    chat.set_image(picture())
+    chat.set_image(make_image())
     chat.ask(QUESTION, BOXES[:1], max_new_tokens=2)
     chat.ask("And <region2>?", BOXES[1:2], max_new_tokens=2)
     assert len(looks) == 1
-    chat.describe(picture(), BOXES, max_new_tokens=2)
+    chat.describe(make_image(), BOXES, max_new_tokens=2)
     assert len(looks) == 2
 
 
-def test_a_new_picture_and_a_reset_begin_a_new_conversation():
+def test_a_new_image_and_a_reset_begin_a_new_conversation():
     chat = chat_with(image=True)
     first = chat.ask(QUESTION, BOXES[:1], max_new_tokens=8)
 
     chat.reset()
     assert chat.turns == () and len(chat.boxes_px) == 0
     assert chat.ask(QUESTION, BOXES[:1], max_new_tokens=8) == first
-    chat.set_image(picture(7))
+    chat.set_image(make_image(7))
     assert chat.turns == ()
 
 
@@ -162,20 +162,20 @@ def test_a_failed_question_leaves_the_conversation_as_it_was():
     assert (chat.turns, chat.boxes_px.tolist()) == before
 
 
-def test_pictures_may_be_paths_bytes_arrays_or_pil(tmp_path):
+def test_images_may_be_paths_bytes_arrays_or_pil(tmp_path):
     chat = chat_with()
     path = tmp_path / "p.png"
-    picture().save(path)
-    ways = [path, str(path), path.read_bytes(), np.asarray(picture()), picture()]
+    make_image().save(path)
+    ways = [path, str(path), path.read_bytes(), np.asarray(make_image()), make_image()]
 
     answers = [chat.describe(way, BOXES[:2], max_new_tokens=6) for way in ways]
 
     assert answers == [answers[0]] * len(ways)
 
 
-def test_boxes_are_in_pixels_of_the_picture_as_people_see_it():
+def test_boxes_are_in_pixels_of_the_image_as_people_see_it():
     chat = chat_with()
-    turned = picture().transpose(Image.Transpose.ROTATE_90)
+    turned = make_image().transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise
     packed = io.BytesIO()
@@ -183,18 +183,18 @@ def test_boxes_are_in_pixels_of_the_picture_as_people_see_it():
 
     answers = chat.describe(packed.getvalue(), BOXES, max_new_tokens=6)
 
-    assert answers == chat.describe(picture(), BOXES, max_new_tokens=6)
+    assert answers == chat.describe(make_image(), BOXES, max_new_tokens=6)
 
 
 def test_threads_with_a_chat_each_do_not_mix_over_one_model():
     model = tiny_model("pyramid")
     processor = tiny_processor(model.config)
-    expected = [RegionChat(model, processor).describe(picture(i), BOXES, max_new_tokens=8) for i in range(4)]
+    expected = [RegionChat(model, processor).describe(make_image(i), BOXES, max_new_tokens=8) for i in range(4)]
     found = [None] * 4
 
     def work(index: int) -> None:
         chat = RegionChat(model, processor)
-        chat.set_image(picture(index))
+        chat.set_image(make_image(index))
         answers = []
         for box in BOXES:
             chat.reset()
@@ -216,7 +216,7 @@ def test_conversations_of_several_rounds_stream_side_by_side():
 
     def talk(index: int) -> tuple:
         chat = RegionChat(model, processor)
-        chat.set_image(picture(index))
+        chat.set_image(make_image(index))
         for number, box in enumerate(BOXES[:3], start=1):
             list(chat.stream(f"What is <region{number}>?", [box], max_new_tokens=6, temperature=1.0, seed=index))
         return chat.turns
@@ -237,7 +237,7 @@ def test_a_conversation_that_outgrows_the_context_says_so():
     model = tiny_model()
     settings = {"image_size": 32, "image_seq_length": 16, "prompt_format": "chat", "model_max_length": 200}
     chat = RegionChat(model, GPT4RoIProcessor(tiny_tokenizer(), **settings))
-    chat.set_image(picture())
+    chat.set_image(make_image())
     chat.ask("What is it, in a few words?", max_new_tokens=2)
     chat.ask("And what else may be seen here?", max_new_tokens=2)
 
@@ -250,7 +250,7 @@ def test_the_oldest_rounds_after_the_first_are_dropped_where_that_is_asked_for()
     settings = {"image_size": 32, "image_seq_length": 16, "prompt_format": "chat", "model_max_length": 200}
     processor = GPT4RoIProcessor(tiny_tokenizer(), **settings)
     chat = RegionChat(model, processor, long_history="drop")
-    chat.set_image(picture())
+    chat.set_image(make_image())
     questions = ["What is it, in a few words?", "And what else may be seen here?", "And what is that, <region1>?"]
     for question in questions[:2]:
         chat.ask(question, max_new_tokens=2)
@@ -259,7 +259,7 @@ def test_the_oldest_rounds_after_the_first_are_dropped_where_that_is_asked_for()
 
     assert chat.dropped_rounds == 1 and len(chat.turns) == 6
     kept = RegionChat(model, processor)
-    kept.set_image(picture())
+    kept.set_image(make_image())
     kept.ask(questions[0], max_new_tokens=2)
     assert kept.ask(questions[2], BOXES[:1], max_new_tokens=4) == answer
 
@@ -268,7 +268,7 @@ def test_an_answer_ends_where_the_positions_of_the_language_model_do():
     text_config = tiny_text_config(max_position_embeddings=100)
     model = tiny_model(text_config=text_config)
     chat = RegionChat(model, tiny_processor(model.config))
-    chat.set_image(picture())
+    chat.set_image(make_image())
     prompt_tokens = len(chat._prepare("Go on", None)[2].input_ids)
 
     chat.ask("Go on", max_new_tokens=256, temperature=5.0, seed=1)
@@ -287,7 +287,7 @@ def test_stop_texts_end_an_answer_before_them():
     for answer in (
         chat_with(image=True).ask(QUESTION, BOXES[:1], max_new_tokens=12, stop=[stop]),
         "".join(chat_with(image=True).stream(QUESTION, BOXES[:1], max_new_tokens=12, stop=[stop])),
-        chat.describe(picture(), BOXES[:1], max_new_tokens=12, stop=stop)[0],
+        chat.describe(make_image(), BOXES[:1], max_new_tokens=12, stop=stop)[0],
     ):
         assert answer == expected
 
@@ -330,12 +330,12 @@ def test_an_answer_without_a_word_does_not_stop_the_conversation(prompt_format, 
     assert said == "" and len(chat.turns) == 4
 
 
-def test_a_picture_set_while_an_answer_comes_begins_a_conversation_of_its_own():
+def test_an_image_set_while_an_answer_comes_begins_a_conversation_of_its_own():
     chat = chat_with(image=True)
     pieces = chat.stream(QUESTION, BOXES[:1], max_new_tokens=12)
     next(pieces)
 
-    chat.set_image(picture(7))
+    chat.set_image(make_image(7))
     list(pieces)
 
     assert chat.turns == () and len(chat.boxes_px) == 0
@@ -362,7 +362,7 @@ def test_closing_a_stream_ends_the_computation():
     )
 
 
-def test_a_question_before_any_picture_says_what_to_do():
+def test_a_question_before_any_image_says_what_to_do():
     with pytest.raises(InputError, match="call set_image first"):
         chat_with().ask("What is this?")
 
@@ -373,8 +373,8 @@ def test_a_question_before_any_picture_says_what_to_do():
         ([40, 5, 5, 30], r"box 2 \(40,5,5,30\): corners are exchanged"),
         ([5, 5, 5, 30], r"box 2 \(5,5,5,30\): has no area"),
         ([float("nan"), 5, 40, 30], "box 2: expected finite numbers"),
-        ([200, 5, 240, 30], "reaches outside the picture, which is 96x64"),
-        ([5, -20, 40, 30], "reaches outside the picture"),
+        ([200, 5, 240, 30], "reaches outside the image, which is 96x64"),
+        ([5, -20, 40, 30], "reaches outside the image"),
         ([0.1, 0.1, 0.5, 0.9], "looks like fractions; give pixels"),
         ([1, 2, 3], "box 2: expected four numbers x1, y1, x2, y2, got 3"),
         (["a", 2, 3, 4], "box 2: expected four numbers"),
@@ -383,11 +383,11 @@ def test_a_question_before_any_picture_says_what_to_do():
 )
 def test_a_wrong_box_is_named(box, message):
     with pytest.raises(InputError, match=message):
-        chat_with().describe(picture(), [BOXES[0], box])
+        chat_with().describe(make_image(), [BOXES[0], box])
 
 
 def test_a_box_that_reaches_a_fraction_over_the_border_is_taken():
-    assert len(chat_with().describe(picture(), [[0, 0, 96.4, 64.2]], max_new_tokens=2)) == 1
+    assert len(chat_with().describe(make_image(), [[0, 0, 96.4, 64.2]], max_new_tokens=2)) == 1
 
 
 @pytest.mark.parametrize(
@@ -401,19 +401,19 @@ def test_a_box_that_reaches_a_fraction_over_the_border_is_taken():
 )
 def test_describe_wants_a_question_about_one_region(question, message):
     with pytest.raises(InputError, match=message):
-        chat_with().describe(picture(), BOXES[:1], question)
+        chat_with().describe(make_image(), BOXES[:1], question)
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
         ("nowhere.jpg", "not found"),
-        (b"no picture", "not a picture file"),
+        (b"no image", "not an image file"),
         (np.zeros((4, 4, 3)), "uint8"),
         (3, "got int"),
     ],
 )
-def test_what_is_no_picture_is_refused(image, message):
+def test_what_is_no_image_is_refused(image, message):
     with pytest.raises(InputError, match=message):
         chat_with().set_image(image)
 
@@ -425,7 +425,9 @@ def test_a_saved_model_opens_with_its_processor_and_answers_the_same(tmp_path):
 
     opened = RegionChat.from_pretrained(tmp_path, device="cpu", dtype="float32")
 
-    assert opened.describe(picture(), BOXES, max_new_tokens=8) == chat.describe(picture(), BOXES, max_new_tokens=8)
+    assert opened.describe(make_image(), BOXES, max_new_tokens=8) == chat.describe(
+        make_image(), BOXES, max_new_tokens=8
+    )
     assert RegionChat.from_pretrained(tmp_path, "cpu", torch.bfloat16).model.language_model.dtype == torch.bfloat16
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the processor share: two small tokenizers, and samples about one picture."""
+"""What the tests of the processor share: two small tokenizers, and samples about one image."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 PATCHES = "<im_start><im_patch><im_patch><im_patch><im_end>"
-PICTURE = np.full((40, 80, 3), 200, dtype=np.uint8)
+IMAGE = np.full((40, 80, 3), 200, dtype=np.uint8)
 BOXES = [[8, 4, 40, 20], [40, 0, 80, 40], [0, 0, 20, 10]]
 QUESTIONS = ("What is <region2>?", "a dog", "Is <region1> left of <region2>?", "yes", "How many?", "two")
 
@@ -42,7 +42,7 @@ def make(prompt_format="v0", **kwargs):
     )
 
 
-def sample(*texts, image=PICTURE, boxes=BOXES, **kwargs):
+def sample(*texts, image=IMAGE, boxes=BOXES, **kwargs):
     turns = [Turn(("user", "assistant")[index % 2], text) for index, text in enumerate(texts)]
     return RegionSample(image, turns, boxes_px=boxes if image is not None else [], source="d.json#7", **kwargs)
 

@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image
 
 from gpt4roi.captioning.journal import Journal, parts_folder
-from gpt4roi.captioning.source import Picture, Source, annotation_box
+from gpt4roi.captioning.source import Source, SourceImage, annotation_box
 from gpt4roi.distributed import World
 from gpt4roi.errors import InputError
-from gpt4roi.generation.many import View, describe_pictures, grouped, view_of
+from gpt4roi.generation.many import View, describe_images, grouped, view_of
 from gpt4roi.generation.sampling import Decoding
 from gpt4roi.io.atomic import as_json, write_whole
 from gpt4roi.processing.images import load_image, read_header
-from gpt4roi.processing.user_input import one_region_question, open_picture
+from gpt4roi.processing.user_input import one_region_question, open_image
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LINES = 10
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job. failed: what could not be used and why, by picture or annotation."""
+    """What came of a job. failed: what could not be used and why, by image or annotation."""
 
     regions: int
     captioned: int
@@ -53,13 +53,13 @@ def caption_file(
 
     chat: a RegionChat. job: what the result depends on; kept in the file's `info`, and compared when a job goes on.
     world: the processes that share the work. Returns the outcome in the first process, None in the others.
-    Pictures and boxes that cannot be used are reported and stay without the field.
+    Images and boxes that cannot be used are reported and stay without the field.
     """
     world = world or World()
     question = one_region_question(question)
     if any(field in annotation for annotation in source.content["annotations"]):
         raise InputError(f"annotations have a {field!r} already; name another field for the texts with --field")
-    groups = list(grouped(source.pictures, lambda picture: len(picture.regions), batch_size))
+    groups = list(grouped(source.images, lambda image: len(image.regions), batch_size))
     journal = Journal(parts_folder(out), job, world.rank)
     done: dict[int, Any] = {}
     for found in world.all_gather(journal.finished()):
@@ -82,33 +82,33 @@ def caption_file(
 
 
 def _caption_group(
-    chat: Any, source: Source, group: Sequence[Picture], question: str, decoding: Decoding, batch_size: int
+    chat: Any, source: Source, group: Sequence[SourceImage], question: str, decoding: Decoding, batch_size: int
 ) -> list[dict[str, Any]]:
-    """Returns, for each picture, its size and the text of each box; errors where there is none."""
+    """Returns, for each image, its size and the text of each box; errors where there is none."""
     results: list[dict[str, Any]] = []
     views: dict[int, View] = {}
-    for place, picture in enumerate(group):
-        view, result = _open(chat.processor, source, picture)
+    for place, image in enumerate(group):
+        view, result = _open(chat.processor, source, image)
         results.append(result)
         if view is not None and len(view.boxes_px):
             views[place] = view
-    answers = describe_pictures(chat.model, chat.processor, list(views.values()), question, decoding, batch_size)
+    answers = describe_images(chat.model, chat.processor, list(views.values()), question, decoding, batch_size)
     for place, texts in zip(views, answers, strict=True):
         remaining = iter(texts)
         results[place]["texts"] = [next(remaining) if text is None else text for text in results[place]["texts"]]
     return results
 
 
-def _open(processor: Any, source: Source, picture: Picture) -> tuple[View | None, dict[str, Any]]:
-    """Returns what the model sees of the picture with its usable boxes, and the beginnings of its result."""
+def _open(processor: Any, source: Source, image: SourceImage) -> tuple[View | None, dict[str, Any]]:
+    """Returns what the model sees of the image with its usable boxes, and the beginnings of its result."""
     try:
-        opened = _open_as_annotated(picture)
+        opened = _open_as_annotated(image)
     except InputError as error:
-        return None, {"error": str(error), "texts": [False] * len(picture.regions)}
+        return None, {"error": str(error), "texts": [False] * len(image.regions)}
     size = (opened.height, opened.width)
     result: dict[str, Any] = {"size": size, "texts": []}
     usable: list[list[float]] = []
-    for index in picture.regions:
+    for index in image.regions:
         try:
             usable.append(annotation_box(source.content["annotations"][index], size))
             result["texts"].append(None)
@@ -118,24 +118,24 @@ def _open(processor: Any, source: Source, picture: Picture) -> tuple[View | None
     return view_of(processor, opened, np.asarray(usable, dtype=np.float64).reshape(-1, 4)), result
 
 
-def _open_as_annotated(picture: Picture) -> Image.Image:
-    """Opens a picture as its boxes were drawn: upright, or as stored where only that fits the size in the file."""
-    opened = open_picture(picture.path)
+def _open_as_annotated(image: SourceImage) -> Image.Image:
+    """Opens an image as its boxes were drawn: upright, or as stored where only that fits the size in the file."""
+    opened = open_image(image.path)
     size = (opened.height, opened.width)
-    if picture.size in (None, size):
+    if image.size in (None, size):
         return opened
-    stored = load_image(picture.path, "bicubic")
-    if (stored.height, stored.width) == picture.size:
+    stored = load_image(image.path, "bicubic")
+    if (stored.height, stored.width) == image.size:
         return stored
     raise InputError(
-        f"{picture.path} is {size[1]}x{size[0]} pixels but its entry says {picture.size[1]}x{picture.size[0]} "
-        "(width x height); the boxes belong to another picture"
+        f"{image.path} is {size[1]}x{size[0]} pixels but its entry says {image.size[1]}x{image.size[0]} "
+        "(width x height); the boxes belong to another image"
     )
 
 
-def _with_progress(own: Sequence[int], groups: Sequence[Sequence[Picture]], world: World) -> Iterator[int]:
+def _with_progress(own: Sequence[int], groups: Sequence[Sequence[SourceImage]], world: World) -> Iterator[int]:
     """Yields the numbers of groups; the first process says every few seconds how far it is and what is left."""
-    weights = [sum(len(picture.regions) for picture in groups[number]) for number in own]
+    weights = [sum(len(image.regions) for image in groups[number]) for number in own]
     total, done, started, said = sum(weights), 0, time.monotonic(), 0.0
     for number, weight in zip(own, weights, strict=True):
         yield number
@@ -156,7 +156,7 @@ def _duration(seconds: float) -> str:
 
 
 def _merge(
-    source: Source, groups: Sequence[Sequence[Picture]], done: dict[int, Any], field: str, job: dict[str, Any]
+    source: Source, groups: Sequence[Sequence[SourceImage]], done: dict[int, Any], field: str, job: dict[str, Any]
 ) -> tuple[dict[str, Any], Outcome]:
     """Returns the file's content: the source's tables, what COCO's tools need beside them, and the texts."""
     images = [dict(image) for image in source.content["images"]]
@@ -167,21 +167,21 @@ def _merge(
     failed: list[str] = []
     captioned = 0
     for number, group in enumerate(groups):
-        for picture, result in zip(group, done[number], strict=True):
+        for image, result in zip(group, done[number], strict=True):
             if "error" in result:
-                failed.append(f"image {images[picture.index]['id']}: {result['error']}")
+                failed.append(f"image {images[image.index]['id']}: {result['error']}")
             else:
-                _fill_size(images[picture.index], *result["size"])
+                _fill_size(images[image.index], *result["size"])
             failed += [f"annotation {annotations[index]['id']}: {why}" for index, why in result.get("errors", [])]
-            for index, text in zip(picture.regions, result["texts"], strict=True):
+            for index, text in zip(image.regions, result["texts"], strict=True):
                 if text is not False:
                     annotations[index][field] = text
                     captioned += 1
-    for picture in source.others:
-        if picture.size is None:
+    for image in source.others:
+        if image.size is None:
             with contextlib.suppress(InputError):  # no box of it is lost
-                (height, width), sideways = read_header(str(picture.path))
-                _fill_size(images[picture.index], *((width, height) if sideways else (height, width)))
+                (height, width), sideways = read_header(str(image.path))
+                _fill_size(images[image.index], *((width, height) if sideways else (height, width)))
     content = {**source.content, "images": images, "annotations": annotations}
     content["categories"] = _categories(categories, annotations, region)
     info = content.get("info")
@@ -190,7 +190,7 @@ def _merge(
 
 
 def _complete(images: list[dict[str, Any]], annotations: list[dict[str, Any]], region: int) -> None:
-    """Adds the fields without which COCO's tools do not open a file; sizes are known once the pictures were opened.
+    """Adds the fields without which COCO's tools do not open a file; sizes are known once the images were opened.
 
     region: the category of what has none.
     """

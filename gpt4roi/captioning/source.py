@@ -13,13 +13,13 @@ from gpt4roi.geometry.boxes import xyxy_to_xywh
 from gpt4roi.geometry.masks import size_of, to_box
 from gpt4roi.processing.regions_file import coco_box, file_name, read_json
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _EXPECTED = "COCO or LVIS annotations, a detector's results in COCO form, or the unified format"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture and the boxes on it.
+class SourceImage:
+    """An image and the boxes on it.
 
     path: where it should lie; index: its place in the `images` table; regions: places in the `annotations` table.
     size: (height, width) as the file says, or None.
@@ -33,32 +33,32 @@ class Picture:
 
 @dataclass(frozen=True)
 class Source:
-    """A file of boxes as a COCO table, and its pictures with boxes in the order of the table.
+    """A file of boxes as a COCO table, and its images with boxes in the order of the table.
 
-    content: `images` and `annotations` and whatever else the file holds; others: its pictures without boxes.
+    content: `images` and `annotations` and whatever else the file holds; others: its images without boxes.
     """
 
     content: dict[str, Any]
-    pictures: list[Picture] = field(default_factory=list)
-    others: list[Picture] = field(default_factory=list)
+    images: list[SourceImage] = field(default_factory=list)
+    others: list[SourceImage] = field(default_factory=list)
 
     @property
     def num_regions(self) -> int:
         """How many boxes there are."""
-        return sum(len(picture.regions) for picture in self.pictures)
+        return sum(len(image.regions) for image in self.images)
 
 
 def read_source(path: str | Path, images: str | Path) -> Source:
-    """Reads a file of boxes; images: the folder of its pictures.
+    """Reads a file of boxes; images: the folder of its images.
 
-    Raises InputError where the file is none of the known forms, or names pictures or annotations that do not fit.
+    Raises InputError where the file is none of the known forms, or names images or annotations that do not fit.
     """
     folder = Path(images)
     if not folder.is_dir():
-        raise InputError(f"--images {images}: no such folder; give the folder of the pictures")
+        raise InputError(f"--images {images}: no such folder; give the folder of the images")
     content = _read_lines(path) if Path(path).suffix == ".jsonl" else read_json(path)
     if isinstance(content, dict) and "image" in content and "annotations" not in content:
-        content = [content]  # the unified format with one picture
+        content = [content]  # the unified format with one image
     if isinstance(content, dict):
         content = _checked_tables(content, path)
     elif isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
@@ -70,8 +70,8 @@ def read_source(path: str | Path, images: str | Path) -> Source:
             raise InputError(f"{path}: expected {_EXPECTED}; an entry has {', '.join(content[0]) or 'nothing'}")
     else:
         raise InputError(f"{path}: expected {_EXPECTED}; got {'an empty list' if content == [] else 'other JSON'}")
-    pictures = _pictures(content, folder, path)
-    source = Source(content, [one for one in pictures if one.regions], [one for one in pictures if not one.regions])
+    found = _images(content, folder, path)
+    source = Source(content, [one for one in found if one.regions], [one for one in found if not one.regions])
     if not source.num_regions:
         raise InputError(f"{path}: holds no box")
     return source
@@ -105,7 +105,7 @@ def _checked_tables(content: dict[str, Any], path: str | Path) -> dict[str, Any]
 
 def _tables_of_results(results: list[dict[str, Any]], folder: Path, path: str | Path) -> dict[str, Any]:
     """Makes tables of a detector's results; an image_id is a file's name, its name without ending, or its number."""
-    files = sorted(found for found in folder.rglob("*") if found.suffix.lower() in PICTURE_ENDINGS)
+    files = sorted(found for found in folder.rglob("*") if found.suffix.lower() in IMAGE_ENDINGS)
     known: dict[Any, Path] = {}
     for found in files:
         relative = found.relative_to(folder)
@@ -117,7 +117,7 @@ def _tables_of_results(results: list[dict[str, Any]], folder: Path, path: str | 
     lacking = [key for key in wanted if identities[key] not in known]
     if len(lacking) == len(wanted):
         raise InputError(
-            f"{path}: none of its {len(wanted)} image_id fits a picture in {folder}, such as {lacking[0]!r}; an "
+            f"{path}: none of its {len(wanted)} image_id fits an image in {folder}, such as {lacking[0]!r}; an "
             "image_id is a file's name, with or without ending, or its number"
         )
     numeric = all(isinstance(identity, int) for identity in identities.values())
@@ -130,7 +130,7 @@ def _tables_of_results(results: list[dict[str, Any]], folder: Path, path: str | 
 
 
 def _tables_of_unified(objects: list[dict[str, Any]], path: str | Path) -> dict[str, Any]:
-    images: dict[tuple, dict[str, Any]] = {}  # one row for a picture: tools look pictures up by their name
+    images: dict[tuple, dict[str, Any]] = {}  # one row for an image: tools look images up by their name
     annotations = []
     for number, entry in enumerate(objects, start=1):
         boxes = entry.get("boxes") or []
@@ -164,8 +164,8 @@ def _xywh(box: Any, where: str) -> list[float]:
     return xyxy_to_xywh(values).tolist()
 
 
-def _pictures(content: dict[str, Any], folder: Path, path: str | Path) -> list[Picture]:
-    """Returns the pictures in the order of their table. Raises InputError on ids that do not fit."""
+def _images(content: dict[str, Any], folder: Path, path: str | Path) -> list[SourceImage]:
+    """Returns the images in the order of their table. Raises InputError on ids that do not fit."""
     rows: dict[Any, list[int]] = {}
     for index, image in enumerate(content["images"]):
         if not isinstance(image.get("id"), (int, float, str)) or image["id"] in rows:
@@ -179,13 +179,13 @@ def _pictures(content: dict[str, Any], folder: Path, path: str | Path) -> list[P
             raise InputError(f"{path}: annotations[{index}] is on image {identity!r}, which is not among its images")
         rows[identity].append(index)
     return [
-        Picture(_find(folder, file_name(image)), index, tuple(rows[image["id"]]), _size(image))
+        SourceImage(_find(folder, file_name(image)), index, tuple(rows[image["id"]]), _size(image))
         for index, image in enumerate(content["images"])
     ]
 
 
 def _find(folder: Path, name: str) -> Path:
-    """Returns where a picture lies: by its relative path, else by its name alone."""
+    """Returns where an image lies: by its relative path, else by its name alone."""
     path = folder / name.lstrip("/")
     return path if path.exists() else folder / PurePath(name).name
 
@@ -196,10 +196,10 @@ def _size(image: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def annotation_box(annotation: dict[str, Any], size: tuple[int, int]) -> list[float]:
-    """Returns the box of an annotation, xyxy in pixels, inside a picture of size (height, width).
+    """Returns the box of an annotation, xyxy in pixels, inside an image of size (height, width).
 
     What reaches over the border is cut off; without a bbox, the box around the mask is taken. Raises InputError where
-    nothing is left of it, and for a mask that was made for a picture of another size.
+    nothing is left of it, and for a mask that was made for an image of another size.
     """
     height, width = size
     if annotation.get("bbox"):
@@ -209,14 +209,14 @@ def annotation_box(annotation: dict[str, Any], size: tuple[int, int]) -> list[fl
         made_for = size_of(annotation["segmentation"])
         if made_for not in (None, (height, width)):
             raise InputError(
-                f"the mask is {made_for[1]}x{made_for[0]} but the picture is {width}x{height} pixels (width x height)"
+                f"the mask is {made_for[1]}x{made_for[0]} but the image is {width}x{height} pixels (width x height)"
             )
     else:
         raise InputError("the annotation has neither bbox nor segmentation")
     inside = [_clamp(value, limit) for value, limit in zip(box, (width, height, width, height), strict=True)]
     if not inside[0] < inside[2] or not inside[1] < inside[3]:
         as_text = ",".join(f"{value:g}" for value in _rounded(box))
-        raise InputError(f"the box {as_text} has no area inside the picture, which is {width}x{height}")
+        raise InputError(f"the box {as_text} has no area inside the image, which is {width}x{height}")
     return inside
 
 

@@ -1,4 +1,4 @@
-"""Runs two folders on the same picture and says how far their answers are apart."""
+"""Runs two folders on the same image and says how far their answers are apart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WORDS_BETWEEN = 4
 
 
 def compare_models(first: str | Path, second: str | Path, vision_tower: str | None = None) -> dict[str, float]:
-    """Returns the largest relative difference of the logits and of the region features on a picture with two boxes.
+    """Returns the largest relative difference of the logits and of the region features on an image with two boxes.
 
     Relative to the largest magnitude in `first`. Both run in float32 on the CPU, one after the other.
     vision_tower: folder or hub name of the tower, for a folder that lies without it.
@@ -38,13 +38,13 @@ def _outputs(folder: str | Path, vision_tower: str | None) -> dict[str, torch.Te
 
 
 def _prompt(config: GPT4RoIConfig, generator: torch.Generator) -> torch.Tensor:
-    """Makes int64[1, T]: a picture, then two regions, each among a few words drawn from the first half of the table."""
+    """Makes int64[1, T]: an image, then two regions, each among a few words drawn from the first half of the table."""
 
     def words() -> list[int]:
         return torch.randint(3, config.text_config.vocab_size // 2, (_WORDS_BETWEEN,), generator=generator).tolist()
 
-    picture = [config.image_token_id] * config.image_seq_length
+    image = [config.image_token_id] * config.image_seq_length
     if config.mm_use_im_start_end:
-        picture = [config.image_start_token_id, *picture, config.image_end_token_id]
+        image = [config.image_start_token_id, *image, config.image_end_token_id]
     regions = [token for _ in _BOXES for token in (*words(), config.region_token_id)]
-    return torch.tensor([[*picture, *regions, *words()]])
+    return torch.tensor([[*image, *regions, *words()]])

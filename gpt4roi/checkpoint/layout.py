@@ -121,7 +121,7 @@ def our_config(
 def processor_config(config: dict[str, Any], vision_config: dict[str, Any] | None, tokenizer: bytes | None) -> bytes:
     """Makes the processor's file for a model that comes from the original.
 
-    The tower decides the picture's size, config.json and tokenizer_config.json the longest sequence.
+    The tower decides the image's size, config.json and tokenizer_config.json the longest sequence.
     """
     longest = json.loads(tokenizer or b"{}").get("model_max_length") or _LONGEST
     values = {

@@ -74,15 +74,15 @@ def _our_processor(folder: Path, values: dict[str, Any], tower: str | Path | Non
     name = tower or values.get("mm_vision_tower")
     if "vision_config" in values or name is None:
         return processor
-    # The folder was written without a tower, so the picture's size was not known yet.
+    # The folder was written without a tower, so the image's size was not known yet.
     saved = {name: value for name, value in processor.to_dict().items() if name != "processor_class"}
-    return GPT4RoIProcessor(processor.tokenizer, **{**saved, **_picture_settings(find_tower(str(name), folder))})
+    return GPT4RoIProcessor(processor.tokenizer, **{**saved, **_image_settings(find_tower(str(name), folder))})
 
 
-def _picture_settings(place: str) -> dict[str, Any]:
+def _image_settings(place: str) -> dict[str, Any]:
     """Returns the processor's arguments that follow from a ViT."""
     config = vision_config(place)
-    mean, std = picture_norm(place, config)
+    mean, std = image_norm(place, config)
     length = (config.image_size // config.patch_size) ** 2
     return {"image_size": config.image_size, "image_mean": mean, "image_std": std, "image_seq_length": length}
 
@@ -93,7 +93,7 @@ def _original_processor(folder: Path, values: dict[str, Any], tower: str | Path 
     place = find_tower(str(values["mm_vision_tower"] if tower is None else tower), folder)
     return GPT4RoIProcessor(
         tokenizer,
-        **_picture_settings(place),
+        **_image_settings(place),
         prompt_format="v0",
         model_max_length=min(tokenizer.model_max_length, values.get("max_position_embeddings", 2048)),
         use_image_start_end=values.get("mm_use_im_start_end", True),
@@ -129,7 +129,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def vision_config(place: str) -> Any:
-    """Reads a tower's configuration; of a model of pictures and texts only the part for pictures."""
+    """Reads a tower's configuration; of a model of images and texts only the part for images."""
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
@@ -142,7 +142,7 @@ def _preprocessing(place: str) -> dict[str, Any]:
     return original_format.read_json(path) if path.is_file() else {}
 
 
-def picture_norm(place: str, config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def image_norm(place: str, config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and standard deviation of RGB values in [0, 1]: the tower's own, else its family's."""
     own = _preprocessing(place)
     if "image_mean" in own and "image_std" in own:
@@ -158,8 +158,8 @@ def picture_norm(place: str, config: Any) -> tuple[tuple[float, ...], tuple[floa
     return HALF_NORM if kind.startswith("siglip") else IMAGENET_NORM
 
 
-def picture_size(place: str, config: Any) -> int:
-    """Returns S, the side in pixels of the pictures that a tower was made for."""
+def tower_image_size(place: str, config: Any) -> int:
+    """Returns S, the side in pixels of the images that a tower was made for."""
     if isinstance(getattr(config, "image_size", None), int):
         return config.image_size
     size = _preprocessing(place).get("size", {})
@@ -186,7 +186,7 @@ def build_from_parts(
     """Joins a language model and a vision tower to a model whose region encoder is new.
 
     language_model: folder or hub name; vision_tower: the same, of a ViT or a timm backbone; projector: a LLaVA
-    mm_projector file; image_size: side of the input picture, by default the tower's; choices: fields of GPT4RoIConfig
+    mm_projector file; image_size: side of the input image, by default the tower's; choices: fields of GPT4RoIConfig
     that differ from its defaults. Tokens are added once, in the original's order, and initialised as the original did.
     Returns the model in `dtype` and its processor. Raises InputError where a part cannot be used.
     """
@@ -207,7 +207,7 @@ def build_from_parts(
         text_config=text_model.config,
         mm_vision_tower=original_format.relative_name(str(vision_tower)),
         mm_use_im_start_end=mm_use_im_start_end,
-        image_size=image_size or picture_size(place, backbone.config),
+        image_size=image_size or tower_image_size(place, backbone.config),
         image_token_id=vocabulary[IMAGE_PATCH_TOKEN],
         region_token_id=vocabulary[REGION_TOKEN],
         image_start_token_id=vocabulary[IMAGE_START_TOKEN],
@@ -222,7 +222,7 @@ def build_from_parts(
     if projector is not None:
         load_projector(model, Path(projector))
     model.generation_config = _generation_config(text_model, tokenizer)
-    mean, std = picture_norm(place, backbone.config)
+    mean, std = image_norm(place, backbone.config)
     processor = GPT4RoIProcessor(
         tokenizer,
         image_size=config.image_size,

@@ -40,7 +40,7 @@ _CONFIG_KEYS = (
     "initializer_factor",
     "projection_dim",
 )
-_PICTURES = {
+_IMAGES = {
     "image_processor_type": "CLIPImageProcessor",
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
@@ -49,7 +49,7 @@ _PICTURES = {
     "do_normalize": True,
     "resample": 3,
 }
-"""How CLIP's pictures are prepared; the original reads this beside its tower."""
+"""How CLIP's images are prepared; the original reads this beside its tower."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ def tower_folder(config: dict[str, Any], weights: WeightFolder) -> tuple[list[St
     vision = {key: known[key] for key in _CONFIG_KEYS if key in known}
     config_file = {"model_type": _MODEL_TYPE, "architectures": ["CLIPVisionModel"], **vision}
     side = vision.get("image_size", 224)
-    picture_file = _PICTURES | {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    image_file = _IMAGES | {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     files = {
         name: json.dumps(values, indent=2).encode() + b"\n"
-        for name, values in (("config.json", config_file), ("preprocessor_config.json", picture_file))
+        for name, values in (("config.json", config_file), ("preprocessor_config.json", image_file))
     }
     return tensors, files, Path(layout.tower_name(config)).name

@@ -28,7 +28,7 @@ from gpt4roi import __version__
 from gpt4roi.cli import output
 from gpt4roi.errors import InputError
 
-_DESCRIPTION = "Draw boxes on a picture and talk about them."
+_DESCRIPTION = "Draw boxes on an image and talk about them."
 _NOT_VERBS = {"output"}
 
 EXIT_WRONG_INPUT = 2

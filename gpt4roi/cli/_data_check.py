@@ -21,12 +21,12 @@ def add_check(verbs: Any) -> None:
     parser = verbs.add_parser(
         "check",
         help="look a data set over before training",
-        description="Opens every annotation and picture of a list of data sets, and says what training would skip, "
+        description="Opens every annotation and image of a list of data sets, and says what training would skip, "
         "what was probably not meant, and how long prompts become. Ends with a verdict: exit code 0 where training "
         "may begin, 1 where it should not, 2 where the arguments are wrong.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="what --dataset_config takes: a list, or a file of pictures")
-    parser.add_argument("--eval", metavar="CONFIG", help="evaluation sets, whose pictures must not be trained on")
+    parser.add_argument("config", metavar="CONFIG", help="what --dataset_config takes: a list, or a file of images")
+    parser.add_argument("--eval", metavar="CONFIG", help="evaluation sets, whose images must not be trained on")
     parser.add_argument(
         "--model", metavar="DIR", help="folder or hub name whose tokenizer counts tokens (else they are estimated)"
     )
@@ -46,7 +46,7 @@ def add_check(verbs: Any) -> None:
     )
     parser.add_argument("--strict", action="store_true", help="not ready at the first error or warning")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures and prompts")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with images and prompts")
 
 
 def check(args: argparse.Namespace) -> int:

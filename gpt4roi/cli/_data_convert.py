@@ -44,7 +44,7 @@ def add_convert(verbs: Any) -> None:
     )
     parser.add_argument("--from", dest="from_", default="list", metavar="FORMAT", help="default: %(default)s")
     parser.add_argument("--to", default="unified", choices=("unified", "coco"), help="default: %(default)s")
-    parser.add_argument("--img-prefix", metavar="DIR", help="folder of the pictures (default: the source's own)")
+    parser.add_argument("--img-prefix", metavar="DIR", help="folder of the images (default: the source's own)")
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="another key of the data set; repeat it"
     )
@@ -142,7 +142,7 @@ def _convert_detections(args: argparse.Namespace) -> int:
     found = read_detections(args.source, read_bytes(args.source))
     with whole(args.out) as beside:
         found.save(beside)
-    output.line(f"{args.out}: {len(found.names)} pictures, {len(found.labels)} boxes; name it as det_pkl_path")
+    output.line(f"{args.out}: {len(found.names)} images, {len(found.labels)} boxes; name it as det_pkl_path")
     return 0
 
 

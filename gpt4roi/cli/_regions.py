@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt4roi.errors import InputError
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_region_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_region_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X1,Y1,X2,Y2",
         action="append",
         default=[],
-        help="a box in pixels of the picture, top left and bottom right; once for each region, numbered from 1",
+        help="a box in pixels of the image, top left and bottom right; once for each region, numbered from 1",
     )
     parser.add_argument(
         "--regions",
@@ -35,7 +35,7 @@ def given_regions(args: argparse.Namespace) -> list[Any]:
     if args.regions is not None:
         from gpt4roi.processing.regions_file import read_regions
 
-        regions += read_regions(args.regions, picture=args.picture)
+        regions += read_regions(args.regions, image=args.image)
     return regions
 
 
@@ -60,18 +60,18 @@ def drawing_target(path: str | None, flag: str = "--draw") -> Path | None:
     if path is None:
         return None
     target = Path(path)
-    if target.suffix.lower() not in PICTURE_ENDINGS:
+    if target.suffix.lower() not in IMAGE_ENDINGS:
         raise InputError(f"{flag} {path}: expected a file name that ends in .png, .jpg or .webp")
     if not target.parent.is_dir():
         raise InputError(f"{flag} {path}: the folder {target.parent} does not exist; make it first")
     return target
 
 
-def save_drawing(picture: Any, boxes_px: Any, target: Path, flag: str = "--draw") -> None:
-    """Saves the picture with its numbered boxes."""
+def save_drawing(image: Any, boxes_px: Any, target: Path, flag: str = "--draw") -> None:
+    """Saves the image with its numbered boxes."""
     from gpt4roi.report.drawing import draw_boxes
 
     try:
-        draw_boxes(picture, boxes_px).save(target)
-    except (OSError, ValueError) as error:  # the latter where the format has no pictures of this size
+        draw_boxes(image, boxes_px).save(target)
+    except (OSError, ValueError) as error:  # the latter where the format has no images of this size
         raise InputError(f"{flag} {target}: cannot be written: {error}") from None

@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the boxes, their pictures, the question and the result."""
+    """Declares the boxes, their images, the question and the result."""
     parser.add_argument(
         "annotations",
         metavar="ANN.json",
         help="COCO or LVIS annotations, a detector's results in COCO form, or the unified format (.jsonl)",
     )
-    parser.add_argument("--images", metavar="DIR", required=True, help="the folder of the pictures")
+    parser.add_argument("--images", metavar="DIR", required=True, help="the folder of the images")
     parser.add_argument("--out", metavar="OUT.json", required=True, help="the result; OUT.json.parts while it grows")
     parser.add_argument("--question", metavar="TEXT", help="asked about each box, as <region1> (default: the model's)")
     parser.add_argument("--field", default="caption", metavar="NAME", help="gets the text (default: %(default)s)")
@@ -106,7 +106,7 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
 
 
 def describe_job(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns what the texts depend on: boxes, pictures, model, question, and how answers are chosen."""
+    """Returns what the texts depend on: boxes, images, model, question, and how answers are chosen."""
     from gpt4roi.data.annotations import read_bytes
     from gpt4roi.evaluation.models import fingerprint
 

@@ -1,4 +1,4 @@
-"""`gpt4roi chat`: a conversation about a picture in the terminal, or line by line through a pipe."""
+"""`gpt4roi chat`: a conversation about an image in the terminal, or line by line through a pipe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gpt4roi.cli._regions import (
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import as_json
 
-HELP = "talk about a picture in the terminal"
+HELP = "talk about an image in the terminal"
 EXAMPLE = """
   gpt4roi chat photo.jpg --box 40,30,210,190
   printf '%s\\n' 'What is <region1>?' '/box 220,35,400,260' 'And <region2>?' | gpt4roi chat photo.jpg \\
@@ -38,21 +38,21 @@ A line is a question; <region1> (or <1>) in it introduces box 1, later it is onl
   /box X1,Y1,X2,Y2   give a new box, in pixels; its number is told
   /boxes             list the boxes
   /undo              take back the last box that was not asked about yet
-  /draw FILE         save the picture with its numbered boxes
+  /draw FILE         save the image with its numbered boxes
   /save FILE         save the conversation as JSON
   /reset             forget the conversation and its boxes
-  /picture FILE      begin anew with another picture
+  /image FILE      begin anew with another image
   /help, /quit"""
 EXIT_SOME_FAILED = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the picture, the first boxes and how answers are written."""
+    """Declares the image, the first boxes and how answers are written."""
     parser.epilog = f"{parser.epilog}\n\n{COMMANDS}"
-    parser.add_argument("picture", metavar="PICTURE", help="a picture file")
+    parser.add_argument("image", metavar="IMAGE", help="an image file")
     add_region_arguments(parser)
     parser.add_argument("--json", action="store_true", help="write one JSON object a line for each answer")
-    parser.add_argument("--draw", metavar="FILE", help="keep the picture with its numbered boxes in this file")
+    parser.add_argument("--draw", metavar="FILE", help="keep the image with its numbered boxes in this file")
     parser.add_argument(
         "--drop-history",
         action="store_true",
@@ -69,12 +69,12 @@ def run(args: argparse.Namespace) -> int:
     check_model_folder(args.model)
     settings = decoding_settings(args)
 
-    from gpt4roi.processing.user_input import check_boxes, open_picture
+    from gpt4roi.processing.user_input import check_boxes, open_image
 
-    picture = open_picture(args.picture)
-    boxes_px = check_boxes(regions, (picture.height, picture.width))
+    image = open_image(args.image)
+    boxes_px = check_boxes(regions, (image.height, image.width))
     chat = open_chat(args, long_history="drop" if args.drop_history else "refuse")
-    talk = Conversation(chat, args.picture, picture, boxes_px.tolist(), settings, args.json, drawn_to)
+    talk = Conversation(chat, args.image, image, boxes_px.tolist(), settings, args.json, drawn_to)
     talking = sys.stdin.isatty() and sys.stdout.isatty()
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # then a line that is no text is refused by itself
@@ -104,7 +104,7 @@ class Conversation:
         self,
         chat: Any,
         name: str,
-        picture: Any,
+        image: Any,
         boxes: list,
         settings: dict[str, Any],
         as_json: bool,
@@ -113,9 +113,9 @@ class Conversation:
         self.chat, self.settings, self.as_json, self.drawn_to = chat, settings, as_json, draw
         self.commands = {
             "box": self._box, "boxes": self._boxes, "undo": self._undo, "draw": self._draw, "save": self._save,
-            "reset": self._reset, "picture": self._picture, "help": self._help,
+            "reset": self._reset, "image": self._image, "picture": self._image, "help": self._help,
         }  # fmt: skip
-        self._begin(name, picture)
+        self._begin(name, image)
         self.new_boxes: list[list[float]] = boxes
         self._redraw()
 
@@ -172,15 +172,15 @@ class Conversation:
         else:
             output.line("")
 
-    def _begin(self, name: str, picture: Any) -> None:
-        self.chat.set_image(picture)
-        self.name, self.picture, self.new_boxes = name, picture, []
+    def _begin(self, name: str, image: Any) -> None:
+        self.chat.set_image(image)
+        self.name, self.image, self.new_boxes = name, image, []
 
     def _box(self, rest: str) -> None:
         from gpt4roi.processing.user_input import check_boxes
 
         number = len(self.boxes) + 1
-        size = (self.picture.height, self.picture.width)
+        size = (self.image.height, self.image.width)
         self.new_boxes += check_boxes([parse_box(rest, number)], size, first_number=number).tolist()
         self._redraw()
         output.note(f"region {number}: {rest}; mention it as <region{number}>")
@@ -199,11 +199,11 @@ class Conversation:
         target = drawing_target(rest or None, "/draw")
         if target is None:
             raise InputError("/draw: give a file name, such as /draw out.png")
-        save_drawing(self.picture, self.boxes, target, "/draw")
+        save_drawing(self.image, self.boxes, target, "/draw")
 
     def _redraw(self) -> None:
         if self.drawn_to is not None:
-            save_drawing(self.picture, self.boxes, self.drawn_to)
+            save_drawing(self.image, self.boxes, self.drawn_to)
 
     def _save(self, rest: str) -> None:
         turns = [{"role": turn.role, "text": turn.text} for turn in self.chat.turns]
@@ -218,10 +218,10 @@ class Conversation:
         self.new_boxes = []
         self._redraw()
 
-    def _picture(self, rest: str) -> None:
-        from gpt4roi.processing.user_input import open_picture
+    def _image(self, rest: str) -> None:
+        from gpt4roi.processing.user_input import open_image
 
-        self._begin(rest, open_picture(rest))
+        self._begin(rest, open_image(rest))
         self._redraw()
 
     def _help(self, _rest: str) -> None:

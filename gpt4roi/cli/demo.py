@@ -14,7 +14,7 @@ from gpt4roi.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-HELP = "open a page in the browser: draw boxes on a picture, talk about them"
+HELP = "open a page in the browser: draw boxes on an image, talk about them"
 EXAMPLE = """
   gpt4roi demo
   gpt4roi demo --model ./GPT4RoI-7B --port 7860
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--password-file", metavar="FILE", help="its first line is asked for before the page is shown")
     parser.add_argument("--max-upload-mb", type=int, default=12, metavar="N", help="of a file (default: %(default)s)")
     parser.add_argument(
-        "--max-megapixels", type=int, default=40, metavar="N", help="of a picture (default: %(default)s)"
+        "--max-megapixels", type=int, default=40, metavar="N", help="of an image (default: %(default)s)"
     )
     parser.add_argument(
         "--max-sessions", type=int, default=64, metavar="N", help="conversations held (default: %(default)s)"

@@ -1,4 +1,4 @@
-"""`gpt4roi describe`: boxes on one picture in, one answer a box out."""
+"""`gpt4roi describe`: boxes on one image in, one answer a box out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpt4roi.cli._model import (
 from gpt4roi.cli._regions import add_region_arguments, box_text, drawing_target, given_regions, save_drawing
 from gpt4roi.errors import InputError
 
-HELP = "answer about boxes on one picture"
+HELP = "answer about boxes on one image"
 EXAMPLE = """
   gpt4roi describe photo.jpg --box 40,30,210,190 --box 220,35,400,260 --draw out.png
   gpt4roi describe photo.jpg --regions boxes.json --question "What is <region1>?" --json
@@ -28,17 +28,17 @@ EXAMPLE = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the picture, the boxes, the question and where the answers go."""
-    parser.add_argument("picture", metavar="PICTURE", help="a picture file; - reads one from stdin")
+    """Declares the image, the boxes, the question and where the answers go."""
+    parser.add_argument("image", metavar="IMAGE", help="an image file; - reads one from stdin")
     add_region_arguments(parser)
     parser.add_argument(
         "--question",
         metavar="TEXT",
         help="a question about <region1>, asked about each box by itself; or one that mentions several regions, asked "
-        "once about all boxes; or, without boxes, one about the picture (default: the model's own about each box)",
+        "once about all boxes; or, without boxes, one about the image (default: the model's own about each box)",
     )
     parser.add_argument("--json", action="store_true", help="write one JSON object instead of lines")
-    parser.add_argument("--draw", metavar="FILE", help="also save the picture with its numbered boxes")
+    parser.add_argument("--draw", metavar="FILE", help="also save the image with its numbered boxes")
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="boxes answered at once (default: %(default)s)"
     )
@@ -57,20 +57,20 @@ def run(args: argparse.Namespace) -> int:
     check_model_folder(args.model)
     settings = decoding_settings(args)
 
-    from gpt4roi.processing.user_input import check_boxes, open_picture
+    from gpt4roi.processing.user_input import check_boxes, open_image
 
-    picture = open_picture(sys.stdin.buffer.read() if args.picture == "-" else args.picture)
-    boxes_px = check_boxes(regions, (picture.height, picture.width))
+    image = open_image(sys.stdin.buffer.read() if args.image == "-" else args.image)
+    boxes_px = check_boxes(regions, (image.height, image.width))
     question, together = _read_question(args.question, len(boxes_px))
 
     chat = open_chat(args)
     if drawn_to is not None:
-        save_drawing(picture, boxes_px, drawn_to)
+        save_drawing(image, boxes_px, drawn_to)
     if together:
-        chat.set_image(picture)
+        chat.set_image(image)
         _write_together(args, question, boxes_px.tolist(), chat.ask(question, boxes_px, **settings))
     else:
-        answers = chat.describe(picture, boxes_px, question, batch_size=args.batch_size, **settings)
+        answers = chat.describe(image, boxes_px, question, batch_size=args.batch_size, **settings)
         _write_each(args, question or chat.default_question, boxes_px.tolist(), answers)
     return 0
 
@@ -90,7 +90,7 @@ def _read_question(text: str | None, num_boxes: int) -> tuple[str | None, bool]:
 
 
 def _fields(args: argparse.Namespace, question: str) -> dict[str, Any]:
-    return {"picture": args.picture, "model": args.model, "question": question}
+    return {"picture": args.image, "model": args.model, "question": question}
 
 
 def _write_each(args: argparse.Namespace, question: str, boxes: list[list[float]], answers: list[str]) -> None:

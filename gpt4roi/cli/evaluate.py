@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"what to measure: {', '.join(sorted(BENCHMARKS))}; or a Python file that defines a benchmark",
     )
     parser.add_argument("--data", metavar="PATH", required=True, help="the annotation file, or its folder")
-    parser.add_argument("--images", metavar="DIR", help="the pictures' folder (default: the usual one beside the data)")
+    parser.add_argument("--images", metavar="DIR", help="the images' folder (default: the usual one beside the data)")
     parser.add_argument("--split", metavar="NAME", help="which part of the data (default: the one that papers report)")
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="gets metrics.json, predictions.jsonl and report.html"
     )
     add_model_arguments(parser)
-    parser.add_argument("--limit", type=int, metavar="N", help="only N pictures (of each split), for a look")
-    parser.add_argument("--shuffle", type=int, metavar="SEED", help="draw the N pictures instead of taking the first")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N images (of each split), for a look")
+    parser.add_argument("--shuffle", type=int, metavar="SEED", help="draw the N images instead of taking the first")
     parser.add_argument("--question", metavar="TEXT", help="ask this about every region instead of the usual question")
     parser.add_argument("--compare", metavar="FILE", help="metrics.json of another run: paired differences")
     parser.add_argument("--sentence-model", metavar="DIR", help="folder of all-MiniLM-L6-v2 (default: the package's)")
@@ -98,12 +98,13 @@ def run(args: argparse.Namespace) -> int:
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Checks what is quick to check and returns what belongs into the report."""
+    open_benchmark(args.benchmark)
     for name in ("limit", "batch_size", "max_new_tokens"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if args.shuffle is not None and args.limit is None:
-        raise InputError("--shuffle draws the pictures of --limit; give --limit N too")
+        raise InputError("--shuffle draws the images of --limit; give --limit N too")
     if args.shuffle is not None and args.shuffle < 0:
         raise InputError(f"--shuffle must be a seed of 0 or more, got {args.shuffle}")
     if not Path(args.data).exists():

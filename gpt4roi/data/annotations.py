@@ -22,7 +22,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.processing.mentions import MENTION
 
 LARGEST = 1e7
-"""No pixel of a picture lies further out; larger numbers are faults, and would overflow later."""
+"""No pixel of an image lies further out; larger numbers are faults, and would overflow later."""
 
 LONGEST_NAME = 255
 """Characters of a file's name with its folders, which are few in annotation files."""
@@ -31,7 +31,7 @@ _RESERVED = (IMAGE_TOKEN, REGION_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, IM
 
 
 class UnusableError(Exception):
-    """One picture or region cannot be used; the text is the reason it is counted under.
+    """One image or region cannot be used; the text is the reason it is counted under.
 
     fault: whether it is wrong in itself; else a rule of the data set leaves it out.
     """
@@ -40,7 +40,7 @@ class UnusableError(Exception):
 
 
 class LeftOutError(UnusableError):
-    """A rule of the data set leaves out one picture or region."""
+    """A rule of the data set leaves out one image or region."""
 
     fault = False
 
@@ -107,7 +107,7 @@ def numbers(value: Any, count: int) -> list[float]:
     """Returns `count` finite numbers; raises UnusableError."""
     if not isinstance(value, (list, tuple)) or len(value) != count:
         raise UnusableError(f"box that is not {count} numbers")
-    return [number(one, "box with a value that is not a number of a picture's size") for one in value]
+    return [number(one, "box with a value that is not a number of an image's size") for one in value]
 
 
 def number(value: Any, reason: str) -> float:
@@ -118,8 +118,8 @@ def number(value: Any, reason: str) -> float:
 
 
 def length(value: Any) -> int:
-    """Returns a picture's width or height, which some files write as text; raises UnusableError."""
-    reason = "picture whose width or height is not a number above 0"
+    """Returns an image's width or height, which some files write as text; raises UnusableError."""
+    reason = "image whose width or height is not a number above 0"
     if isinstance(value, str):
         try:
             value = float(value)

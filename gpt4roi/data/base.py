@@ -40,11 +40,11 @@ class Drop:
 class Item:
     """What the annotation files say about one item, before anything is drawn: for checks, statistics and converters.
 
-    image: path of the picture; None for text alone. image_size: (height, width) as the file tells it, None if it
-    does not. boxes_px: float64[N, 4] xyxy, in pixels, or in fractions of the picture where box_frame is "unit"; the
+    image: path of the image; None for text alone. image_size: (height, width) as the file tells it, None if it
+    does not. boxes_px: float64[N, 4] xyxy, in pixels, or in fractions of the image where box_frame is "unit"; the
     numbers as the file has them, neither clipped nor rounded.
     region_texts: one text a box, what the data call it; "" where they do not; empty where no box is named.
-    box_sources: one place a box, as `Drop.where`. caption: a text about the whole picture or expression, or "".
+    box_sources: one place a box, as `Drop.where`. caption: a text about the whole image or expression, or "".
     source: the item's own place, as `Drop.where`.
     """
 
@@ -59,14 +59,14 @@ class Item:
 
 
 class RegionDataset:
-    """A list of pictures with boxes and the dialogues drawn about them.
+    """A list of images with boxes and the dialogues drawn about them.
 
     A subclass makes its index in the constructor and drops there what cannot be used:
 
     - `dropped` counts it, reason -> number; `drops()` lists each with file and position.
     - `item(i)` is what the files say about item i; `sample(i, rng)` is a dialogue drawn about it, a pure function of
       its arguments that never hands out another item instead. Both raise InputError, with file and position, where
-      something that is only opened then (a picture's own annotation file) cannot be used.
+      something that is only opened then (an image's own annotation file) cannot be used.
     - `files` are the annotation files it was made of.
     """
 

@@ -18,7 +18,7 @@ class RegionCollator:
     """Pads encoded samples to one batch for training; what could not be encoded is left out.
 
     features: outputs of GPT4RoIProcessor.encode; instead of `pixel_values` they may hold what the vision tower made of
-        the picture: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
+        the image: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
     Returns the model's arguments, plus `text_ids` (int64[M], one for each `<bbox>` of the batch) where the samples
     have them, `n_dropped_turns` and `sources` of each sample used, `skipped`: the reasons of those left out, and
     `n_tokens` and `n_supervised`: how many tokens there are and how many are learnt, so that nobody asks a GPU for it.
@@ -39,11 +39,11 @@ class RegionCollator:
             pad_token_id=self.pad_token_id,
             side="right",
         )
-        with_picture = [entry for entry in cached if entry]
-        if with_picture:
-            batch["image_tokens"] = torch.stack([entry["image_tokens"] for entry in with_picture])
+        with_image = [entry for entry in cached if entry]
+        if with_image:
+            batch["image_tokens"] = torch.stack([entry["image_tokens"] for entry in with_image])
             batch["feature_maps"] = [
-                torch.stack(level) for level in zip(*(e["feature_maps"] for e in with_picture), strict=True)
+                torch.stack(level) for level in zip(*(e["feature_maps"] for e in with_image), strict=True)
             ]
         if all("text_ids" in feature for feature in whole):
             batch["text_ids"] = torch.cat([feature["text_ids"] for feature in whole])

@@ -1,4 +1,4 @@
-"""What the readers of the original's data sets share: an index of their files, and the pictures' places."""
+"""What the readers of the original's data sets share: an index of their files, and the images' places."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class IndexedDataset(RegionDataset):
     """
 
     version = 1
-    what = "picture"
+    what = "image"
     """What an item is called in messages."""
 
     def __init__(self, files: Sequence[str | Path], img_prefix: str | Path, options: str = "") -> None:
@@ -63,7 +63,7 @@ class IndexedDataset(RegionDataset):
         return place(self.files, self.columns.facts["drop_sections"][section], position)
 
     def image(self, index: int, column: str = "image") -> str:
-        """Returns the path of an item's picture."""
+        """Returns the path of an item's image."""
         return os.path.join(self.img_prefix, self.columns.text(column, index))
 
 

@@ -49,7 +49,7 @@ def build_mixture(config: str | Path | list[dict[str, Any]], seed: int = 0) -> M
     """Opens every data set of a list.
 
     config: the list itself; a .json file or .py file that holds it (a .py file is read as a literal, never executed);
-        or a single file in the unified format (.jsonl, or a .json list of pictures).
+        or a single file in the unified format (.jsonl, or a .json list of images).
     Raises InputError naming the entry for an unknown type or key and for a file that can't be read.
     """
     where, entries = ("the list", config) if isinstance(config, list) else (str(config), read_config(Path(config)))
@@ -144,11 +144,11 @@ def _share(entry: dict[str, Any], key: str, label: str) -> Any:
 
 
 def read_config(path: Path) -> list[dict[str, Any]]:
-    """Returns the list of data sets that a file holds; a file of pictures becomes a list of itself."""
+    """Returns the list of data sets that a file holds; a file of images becomes a list of itself."""
     if not path.is_file() and path.parts[:2] == ("gpt4roi", "configs"):  # started outside a checkout
         path = Path(__file__).parents[2] / path
     if not path.is_file():
-        raise InputError(f"{path}: no such file; --dataset_config takes a list of data sets or a .jsonl of pictures")
+        raise InputError(f"{path}: no such file; --dataset_config takes a list of data sets or a .jsonl of images")
     if path.suffix == ".jsonl":
         return [{"type": "unified", "ann_file": str(path)}]
     try:

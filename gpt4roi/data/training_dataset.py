@@ -16,22 +16,22 @@ from gpt4roi.structures import RegionSample
 
 
 class PictureFeatures(Protocol):
-    """Keeps what a frozen tower made of each picture."""
+    """Keeps what a frozen tower made of each image."""
 
     def __contains__(self, image: str) -> bool:
-        """Tells whether the tower saw this picture, which it did if the picture could be read."""
+        """Tells whether the tower saw this image, which it did if the image could be read."""
 
     def get(self, image: str) -> dict[str, Any]:
-        """Returns `image_tokens` and `feature_maps` of one picture."""
+        """Returns `image_tokens` and `feature_maps` of one image."""
 
     def image_size(self, image: str) -> tuple[int, int]:
-        """Returns the (height, width) that pixel boxes on this picture are measured in."""
+        """Returns the (height, width) that pixel boxes on this image are measured in."""
 
 
 class EncodedDataset(Dataset):
     """Encodes sample `index` of a mixture; the same seed, epoch and index give the same tensors on every worker.
 
-    features: where given, pictures are not opened: the tower's outputs are taken from there.
+    features: where given, images are not opened: the tower's outputs are taken from there.
     text_index: where given, every sample says in `text_ids` int64[M] which text names the region of each `<bbox>`,
         as a number of this table; -1 where none does.
     """
@@ -69,7 +69,7 @@ class EncodedDataset(Dataset):
         return encoded
 
     def text_length(self, index: int) -> int:
-        """Returns how many characters sample `index` has in this epoch, without opening its picture."""
+        """Returns how many characters sample `index` has in this epoch, without opening its image."""
         try:
             sample = self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
         except InputError:
@@ -82,7 +82,7 @@ class EncodedDataset(Dataset):
         if sample.image not in self.features:
             self.processor.encode(sample)  # says what is wrong, as it does where nothing is kept
             raise InputError(
-                f"picture {sample.image!r} in {sample.source} could not be read when the pictures were looked at, but "
+                f"image {sample.image!r} in {sample.source} could not be read when the images were looked at, but "
                 "now it can; begin the training anew to use it"
             )
         size = self.features.image_size(sample.image)

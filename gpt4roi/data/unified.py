@@ -1,4 +1,4 @@
-"""The one-line-a-picture format: everybody's own boxes, LLaVA's files as they are, and the embedded data set."""
+"""The one-line-a-image format: everybody's own boxes, LLaVA's files as they are, and the embedded data set."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _FILE = "\ue000"
 
 
 class UnifiedDataset(IndexedDataset):
-    """Reads a JSON-lines file, or a JSON list, of pictures with boxes and conversations.
+    """Reads a JSON-lines file, or a JSON list, of images with boxes and conversations.
 
-    ann_file: one object a picture: `image` (absent for text alone), `boxes` (pixels, xyxy) or `masks` (run lengths or
+    ann_file: one object an image: `image` (absent for text alone), `boxes` (pixels, xyxy) or `masks` (run lengths or
         polygons, which become their bounding boxes), `conversations` (`from`: human or gpt; `value`: text with
         `<region1>` for box 1), `independent` (every question stands alone).
     img_prefix: where `image` is looked up; the file's own folder by default.

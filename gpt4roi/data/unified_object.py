@@ -16,7 +16,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 FIELD, MASK, BOX = "wrong field", "mask that cannot be used", "box that is not four numbers"
 TURN, REFERENCE = "turn that is not text", "mention that fits no box"
 MAX_COORDINATE = 1_000_000
-"""Boxes reach beyond their picture now and then, but not this far."""
+"""Boxes reach beyond their image now and then, but not this far."""
 
 
 class BadObjectError(InputError):
@@ -154,7 +154,7 @@ def _check_mentions(texts: list[str], image: str | None, num_boxes: int, source:
         raise BadObjectError(REFERENCE, f"{source}: {error}") from None
     shown = sum(text.count(IMAGE_TOKEN) for text in texts)
     if shown > 1 or (shown and image is None):
-        have = "no picture" if image is None else "one picture"
+        have = "no image" if image is None else "one image"
         raise BadObjectError(REFERENCE, f"{source}: {shown} <image> in the text but {have}")
     if image is None and (num_boxes or any("<region" in text or REGION_TOKEN in text for text in texts)):
         raise BadObjectError(REFERENCE, f"{source}: boxes or regions are mentioned but there is no image")

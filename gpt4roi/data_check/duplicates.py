@@ -1,4 +1,4 @@
-"""Pictures that are the same: twice in a set, or in training and evaluation both."""
+"""Images that are the same: twice in a set, or in training and evaluation both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from gpt4roi.data_check.findings import Finding
-from gpt4roi.data_check.images import PictureFacts
+from gpt4roi.data_check.images import ImageFacts
 
 _COCO_NAME = re.compile(r"(?:^|[/_])(\d{12})\.\w+$")
 _BANDS = 4
@@ -17,29 +17,29 @@ _NEAR_BITS = _BANDS - 1
 """Two looks that differ in no more bits agree in one of the bands at least, so that only those need comparing."""
 
 
-def duplicates(pictures: Mapping[str, PictureFacts]) -> Iterator[Finding]:
-    """Finds files of one set that are equal byte by byte, or look the same; links to one file are one picture."""
+def duplicates(images: Mapping[str, ImageFacts]) -> Iterator[Finding]:
+    """Finds files of one set that are equal byte by byte, or look the same; links to one file are one image."""
     first: dict[str, str] = {}
-    single: dict[str, PictureFacts] = {}
-    for path, facts in pictures.items():
+    single: dict[str, ImageFacts] = {}
+    for path, facts in images.items():
         before = first.setdefault(facts.content, path) if facts.content else path
         if before == path:
             single[path] = facts
         elif os.path.realpath(before) != os.path.realpath(path):
             message = f"{path} and {before} are the same, byte by byte"
-            yield Finding("picture_duplicate", path, message, picture=path)
+            yield Finding("picture_duplicate", path, message, image=path)
     bands = _Bands()
     for path, facts in single.items():
         for other in bands.near(facts):
-            yield Finding("picture_alike", path, f"{path} looks the same as {other}", picture=path)
+            yield Finding("picture_alike", path, f"{path} looks the same as {other}", image=path)
             break
         bands.add(path, facts)
 
 
-def leaks(training: Mapping[str, PictureFacts], evaluation: Mapping[str, PictureFacts]) -> Iterator[Finding]:
-    """Finds evaluation pictures that are training pictures too: the same file, COCO number, bytes, or look.
+def leaks(training: Mapping[str, ImageFacts], evaluation: Mapping[str, ImageFacts]) -> Iterator[Finding]:
+    """Finds evaluation images that are training images too: the same file, COCO number, bytes, or look.
 
-    COCO's releases name one picture in several ways (`COCO_train2014_000000000009.jpg`, `000000000009.jpg`).
+    COCO's releases name one image in several ways (`COCO_train2014_000000000009.jpg`, `000000000009.jpg`).
     """
     by_key: dict[str, str] = {}
     bands = _Bands()
@@ -54,12 +54,12 @@ def leaks(training: Mapping[str, PictureFacts], evaluation: Mapping[str, Picture
         else:
             how, other = "look", next(iter(bands.near(facts)), None)
         if other is not None:
-            message = f"evaluation picture {path} is the training picture {other} (same {how.replace('-', ' ')})"
-            yield Finding("leakage", path, message, picture=path)
+            message = f"evaluation image {path} is the training image {other} (same {how.replace('-', ' ')})"
+            yield Finding("leakage", path, message, image=path)
 
 
-def _keys(path: str, facts: PictureFacts) -> Iterator[str]:
-    """What a picture is known by; the word in front says how."""
+def _keys(path: str, facts: ImageFacts) -> Iterator[str]:
+    """What an image is known by; the word in front says how."""
     yield f"file {os.path.realpath(path)}"
     if facts.content:
         yield f"bytes {facts.content}"
@@ -74,12 +74,12 @@ class _Bands:
     def __init__(self) -> None:
         self._of_band: dict[tuple[int, int], list[tuple[int, float, str]]] = defaultdict(list)
 
-    def add(self, path: str, facts: PictureFacts) -> None:
+    def add(self, path: str, facts: ImageFacts) -> None:
         for band in self._split(facts.look):
             self._of_band[band].append((facts.look, _aspect(facts), path))
 
-    def near(self, facts: PictureFacts) -> Iterator[str]:
-        """Yields the pictures of nearly this look and this shape."""
+    def near(self, facts: ImageFacts) -> Iterator[str]:
+        """Yields the images of nearly this look and this shape."""
         for band in self._split(facts.look):
             for look, aspect, path in self._of_band[band]:
                 close = (look ^ facts.look).bit_count() <= _NEAR_BITS
@@ -93,5 +93,5 @@ class _Bands:
         return [(band, look >> (_BAND_BITS * band) & ((1 << _BAND_BITS) - 1)) for band in range(_BANDS)]
 
 
-def _aspect(facts: PictureFacts) -> float:
+def _aspect(facts: ImageFacts) -> float:
     return facts.size[1] / facts.size[0]

@@ -1,4 +1,4 @@
-"""The examination: every set of a list, its samples, its pictures, and what the sets have in common."""
+"""The examination: every set of a list, its samples, its images, and what the sets have in common."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpt4roi.data.registry import build_mixture
 from gpt4roi.data_check import images
 from gpt4roi.data_check.duplicates import duplicates, leaks
 from gpt4roi.data_check.findings import Finding, Findings
-from gpt4roi.data_check.images import PictureFacts
+from gpt4roi.data_check.images import ImageFacts
 from gpt4roi.data_check.lengths import Ruler
 from gpt4roi.data_check.samples import Part, SampleChecker
 from gpt4roi.errors import InputError
@@ -48,7 +48,7 @@ class SetResult:
     ratio: float = 1.0
     dataset: RegionDataset | None = None
     part: Part = field(default_factory=Part)
-    pictures: dict[str, PictureFacts] = field(default_factory=dict)
+    images: dict[str, ImageFacts] = field(default_factory=dict)
     speed: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -59,7 +59,7 @@ class SetResult:
     @property
     def lost(self) -> int:
         """How many of the samples looked at training would skip."""
-        bad = (self.part.pictures[path].samples for path, facts in self.pictures.items() if facts.error)
+        bad = (self.part.images[path].samples for path, facts in self.images.items() if facts.error)
         return self.part.statistics.lost + sum(bad)
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class SetResult:
             "samples": self.size,
             "checked": self.checked,
             "ratio": self.ratio,
-            "pictures": len(self.pictures),
+            "pictures": len(self.images),
             "unusable": self.lost,
             "statistics": {key: value for key, value in statistics.items() if key not in ("samples", "lost")},
             "left_out": dict(self.dataset.dropped) if self.dataset is not None else {},
@@ -100,10 +100,10 @@ def examine(
             checker = SampleChecker(result.dataset, ruler, seed)
             for part in _spread(checker.check, indices, workers, f"{result.name}: samples"):
                 result.part.merge(part)
-            paths = list(result.part.pictures)
-            for found in _spread(_examine_pictures, paths, workers, f"{result.name}: pictures"):
-                result.pictures.update(found)
-            _picture_findings(result)
+            paths = list(result.part.images)
+            for found in _spread(_examine_images, paths, workers, f"{result.name}: images"):
+                result.images.update(found)
+            _image_findings(result)
             _label_findings(result)
             result.speed = _speed(result.dataset, ruler, indices, seed)
         results.append(result)
@@ -140,18 +140,18 @@ def _drops(result: SetResult) -> None:
         result.findings.add(Finding("masks", result.dataset.name, message), n_masks)
 
 
-def _examine_pictures(paths: Sequence[str]) -> dict[str, PictureFacts]:
+def _examine_images(paths: Sequence[str]) -> dict[str, ImageFacts]:
     return {path: images.examine(path) for path in paths}
 
 
-def _picture_findings(result: SetResult) -> None:
-    for path, facts in result.pictures.items():
+def _image_findings(result: SetResult) -> None:
+    for path, facts in result.images.items():
         if facts.error:
-            use = result.part.pictures[path]
+            use = result.part.images[path]
             also = f" and {use.samples - 1} more samples" if use.samples > 1 else ""
             kind = "picture_missing" if facts.missing else "picture_unreadable"
             result.findings.add(Finding(kind, use.first, f"{use.first}{also}: {facts.error}"))
-    for finding in duplicates(result.pictures):
+    for finding in duplicates(result.images):
         result.findings.add(finding)
 
 
@@ -165,8 +165,8 @@ def _label_findings(result: SetResult) -> None:
             result.findings.add(Finding("answers_alike", result.name, message))
 
 
-def _looks(results: Sequence[SetResult], role: str) -> dict[str, PictureFacts]:
-    return {path: facts for one in results if one.role == role for path, facts in one.pictures.items()}
+def _looks(results: Sequence[SetResult], role: str) -> dict[str, ImageFacts]:
+    return {path: facts for one in results if one.role == role for path, facts in one.images.items()}
 
 
 def _speed(dataset: RegionDataset, ruler: Ruler, indices: np.ndarray, seed: int) -> dict[str, float]:

@@ -26,25 +26,25 @@ KINDS: dict[str, Kind] = {
     "set_unreadable": Kind("error", "data set that cannot be opened", "see the message; the other sets were checked"),
     "object_unusable": Kind("error", "annotation that cannot be used", "it is left out; mend or delete it"),
     "sample_unusable": Kind("error", "sample that cannot be encoded", "training skips it; mend or delete it"),
-    "picture_missing": Kind("error", "missing picture", "check img_prefix and the spelling; fetch what is missing"),
-    "picture_unreadable": Kind("error", "unreadable picture", "fetch or save it again"),
+    "picture_missing": Kind("error", "missing image", "check img_prefix and the spelling; fetch what is missing"),
+    "picture_unreadable": Kind("error", "unreadable image", "fetch or save it again"),
     "box_inverted": Kind("error", "box with exchanged corners", "write x1 <= x2, y1 <= y2; COCO's are x, y, w, h"),
-    "leakage": Kind("error", "evaluation picture in the training set", "take it out of the training set"),
-    "box_outside": Kind("warning", "box outside its picture", "were the boxes made for another size of it?"),
-    "box_beyond": Kind("warning", "box reaching beyond its picture", "clip it, or check the size it was made for"),
+    "leakage": Kind("error", "evaluation image in the training set", "take it out of the training set"),
+    "box_outside": Kind("warning", "box outside its image", "were the boxes made for another size of it?"),
+    "box_beyond": Kind("warning", "box reaching beyond its image", "clip it, or check the size it was made for"),
     "box_tiny": Kind("warning", "tiny box", "a region below 2 px in the model's square carries nothing"),
     "box_fractions": Kind("warning", "boxes in fractions instead of pixels", "multiply by width and height"),
     "box_unmentioned": Kind("warning", "box that nobody mentions", "mention it as <regionN>, or leave it out"),
-    "size_differs": Kind("warning", "picture of another size than the file says", "scale the boxes"),
+    "size_differs": Kind("warning", "image of another size than the file says", "scale the boxes"),
     "sideways": Kind(
-        "warning", "picture stored sideways, with boxes", 'say "picture_pipeline": "bilinear", or save it upright'
+        "warning", "image stored sideways, with boxes", 'say "picture_pipeline": "bilinear", or save it upright'
     ),
-    "picture_small": Kind("warning", "picture below 32 px", "it is blown up; is it a thumbnail?"),
+    "picture_small": Kind("warning", "image below 32 px", "it is blown up; is it a thumbnail?"),
     "rounds_lost": Kind("warning", "conversation too long", "raise --model_max_length, or split it"),
     "sample_repeated": Kind("warning", "the same sample twice", "delete one, or use ratio to repeat a set"),
-    "picture_duplicate": Kind("warning", "the same picture under two names", "join their boxes under one name"),
+    "picture_duplicate": Kind("warning", "the same image under two names", "join their boxes under one name"),
     "answers_alike": Kind("warning", "one answer given almost always", "balance them, or only that is learnt"),
-    "picture_alike": Kind("note", "pictures that look the same", "copies in another size or quality?"),
+    "picture_alike": Kind("note", "images that look the same", "copies in another size or quality?"),
     "left_out": Kind("note", "annotation left out by the data set's own rules", "nothing, if that is what is wanted"),
     "masks": Kind("note", "masks that became their bounding boxes", "nothing; the model reads boxes"),
 }  # fmt: skip
@@ -65,13 +65,13 @@ def _rank(name: str) -> tuple[int, int, str]:
 class Finding:
     """One thing that was found.
 
-    where: `file#position` of the sample, or the picture's path. picture, boxes_px: to show it, where that can be done.
+    where: `file#position` of the sample, or the image's path. image, boxes_px: to show it, where that can be done.
     """
 
     kind: str
     where: str
     message: str
-    picture: str | None = None
+    image: str | None = None
     boxes_px: tuple[tuple[float, ...], ...] = ()
 
     def as_dict(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What there is to know about a picture file: whether it opens, its size, and what it looks like."""
+"""What there is to know about an image file: whether it opens, its size, and what it looks like."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gpt4roi.processing.images import load_image, read_header
 _LOOK_SIDE = 32
 _LOOK_BITS = 8
 _FLAT = 2.0
-"""Pictures with less contrast than this many grey levels look like any other flat one and are not compared."""
+"""Images with less contrast than this many grey levels look like any other flat one and are not compared."""
 
 
 @dataclass(frozen=True)
-class PictureFacts:
-    """What a look at a picture file gives.
+class ImageFacts:
+    """What a look at an image file gives.
 
     size: (height, width) as stored; sideways: whether EXIF data turn it by a quarter; error: why it cannot be used.
     content: a hash of its bytes; look: a 64-bit hash of its coarse look, which survives another size or quality.
@@ -41,39 +41,39 @@ class PictureFacts:
         return self.size[::-1]
 
 
-def read_facts(path: str) -> PictureFacts:
+def read_facts(path: str) -> ImageFacts:
     """Reads the size and the rotation without decoding; without a size where even that fails."""
     try:
         size, sideways = read_header(path)
     except InputError:  # examine() says what is wrong with it
-        return PictureFacts()
-    return PictureFacts(size, sideways)
+        return ImageFacts()
+    return ImageFacts(size, sideways)
 
 
-def examine(path: str) -> PictureFacts:
-    """Reads and decodes a picture as training does, and hashes it."""
+def examine(path: str) -> ImageFacts:
+    """Reads and decodes an image as training does, and hashes it."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        return PictureFacts(missing=True, error=f"picture {path!r} not found")
+        return ImageFacts(missing=True, error=f"image {path!r} not found")
     except (OSError, ValueError) as error:
-        return PictureFacts(error=f"picture {path!r} cannot be read: {getattr(error, 'strerror', None) or error}")
+        return ImageFacts(error=f"image {path!r} cannot be read: {getattr(error, 'strerror', None) or error}")
     if not data:
-        return PictureFacts(error=f"picture {path!r} is an empty file")
+        return ImageFacts(error=f"image {path!r} is an empty file")
     header = read_facts(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = load_image(path)
+            image = load_image(path)
     except InputError as error:
-        return PictureFacts(header.size, header.sideways, error=str(error))
+        return ImageFacts(header.size, header.sideways, error=str(error))
     content = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return PictureFacts((picture.height, picture.width), header.sideways, content=content, look=_look(picture))
+    return ImageFacts((image.height, image.width), header.sideways, content=content, look=_look(image))
 
 
-def _look(picture: Image.Image) -> int | None:
-    """Hashes the signs of the lowest frequencies of the grey picture (a perceptual hash by cosine transform)."""
-    grey = picture.convert("L").resize((_LOOK_SIDE, _LOOK_SIDE), Image.Resampling.BOX)
+def _look(image: Image.Image) -> int | None:
+    """Hashes the signs of the lowest frequencies of the grey image (a perceptual hash by cosine transform)."""
+    grey = image.convert("L").resize((_LOOK_SIDE, _LOOK_SIDE), Image.Resampling.BOX)
     values = np.asarray(grey, dtype=np.float64)
     if values.std() < _FLAT:
         return None

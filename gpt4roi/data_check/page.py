@@ -19,7 +19,7 @@ from gpt4roi.report.report import Answer, Bin, GalleryItem, Report, Tag
 
 _TONES = {"error": "bad", "warning": "warn", "note": "soft"}
 _LISTED = 200
-_PICTURED = 3
+_SHOWN_IMAGES = 3
 _SAMPLES = 6
 _BARS = 20
 _COUNT = "{:,}".format
@@ -28,7 +28,7 @@ _COUNT = "{:,}".format
 def write_page(
     path: Path, results: Sequence[SetResult], verdict: Verdict, ruler: Ruler, settings: dict[str, Any]
 ) -> Path:
-    """Writes verdict, figures, findings, faulty pictures, and some samples as the model reads them."""
+    """Writes verdict, figures, findings, faulty images, and some samples as the model reads them."""
     page = Report(
         f"Data check: {settings['config']}", f"{verdict.word[0].upper()}{verdict.word[1:]}: {verdict.reason}."
     )
@@ -37,7 +37,7 @@ def write_page(
     _findings(page, results)
     faulty = list(_faulty(results))
     if faulty:
-        page.gallery("Findings with a picture", faulty, f"At most {_PICTURED} of each kind.")
+        page.gallery("Findings with an image", faulty, f"At most {_SHOWN_IMAGES} of each kind.")
     for one in results:
         _statistics(page, one, ruler)
     shown = [item for one in results if one.role == "training" for item in _samples(one, ruler)]
@@ -55,7 +55,7 @@ def _facts(results: Sequence[SetResult], verdict: Verdict) -> list[tuple[str, st
     return [
         ("verdict", verdict.word, ""),
         ("samples checked", _COUNT(checked), "all" if checked == size else f"of {size:,}"),
-        ("pictures", _COUNT(sum(len(one.pictures) for one in results)), "each opened once"),
+        ("images", _COUNT(sum(len(one.images) for one in results)), "each opened once"),
         ("regions", _COUNT(sum(one.part.statistics.regions for one in results)), ""),
         ("cannot be used", _COUNT(lost), f"{100 * lost / whole:.3g} % of samples and annotations"),
         ("errors", _COUNT(findings.number("error")), f"{_COUNT(findings.number('warning'))} warnings"),
@@ -63,7 +63,7 @@ def _facts(results: Sequence[SetResult], verdict: Verdict) -> list[tuple[str, st
 
 
 _SET_HEADER = [
-    "data set", "role", "samples", "checked", "ratio", "pictures", "regions", "answers", "unusable", "errors",
+    "data set", "role", "samples", "checked", "ratio", "images", "regions", "answers", "unusable", "errors",
     "warnings", "ms a sample",
 ]  # fmt: skip
 
@@ -76,7 +76,7 @@ def _set_row(one: SetResult) -> list[Any]:
         one.size,
         one.checked,
         one.ratio,
-        len(one.pictures),
+        len(one.images),
         statistics.regions,
         statistics.answers,
         losses(one)[0],
@@ -108,16 +108,16 @@ def _tag(kind: str) -> Tag:
 
 
 def _faulty(results: Sequence[SetResult]) -> Iterator[GalleryItem]:
-    """Yields findings whose picture opens, with the boxes they are about."""
+    """Yields findings whose image opens, with the boxes they are about."""
     for one in results:
         for kind, _, kept in one.findings:
             shown = 0
             for finding in kept:
-                picture = _opened(finding.picture) if finding.picture else None
-                if picture is not None and shown < _PICTURED:
+                image = _opened(finding.image) if finding.image else None
+                if image is not None and shown < _SHOWN_IMAGES:
                     shown += 1
                     remark = Answer(kind_of(kind).title, finding.message, task=kind_of(kind).title)
-                    yield GalleryItem(picture, [_upright(box) for box in finding.boxes_px], _short(finding), [remark])
+                    yield GalleryItem(image, [_upright(box) for box in finding.boxes_px], _short(finding), [remark])
 
 
 def _upright(box: Sequence[float]) -> tuple[float, ...]:
@@ -155,7 +155,7 @@ def _statistics(page: Report, one: SetResult, ruler: Ruler) -> None:
     note = (
         f"{length_line(one, ruler)}. Short answers: {statistics.labels.total():,}, of which {len(statistics.labels):,} "
         f"are different and {sum(count == 1 for count in statistics.labels.values()):,} occur once. "
-        "Box size: root of the share of the picture."
+        "Box size: root of the share of the image."
     )
     charts = [("prompt length, tokens", lengths), ("most frequent short answers", labels), ("box size", sizes)]
     page.histograms(one.name, charts, note)
@@ -171,17 +171,17 @@ def _samples(one: SetResult, ruler: Ruler) -> Iterator[GalleryItem]:
             sample = one.dataset.sample(index, np.random.default_rng([0, 0, index]))
             if sample.image is None:
                 continue
-            picture = load_image(sample.image, sample.picture_pipeline)
-            size = (picture.height, picture.width)
+            image = load_image(sample.image, sample.picture_pipeline)
+            size = (image.height, image.width)
             encoded = ruler.processor.encode_text(sample, image_size=size)
             tokens = ruler.measure(sample, size).tokens
         except InputError:
             continue
         boxes = sample.boxes_px
         if sample.box_frame == "unit":
-            boxes = boxes * [picture.width, picture.height, picture.width, picture.height]
+            boxes = boxes * [image.width, image.height, image.width, image.height]
         passages = ruler.processor.passages(encoded["input_ids"], encoded["labels"])
-        yield GalleryItem(picture, boxes, f"{sample.source.rpartition('/')[2]} · {tokens} tokens", passages=passages)
+        yield GalleryItem(image, boxes, f"{sample.source.rpartition('/')[2]} · {tokens} tokens", passages=passages)
         shown += 1
         if shown == _SAMPLES:
             return

@@ -14,7 +14,7 @@ import numpy as np
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.data.base import Item, RegionDataset
 from gpt4roi.data_check.findings import Finding, Findings
-from gpt4roi.data_check.images import PictureFacts, read_facts
+from gpt4roi.data_check.images import ImageFacts, read_facts
 from gpt4roi.data_check.lengths import Ruler
 from gpt4roi.data_check.statistics import Statistics
 from gpt4roi.errors import InputError
@@ -23,13 +23,13 @@ from gpt4roi.structures import RegionSample
 
 TINY_SIDE = 2.0
 """A box less wide or high than this, in pixels of the square that the model sees, is tiny."""
-SMALL_PICTURE = 32
+SMALL_IMAGE = 32
 _TOLERANCE = 1.0
-"""Boxes may reach this many pixels beyond their picture: some data sets count the last pixel as 1 further."""
+"""Boxes may reach this many pixels beyond their image: some data sets count the last pixel as 1 further."""
 
 
 class Use(NamedTuple):
-    """Who needs a picture: how many samples that are otherwise good, and where the first of all stands."""
+    """Who needs an image: how many samples that are otherwise good, and where the first of all stands."""
 
     samples: int
     first: str
@@ -41,16 +41,16 @@ class Part:
 
     findings: Findings = field(default_factory=Findings)
     statistics: Statistics = field(default_factory=Statistics)
-    pictures: dict[str, Use] = field(default_factory=dict)
+    images: dict[str, Use] = field(default_factory=dict)
     digests: dict[bytes, str] = field(default_factory=dict)
 
     def merge(self, other: Part) -> None:
         """Takes over what was found elsewhere; a sample that both have seen is a finding."""
         self.findings.merge(other.findings)
         self.statistics.add(other.statistics)
-        for path, use in other.pictures.items():
-            mine = self.pictures.get(path)
-            self.pictures[path] = Use(mine.samples + use.samples, mine.first) if mine else use
+        for path, use in other.images.items():
+            mine = self.images.get(path)
+            self.images[path] = Use(mine.samples + use.samples, mine.first) if mine else use
         for digest, where in other.digests.items():
             self.remember(digest, where)
 
@@ -58,9 +58,7 @@ class Part:
         """Notes what a sample consists of; one that was seen before is a finding."""
         first = self.digests.setdefault(digest, where)
         if first != where:
-            self.findings.add(
-                Finding("sample_repeated", where, f"{where}: the same picture, boxes and turns as {first}")
-            )
+            self.findings.add(Finding("sample_repeated", where, f"{where}: the same image, boxes and turns as {first}"))
 
 
 class SampleChecker:
@@ -91,21 +89,21 @@ class SampleChecker:
 
     def _check(self, item: Item, sample: RegionSample, part: Part) -> None:
         part.remember(_digest(sample), item.source)
-        facts = _header(item.image) if item.image else PictureFacts()
+        facts = _header(item.image) if item.image else ImageFacts()
         size = facts.shown_size(sample.picture_pipeline)
         good = self._check_text(item, sample, size, part)
         if not good:
             part.statistics.lost += 1
         if item.image:
-            used = part.pictures.get(item.image)
+            used = part.images.get(item.image)
             before = used.samples if used else 0
-            part.pictures[item.image] = Use(before + good, used.first if used else item.source)
+            part.images[item.image] = Use(before + good, used.first if used else item.source)
         else:
             part.statistics.text_alone += 1
         part.statistics.regions += len(item.boxes_px)
         part.statistics.without_region += not len(item.boxes_px)
         if facts.size is not None:
-            for kind, message in _picture_remarks(item, sample, facts):
+            for kind, message in _image_remarks(item, sample, facts):
                 part.findings.add(_finding(kind, item, message))
         if len(item.boxes_px):
             self._check_boxes(item, size, part)
@@ -138,13 +136,13 @@ class SampleChecker:
         return True
 
     def _check_boxes(self, item: Item, size: tuple[int, int] | None, part: Part) -> None:
-        """Looks at boxes; without the picture's size only at the order of their corners."""
+        """Looks at boxes; without the image's size only at the order of their corners."""
         boxes = item.boxes_px
-        of_picture = f", the picture {size[1]} x {size[0]} px" if size else ""
+        of_image = f", the image {size[1]} x {size[0]} px" if size else ""
         if item.box_frame == "unit":
             boxes = boxes * [size[1], size[0], size[1], size[0]] if size else boxes
-        elif size and boxes.max() <= 1.0 and (boxes[:, 2:] > boxes[:, :2]).all() and min(size) > SMALL_PICTURE:
-            message = f"{item.source}: all boxes lie within 0 and 1{of_picture}"
+        elif size and boxes.max() <= 1.0 and (boxes[:, 2:] > boxes[:, :2]).all() and min(size) > SMALL_IMAGE:
+            message = f"{item.source}: all boxes lie within 0 and 1{of_image}"
             part.findings.add(_finding("box_fractions", item, message))
             return
         for number, box in enumerate(boxes, start=1):
@@ -154,13 +152,13 @@ class SampleChecker:
             if found:
                 where = item.box_sources[number - 1] if number <= len(item.box_sources) else item.source
                 shown = [round(float(value), 2) for value in box]
-                message = f"{where}: box {number} is {shown}{of_picture}{found[1]}"
+                message = f"{where}: box {number} is {shown}{of_image}{found[1]}"
                 part.findings.add(_finding(found[0], item, message, boxes[number - 1]))
 
 
 @lru_cache(maxsize=4096)
-def _header(path: str) -> PictureFacts:
-    """Remembers the last pictures: many samples in a row may need the same one."""
+def _header(path: str) -> ImageFacts:
+    """Remembers the last images: many samples in a row may need the same one."""
     return read_facts(path)
 
 
@@ -170,7 +168,7 @@ def _finding(kind: str, item: Item, message: str, box: np.ndarray | None = None)
 
 
 def _box_remark(box: np.ndarray, size: tuple[int, int] | None, side: int) -> tuple[str, str] | None:
-    """Returns (kind, end of the message) for a box that makes little sense in a picture of (height, width)."""
+    """Returns (kind, end of the message) for a box that makes little sense in an image of (height, width)."""
     height, width = size or (np.inf, np.inf)
     x1, y1, x2, y2 = box.tolist()
     if x2 < x1 or y2 < y1:
@@ -188,18 +186,18 @@ def _box_remark(box: np.ndarray, size: tuple[int, int] | None, side: int) -> tup
     return None
 
 
-def _picture_remarks(item: Item, sample: RegionSample, facts: PictureFacts) -> Iterable[tuple[str, str]]:
+def _image_remarks(item: Item, sample: RegionSample, facts: ImageFacts) -> Iterable[tuple[str, str]]:
     height, width = facts.size
-    if min(facts.size) < SMALL_PICTURE:
-        yield "picture_small", f"{item.source}: picture {item.image!r} is {width} x {height} px"
+    if min(facts.size) < SMALL_IMAGE:
+        yield "picture_small", f"{item.source}: image {item.image!r} is {width} x {height} px"
     told = item.image_size
     if told is not None and len(item.boxes_px) and told not in (facts.size, facts.shown_size(sample.picture_pipeline)):
-        said = f"the file says {told[1]} x {told[0]}, picture {item.image!r} is {width} x {height} px"
+        said = f"the file says {told[1]} x {told[0]}, image {item.image!r} is {width} x {height} px"
         yield "size_differs", f"{item.source}: {said}"
     if facts.sideways and sample.picture_pipeline == "bicubic" and len(item.boxes_px):
         yield (
             "sideways",
-            f"{item.source}: picture {item.image!r} is turned by its EXIF data, but is read as it is stored",
+            f"{item.source}: image {item.image!r} is turned by its EXIF data, but is read as it is stored",
         )
 
 

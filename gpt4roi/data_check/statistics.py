@@ -20,7 +20,7 @@ class Statistics:
 
     regions: boxes of the samples; lengths: whole prompts before anything is dropped, in steps of LENGTH_STEP tokens;
     rounds: question-answer rounds, and how many of them do not fit; labels: short answers, lower case; sizes: boxes by
-    the root of their share of the picture, in tenths.
+    the root of their share of the image, in tenths.
     """
 
     samples: int = 0
@@ -64,7 +64,7 @@ class Statistics:
             self.labels[" ".join(words).rstrip(".")] += 1
 
     def count_box(self, box: np.ndarray, size: tuple[int, int]) -> None:
-        """Counts one box (pixels) of a picture of (height, width)."""
+        """Counts one box (pixels) of an image of (height, width)."""
         area = max(box[2] - box[0], 0) * max(box[3] - box[1], 0) / max(size[0] * size[1], 1)
         self.sizes[min(int(10 * area**0.5), 9)] += 1
 

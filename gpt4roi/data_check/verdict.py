@@ -26,7 +26,7 @@ class Verdict:
 def judge(results: Sequence[SetResult], max_bad_fraction: float, strict: bool = False) -> Verdict:
     """Weighs the findings.
 
-    Not ready: a set that cannot be opened, evaluation pictures in a training set, or so many annotations or samples of
+    Not ready: a set that cannot be opened, evaluation images in a training set, or so many annotations or samples of
     a set lost that a training stops (too_many_lost, which lets a single one pass; a training holds the samples of all
     sets together against it, here each set must do by itself); with strict, any error or warning.
     """
@@ -39,7 +39,7 @@ def judge(results: Sequence[SetResult], max_bad_fraction: float, strict: bool = 
                 allowed = f"{100 * lost / whole:.3g} %; one, or {100 * max_bad_fraction:.3g} %, is allowed"
                 reasons.append(f"{lost} of {whole} {what} in {one.name} cannot be used ({allowed})")
         if one.findings.counts["leakage"]:
-            reasons.append(f"evaluation pictures that are training pictures too: {one.findings.counts['leakage']}")
+            reasons.append(f"evaluation images that are training images too: {one.findings.counts['leakage']}")
     errors, warnings = (sum(one.findings.number(severity) for one in results) for severity in ("error", "warning"))
     if not any(one.checked > one.lost for one in results if one.role == "training") and not reasons:
         reasons.append("there is nothing to learn from")
@@ -103,7 +103,7 @@ def _set_lines(result: SetResult, ruler: Ruler) -> list[str]:
     lines = [f"{result.name} ({result.role})"]
     if result.dataset is not None:
         lines.append(
-            f"  {result.checked}{of} samples, {len(result.pictures)} pictures, {statistics.regions} regions, "
+            f"  {result.checked}{of} samples, {len(result.images)} images, {statistics.regions} regions, "
             f"{statistics.answers} answers; {result.lost} samples would be skipped"
         )
         lines.append("  " + length_line(result, ruler))

@@ -15,9 +15,9 @@ from typing import Any
 import gradio as gr
 
 from gpt4roi.demo.examples import open_example
-from gpt4roi.demo.export import conversation_picture
+from gpt4roi.demo.export import conversation_image
 from gpt4roi.demo.handlers import Handlers, decoding_of, find_session
-from gpt4roi.demo.session import NO_PICTURE, Session
+from gpt4roi.demo.session import NO_IMAGE, Session
 from gpt4roi.demo.uploads import as_data_url, open_upload, scaled
 from gpt4roi.errors import InputError
 
@@ -48,7 +48,7 @@ class Interface:
         return find_session(self.handlers.store, request)
 
     def set_picture(self, picture: str, request: gr.Request) -> dict:
-        """Shows a picture, given as base64 text, and begins a new conversation. Returns its width and height."""
+        """Shows an image, given as base64 text, and begins a new conversation. Returns its width and height."""
         with one_line_errors():
             return self._show(request, lambda: open_upload(picture, self.handlers.limits))
 
@@ -85,31 +85,31 @@ class Interface:
             return session.as_record()
 
     def start_over(self, request: gr.Request) -> dict:
-        """Forgets boxes and conversation and keeps the picture. Returns the conversation."""
+        """Forgets boxes and conversation and keeps the image. Returns the conversation."""
         with one_line_errors():
             session = self._session(request)
             session.start_over()
             return session.as_record()
 
     def clear_all(self, request: gr.Request) -> dict:
-        """Forgets everything, the picture too. Returns the conversation."""
+        """Forgets everything, the image too. Returns the conversation."""
         with one_line_errors():
             session = self._session(request)
             session.clear()
             return session.as_record()
 
     def conversation(self, request: gr.Request) -> dict:
-        """Returns the conversation: the picture's size, regions and rounds."""
+        """Returns the conversation: the image's size, regions and rounds."""
         with one_line_errors():
             return {"model": self.handlers.model_name, **self._session(request).as_record()}
 
     def conversation_picture(self, request: gr.Request) -> str:
-        """Returns the conversation as a picture, a JPEG as `data:` text."""
+        """Returns the conversation as an image, a JPEG as `data:` text."""
         with one_line_errors():
             session = self._session(request)
-            if session.picture is None:
-                raise InputError(NO_PICTURE.text)
-            return as_data_url(conversation_picture(session), side=8192)
+            if session.image is None:
+                raise InputError(NO_IMAGE.text)
+            return as_data_url(conversation_image(session), side=8192)
 
 
 def add_api(handlers: Handlers, model_queue: str, at_once: int) -> None:

@@ -42,5 +42,5 @@ def open_example(name: object) -> Image.Image:
     """Opens an example by its name. Raises InputError where there is none of that name."""
     if not isinstance(name, str) or name not in available():
         raise InputError(f"no such example; there are {', '.join(available()) or 'none without scikit-image'}")
-    with (files("skimage") / "data" / EXAMPLES[name].file).open("rb") as file, Image.open(file) as picture:
-        return picture.convert("RGB")
+    with (files("skimage") / "data" / EXAMPLES[name].file).open("rb") as file, Image.open(file) as image:
+        return image.convert("RGB")

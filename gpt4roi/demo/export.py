@@ -1,4 +1,4 @@
-"""A conversation as a picture: the boxes on the photograph, the words below, regions in their colours."""
+"""A conversation as an image: the boxes on the photograph, the words below, regions in their colours."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def pieces_of(text: str, num_boxes: int) -> list[Piece]:
     return found + [Piece(word) for word in text[end:].split()]
 
 
-def conversation_picture(session: Session) -> Image.Image:
-    """Draws a session on one sheet, WIDTH pixels wide. There must be a picture in it."""
-    assert session.picture is not None
-    photograph = draw_boxes(session.picture, session.kept_boxes())
+def conversation_image(session: Session) -> Image.Image:
+    """Draws a session on one sheet, WIDTH pixels wide. There must be an image in it."""
+    assert session.image is not None
+    photograph = draw_boxes(session.image, session.kept_boxes())
     photograph.thumbnail((WIDTH - 2 * MARGIN, 1200), Image.Resampling.LANCZOS)
     font = _font_for(" ".join(one.question + one.answer for one in session.rounds))
     count = len(session.boxes_px)

@@ -16,9 +16,9 @@ from typing import Any
 import gradio as gr
 
 from gpt4roi.demo.examples import open_example
-from gpt4roi.demo.export import conversation_picture
+from gpt4roi.demo.export import conversation_image
 from gpt4roi.demo.hints import Hint, UnclearError
-from gpt4roi.demo.session import NO_PICTURE, Session
+from gpt4roi.demo.session import NO_IMAGE, Session
 from gpt4roi.demo.store import SessionStore
 from gpt4roi.demo.uploads import Limits, as_data_url, open_upload, scaled
 from gpt4roi.errors import InputError
@@ -26,7 +26,7 @@ from gpt4roi.generation.sampling import Decoding
 
 logger = logging.getLogger(__name__)
 
-PUT_AWAY = Hint("This conversation was put away after a rest. Choose the picture again to begin a new one.")
+PUT_AWAY = Hint("This conversation was put away after a rest. Choose the image again to begin a new one.")
 WRONG = "Something went wrong here; the log of the server says what."
 BROKEN = f"{WRONG} Your question is still there."
 MAX_NEW_TOKENS = 1024
@@ -66,23 +66,23 @@ class Handlers:
         self.store, self.limits, self.model_name = store, limits, model_name
 
     def upload(self, event: gr.EventData, request: gr.Request) -> tuple:
-        """A picture came from the browser. Returns stage, conversation, hints."""
+        """An image came from the browser. Returns stage, conversation, hints."""
         data = event._data.get("picture") if isinstance(event._data, dict) else None
-        return self._new_picture(request, lambda: open_upload(data, self.limits))
+        return self._new_image(request, lambda: open_upload(data, self.limits))
 
     def pick(self, event: gr.EventData, request: gr.Request) -> tuple:
         """An example was clicked. Returns stage, conversation, hints."""
         name = event._data.get("name") if isinstance(event._data, dict) else None
-        return self._new_picture(request, lambda: scaled(open_example(name)))
+        return self._new_image(request, lambda: scaled(open_example(name)))
 
-    def _new_picture(self, request: gr.Request, open_it: Any) -> tuple:
+    def _new_image(self, request: gr.Request, open_it: Any) -> tuple:
         try:
             session = find_session(self.store, request)
             session.show(open_it())
         except InputError as error:
             return note_on_stage(str(error)), gr.skip(), gr.skip()
         except Exception:
-            logger.exception("a picture could not be shown")
+            logger.exception("an image could not be shown")
             return note_on_stage(BROKEN), gr.skip(), gr.skip()
         return whole_stage(session), whole_conversation(session), no_hints()
 
@@ -155,7 +155,7 @@ class Handlers:
         return shown, conversation(session), no_hints(), typed, *buttons
 
     def start_over(self, stage: Any, request: gr.Request) -> tuple:
-        """Keeps the picture, forgets the rest. Returns stage, conversation, hints, both buttons."""
+        """Keeps the image, forgets the rest. Returns stage, conversation, hints, both buttons."""
         return in_place(lambda: self._start_over(stage, request), 2, ask_again())
 
     def _start_over(self, stage: Any, request: gr.Request) -> tuple:
@@ -185,21 +185,21 @@ class Handlers:
         text = json.dumps(record, ensure_ascii=False, indent=2)
         return download("conversation.json", "application/json", text.encode()), no_hints()
 
-    def save_picture(self, stage: Any, request: gr.Request) -> tuple:
-        """Packs the conversation as a picture. Returns the download, hints."""
-        return in_place(lambda: self._save_picture(stage, request), 1)
+    def save_image(self, stage: Any, request: gr.Request) -> tuple:
+        """Packs the conversation as an image. Returns the download, hints."""
+        return in_place(lambda: self._save_image(stage, request), 1)
 
-    def _save_picture(self, stage: Any, request: gr.Request) -> tuple:
+    def _save_image(self, stage: Any, request: gr.Request) -> tuple:
         session = self._to_be_saved(stage, request)
         packed = io.BytesIO()
-        conversation_picture(session).save(packed, "PNG")
+        conversation_image(session).save(packed, "PNG")
         return download("conversation.png", "image/png", packed.getvalue()), no_hints()
 
     def _to_be_saved(self, stage: Any, request: gr.Request) -> Session:
         session = find_session(self.store, request)
         drawn_boxes(stage, session)
-        if session.picture is None:
-            raise UnclearError([NO_PICTURE])
+        if session.image is None:
+            raise UnclearError([NO_IMAGE])
         return session
 
     def leave(self, request: gr.Request) -> None:
@@ -231,11 +231,11 @@ def ask_again() -> tuple:
 def drawn_boxes(stage: Any, session: Session) -> list:
     """Returns the boxes that were drawn since the last question, unchecked, from the value of the stage.
 
-    Raises UnclearError where the stage shows a picture that the session does not have any more.
+    Raises UnclearError where the stage shows an image that the session does not have any more.
     """
     if not isinstance(stage, dict) or not stage.get("picture"):
         return []
-    if stage["picture"] != session.picture_id:
+    if stage["picture"] != session.image_id:
         raise UnclearError([PUT_AWAY])
     boxes = stage.get("boxes")
     return boxes[len(session.boxes_px) :] if isinstance(boxes, list) else []
@@ -263,7 +263,7 @@ def boxes_value(session: Session, keep: bool = False) -> dict:
     """
     boxes = list(session.boxes_px)
     return {
-        "picture": session.picture_id,
+        "picture": session.image_id,
         "boxes": boxes,
         "fixed": len(boxes),
         "keep": keep,
@@ -271,27 +271,27 @@ def boxes_value(session: Session, keep: bool = False) -> dict:
     }
 
 
-def shown_picture(session: Session) -> dict | None:
-    """Returns what the browser shows of the picture; width and height are those of the person's own."""
-    if session.picture is None:
+def shown_image(session: Session) -> dict | None:
+    """Returns what the browser shows of the image; width and height are those of the person's own."""
+    if session.image is None:
         return None
     width, height = session.size
-    return {"src": as_data_url(session.picture), "width": width, "height": height, "id": session.picture_id}
+    return {"src": as_data_url(session.image), "width": width, "height": height, "id": session.image_id}
 
 
 def whole_stage(session: Session) -> Any:
-    """Returns the stage with its picture."""
-    return gr.HTML(value=boxes_value(session), picture=shown_picture(session), note=None)
+    """Returns the stage with its image."""
+    return gr.HTML(value=boxes_value(session), image=shown_image(session), note=None)
 
 
 def note_on_stage(text: str) -> Any:
-    """Returns a word about what was wrong with a picture; all else stays."""
+    """Returns a word about what was wrong with an image; all else stays."""
     return gr.HTML(note={"text": f"{text[:1].upper()}{text[1:]}.", "wrong": True, "version": next(_versions)})
 
 
 def whole_conversation(session: Session) -> Any:
-    """Returns the conversation with its picture."""
-    return gr.HTML(value=conversation(session), picture=shown_picture(session))
+    """Returns the conversation with its image."""
+    return gr.HTML(value=conversation(session), image=shown_image(session))
 
 
 def conversation(session: Session, question: str = "", answer: str | None = None, drawn: list | None = None) -> dict:

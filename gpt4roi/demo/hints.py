@@ -72,9 +72,9 @@ def find_hints(
 
 
 def suggest(default_question: str, new: Collection[int]) -> str:
-    """Returns a question about the first new box, or about the whole picture where there is none."""
+    """Returns a question about the first new box, or about the whole image where there is none."""
     if not new:
-        return "What is in this picture?"
+        return "What is in this image?"
     return default_question.replace("<region1>", f"<region{min(new)}>")
 
 

@@ -106,7 +106,7 @@ def check_json(body: bytes) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
         if any(isinstance(one, dict) and "path" in one and "meta" in one for one in level):
-            raise RefusedError(400, "files are not taken by path or address; send a picture as base64 text")
+            raise RefusedError(400, "files are not taken by path or address; send an image as base64 text")
         level = [inner for one in level for inner in _children(one)]
         if not level:
             return

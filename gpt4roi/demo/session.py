@@ -1,4 +1,4 @@
-"""One person's conversation about one picture, as plain data; nothing here knows Gradio."""
+"""One person's conversation about one image, as plain data; nothing here knows Gradio."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_BOXES = 50
 MAX_QUESTION = 4000
 """Characters in one question."""
 
-NO_PICTURE = Hint("There is no picture yet. Choose one of your own, or click an example.")
+NO_IMAGE = Hint("There is no image yet. Choose one of your own, or click an example.")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Round:
 
 
 class Session:
-    """A picture, its boxes and what was said about them.
+    """An image, its boxes and what was said about them.
 
     Boxes are numbered from 1 in the order in which they were drawn. A box that has been asked about is part of the
     conversation and stays as it is; those drawn since may change until the next question, and come in with it.
@@ -56,8 +56,8 @@ class Session:
         return RegionChat(self._model, self._processor, keep_cache=False)
 
     def _forget(self) -> None:
-        self.picture: Image.Image | None = None
-        self.picture_id = ""
+        self.image: Image.Image | None = None
+        self.image_id = ""
         self.size = (0, 0)
         self._begin()
 
@@ -83,22 +83,22 @@ class Session:
         return self._busy.locked()
 
     def show(self, upload: Upload) -> None:
-        """Looks at a picture and begins a new conversation; an answer being written is stopped."""
+        """Looks at an image and begins a new conversation; an answer being written is stopped."""
         chat = self._new_chat()
-        chat.set_image(upload.picture)
+        chat.set_image(upload.image)
         with self._quiet():
             self._forget()
-            self._chat, self.picture, self.size = chat, upload.picture, upload.own_size
-            self.picture_id = secrets.token_hex(8)
+            self._chat, self.image, self.size = chat, upload.image, upload.own_size
+            self.image_id = secrets.token_hex(8)
 
     def start_over(self) -> None:
-        """Forgets boxes and conversation; the picture stays."""
+        """Forgets boxes and conversation; the image stays."""
         with self._quiet():
             self._chat.reset()
             self._begin()
 
     def clear(self) -> None:
-        """Forgets everything, the picture too."""
+        """Forgets everything, the image too."""
         with self._quiet():
             self._chat = self._new_chat()
             self._forget()
@@ -114,8 +114,8 @@ class Session:
 
     def hints(self, question: Any, drawn_px: Sequence = (), anyway: bool = False) -> list[Hint]:
         """Says what a question lacks before it can be asked. drawn_px: the boxes drawn since the last one."""
-        if self.picture is None:
-            return [NO_PICTURE]
+        if self.image is None:
+            return [NO_IMAGE]
         known = len(self.boxes_px)
         return find_hints(
             tidy(question) if isinstance(question, str) else "",
@@ -131,20 +131,20 @@ class Session:
     ) -> Iterator[str]:
         """Answers a question and yields the answer as far as it is there, again and again until it is whole.
 
-        drawn_px: boxes drawn since the last question, xyxy in pixels of the person's own picture; those after the
+        drawn_px: boxes drawn since the last question, xyxy in pixels of the person's own image; those after the
         last one mentioned are left for later. anyway: a drawn box need not be mentioned.
         Raises UnclearError where something is missing, InputError on wrong boxes or values; nothing has changed then,
         nor where the answer is stopped.
         """
         decoding = decoding or Decoding()
-        checked, known = self.picture_id, len(self.boxes_px)
+        checked, known = self.image_id, len(self.boxes_px)
         drawn = self.check(question, drawn_px, anyway)
         asked = tidy(question)
         if not self._busy.acquire(blocking=False):
             raise InputError("an answer is still being written; wait for it, or stop it")
-        if (self.picture_id, len(self.boxes_px)) != (checked, known):  # by another request of the same person
+        if (self.image_id, len(self.boxes_px)) != (checked, known):  # by another request of the same person
             self._busy.release()
-            raise InputError("the picture or its boxes changed while this was asked; ask again")
+            raise InputError("the image or its boxes changed while this was asked; ask again")
         before = self._chat.turns
         new = drawn[: len(self.new_regions(asked, known))]
         pieces: Iterator[str] | None = None
@@ -176,8 +176,8 @@ class Session:
 
     def check(self, question: Any, drawn_px: Any, anyway: bool = False) -> np.ndarray:
         """Returns the drawn boxes, float64[N, 4], where the question can be asked; raises as `ask` does."""
-        if self.picture is None:
-            raise UnclearError([NO_PICTURE])
+        if self.image is None:
+            raise UnclearError([NO_IMAGE])
         if not isinstance(question, str) or len(question) > MAX_QUESTION:
             raise InputError(f"a question is text of at most {MAX_QUESTION} characters")
         if not isinstance(drawn_px, (list, tuple, np.ndarray)):
@@ -199,9 +199,9 @@ class Session:
 
     @property
     def _scale(self) -> np.ndarray:
-        """From pixels of the person's picture to pixels of the one that is kept."""
-        assert self.picture is not None
-        x, y = self.picture.width / self.size[0], self.picture.height / self.size[1]
+        """From pixels of the person's image to pixels of the one that is kept."""
+        assert self.image is not None
+        x, y = self.image.width / self.size[0], self.image.height / self.size[1]
         return np.array([x, y, x, y])
 
     @contextmanager
@@ -216,14 +216,14 @@ class Session:
             self._busy.release()
 
     def kept_boxes(self) -> np.ndarray:
-        """Returns the boxes of the conversation, float64[N, 4] xyxy in pixels of the picture that is kept."""
+        """Returns the boxes of the conversation, float64[N, 4] xyxy in pixels of the image that is kept."""
         return np.asarray(self.boxes_px, dtype=np.float64).reshape(-1, 4) * self._scale
 
     def as_record(self) -> dict[str, Any]:
-        """Returns the conversation as JSON can hold it; boxes in pixels of the person's own picture."""
+        """Returns the conversation as JSON can hold it; boxes in pixels of the person's own image."""
         width, height = self.size
         return {
-            "picture": {"width": width, "height": height} if self.picture is not None else None,
+            "picture": {"width": width, "height": height} if self.image is not None else None,
             "regions": [
                 {"region": number, "box": [round(value, 2) for value in box]}
                 for number, box in enumerate(self.boxes_px, start=1)

@@ -19,26 +19,26 @@ MODEL = "model"
 STAGE = """
 <div class="stage">
   <div class="stage-drop">
-    <button type="button" class="plain choose">Choose a picture</button>
+    <button type="button" class="plain choose">Choose an image</button>
     <span>or drop one here, paste one, or click an example</span>
   </div>
-  <div class="stage-frame" tabindex="0" role="group" aria-label="Picture. Draw a box by dragging.">
-    <img class="stage-picture" alt="" draggable="false">
+  <div class="stage-frame" tabindex="0" role="group" aria-label="Image. Draw a box by dragging.">
+    <img class="stage-image" alt="" draggable="false">
     <div class="stage-boxes"></div>
   </div>
   <p class="stage-note" role="status" aria-live="polite"></p>
   <div class="stage-chips" aria-label="Regions"></div>
   <div class="stage-tools">
     <button type="button" class="plain add-box">Add a box</button>
-    <button type="button" class="plain choose">Another picture</button>
+    <button type="button" class="plain choose">Another image</button>
   </div>
-  <p class="stage-help">Drag on the picture to draw a box. Move it by its edge or number, resize it by its dots; with
+  <p class="stage-help">Drag on the image to draw a box. Move it by its edge or number, resize it by its dots; with
   the keyboard: Tab to a box, arrows move, Shift and arrows resize, Delete deletes, Enter puts it into the question.</p>
   <input type="file" accept="image/jpeg,image/png,image/webp,image/gif,image/bmp" hidden>
 </div>
 """
 CONVERSATION = """
-<p class="conversation-empty">Ask about the picture as a whole, or draw boxes and ask about them:
+<p class="conversation-empty">Ask about the image as a whole, or draw boxes and ask about them:
 a click on a region’s chip puts it into the question.</p>
 <div class="conversation" role="log" aria-live="polite" aria-label="Conversation"></div>
 """
@@ -67,14 +67,14 @@ def _part(template: str, script: str, **more) -> gr.HTML:
 def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
     """Builds the page and its programming interface. at_once: how many answers are computed side by side."""
     with gr.Blocks(title="GPT4RoI", analytics_enabled=False) as page:
-        gr.HTML("<h1>GPT4RoI</h1><p>Draw boxes on a picture and talk about them.</p>", elem_classes="page-title")
+        gr.HTML("<h1>GPT4RoI</h1><p>Draw boxes on an image and talk about them.</p>", elem_classes="page-title")
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=320):
                 limit = handlers.limits.max_bytes
-                stage = _part(STAGE, "stage.js", value=None, picture=None, note=None, max_bytes=limit, elem_id="stage")
+                stage = _part(STAGE, "stage.js", value=None, image=None, note=None, max_bytes=limit, elem_id="stage")
                 examples = _part('<div class="examples"></div>', "examples.js", value=_thumbnails(), elem_id="examples")
             with gr.Column(scale=5, min_width=320):
-                conversation = _part(CONVERSATION, "conversation.js", value=None, picture=None, elem_id="conversation")
+                conversation = _part(CONVERSATION, "conversation.js", value=None, image=None, elem_id="conversation")
                 hints = _part(
                     '<div class="hints" role="status" aria-live="polite"></div>',
                     "hints.js",
@@ -93,7 +93,7 @@ def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
                     over = gr.Button("Start over", elem_id="start-over", **small)
                     clear = gr.Button("Clear all", elem_id="clear-all", **small)
                     record = gr.Button("Save as JSON", elem_id="save-json", **small)
-                    picture = gr.Button("Save as picture", elem_id="save-picture", **small)
+                    image = gr.Button("Save as image", elem_id="save-image", **small)
                 settings = _settings()
                 saved = _part("<span></span>", "download.js", value=None, elem_id="saved")
 
@@ -115,7 +115,7 @@ def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
             answered.failure(ask_again, None, [ask, stop], **quick)
         # What was asked is cancelled first: nothing of it can arrive after what these say.
         ends = {"fn": None, "cancels": [usual, anyway], **quick}
-        for event in (stop.click, stage.upload, examples.pick):  # another picture waits for no answer about the old one
+        for event in (stop.click, stage.upload, examples.pick):  # another image waits for no answer about the old one
             event(**ends).then(handlers.stop, [question, stage], told, **quick)
         # After these `ends`: the browser takes the listeners of an event one after the other, to the end of each.
         stage.upload(handlers.upload, None, shown, trigger_mode="multiple", **by_model)
@@ -123,7 +123,7 @@ def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
         over.click(**ends).then(handlers.start_over, [stage], [*shown, ask, stop], **quick)
         clear.click(**ends).then(handlers.clear_all, None, [*shown, ask, stop, question], **quick)
         record.click(handlers.save_record, [stage], [saved, hints], **quick)
-        picture.click(handlers.save_picture, [stage], [saved, hints], **quick)
+        image.click(handlers.save_image, [stage], [saved, hints], **quick)
         page.unload(handlers.leave)
         add_api(handlers, MODEL, at_once)
     return page

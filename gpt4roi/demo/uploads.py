@@ -1,4 +1,4 @@
-"""Pictures that come over the network: only their bytes, in a few formats, within limits of bytes and pixels."""
+"""Images that come over the network: only their bytes, in a few formats, within limits of bytes and pixels."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from gpt4roi.errors import InputError
-from gpt4roi.processing.user_input import open_picture
+from gpt4roi.processing.user_input import open_image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What PIL is allowed to try; its other readers are never handed a stranger's bytes."""
 
 KEPT_SIDE = 2048
-"""Larger pictures are scaled down to this side once they are opened; the model looks at a few hundred pixels."""
+"""Larger images are scaled down to this side once they are opened; the model looks at a few hundred pixels."""
 
 MAX_ASPECT = 20
 """How many times longer than the other a side may be: the model's resize keeps the shape at first."""
 
-DAMAGED = "the picture is damaged and cannot be decoded; save it again"
+DAMAGED = "the image is damaged and cannot be decoded; save it again"
 
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one upload may weigh: bytes of the file, pixels of the picture."""
+    """What one upload may weigh: bytes of the file, pixels of the image."""
 
     max_bytes: int = 12 * 2**20
     max_pixels: int = 40_000_000
@@ -42,27 +42,27 @@ class Limits:
 
 @dataclass(frozen=True)
 class Upload:
-    """An opened picture, RGB and upright, and the size (width, height) that it had before it was scaled down."""
+    """An opened image, RGB and upright, and the size (width, height) that it had before it was scaled down."""
 
-    picture: Image.Image
+    image: Image.Image
     own_size: tuple[int, int]
 
 
 def open_upload(data: object, limits: Limits = Limits()) -> Upload:
-    """Opens a picture that came as base64, with or without `data:image/…;base64,` before it.
+    """Opens an image that came as base64, with or without `data:image/…;base64,` before it.
 
     Nothing else is taken: a path or an address is text that is not base64, and is never opened.
-    Raises InputError on all that is no picture within the limits.
+    Raises InputError on all that is no image within the limits.
     """
     raw = _decode(data, limits)
     try:
-        with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
-            _check_size(picture.size, limits)
-            upright = _decoded(picture)
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+            _check_size(image.size, limits)
+            upright = _decoded(image)
     except UnidentifiedImageError:
-        raise InputError(f"this is no picture that can be read; send {', '.join(FORMATS)}") from None
+        raise InputError(f"this is no image that can be read; send {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
-        raise InputError(f"the picture has too many pixels; at most {limits.max_pixels:,} are taken") from None
+        raise InputError(f"the image has too many pixels; at most {limits.max_pixels:,} are taken") from None
     except InputError:
         raise
     except Exception:  # decoders raise whatever comes to their mind over damaged files
@@ -70,18 +70,18 @@ def open_upload(data: object, limits: Limits = Limits()) -> Upload:
     return scaled(upright)
 
 
-def scaled(picture: Image.Image) -> Upload:
-    """Keeps a picture within KEPT_SIDE, and remembers its own size, in whose pixels boxes are given."""
-    own_size = picture.size
+def scaled(image: Image.Image) -> Upload:
+    """Keeps an image within KEPT_SIDE, and remembers its own size, in whose pixels boxes are given."""
+    own_size = image.size
     if max(own_size) > KEPT_SIDE:
-        picture = picture.copy()
-        picture.thumbnail((KEPT_SIDE, KEPT_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return Upload(picture, own_size)
+        image = image.copy()
+        image.thumbnail((KEPT_SIDE, KEPT_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return Upload(image, own_size)
 
 
-def as_data_url(picture: Image.Image, side: int = 1280, quality: int = 88) -> str:
-    """Returns a JPEG of the picture, its longer side at most so many pixels, as a `data:` address for the browser."""
-    small = picture.copy()
+def as_data_url(image: Image.Image, side: int = 1280, quality: int = 88) -> str:
+    """Returns a JPEG of the image, its longer side at most so many pixels, as a `data:` address for the browser."""
+    small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
     small.save(packed, "JPEG", quality=quality)
@@ -90,20 +90,20 @@ def as_data_url(picture: Image.Image, side: int = 1280, quality: int = 88) -> st
 
 def _decode(data: object, limits: Limits) -> bytes:
     if not isinstance(data, str) or not data:
-        raise InputError("there is no picture in the request; send its bytes as base64 text")
+        raise InputError("there is no image in the request; send its bytes as base64 text")
     start = _DATA_URL.match(data)
     text = data[start.end() :] if start else data
     if len(text) * 3 // 4 > limits.max_bytes + 2:
-        raise InputError(f"the picture has {len(text) * 3 // 4:,} bytes; at most {limits.max_megabytes} MB are taken")
+        raise InputError(f"the image has {len(text) * 3 // 4:,} bytes; at most {limits.max_megabytes} MB are taken")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise InputError("the picture is not base64 text; send its bytes, not a path or an address") from None
+        raise InputError("the image is not base64 text; send its bytes, not a path or an address") from None
 
 
-def _decoded(picture: Image.Image) -> Image.Image:
+def _decoded(image: Image.Image) -> Image.Image:
     try:
-        return open_picture(picture)
+        return open_image(image)
     except InputError:  # its words are for files and arrays
         raise InputError(DAMAGED) from None
 
@@ -112,7 +112,7 @@ def _check_size(size: tuple[int, int], limits: Limits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
         raise InputError(
-            f"the picture has {width} x {height} pixels; at most {limits.max_pixels:,} are taken: make it smaller"
+            f"the image has {width} x {height} pixels; at most {limits.max_pixels:,} are taken: make it smaller"
         )
     if max(size) > MAX_ASPECT * min(size):
-        raise InputError(f"the picture has {width} x {height} pixels; its sides may differ {MAX_ASPECT} times at most")
+        raise InputError(f"the image has {width} x {height} pixels; its sides may differ {MAX_ASPECT} times at most")

@@ -1,6 +1,6 @@
 """Asks all questions of a benchmark: in pieces, kept as they come, shared among processes.
 
-A piece is some whole pictures with their questions; a model of ours answers it in batches. Which questions stand
+A piece is some whole images with their questions; a model of ours answers it in batches. Which questions stand
 together depends on the questions alone, so neither a kill nor the number of processes changes an answer. Every process
 appends its batches to a file of its own; what lies there when a run starts again is not asked again.
 """
@@ -24,7 +24,7 @@ from gpt4roi.io.atomic import append_lines, as_json, telling
 
 logger = logging.getLogger(__name__)
 
-PICTURES_AT_ONCE = 32
+IMAGE_BATCH_SIZE = 32
 QUESTIONS_AT_ONCE = 8192
 KEPT = "the answers so far are kept"
 _SECONDS_BETWEEN_WORDS = 10
@@ -46,20 +46,20 @@ def answer_all(
     settings: dict[str, Any],
     world: World | None = None,
     fresh: bool = False,
-    pictures_at_once: int = PICTURES_AT_ONCE,
+    image_batch_size: int = IMAGE_BATCH_SIZE,
 ) -> list[Reply]:
     """Returns a reply to every question, in order, to every process.
 
     folder: gets `answers-<key>/<rank>.jsonl`; the key stands for questions and settings, so that answers to other
     questions or of another model are never taken for these. fresh: forgets what is kept there.
-    pictures_at_once: how many make a piece. Raises InputError where ids are not unique, and where the disk is full:
+    image_batch_size: how many make a piece. Raises InputError where ids are not unique, and where the disk is full:
     what was answered before stays.
     """
     world = world or World()
     numbers = {ask.id: number for number, ask in enumerate(asks)}
     if len(numbers) != len(asks):
         raise InputError(f"{len(asks) - len(numbers)} of {len(asks)} questions have the id of another")
-    kept = folder / f"answers-{run_key(asks, {**settings, 'pictures_at_once': pictures_at_once})}"
+    kept = folder / f"answers-{run_key(asks, {**settings, 'image_batch_size': image_batch_size})}"
     if fresh and world.local_rank == 0:
         shutil.rmtree(kept, ignore_errors=True)
     world.all_gather(None)
@@ -68,10 +68,10 @@ def answer_all(
     known: dict[str, Reply] = {}
     for found in world.all_gather(read_replies(kept)):
         known |= found
-    pieces = [piece for piece in cut(asks, pictures_at_once) if not all(asks[number].id in known for number in piece)]
+    pieces = [piece for piece in cut(asks, image_batch_size) if not all(asks[number].id in known for number in piece)]
     if known and pieces:
         logger.info("going on: %d of %d answers are there", len(known), len(asks))
-    # Few pieces are shared batch by batch, many piece by piece, which spares looking at pictures twice.
+    # Few pieces are shared batch by batch, many piece by piece, which spares looking at images twice.
     together = len(pieces) < world.size
     own = pieces if together else pieces[world.rank :: world.size]
     share = Share(frozenset(known), world.rank if together else 0, world.size if together else 1)
@@ -107,40 +107,40 @@ def run_key(asks: Sequence[Ask], settings: dict[str, Any]) -> str:
     """Returns a name for these questions under these settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for ask in asks:
-        asked = [ask.id, str(ask.picture), ask.question, ask.boxes_px.tolist(), ask.blank, ask.choices]
+        asked = [ask.id, str(ask.image), ask.question, ask.boxes_px.tolist(), ask.blank, ask.choices]
         digest.update(json.dumps(asked).encode())
     return digest.hexdigest()[:12]
 
 
-def cut(asks: Sequence[Ask], pictures_at_once: int = PICTURES_AT_ONCE) -> list[list[int]]:
-    """Returns the indices of the questions in pieces: whole pictures, in the order of their first question."""
-    of_picture: dict[Path, list[int]] = {}
+def cut(asks: Sequence[Ask], image_batch_size: int = IMAGE_BATCH_SIZE) -> list[list[int]]:
+    """Returns the indices of the questions in pieces: whole images, in the order of their first question."""
+    of_image: dict[Path, list[int]] = {}
     for number, ask in enumerate(asks):
-        of_picture.setdefault(ask.picture, []).append(number)
+        of_image.setdefault(ask.image, []).append(number)
     pieces: list[list[int]] = []
-    pictures = 0
-    for members in of_picture.values():
-        if not pieces or pictures == pictures_at_once or len(pieces[-1]) + len(members) > QUESTIONS_AT_ONCE:
+    images = 0
+    for members in of_image.values():
+        if not pieces or images == image_batch_size or len(pieces[-1]) + len(members) > QUESTIONS_AT_ONCE:
             pieces.append([])
-            pictures = 0
+            images = 0
         pieces[-1] += members
-        pictures += 1
+        images += 1
     return pieces
 
 
 def ask_piece(asks: Sequence[Ask], answer: Answerer, share: Share) -> Iterator[dict[str, Reply]]:
-    """Yields replies by id, as they come. Where something cannot be used, its picture's questions carry the reason."""
+    """Yields replies by id, as they come. Where something cannot be used, its image's questions carry the reason."""
     try:
         yield from _replies(asks, answer, share)
         return
     except InputError as error:
-        pictures = list(dict.fromkeys(ask.picture for ask in asks))
-        if len(pictures) == 1:
+        images = list(dict.fromkeys(ask.image for ask in asks))
+        if len(images) == 1:
             logger.warning("not answered: %s", error)
             yield {ask.id: Reply("", error=str(error)) for ask in asks}
             return
-    for picture in pictures:  # by every process alike: then nobody waits for what another could not use
-        yield from ask_piece([ask for ask in asks if ask.picture == picture], answer, Share())
+    for image in images:  # by every process alike: then nobody waits for what another could not use
+        yield from ask_piece([ask for ask in asks if ask.image == image], answer, Share())
 
 
 def _replies(asks: Sequence[Ask], answer: Answerer, share: Share) -> Iterator[dict[str, Reply]]:

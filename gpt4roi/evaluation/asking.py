@@ -12,26 +12,26 @@ import torch
 
 from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.errors import InputError
-from gpt4roi.generation.encoded_image import EncodedPicture, encode_pictures
+from gpt4roi.generation.encoded_image import EncodedImage, encode_images
 from gpt4roi.generation.engine import Decoding, Prompt, generate_batches
 from gpt4roi.generation.likelihood import Continued, log_likelihoods
 from gpt4roi.generation.stopping import answer_ended
-from gpt4roi.processing.user_input import open_picture
+from gpt4roi.processing.user_input import open_image
 from gpt4roi.structures import RegionSample, Turn
 
-PICTURES_AT_ONCE = 16
+IMAGE_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One question about a picture, on its own.
+    """One question about an image, on its own.
 
-    picture: path. question: mentions regions as `<region1>`. boxes_px: float[N, 4], xyxy in pixels; row 0 is region1.
+    image: path. question: mentions regions as `<region1>`. boxes_px: float[N, 4], xyxy in pixels; row 0 is region1.
     blank: the regions' embeddings are replaced by the mean over all regions asked about, so that they tell nothing.
     choices: the answers that are possible, of a multiple-choice question. id: the item's, unique in a benchmark.
     """
 
-    picture: Path
+    image: Path
     question: str
     boxes_px: np.ndarray
     blank: bool = False
@@ -41,9 +41,9 @@ class Ask:
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture that the tower looked at, and its (height, width)."""
+    """An image that the tower looked at, and its (height, width)."""
 
-    encoded: EncodedPicture
+    encoded: EncodedImage
     size: tuple[int, int]
 
 
@@ -62,7 +62,7 @@ Wanted = Callable[[list[int]], bool]
 
 
 class ModelAnswerer:
-    """Answers greedily with a model of ours: every picture is looked at once, everything else runs in batches.
+    """Answers greedily with a model of ours: every image is looked at once, everything else runs in batches.
 
     batch_size: prompts at once. max_new_tokens: where an answer is cut.
     """
@@ -85,16 +85,16 @@ class ModelAnswerer:
 
         Which questions stand together does not depend on what is wanted.
         """
-        self._look_at([ask.picture for ask in asks])
+        self._look_at([ask.image for ask in asks])
         texts = [self._text(ask) for ask in asks]
         regions = self._embed_regions(asks, texts)
         mean = torch.cat(regions).mean(dim=0) if regions else None
-        places = {picture: place for place, picture in enumerate(dict.fromkeys(ask.picture for ask in asks))}
+        places = {image: place for place, image in enumerate(dict.fromkeys(ask.image for ask in asks))}
         prompts = [
             Prompt(
                 text["input_ids"],
-                places[ask.picture],
-                self._seen[ask.picture].encoded.image_features,
+                places[ask.image],
+                self._seen[ask.image].encoded.image_features,
                 mean.expand_as(rows) if ask.blank else rows,
             )
             for ask, text, rows in zip(asks, texts, regions, strict=True)
@@ -105,46 +105,46 @@ class ModelAnswerer:
 
     def likelihoods(self, asks: Sequence[Ask]) -> list[list[float]]:
         """Returns for each question the log-likelihood of each of its choices, up to a constant of the question."""
-        self._look_at([ask.picture for ask in asks])
+        self._look_at([ask.image for ask in asks])
         questions = [[self._answered(ask, choice) for choice in ask.choices] for ask in asks]
         return log_likelihoods(self.model, questions, self.batch_size)
 
     def _answered(self, ask: Ask, choice: str) -> Continued:
-        seen = self._seen[ask.picture]
+        seen = self._seen[ask.image]
         turns = (Turn("user", ask.question), Turn("assistant", choice))
-        sample = RegionSample(str(ask.picture), turns, ask.boxes_px, source=str(ask.picture))
+        sample = RegionSample(str(ask.image), turns, ask.boxes_px, source=str(ask.image))
         text = self.processor.encode_text(sample, image_size=seen.size)
         if text["n_cut_answers"]:
-            raise InputError(f"{ask.id or ask.picture}: the question is too long for the model: {ask.question!r:.80}")
+            raise InputError(f"{ask.id or ask.image}: the question is too long for the model: {ask.question!r:.80}")
         prompt = Prompt(text["input_ids"], 0, seen.encoded.image_features, seen.encoded.region_features(text["boxes"]))
         return Continued(prompt, text["labels"] != IGNORE_INDEX)
 
     def _look_at(self, asked: Sequence[Path]) -> None:
-        """Looks at pictures, and forgets all others unless these were all seen before."""
-        pictures = list(dict.fromkeys(asked))
-        if all(picture in self._seen for picture in pictures):
+        """Looks at images, and forgets all others unless these were all seen before."""
+        images = list(dict.fromkeys(asked))
+        if all(image in self._seen for image in images):
             return
         self._seen = {}
-        for start in range(0, len(pictures), PICTURES_AT_ONCE):
-            paths = pictures[start : start + PICTURES_AT_ONCE]
+        for start in range(0, len(images), IMAGE_BATCH_SIZE):
+            paths = images[start : start + IMAGE_BATCH_SIZE]
             values, sizes = zip(*map(self._values_and_size, paths), strict=True)
-            for path, size, encoded in zip(paths, sizes, encode_pictures(self.model, torch.stack(values)), strict=True):
+            for path, size, encoded in zip(paths, sizes, encode_images(self.model, torch.stack(values)), strict=True):
                 self._seen[path] = Seen(encoded, size)
 
     def _values_and_size(self, path: Path) -> tuple[torch.Tensor, tuple[int, int]]:
-        picture = open_picture(path)  # large ones are held one at a time
-        return self.processor.pixel_values(picture, "bicubic"), (picture.height, picture.width)
+        image = open_image(path)  # large ones are held one at a time
+        return self.processor.pixel_values(image, "bicubic"), (image.height, image.width)
 
     def _text(self, ask: Ask) -> dict:
-        sample = RegionSample(str(ask.picture), (Turn("user", ask.question),), ask.boxes_px, source=str(ask.picture))
-        return self.processor.encode_text(sample, generation=True, image_size=self._seen[ask.picture].size)
+        sample = RegionSample(str(ask.image), (Turn("user", ask.question),), ask.boxes_px, source=str(ask.image))
+        return self.processor.encode_text(sample, generation=True, image_size=self._seen[ask.image].size)
 
     def _embed_regions(self, asks: Sequence[Ask], texts: Sequence[dict]) -> list[torch.Tensor]:
-        """Returns the region embeddings of every question; all regions of a picture are computed in one go."""
-        of_picture: dict[Path, list[torch.Tensor]] = {}
+        """Returns the region embeddings of every question; all regions of an image are computed in one go."""
+        of_image: dict[Path, list[torch.Tensor]] = {}
         for ask, text in zip(asks, texts, strict=True):
-            of_picture.setdefault(ask.picture, []).append(text["boxes"])
-        for picture, boxes in of_picture.items():
-            self._seen[picture].encoded.region_features(torch.cat(boxes))
+            of_image.setdefault(ask.image, []).append(text["boxes"])
+        for image, boxes in of_image.items():
+            self._seen[image].encoded.region_features(torch.cat(boxes))
         pairs = zip(asks, texts, strict=True)
-        return [self._seen[ask.picture].encoded.region_features(text["boxes"]) for ask, text in pairs]
+        return [self._seen[ask.image].encoded.region_features(text["boxes"]) for ask, text in pairs]

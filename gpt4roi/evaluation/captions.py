@@ -48,7 +48,7 @@ def score_captions(
 ) -> CaptionScores:
     """Scores one text for each item against one or several references.
 
-    predictions: n texts; references: for each at least one. groups: the picture of each, for the intervals.
+    predictions: n texts; references: for each at least one. groups: the image of each, for the intervals.
     quick: without METEOR and SPICE, whose programs take seconds to start.
     """
     groups = range(len(predictions)) if groups is None else groups

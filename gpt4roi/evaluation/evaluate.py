@@ -17,7 +17,7 @@ import transformers
 
 from gpt4roi.distributed import World
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.answering import KEPT, PICTURES_AT_ONCE, Reply, answer_all
+from gpt4roi.evaluation.answering import IMAGE_BATCH_SIZE, KEPT, Reply, answer_all
 from gpt4roi.evaluation.asking import Answerer
 from gpt4roi.evaluation.benchmarks import benchmark_name, open_benchmark
 from gpt4roi.evaluation.compare import compare_runs, read_run
@@ -58,7 +58,7 @@ def evaluate(
     make_folder(out_dir)
     name = benchmark_name(name)
     settings = {"benchmark": name, **(settings or {})}
-    at_once = getattr(benchmark, "PICTURES_AT_ONCE", PICTURES_AT_ONCE)
+    at_once = getattr(benchmark, "IMAGE_BATCH_SIZE", IMAGE_BATCH_SIZE)
     replies = answer_all([item.ask for item in items], answer, out_dir, settings, world, fresh, at_once)
     if world.rank != 0:
         return None
@@ -83,22 +83,22 @@ def read_items(name: str, source: Source) -> list[Item]:
     if source.split is not None and source.split not in benchmark.SPLITS:
         raise InputError(f"--split {source.split}: {name} has {', '.join(benchmark.SPLITS)}")
     items = benchmark.load(source)
-    check_pictures(items)
+    check_images(items)
     return items
 
 
-def check_pictures(items: Sequence[Item]) -> None:
-    """Raises InputError where nothing is asked, or where most pictures are not there; a few missing ones are logged."""
+def check_images(items: Sequence[Item]) -> None:
+    """Raises InputError where nothing is asked, or where most images are not there; a few missing ones are logged."""
     if not items:
         raise InputError("there is nothing to ask: the data hold no question (or --limit leaves none)")
-    pictures = list(dict.fromkeys(item.ask.picture for item in items))
-    missing = [picture for picture in pictures if not picture.is_file()]
-    if len(missing) * 2 > len(pictures):
+    images = list(dict.fromkeys(item.ask.image for item in items))
+    missing = [image for image in images if not image.is_file()]
+    if len(missing) * 2 > len(images):
         raise InputError(
-            f"{len(missing)} of {len(pictures)} pictures are not there, {missing[0]} among them; give --images DIR"
+            f"{len(missing)} of {len(images)} images are not there, {missing[0]} among them; give --images DIR"
         )
     if missing:
-        logger.warning("%d of %d pictures are not there, such as %s", len(missing), len(pictures), missing[0])
+        logger.warning("%d of %d images are not there, such as %s", len(missing), len(images), missing[0])
 
 
 def take_over(items: Sequence[Item], replies: Sequence[Reply]) -> list[Item]:
@@ -152,7 +152,7 @@ def write_predictions(path: Path, items: Sequence[Item], scores: Scores) -> None
     """Writes one line for each item: question, references, answer, scores."""
     lines = []
     for item, row, right in zip(items, scores.per_item, scores.right, strict=True):
-        fields: dict[str, Any] = {"id": item.id, "picture": str(item.ask.picture), "boxes": item.ask.boxes_px.tolist()}
+        fields: dict[str, Any] = {"id": item.id, "picture": str(item.ask.image), "boxes": item.ask.boxes_px.tolist()}
         fields |= {"question": item.ask.question, "references": list(item.references), "answer": item.answer}
         fields |= {"scores": row} | ({"right": right} if right is not None else {})
         optional = {"task": item.task, "options": list(item.options), "label": item.label, "error": item.error}

@@ -29,12 +29,12 @@ def find_annotations(source: Source, names: Sequence[str]) -> Path:
 
 
 def find_images(source: Source, usual: Iterable[Path]) -> Path:
-    """Returns the pictures' folder: the given one, or the first usual one that exists. Raises InputError for none."""
+    """Returns the images' folder: the given one, or the first usual one that exists. Raises InputError for none."""
     folders = [source.images] if source.images is not None else list(usual)
     found = next((folder for folder in folders if folder.is_dir()), None)
     if found is None:
         looked = ", ".join(str(folder) for folder in folders)
-        raise InputError(f"no folder of pictures: looked for {looked}; give --images DIR")
+        raise InputError(f"no folder of images: looked for {looked}; give --images DIR")
     return found
 
 

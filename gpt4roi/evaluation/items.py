@@ -19,9 +19,9 @@ Record = TypeVar("Record")
 class Source:
     """Where a benchmark's data lie and which part of them is asked about.
 
-    data: the annotation file, or a folder that has it under its usual name. images: the pictures' folder, by default
-    the usual one beside the annotations. split: by default the one that papers report. limit: only so many pictures.
-    shuffle: a seed; the limited pictures are then drawn at random instead of being the first.
+    data: the annotation file, or a folder that has it under its usual name. images: the images' folder, by default
+    the usual one beside the annotations. split: by default the one that papers report. limit: only so many images.
+    shuffle: a seed; the limited images are then drawn at random instead of being the first.
     question: asked instead of the benchmark's own, where it asks one and the same about every region.
     sentence_model: folder of all-MiniLM-L6-v2, by default that of the installed package.
     """
@@ -35,7 +35,7 @@ class Source:
     sentence_model: Path | None = None
 
     def choose(self, records: Sequence[Record]) -> list[Record]:
-        """Returns as many of the pictures as are wanted, in the order of the file."""
+        """Returns as many of the images as are wanted, in the order of the file."""
         if self.limit is None or self.limit >= len(records):
             return list(records)
         if self.shuffle is None:
@@ -68,8 +68,8 @@ class Item:
 
     @property
     def group(self) -> str:
-        """What is resampled together: the picture."""
-        return str(self.ask.picture)
+        """What is resampled together: the image."""
+        return str(self.ask.image)
 
 
 @dataclass

@@ -53,8 +53,8 @@ class Measure:
     """A figure of n items that is a formula of sums over them, as means, BLEU and METEOR are.
 
     statistics: float[n, K]. formula: from sums float[D, K] to figures float[D]. per_item: float[n], the figure of each
-    item by itself. groups: for each item the picture it belongs to; whole pictures are resampled, because answers
-    about one picture are not independent of each other.
+    item by itself. groups: for each item the image it belongs to; whole images are resampled, because answers
+    about one image are not independent of each other.
     """
 
     statistics: np.ndarray
@@ -82,7 +82,7 @@ class Measure:
         return Estimate(self.value, float(low), float(high), len(self.statistics))
 
     def resampled(self, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
-        """Returns the figure float[draws] of each resampling; the same pictures are drawn for the same groups."""
+        """Returns the figure float[draws] of each resampling; the same images are drawn for the same groups."""
         index = {name: position for position, name in enumerate(dict.fromkeys(self.groups))}
         member = np.asarray([index[name] for name in self.groups])
         sums = np.zeros((len(index), self.statistics.shape[1]))

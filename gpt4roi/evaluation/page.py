@@ -20,13 +20,13 @@ from gpt4roi.io.atomic import telling
 from gpt4roi.report.report import Answer, Bin, GalleryItem, Interval, Report, Share
 
 WORST, BEST, BETWEEN = 90, 30, 30
-"""How many pictures the gallery shows of each end, and drawn from the rest."""
+"""How many images the gallery shows of each end, and drawn from the rest."""
 MOST_ANSWERS = 12
 _REGION_1 = re.compile(r"(region\s?)1\b", re.I)
 SIDES = (0, 16, 32, 64, 96, 128, 192, 256, math.inf)
 LENGTHS = (0, 1, 2, 3, 4, 6, 11, 21, math.inf)
 COUNTS = (0, 1, 2, 3, 4, 6, 11, 21, math.inf)
-INTERVALS = "In percent, CIDEr × 100; marks and ranges enclose 95 % of resamplings of whole pictures; n: items."
+INTERVALS = "In percent, CIDEr × 100; marks and ranges enclose 95 % of resamplings of whole images; n: items."
 
 
 def write_page(
@@ -113,7 +113,7 @@ def _comparison(page: Report, compared: dict[str, Any]) -> None:
         rows.append([name, 100 * one["before"], 100 * (one["before"] + one["value"]), difference])
     note = (
         f"Before: {compared['with']} ({compared.get('model') or 'model not stated'}), {compared['items']} common "
-        "questions. A range that does not hold 0 is a difference beyond chance; pictures are resampled in pairs."
+        "questions. A range that does not hold 0 is a difference beyond chance; images are resampled in pairs."
     )
     page.table("Against the other run", ["", "before", "now", "difference"], rows, note)
 
@@ -129,11 +129,11 @@ def histograms(items: Sequence[Item], scores: Scores) -> list[tuple[str, list[Bi
     rows = [row for row, item in enumerate(items) if not item.facts.get("control")]
     values, items = [quality(scores, row) for row in rows], [items[row] for row in rows]
     several = any(len(item.ask.boxes_px) != 1 for item in items)
-    of_picture: dict[str, int] = {}
+    of_image: dict[str, int] = {}
     for item in items:
-        of_picture[item.group] = of_picture.get(item.group, 0) + 1
-    counts = [len(item.ask.boxes_px) if several else of_picture[item.group] for item in items]
-    name = "regions in the question" if several else "regions asked about on the picture"
+        of_image[item.group] = of_image.get(item.group, 0) + 1
+    counts = [len(item.ask.boxes_px) if several else of_image[item.group] for item in items]
+    name = "regions in the question" if several else "regions asked about on the image"
     lengths = [len(words(item.answer)) for item in items]
     return [
         ("side of the box (root of its area), px", _bins([_side(item) for item in items], values, SIDES)),
@@ -163,12 +163,12 @@ def _bins(measured: Sequence[float], values: Sequence[float], edges: Sequence[fl
 
 
 def gallery(items: Sequence[Item], scores: Scores, other: OtherRun | None = None) -> tuple[list[GalleryItem], str]:
-    """Returns the cards of the worst, the best and some pictures in between, and a word on which those are."""
+    """Returns the cards of the worst, the best and some images in between, and a word on which those are."""
     cards: dict[tuple, list[int]] = {}
     for row, item in enumerate(items):
         alone = item.shown is not None and len(item.ask.boxes_px) == 1
         key = (item.group,) if alone else (item.group, str(item.ask.boxes_px.tolist()))
-        if item.ask.picture.is_file():
+        if item.ask.image.is_file():
             cards.setdefault(key, []).append(row)
     ordered = sorted(cards.values(), key=lambda rows: float(np.mean([quality(scores, row) for row in rows])))
     kept = pick(ordered)
@@ -195,7 +195,7 @@ def _card(items: Sequence[Item], rows: Sequence[int], scores: Scores, other: Oth
         to_answer(items[place], scores, rows[place], other, number if merged else None)
         for number, place in enumerate(shown)
     ]
-    return GalleryItem(items[0].ask.picture, boxes, items[0].ask.picture.name, answers)
+    return GalleryItem(items[0].ask.image, boxes, items[0].ask.image.name, answers)
 
 
 def to_answer(item: Item, scores: Scores, row: int, other: OtherRun | None, number: int | None) -> Answer:
@@ -221,7 +221,7 @@ def to_answer(item: Item, scores: Scores, row: int, other: OtherRun | None, numb
 
 
 def _shortened(question: str) -> str:
-    """Returns a question without its middle where it lists more than a reader wants to see under every picture."""
+    """Returns a question without its middle where it lists more than a reader wants to see under every image."""
     return question if len(question) <= 700 else f"{question[:400]} … {question[-150:]}"
 
 

@@ -1,4 +1,4 @@
-"""What the model needs to know of a picture, computed once and kept for every question about it."""
+"""What the model needs to know of an image, computed once and kept for every question about it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from gpt4roi.models.compat import execution_device_and_dtype
 
 REGIONS_AT_ONCE = 64
-"""How many boxes are pooled together at most, which bounds the memory for a picture with many."""
+"""How many boxes are pooled together at most, which bounds the memory for an image with many."""
 
 REGIONS_KEPT = 1024
 """How many embeddings are kept for later questions: more than one call may ask about (inputs.MAX_BOXES)."""
 
 
-class EncodedPicture:
-    """The image tokens of a picture, its pyramid, and the embeddings of the regions asked about last.
+class EncodedImage:
+    """The image tokens of an image, its pyramid, and the embeddings of the regions asked about last.
 
     image_features: float[P, D]. The pyramid is computed with the first box and replaces the tower's maps.
     """
@@ -59,11 +59,11 @@ class EncodedPicture:
 
 
 @torch.inference_mode()
-def encode_pictures(model: Any, pixel_values: torch.Tensor) -> list[EncodedPicture]:
-    """Looks at K pictures at once; pixel_values: float[K, 3, S, S]."""
-    image_tokens, feature_maps = model.encode_picture(pixel_values.to(model.device))
+def encode_images(model: Any, pixel_values: torch.Tensor) -> list[EncodedImage]:
+    """Looks at K images at once; pixel_values: float[K, 3, S, S]."""
+    image_tokens, feature_maps = model.encode_image(pixel_values.to(model.device))
     features = model.mm_projector(image_tokens.to(*execution_device_and_dtype(model.mm_projector)))
     return [
-        EncodedPicture(model, features[row], [level[row : row + 1] for level in feature_maps])
+        EncodedImage(model, features[row], [level[row : row + 1] for level in feature_maps])
         for row in range(len(pixel_values))
     ]

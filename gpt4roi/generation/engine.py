@@ -1,7 +1,7 @@
-"""Answers to many prompts at once: what prompts about a picture share is computed once, the rest in batches.
+"""Answers to many prompts at once: what prompts about an image share is computed once, the rest in batches.
 
-Prompts about one picture begin alike (instructions, image tokens, the preamble). That beginning goes through the
-language model once for each picture; its keys and values are then handed to every prompt about the picture. What
+Prompts about one image begin alike (instructions, image tokens, the preamble). That beginning goes through the
+language model once for each image; its keys and values are then handed to every prompt about the image. What
 remains is batched with prompts of the same length, so nothing is padded and no answer depends on its neighbours.
 """
 
@@ -25,12 +25,12 @@ from gpt4roi.models.compat import CACHE
 class Prompt:
     """A prompt and the embeddings that belong at its placeholder tokens.
 
-    input_ids: int64[T]. picture: which picture it is about; prompts of one picture share their beginning.
-    image_features: float[P, D], or None without a picture. region_features: float[M, D], row k for the k-th `<bbox>`.
+    input_ids: int64[T]. image: which image it is about; prompts of one image share their beginning.
+    image_features: float[P, D], or None without an image. region_features: float[M, D], row k for the k-th `<bbox>`.
     """
 
     input_ids: torch.Tensor
-    picture: int = 0
+    image: int = 0
     image_features: torch.Tensor | None = None
     region_features: torch.Tensor | None = None
 
@@ -70,15 +70,15 @@ def generate_batches(
     """
     choose = decoding.chooser()
     shared = shared_length(model, prompts)
-    # Pictures are taken in turns small enough that the kept beginnings stay within the batch size too.
-    for members in _by_picture(prompts, batch_size):
+    # Images are taken in turns small enough that the kept beginnings stay within the batch size too.
+    for members in _by_image(prompts, batch_size):
         batches = [batch for batch in _equal_lengths(prompts, members, batch_size) if wanted(batch)]
         if not batches:
             continue
-        cache, row_of_picture = _prefill_beginnings(model, prompts, members, shared)
+        cache, row_of_image = _prefill_beginnings(model, prompts, members, shared)
         for batch in batches:
             suffixes = torch.stack([embed_prompt(model, prompts[index])[shared:] for index in batch])
-            branch = branched(model, cache, [row_of_picture[prompts[index].picture] for index in batch])
+            branch = branched(model, cache, [row_of_image[prompts[index].image] for index in batch])
             most = room_for_answer(model, shared + suffixes.shape[1], decoding.max_new_tokens)
             said: list[list[int]] = [[] for _ in batch]
             for steps in _continue(model, suffixes, branch, choose, most, ended, batch):
@@ -120,9 +120,9 @@ def room_for_answer(model: Any, prompt_tokens: int, wanted: int) -> int:
 def shared_length(model: Any, prompts: Sequence[Prompt]) -> int:
     """Returns how many first tokens all prompts have in common, before any `<bbox>`.
 
-    0 where no two prompts are about the same picture: then there is nothing to save.
+    0 where no two prompts are about the same image: then there is nothing to save.
     """
-    if len({prompt.picture for prompt in prompts}) == len(prompts):
+    if len({prompt.image for prompt in prompts}) == len(prompts):
         return 0
     first = prompts[0].input_ids
     length = min(len(prompt.input_ids) for prompt in prompts) - 1
@@ -134,14 +134,14 @@ def shared_length(model: Any, prompts: Sequence[Prompt]) -> int:
     return length
 
 
-def _by_picture(prompts: Sequence[Prompt], most_pictures: int) -> Iterator[list[int]]:
-    """Yields indices of prompts, whole pictures at a time."""
-    of_picture: dict[int, list[int]] = {}
+def _by_image(prompts: Sequence[Prompt], most_images: int) -> Iterator[list[int]]:
+    """Yields indices of prompts, whole images at a time."""
+    of_image: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
-        of_picture.setdefault(prompt.picture, []).append(index)
-    groups = list(of_picture.values())
-    for start in range(0, len(groups), most_pictures):
-        yield [index for group in groups[start : start + most_pictures] for index in group]
+        of_image.setdefault(prompt.image, []).append(index)
+    groups = list(of_image.values())
+    for start in range(0, len(groups), most_images):
+        yield [index for group in groups[start : start + most_images] for index in group]
 
 
 def _equal_lengths(prompts: Sequence[Prompt], members: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -155,7 +155,7 @@ def _equal_lengths(prompts: Sequence[Prompt], members: Sequence[int], batch_size
 
 
 def embed_prompt(model: Any, prompt: Prompt) -> torch.Tensor:
-    """Returns float[T, D]: token embeddings with the picture and the regions in their places."""
+    """Returns float[T, D]: token embeddings with the image and the regions in their places."""
     ids = prompt.input_ids.to(model.device)
     embeddings = model.get_input_embeddings()(ids)
     for token, features in (
@@ -179,13 +179,13 @@ def _empty_cache(model: Any) -> DynamicCache:
 def _prefill_beginnings(
     model: Any, prompts: Sequence[Prompt], members: Sequence[int], shared: int
 ) -> tuple[DynamicCache, dict[int, int]]:
-    """Runs the shared beginning once for each picture; returns the cache and the row of each picture in it."""
-    first_of = {prompts[index].picture: index for index in reversed(members)}
+    """Runs the shared beginning once for each image; returns the cache and the row of each image in it."""
+    first_of = {prompts[index].image: index for index in reversed(members)}
     cache = _empty_cache(model)
     if shared:
         beginnings = torch.stack([embed_prompt(model, prompts[index])[:shared] for index in first_of.values()])
         model.language_model(inputs_embeds=beginnings, use_cache=True, logits_to_keep=1, **{CACHE: cache})
-    return cache, {picture: row for row, picture in enumerate(first_of)}
+    return cache, {image: row for row, image in enumerate(first_of)}
 
 
 def branched(model: Any, cache: DynamicCache, rows: list[int]) -> DynamicCache:

@@ -1,4 +1,4 @@
-"""One question about each of many regions, on one picture or many: the engine behind `describe` and `caption`."""
+"""One question about each of many regions, on one image or many: the engine behind `describe` and `caption`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from gpt4roi.errors import InputError
-from gpt4roi.generation.encoded_image import EncodedPicture, encode_pictures
+from gpt4roi.generation.encoded_image import EncodedImage, encode_images
 from gpt4roi.generation.engine import Prompt, generate
 from gpt4roi.generation.sampling import Decoding
 from gpt4roi.generation.stopping import answer_ended, answer_text
 from gpt4roi.structures import RegionSample, Turn
 
-PICTURES_AT_ONCE = 8
-"""How many pictures the tower looks at together."""
+IMAGE_BATCH_SIZE = 8
+"""How many images the tower looks at together."""
 
 Item = TypeVar("Item")
 
@@ -39,9 +39,9 @@ def grouped(items: Iterable[Item], weigh: Callable[[Item], int], enough: int) ->
 
 @dataclass(frozen=True)
 class View:
-    """What is kept of a picture until its group is whole: as large as the model's own, however large the picture.
+    """What is kept of an image until its group is whole: as large as the model's own, however large the image.
 
-    size: (height, width) of the picture; boxes_px: float[N, 4], checked; pixel_values: float32[3, S, S], None where
+    size: (height, width) of the image; boxes_px: float[N, 4], checked; pixel_values: float32[3, S, S], None where
     there is no box.
     """
 
@@ -50,28 +50,28 @@ class View:
     pixel_values: torch.Tensor | None
 
 
-def view_of(processor: Any, picture: Image.Image, boxes_px: np.ndarray) -> View:
-    """Prepares an opened picture, RGB, and its boxes for describe_pictures; the picture may then be forgotten."""
-    pixel_values = processor.pixel_values(picture, "bicubic") if len(boxes_px) else None
-    return View((picture.height, picture.width), boxes_px, pixel_values)
+def view_of(processor: Any, image: Image.Image, boxes_px: np.ndarray) -> View:
+    """Prepares an opened image, RGB, and its boxes for describe_images; the image may then be forgotten."""
+    pixel_values = processor.pixel_values(image, "bicubic") if len(boxes_px) else None
+    return View((image.height, image.width), boxes_px, pixel_values)
 
 
-def look_at(model: Any, processor: Any, pictures: Sequence[Image.Image]) -> list[EncodedPicture]:
-    """Runs the tower over opened pictures together."""
-    return encode_pictures(model, torch.stack([processor.pixel_values(picture, "bicubic") for picture in pictures]))
+def look_at(model: Any, processor: Any, images: Sequence[Image.Image]) -> list[EncodedImage]:
+    """Runs the tower over opened images together."""
+    return encode_images(model, torch.stack([processor.pixel_values(image, "bicubic") for image in images]))
 
 
 def prompts_about(
-    processor: Any, encoded: EncodedPicture, size: tuple[int, int], boxes_px: np.ndarray, question: str, number: int = 0
+    processor: Any, encoded: EncodedImage, size: tuple[int, int], boxes_px: np.ndarray, question: str, number: int = 0
 ) -> list[Prompt]:
-    """Writes the question once for each box of a picture, as a conversation of its own.
+    """Writes the question once for each box of an image, as a conversation of its own.
 
-    size: (height, width) of the picture; boxes_px: float[N, 4]; question: about `<region1>`; number: the picture's.
+    size: (height, width) of the image; boxes_px: float[N, 4]; question: about `<region1>`; number: the image's.
     """
     turns = (Turn("user", question),)
     texts = []
     for box in boxes_px:
-        sample = RegionSample("the picture", turns, box[None])
+        sample = RegionSample("the image", turns, box[None])
         texts.append(processor.encode_text(sample, generation=True, image_size=size))
     if not texts:
         return []
@@ -82,23 +82,23 @@ def prompts_about(
     ]
 
 
-def describe_pictures(
+def describe_images(
     model: Any, processor: Any, views: Sequence[View], question: str, decoding: Decoding, batch_size: int
 ) -> list[list[str]]:
-    """Asks the question about every box of every picture; returns a list of answers for each picture.
+    """Asks the question about every box of every image; returns a list of answers for each image.
 
-    Looks at each picture once, reads what its prompts share once, and answers all regions together in batches of
+    Looks at each image once, reads what its prompts share once, and answers all regions together in batches of
     batch_size.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     prompts: list[Prompt] = []
-    for start in range(0, len(views), PICTURES_AT_ONCE):
-        portion = range(start, min(start + PICTURES_AT_ONCE, len(views)))
+    for start in range(0, len(views), IMAGE_BATCH_SIZE):
+        portion = range(start, min(start + IMAGE_BATCH_SIZE, len(views)))
         asked = [number for number in portion if views[number].pixel_values is not None]
         if not asked:
             continue
-        seen = encode_pictures(model, torch.stack([views[number].pixel_values for number in asked]))
+        seen = encode_images(model, torch.stack([views[number].pixel_values for number in asked]))
         for number, encoded in zip(asked, seen, strict=True):
             prompts += prompts_about(processor, encoded, views[number].size, views[number].boxes_px, question, number)
     texts = iter(answer(model, processor, prompts, decoding, batch_size))

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 class Recall:
     """Keys and values of the prompt and answer read last.
 
-    A later prompt about the same picture goes on from them where it begins with the same tokens and regions. Caches
+    A later prompt about the same image goes on from them where it begins with the same tokens and regions. Caches
     grow by new tensors, never in place, so a copy shares its memory with the original and leaves it as it is.
     """
 

@@ -38,17 +38,17 @@ def _per_corner(image_size: tuple[int, int], like: Boxes) -> Boxes:
 
 
 def normalize(boxes_px: Boxes, image_size: tuple[int, int]) -> Boxes:
-    """Divides pixel boxes by the picture's size; image_size: (height, width). Values outside [0, 1] are kept."""
+    """Divides pixel boxes by the image's size; image_size: (height, width). Values outside [0, 1] are kept."""
     return boxes_px / _per_corner(image_size, boxes_px)
 
 
 def denormalize(boxes: Boxes, image_size: tuple[int, int]) -> Boxes:
-    """Multiplies boxes in [0, 1] by the picture's size; image_size: (height, width)."""
+    """Multiplies boxes in [0, 1] by the image's size; image_size: (height, width)."""
     return boxes * _per_corner(image_size, boxes)
 
 
 def clip(boxes_px: Boxes, image_size: tuple[int, int]) -> Boxes:
-    """Moves corners outside the picture to its border; image_size: (height, width)."""
+    """Moves corners outside the image to its border; image_size: (height, width)."""
     limits = _per_corner(image_size, boxes_px)
     if isinstance(boxes_px, np.ndarray):
         return np.minimum(np.maximum(boxes_px, 0), limits)

@@ -21,9 +21,9 @@ def to_boxes(masks: Sequence[Any], where: str = "") -> np.ndarray:
 
 
 def to_box(mask: Any, where: str = "") -> np.ndarray:
-    """Turns one mask into the box around it, float64[4], xyxy in pixels of the picture.
+    """Turns one mask into the box around it, float64[4], xyxy in pixels of the image.
 
-    mask: an array or PIL picture [H, W], not 0 inside; COCO's run lengths, `{"size": [H, W], "counts": …}`, with counts
+    mask: an array or PIL image [H, W], not 0 inside; COCO's run lengths, `{"size": [H, W], "counts": …}`, with counts
         a list of numbers or the compressed text; or polygons: one or several, as [x1, y1, x2, y2, …] or [[x1, y1], …].
     The box of a mask of pixels ends after its last pixel; that of polygons at their outermost corners.
     where: the end of every message, such as " in train.jsonl#3".
@@ -43,7 +43,7 @@ def size_of(mask: Any) -> tuple[int, int] | None:
     if isinstance(mask, Mapping):
         height, width = mask["size"]
         return int(height), int(width)
-    if hasattr(mask, "__array_interface__") and not hasattr(mask, "shape"):  # a PIL picture
+    if hasattr(mask, "__array_interface__") and not hasattr(mask, "shape"):  # a PIL image
         return mask.height, mask.width
     shape = getattr(mask, "shape", None)
     return (int(shape[0]), int(shape[1])) if shape is not None else None

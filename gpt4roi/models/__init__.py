@@ -2,8 +2,8 @@
 
 Letters in the shapes of this package:
     B  samples of a batch                 T  tokens of a sequence
-    K  pictures of a batch                P  image tokens of a picture
-    S  side of the model's input picture  L  levels of feature maps
+    K  images of a batch                P  image tokens of an image
+    S  side of the model's input image  L  levels of feature maps
     C  channels of a map                  H, W  height and width of a map
     M  regions (boxes) of a batch         D  width of the language model
     V  rows of the vocabulary             g  side of a pooled grid

@@ -28,9 +28,9 @@ class GPT4RoIConfig(PreTrainedConfig):
     text_config: any decoder of transformers.
     mm_vision_tower: where the tower came from: a hub name or a folder's name, never a path of this machine.
     mm_vision_select_layer: the hidden state of a ViT that gives the image tokens; the region levels go down from it.
-    mm_use_im_start_end: whether <im_start> and <im_end> stand around a picture's tokens.
-    image_size: S, the side of the input picture in pixels; taken from vision_config where it has one.
-    image_seq_length: image tokens of a picture in the prompt; None where only the built tower knows.
+    mm_use_im_start_end: whether <im_start> and <im_end> stand around an image's tokens.
+    image_size: S, the side of the input image in pixels; taken from vision_config where it has one.
+    image_seq_length: image tokens of an image in the prompt; None where only the built tower knows.
     *_token_id: ids of <im_patch>, <bbox>, <im_start> and <im_end>.
     region_encoder_type: `gpt4roi`, the original's function, or `light`, for towers with a native pyramid.
     roi_align_backend: which RoIAlign pools the boxes: `torchvision`, `sparse`, `mmcv`, or `auto`, the faster of two.
@@ -131,7 +131,7 @@ class GPT4RoIConfig(PreTrainedConfig):
         if not isinstance(self.image_size, int):
             raise InputError(
                 f"config: vision_config of type {self.vision_config.model_type!r} has no single image_size "
-                f"({self.image_size!r}); set image_size, the side of the input picture in pixels"
+                f"({self.image_size!r}); set image_size, the side of the input image in pixels"
             )
         if self.image_grid_size is not None and self.projector_type != "light":
             raise InputError(

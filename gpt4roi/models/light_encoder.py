@@ -17,10 +17,10 @@ from gpt4roi.models.kernels.roi_align import check_boxes, roi_align
 from gpt4roi.models.region_encoder import without_boxes
 from gpt4roi.models.vision_tower import VisionTower
 
-PICTURES_AT_ONCE = 64
+IMAGE_BATCH_SIZE = 64
 
 BOX_MEAN, BOX_STD = (0.5, 0.5, 0.3, 0.3, 0.3), (0.25, 0.25, 0.2, 0.2, 0.2)
-"""Of centre, size and root of the area of objects in everyday pictures, until boxes are measured."""
+"""Of centre, size and root of the area of objects in everyday images, until boxes are measured."""
 
 
 class Standardise(nn.Module):
@@ -42,8 +42,8 @@ class Standardise(nn.Module):
         rows = values.shape[0]
         total, squares, count = 0.0, 0.0, 0
         # Piece by piece, because the values may be kept in half precision and fill the memory.
-        for start in range(0, rows, PICTURES_AT_ONCE):
-            piece = values[start : start + PICTURES_AT_ONCE].double().transpose(0, 1).flatten(1)
+        for start in range(0, rows, IMAGE_BATCH_SIZE):
+            piece = values[start : start + IMAGE_BATCH_SIZE].double().transpose(0, 1).flatten(1)
             total, squares, count = total + piece.sum(1), squares + piece.square().sum(1), count + piece.shape[1]
         mean = total / count
         self.mean.copy_(mean)
@@ -124,7 +124,7 @@ class LightRegionEncoder(nn.Module):
         return torch.cat(pooled, dim=1)
 
     def pyramid(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Returns what depends on the pictures alone, to be kept for many boxes: list of float[K, C_l, H_l, W_l]."""
+        """Returns what depends on the images alone, to be kept for many boxes: list of float[K, C_l, H_l, W_l]."""
         return [standardise(level) for level, standardise in zip(feature_maps, self.standardise, strict=True)]
 
     def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:

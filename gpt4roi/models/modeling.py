@@ -1,4 +1,4 @@
-"""The model: pictures and boxes become embeddings that stand among the words of a decoder language model."""
+"""The model: images and boxes become embeddings that stand among the words of a decoder language model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpt4roi.models.configuration import GPT4RoIConfig
 from gpt4roi.models.frozen_prefix import hidden_states, prefix_length
 from gpt4roi.models.light_encoder import LightProjector, LightRegionEncoder
 from gpt4roi.models.loss import cross_entropy, next_tokens
-from gpt4roi.models.placeholders import picture_rows, positions, scatter, segment_mask
+from gpt4roi.models.placeholders import image_rows, positions, scatter, segment_mask
 from gpt4roi.models.pretrained import OpensFolders
 from gpt4roi.models.region_encoder import FeatureFusion, RegionEncoder, RegionPooler
 from gpt4roi.models.vision_tower import VisionTower, flatten_map
@@ -42,10 +42,10 @@ class GPT4RoIOutput(CausalLMOutputWithPast):
 
 
 class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationMixin):
-    """Answers about pictures and regions of them.
+    """Answers about images and regions of them.
 
     vision_backbone, language_model: built parts to use instead of fresh ones from the configuration.
-    same_way: whether batches without picture or box go through the same modules as others, as DeepSpeed wants it.
+    same_way: whether batches without image or box go through the same modules as others, as DeepSpeed wants it.
     """
 
     same_way = False
@@ -108,7 +108,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         """Replaces the language model's output layer."""
         self.language_model.set_output_embeddings(new_embeddings)
 
-    def encode_picture(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Returns what the frozen tower sees, to be kept and given to forward or generate instead of pixel_values.
 
         pixel_values: float[K, 3, S, S]. Returns image tokens float[K, P, C] and feature maps, list of
@@ -118,11 +118,11 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Returns the projected image tokens, float[K, P, D]; pixel_values: float[K, 3, S, S]."""
-        return self._project(self.encode_picture(pixel_values)[0])
+        return self._project(self.encode_image(pixel_values)[0])
 
     def get_region_features(self, pixel_values: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
         """Returns the embeddings of regions, float[M, D]; boxes: list of K float[N_i, 4], xyxy in [0, 1]."""
-        return self.region_encoder(self.encode_picture(pixel_values)[1], boxes)
+        return self.region_encoder(self.encode_image(pixel_values)[1], boxes)
 
     def calibrate(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor] | None = None) -> None:
         """Lets the light encoder and projector measure the tower's channels, before any training.
@@ -147,32 +147,32 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         continued: bool = False,
         answering: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Embeds a prompt with its pictures and regions.
+        """Embeds a prompt with its images and regions.
 
-        Arguments as in forward; continued: the pictures' own tokens may already lie in the cache; answering: a prompt
-        without picture may go past our modules. In training and evaluation it may not: other processes' batches hold
-        pictures, and wait for this one where a sharded module is called.
+        Arguments as in forward; continued: the images' own tokens may already lie in the cache; answering: a prompt
+        without image may go past our modules. In training and evaluation it may not: other processes' batches hold
+        images, and wait for this one where a sharded module is called.
         Returns inputs_embeds float[B, T, D], image_features float[K, P, D] and region_features float[M, D]; the
         features are None where there was no need for them. Raises InputError on any mismatch.
         """
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if feature_maps is None and pixel_values is not None:
-            image_tokens, feature_maps = self.encode_picture(pixel_values)
+            image_tokens, feature_maps = self.encode_image(pixel_values)
         if not feature_maps:
             if continued and not boxes:
                 return inputs_embeds, None, None
             if feature_maps is None and self.same_way:
                 # Other processes call the tower, and may wait for this one's share of its weights.
                 side = self.vision_tower.image_size
-                self.encode_picture(inputs_embeds.new_zeros(1, 3, side, side))
+                self.encode_image(inputs_embeds.new_zeros(1, 3, side, side))
             feature_maps = []
             image_tokens = inputs_embeds.new_zeros(0, self.vision_tower.num_image_tokens, self.vision_tower.hidden_size)
         elif image_tokens is None:
             image_tokens = flatten_map(feature_maps[-1])
         boxes = [image_tokens.new_zeros(0, 4)] * len(image_tokens) if boxes is None else list(boxes)
         if len(boxes) != len(image_tokens):
-            raise InputError(f"{len(image_tokens)} pictures but boxes for {len(boxes)}; give one tensor a picture")
-        rows = picture_rows(input_ids, boxes, self.config, self.config.image_seq_length, continued)
+            raise InputError(f"{len(image_tokens)} images but boxes for {len(boxes)}; give one tensor an image")
+        rows = image_rows(input_ids, boxes, self.config, self.config.image_seq_length, continued)
         if not rows and answering and not torch.is_grad_enabled():
             return inputs_embeds, None, None
         image_mask = input_ids == self.config.image_token_id
@@ -207,15 +207,15 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         """Runs the model.
 
         input_ids: int64[B, T]; attention_mask: [B, T (+ cached)], 1 where there is a token;
-        pixel_values: float[K, 3, S, S], the pictures of the samples that hold one, in batch order (or one a sample);
+        pixel_values: float[K, 3, S, S], the images of the samples that hold one, in batch order (or one a sample);
         boxes: list of K float[N_i, 4], xyxy in [0, 1], row k belonging to the sample's k-th <bbox>;
         labels: int64[B, T], -100 where nothing is to be learnt;
-        image_tokens, feature_maps: what `encode_picture` returned, instead of pixel_values; feature_maps may be empty
-        where the batch holds no picture;
+        image_tokens, feature_maps: what `encode_image` returned, instead of pixel_values; feature_maps may be empty
+        where the batch holds no image;
         segment_ids: int64[B, T], segments beyond 0 (the shared prefix) do not see each other;
         logits_at_labels_only: compute logits only where the next token has a label;
         cache, past_key_values: the newer and the older name of one argument.
-        Raises InputError where tokens, pictures and boxes do not match.
+        Raises InputError where tokens, images and boxes do not match.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
@@ -299,7 +299,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Gives pictures and boxes to the first step; later ones find them in the cache."""
+        """Gives images and boxes to the first step; later ones find them in the cache."""
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in PREFILL_INPUTS:
@@ -312,7 +312,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Repeats lists of pictures' tensors too, for beams and several answers to one prompt."""
+        """Repeats lists of images' tensors too, for beams and several answers to one prompt."""
         if expand_size > 1:
             if kwargs.get("boxes") is not None:
                 kwargs["boxes"] = [rows for rows in kwargs["boxes"] for _ in range(expand_size)]

@@ -8,15 +8,15 @@ from gpt4roi.errors import InputError
 from gpt4roi.models.configuration import GPT4RoIConfig
 
 
-def picture_rows(
+def image_rows(
     input_ids: torch.Tensor, boxes: list[torch.Tensor], config: GPT4RoIConfig, num_image_tokens: int, continued: bool
 ) -> list[int]:
-    """Finds the picture of each sample that has one, after checking every count.
+    """Finds the image of each sample that has one, after checking every count.
 
-    input_ids: int64[B, T]; boxes: one tensor a picture: pictures are those of the samples that hold image tokens, in
-    batch order, or one for each sample of the batch; num_image_tokens: P; continued: the picture's tokens may
-    lie in the cache, so that a sample without them still has its row's picture.
-    Returns the rows of the pictures in use, in batch order. Raises InputError with both numbers on a mismatch.
+    input_ids: int64[B, T]; boxes: one tensor an image: images are those of the samples that hold image tokens, in
+    batch order, or one for each sample of the batch; num_image_tokens: P; continued: the image's tokens may
+    lie in the cache, so that a sample without them still has its row's image.
+    Returns the rows of the images in use, in batch order. Raises InputError with both numbers on a mismatch.
     """
     ids = input_ids.detach().cpu()
     image_mask, region_mask = ids == config.image_token_id, ids == config.region_token_id
@@ -24,8 +24,8 @@ def picture_rows(
     for sample, count in enumerate(image_counts):
         if count not in (0, num_image_tokens):
             raise InputError(
-                f"sample {sample} of the batch: {count} <im_patch> tokens, but a picture has {num_image_tokens}; "
-                "a sample holds one picture or none"
+                f"sample {sample} of the batch: {count} <im_patch> tokens, but an image has {num_image_tokens}; "
+                "a sample holds one image or none"
             )
     if config.mm_use_im_start_end:
         _check_frames(ids, image_mask, config, num_image_tokens)
@@ -36,8 +36,8 @@ def picture_rows(
         row_of = {sample: sample for sample in owners}
     else:
         raise InputError(
-            f"{len(owners)} of {len(ids)} samples hold a picture's tokens, but {len(boxes)} pictures were given; "
-            "give one for each sample that holds a picture, or one for each sample"
+            f"{len(owners)} of {len(ids)} samples hold an image's tokens, but {len(boxes)} images were given; "
+            "give one for each sample that holds an image, or one for each sample"
         )
     for sample, count in enumerate(region_counts):
         given = len(boxes[row_of[sample]]) if sample in row_of else 0
@@ -45,14 +45,12 @@ def picture_rows(
             raise InputError(f"sample {sample} of the batch: {count} <bbox> tokens but {given} boxes")
     unused = [row for row in range(len(boxes)) if row not in row_of.values() and len(boxes[row])]
     if unused:
-        raise InputError(
-            f"picture {unused[0]} of the batch: {len(boxes[unused[0]])} boxes, but its sample is text alone"
-        )
+        raise InputError(f"image {unused[0]} of the batch: {len(boxes[unused[0]])} boxes, but its sample is text alone")
     return [row_of[sample] for sample in owners]
 
 
 def _check_frames(ids: torch.Tensor, image_mask: torch.Tensor, config: GPT4RoIConfig, num_image_tokens: int) -> None:
-    """Raises InputError unless <im_start>, the P image tokens and <im_end> follow each other in every picture."""
+    """Raises InputError unless <im_start>, the P image tokens and <im_end> follow each other in every image."""
     for sample in image_mask.any(1).nonzero().flatten().tolist():
         first = int(image_mask[sample].nonzero()[0])
         last = first + num_image_tokens - 1

@@ -103,11 +103,11 @@ def _enter(conv: nn.Module, feature_map: torch.Tensor, side: int) -> Stretched:
 
 def _with_coordinates(feature_map: torch.Tensor) -> torch.Tensor:
     """Appends two channels, x then y, each from -1 to 1 over the map."""
-    pictures, _, height, width = feature_map.shape
+    images, _, height, width = feature_map.shape
     x = torch.linspace(-1, 1, width, device=feature_map.device, dtype=feature_map.dtype)
     y = torch.linspace(-1, 1, height, device=feature_map.device, dtype=feature_map.dtype)
     coordinates = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
-    return torch.cat([feature_map, coordinates.expand(pictures, 2, height, width)], dim=1)
+    return torch.cat([feature_map, coordinates.expand(images, 2, height, width)], dim=1)
 
 
 def _exchange(maps: list[Stretched], level: int) -> list[Stretched]:
@@ -168,7 +168,7 @@ class RegionPooler(nn.Module):
         """Returns float[M, D], in batch order.
 
         maps: list of float[K, C, H_l, W_l]; boxes: list of K float[N_i, 4], xyxy in [0, 1];
-        image_size: side of the input picture; extent: how many of its pixels the maps cover along a side.
+        image_size: side of the input image; extent: how many of its pixels the maps cover along a side.
         """
         rois = to_rois(boxes, (image_size, image_size))
         total, convs, boxes_of_levels = 0, [], []
@@ -184,7 +184,7 @@ class RegionPooler(nn.Module):
         return self.output_linear(flat + place)
 
     def pool(self, level: torch.Tensor, rois: torch.Tensor, extent: int) -> torch.Tensor:
-        """RoIAligns rows of (picture, x1, y1, x2, y2) from one level; float[M, C, output_size, output_size]."""
+        """RoIAligns rows of (image, x1, y1, x2, y2) from one level; float[M, C, output_size, output_size]."""
         scale = level.shape[-1] / extent
         return roi_align(level, rois, self.output_size, scale, self.sampling_ratio, self.backend)
 
@@ -208,12 +208,12 @@ class RegionPooler(nn.Module):
 
     def _is_better_mixed_first(self, conv: nn.Conv2d, level: torch.Tensor, count: int) -> bool:
         """Tells whether a level has so few cells that mixing them costs less than mixing so many pooled boxes."""
-        pictures, channels, height, width = level.shape
+        images, channels, height, width = level.shape
         backend = choose_backend(self.backend, level, count, self.sampling_ratio)
         pooling = POOLING_COST.get((level.device.type, backend), DEFAULT_POOLING_COST)
         pooled_cells = count * self.output_size**2
         # Mixed first, each of nine taps is pooled by itself.
-        mixed_first = 9 * channels * pictures * height * width + 8 * pooling * pooled_cells
+        mixed_first = 9 * channels * images * height * width + 8 * pooling * pooled_cells
         return mixed_first * conv.out_channels < winograd.cheapest(pooled_cells, conv.weight)
 
 
@@ -231,7 +231,7 @@ def _convolve_sum(convs: list[nn.Conv2d], maps: list[torch.Tensor], by_calls: bo
 
 
 class RegionEncoder(nn.Module):
-    """Turns each box of a picture into one embedding of the language model.
+    """Turns each box of an image into one embedding of the language model.
 
     tower: the tower whose feature maps it will read; only its sizes are used.
     same_way: whether every batch must go through the same modules in the same order, however many boxes it has, also
@@ -257,16 +257,14 @@ class RegionEncoder(nn.Module):
         gradient to every parameter is zero, not missing. Raises InputError on boxes that are none.
         """
         check_boxes(boxes)
-        used = [picture for picture, rows in enumerate(boxes) if len(rows)]
+        used = [image for image, rows in enumerate(boxes) if len(rows)]
         if not used:
             return without_boxes(self, self.fusion.level_shapes)
-        # A picture without boxes has no part in the result: the norms are of each picture by itself.
-        return self.embed_boxes(
-            self.pyramid([level[used] for level in feature_maps]), [boxes[picture] for picture in used]
-        )
+        # An image without boxes has no part in the result: the norms are of each image by itself.
+        return self.embed_boxes(self.pyramid([level[used] for level in feature_maps]), [boxes[image] for image in used])
 
     def pyramid(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Returns what depends on the pictures alone, to be kept for many boxes: list of float[K, C, H_l, W_l]."""
+        """Returns what depends on the images alone, to be kept for many boxes: list of float[K, C, H_l, W_l]."""
         place = execution_device_and_dtype(self.fusion.input_convs[0])
         with onload_weights(self.fusion):
             return self.fusion([level.to(*place) for level in feature_maps])

@@ -12,7 +12,7 @@ from gpt4roi.models.configuration import GPT4RoIConfig
 
 
 class VisionTower(nn.Module):
-    """Turns pictures into feature maps, shallow first, without ever learning.
+    """Turns images into feature maps, shallow first, without ever learning.
 
     image_size: S; num_image_tokens: cells of the last map; hidden_size: its channels;
     level_channels, level_strides: channels, and input pixels a cell, of each level.
@@ -49,7 +49,7 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Looks at pictures.
+        """Looks at images.
 
         pixel_values: float[K, 3, S, S]. Returns the image tokens float[K, P, C] (the cells of the last map, row by
         row) and the feature maps, a list of float[K, C_l, H_l, W_l], shallow first. Raises InputError on another size.

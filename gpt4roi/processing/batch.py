@@ -15,7 +15,7 @@ def pad_features(
     """Joins what GPT4RoIProcessor.encode returns into a batch for the model.
 
     Returns input_ids and attention_mask int64[B, T]; labels int64[B, T] where every sample has them; pixel_values
-    float32[K, 3, S, S] and boxes, a list of K float32[M_k, 4], for the K samples with a picture, in batch order
+    float32[K, 3, S, S] and boxes, a list of K float32[M_k, 4], for the K samples with an image, in batch order
     (neither where there is none); segment_ids and position_ids int64[B, T] where any sample has them.
     """
     length = max(len(feature["input_ids"]) for feature in features)
@@ -46,9 +46,9 @@ def pad_features(
         ]
         batch["segment_ids"] = join(segments, 0)
         batch["position_ids"] = join(positions, 0)
-    pictured = [feature for feature in features if "pixel_values" in feature]
-    if pictured:
-        batch["pixel_values"] = torch.stack([feature["pixel_values"] for feature in pictured])
+    with_image = [feature for feature in features if "pixel_values" in feature]
+    if with_image:
+        batch["pixel_values"] = torch.stack([feature["pixel_values"] for feature in with_image])
     boxed = [feature["boxes"] for feature in features if "boxes" in feature]
     if boxed:
         batch["boxes"] = boxed

@@ -1,4 +1,4 @@
-"""Dialogues become ids and labels: references written, template rendered, picture expanded, too long ones shortened."""
+"""Dialogues become ids and labels: references written, template rendered, image expanded, too long ones shortened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpt4roi.processing.tokenizer import TextEncoder, supervised_labels
 class DialogueStep:
     """One turn on its way into a prompt.
 
-    text: may begin with `preamble` characters that show the picture; bare: the 0-based boxes of its bare `<bbox>`.
+    text: may begin with `preamble` characters that show the image; bare: the 0-based boxes of its bare `<bbox>`.
     """
 
     role: str
@@ -70,7 +70,7 @@ class DialogueEncoder:
     def dialogue(self, steps: Sequence[DialogueStep], generation: bool, where: str) -> Encoded:
         """Encodes one conversation, without its last rounds where it is too long.
 
-        A question that is to be answered stays, and so does the first round, which shows the picture: then the rounds
+        A question that is to be answered stays, and so does the first round, which shows the image: then the rounds
         after the first go. Raises InputError where even the shortest form is too long.
         """
         rounds = _rounds(steps)
@@ -163,7 +163,7 @@ class DialogueEncoder:
         return max(text.find(first_text.strip()), 0) + preamble
 
     def _cut(self, encoded: Encoded, where: str) -> Encoded:
-        """Shortens the only answer; the question, the picture and every `<bbox>` must stay."""
+        """Shortens the only answer; the question, the image and every `<bbox>` must stay."""
         ids, labels = encoded.ids[: self.max_length], encoded.labels[: self.max_length]
         lost = encoded.ids[self.max_length :]
         if labels[-1] == IGNORE_INDEX or np.isin(lost, (self.region_id, self.patch_id)).any():

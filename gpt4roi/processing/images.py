@@ -1,9 +1,9 @@
-"""Pictures become tensors, and pixel boxes boxes of the model, in the two ways the released models were trained with.
+"""Images become tensors, and pixel boxes boxes of the model, in the two ways the released models were trained with.
 
-bilinear (detection data): the picture as shown, after its EXIF rotation, is resized straight to the square; boxes are
+bilinear (detection data): the image as shown, after its EXIF rotation, is resized straight to the square; boxes are
     clipped to it.
 bicubic (dialogue data and inference): the stored pixels, not rotated; CLIP's resize of the shorter side, then a
-    resize of the float picture to the square; boxes stay as they are.
+    resize of the float image to the square; boxes stay as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gpt4roi.geometry import boxes as box_ops
 from gpt4roi.structures import Augmentation, PicturePipeline
 
 MAX_PIXELS = 178_956_970
-"""Pictures with more pixels are refused before they are decoded (PIL's own limit for decompression bombs)."""
+"""Images with more pixels are refused before they are decoded (PIL's own limit for decompression bombs)."""
 
 MAX_ASPECT = 200
 
@@ -30,58 +30,58 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 def load_image(image: Any, pipeline: PicturePipeline = "bicubic", where: str = "") -> Image.Image:
-    """Opens a path, PIL picture or uint8 array [H, W, 3] and returns it as RGB, rotated by EXIF where bilinear.
+    """Opens a path, PIL image or uint8 array [H, W, 3] and returns it as RGB, rotated by EXIF where bilinear.
 
-    Raises InputError where it is missing, damaged, no picture, or too large to decode.
+    Raises InputError where it is missing, damaged, no image, or too large to decode.
     """
     if isinstance(image, np.ndarray):
         return Image.fromarray(_check_array(image, where))
-    name = repr(str(image)) if not isinstance(image, Image.Image) else "the given picture"
+    name = repr(str(image)) if not isinstance(image, Image.Image) else "the given image"
     if not isinstance(image, (str, bytes, Image.Image)) and not hasattr(image, "__fspath__"):
         kind = type(image).__name__
-        raise InputError(f"a picture must be a path, a PIL picture or a uint8 array, got {kind}{where}")
+        raise InputError(f"an image must be a path, a PIL image or a uint8 array, got {kind}{where}")
     try:
-        picture = image if isinstance(image, Image.Image) else Image.open(image)
-        if picture.width * picture.height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
-        if max(picture.size) > MAX_ASPECT * min(picture.size):
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        if opened.width * opened.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels")
+        if max(opened.size) > MAX_ASPECT * min(opened.size):
             raise InputError(
-                f"picture {name} is {picture.width} x {picture.height} pixels{where}; "
+                f"image {name} is {opened.width} x {opened.height} pixels{where}; "
                 f"its sides may differ {MAX_ASPECT} times at most"
             )
         if pipeline == "bilinear":
-            picture = ImageOps.exif_transpose(picture)
-        return _to_rgb(picture)
+            opened = ImageOps.exif_transpose(opened)
+        return _to_rgb(opened)
     except FileNotFoundError as error:
-        raise InputError(f"picture {name} not found{where}; check the path or --img_prefix") from error
+        raise InputError(f"image {name} not found{where}; check the path or --img_prefix") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"picture {name} is too large to open{where}: {error}; make it smaller first") from error
+        raise InputError(f"image {name} is too large to open{where}: {error}; make it smaller first") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"picture {name} is not a picture file that can be read{where}") from error
+        raise InputError(f"image {name} is not an image file that can be read{where}") from error
     except InputError:
         raise
     except Exception as error:  # decoders raise whatever comes to their mind over damaged files
-        raise InputError(f"picture {name} cannot be decoded{where}: {error}; fetch or save it again") from error
+        raise InputError(f"image {name} cannot be decoded{where}: {error}; fetch or save it again") from error
 
 
 def read_header(path: str, where: str = "") -> tuple[tuple[int, int], bool]:
-    """Returns the (height, width) of a picture as stored, and whether its EXIF data turn it by a quarter.
+    """Returns the (height, width) of an image as stored, and whether its EXIF data turn it by a quarter.
 
     Decodes nothing. Raises InputError where even its header cannot be read.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
-                return (picture.height, picture.width), picture.getexif().get(_ORIENTATION) in _SIDEWAYS
+            with Image.open(path) as image:
+                return (image.height, image.width), image.getexif().get(_ORIENTATION) in _SIDEWAYS
     except Exception as error:  # whatever a damaged header makes the decoder raise
-        raise InputError(f"picture {path!r} cannot be opened{where}: {error}") from None
+        raise InputError(f"image {path!r} cannot be opened{where}: {error}") from None
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":  # PIL would cut these greys off at 255
-        picture = Image.fromarray(_eight_bits(np.asarray(picture)))
-    return picture.convert("RGB")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # PIL would cut these greys off at 255
+        image = Image.fromarray(_eight_bits(np.asarray(image)))
+    return image.convert("RGB")
 
 
 def _eight_bits(grey: np.ndarray) -> np.ndarray:
@@ -96,11 +96,11 @@ def _eight_bits(grey: np.ndarray) -> np.ndarray:
 
 def _check_array(image: np.ndarray, where: str) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
-        raise InputError(f"a picture array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}{where}")
+        raise InputError(f"an image array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}{where}")
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.shape[2] not in (3, 4):
-        raise InputError(f"a picture array must have 3 channels (RGB), got {image.shape[2]}{where}")
+        raise InputError(f"an image array must have 3 channels (RGB), got {image.shape[2]}{where}")
     return np.ascontiguousarray(image[:, :, :3])
 
 
@@ -112,7 +112,7 @@ def to_pixel_values(
     std: tuple[float, float, float],
     augmentation: Augmentation | None = None,
 ) -> torch.Tensor:
-    """Resizes an RGB picture to size x size and normalises; mean and std: of values in [0, 1].
+    """Resizes an RGB image to size x size and normalises; mean and std: of values in [0, 1].
 
     Returns float32[3, size, size].
     """
@@ -131,13 +131,13 @@ def to_pixel_values(
     return torch.from_numpy(np.ascontiguousarray(values))
 
 
-def _resize_bilinear(picture: Image.Image, size: int) -> np.ndarray:
+def _resize_bilinear(image: Image.Image, size: int) -> np.ndarray:
     """Resizes without antialias, half-pixel centres, in OpenCV's 11-bit fixed point: the same grey levels as its."""
-    image = np.asarray(picture)
-    (top, bottom, down), (left, right, across) = (_neighbours(length, size) for length in image.shape[:2])
+    pixels = np.asarray(image)
+    (top, bottom, down), (left, right, across) = (_neighbours(length, size) for length in pixels.shape[:2])
     columns = [
         side[:, left] * across[0][:, None] + side[:, right] * across[1][:, None]
-        for side in (image[top].astype(np.int32), image[bottom].astype(np.int32))
+        for side in (pixels[top].astype(np.int32), pixels[bottom].astype(np.int32))
     ]
     terms = [(weight[:, None, None] * (column >> 4)) >> 16 for weight, column in zip(down, columns, strict=True)]
     return (terms[0] + terms[1] + 2) >> 2
@@ -181,10 +181,10 @@ def boxes_in_frame(
     size: int,
     augmentation: Augmentation | None = None,
 ) -> np.ndarray:
-    """Moves boxes of the user's picture, float[N, 4] xyxy in pixels, into the square that the model sees.
+    """Moves boxes of the user's image, float[N, 4] xyxy in pixels, into the square that the model sees.
 
-    image_size: (height, width) of the picture as its pipeline opens it. Returns float64[N, 4] xyxy in pixels of the
-    square (divide by size for the model): scaled per axis, shifted and flipped with the picture, clipped if bilinear.
+    image_size: (height, width) of the image as its pipeline opens it. Returns float64[N, 4] xyxy in pixels of the
+    square (divide by size for the model): scaled per axis, shifted and flipped with the image, clipped if bilinear.
     """
     frame = (size, size)
     moved = box_ops.denormalize(box_ops.normalize(np.asarray(boxes_px, dtype=np.float64), image_size), frame)

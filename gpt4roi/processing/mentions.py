@@ -10,7 +10,7 @@ from gpt4roi.errors import InputError
 
 MENTION = re.compile(r"<region(\d+)>")
 MAX_DIGITS = 9
-"""Digits of a region's number at most; no picture has more boxes, and Python reads no more than 4300 of them."""
+"""Digits of a region's number at most; no image has more boxes, and Python reads no more than 4300 of them."""
 _PLACEHOLDER = re.compile("|".join(re.escape(token) for token in (IMAGE_TOKEN, *ADDED_TOKENS)))
 
 
@@ -83,6 +83,6 @@ def write_mentions(texts: Sequence[str], bare_boxes: Sequence[Sequence[int]]) ->
 def as_plain_text(answer: str) -> str:
     """Returns what a model said as it may stand in a later prompt: with no mention of a box and no placeholder.
 
-    A model may write `<region7>` or `<image>` of its own accord; neither brings a box or a picture with it.
+    A model may write `<region7>` or `<image>` of its own accord; neither brings a box or an image with it.
     """
     return _PLACEHOLDER.sub(lambda found: found.group()[1:-1], MENTION.sub(r"region\1", answer))

@@ -1,4 +1,4 @@
-"""GPT4RoIProcessor: a sample (picture, boxes, dialogue) becomes the model's tensors, and ids become an answer."""
+"""GPT4RoIProcessor: a sample (image, boxes, dialogue) becomes the model's tensors, and ids become an answer."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ _SAVED = (
 
 
 class GPT4RoIProcessor(ProcessorMixin):
-    """Writes prompts, tokenizes, opens pictures and normalises boxes; the same for training and answering.
+    """Writes prompts, tokenizes, opens images and normalises boxes; the same for training and answering.
 
-    image_seq_length: how many tokens the picture takes; image_mean, image_std: of values in [0, 1].
+    image_seq_length: how many tokens the image takes; image_mean, image_std: of values in [0, 1].
     prompt_format: `v0`, `v1` or `llava_v1` (as released models were trained), or `chat`, the tokenizer's own template.
     model_max_length: longer samples lose whole question-answer rounds.
     system_prompt: for `chat`, instead of the template's own.
-    use_image_start_end: puts <im_start> and <im_end> around the picture; image_first: v0 only, the picture before all.
+    use_image_start_end: puts <im_start> and <im_end> around the image; image_first: v0 only, the image before all.
     """
 
     def __init__(
@@ -73,7 +73,9 @@ class GPT4RoIProcessor(ProcessorMixin):
         missing = [token for token in (*_RESERVED, REGION_TOKEN) if token not in vocabulary]
         if missing or tokenizer.pad_token is None:
             lacking = ", ".join(missing) or "a padding token"
-            raise InputError(f"the tokenizer lacks {lacking}; call gpt4roi.tokenization.add_special_tokens on it")
+            raise InputError(
+                f"the tokenizer lacks {lacking}; call gpt4roi.processing.tokenizer.add_special_tokens on it"
+            )
         self.image_size, self.image_seq_length = image_size, image_seq_length
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.prompt_format, self.model_max_length = prompt_format, model_max_length
@@ -136,24 +138,24 @@ class GPT4RoIProcessor(ProcessorMixin):
         """Turns one sample into tensors.
 
         generation: up to the point where the model answers, without labels.
-        Returns input_ids, labels int64[T]; where it has a picture, pixel_values float32[3, S, S], boxes float32[M, 4]
+        Returns input_ids, labels int64[T]; where it has an image, pixel_values float32[3, S, S], boxes float32[M, 4]
         (xyxy in [0, 1], row k is the box of the k-th `<bbox>`) and box_indices int64[M] (its number in the sample, from
         0); where its turns are independent, segment_ids (0: shared, k: k-th pair) and position_ids int64[T];
         n_dropped_turns, the question-answer rounds that were too long; n_cut_answers, 1 where the only round left lost
         the end of its answer; source.
-        Raises InputError, naming the sample's source, where picture, boxes and text do not fit together.
+        Raises InputError, naming the sample's source, where image, boxes and text do not fit together.
         """
         if sample.image is None:
             return self.encode_text(sample, generation)
-        picture = images.load_image(sample.image, sample.picture_pipeline, _where(sample))
-        encoded = self.encode_text(sample, generation, (picture.height, picture.width))
-        encoded["pixel_values"] = self.pixel_values(picture, sample.picture_pipeline, sample.augmentation)
+        image = images.load_image(sample.image, sample.picture_pipeline, _where(sample))
+        encoded = self.encode_text(sample, generation, (image.height, image.width))
+        encoded["pixel_values"] = self.pixel_values(image, sample.picture_pipeline, sample.augmentation)
         return encoded
 
     def encode_text(
         self, sample: RegionSample, generation: bool = False, image_size: tuple[int, int] | None = None
     ) -> dict[str, Any]:
-        """Does what encode does without opening the picture; image_size: its (height, width), for boxes in pixels."""
+        """Does what encode does without opening the image; image_size: its (height, width), for boxes in pixels."""
         where = _where(sample)
         steps = self._steps(sample, generation, where)
         if sample.independent_turns and not generation:
@@ -185,7 +187,7 @@ class GPT4RoIProcessor(ProcessorMixin):
                 raise InputError(f"turn {index} ({turn.role}) is empty{where}")
             reserved = [token for token in _RESERVED if token in turn.text]
             if reserved:
-                raise InputError(f"turn {index} holds {reserved[0]}{where}; write <image> where the picture belongs")
+                raise InputError(f"turn {index} holds {reserved[0]}{where}; write <image> where the image belongs")
         if generation and (not turns or turns[-1].role != "user"):
             raise InputError(f"the last turn must be the user's question{where}")
         if not generation and not any(turn.role == "assistant" for turn in turns):
@@ -193,10 +195,10 @@ class GPT4RoIProcessor(ProcessorMixin):
         texts = [turn.text for turn in turns]
         images = sum(text.count(IMAGE_TOKEN) for text in texts)
         if images > 1 or (images and sample.image is None):
-            raise InputError(f"{images} <image> in the text but {int(sample.image is not None)} picture{where}")
+            raise InputError(f"{images} <image> in the text but {int(sample.image is not None)} image{where}")
         bare = number_boxes(texts, len(sample.boxes_px), where)
         if sample.image is None and any("<region" in text or REGION_TOKEN in text for text in texts):
-            raise InputError(f"the text refers to regions but there is no picture{where}")
+            raise InputError(f"the text refers to regions but there is no image{where}")
         return [DialogueStep(turn.role, turn.text, boxes) for turn, boxes in zip(turns, bare, strict=True)]
 
     def _boxes(
@@ -212,35 +214,35 @@ class GPT4RoIProcessor(ProcessorMixin):
         if sample.box_frame == "unit":
             image_size = (1, 1)
         if image_size is None:
-            raise InputError(f"boxes in pixels need the picture's size{where}; pass image_size=(height, width)")
+            raise InputError(f"boxes in pixels need the image's size{where}; pass image_size=(height, width)")
         moved = images.boxes_in_frame(boxes, image_size, sample.picture_pipeline, self.image_size, sample.augmentation)
         return torch.tensor(moved / self.image_size, dtype=torch.float32)
 
     def load_image(self, image: Any, pipeline: PicturePipeline = "bicubic") -> Image.Image:
-        """Opens a path, PIL picture or uint8 array as RGB; rotated by its EXIF data where bilinear."""
+        """Opens a path, PIL image or uint8 array as RGB; rotated by its EXIF data where bilinear."""
         return images.load_image(image, pipeline)
 
     def pixel_values(
         self, image: Any, pipeline: PicturePipeline = "bicubic", augmentation: Augmentation | None = None
     ) -> torch.Tensor:
-        """Turns a picture (as of load_image) into float32[3, image_size, image_size]."""
-        picture = images.load_image(image, pipeline)
-        return images.to_pixel_values(picture, pipeline, self.image_size, self.image_mean, self.image_std, augmentation)
+        """Turns an image (as of load_image) into float32[3, image_size, image_size]."""
+        opened = images.load_image(image, pipeline)
+        return images.to_pixel_values(opened, pipeline, self.image_size, self.image_mean, self.image_std, augmentation)
 
     def passages(self, ids: Any, labels: Any) -> list[tuple[str, bool]]:
         """Writes an encoded sample (input_ids and labels, int64[T]) for people to read.
 
-        Returns (text, whether it is learnt) in order; the picture's tokens are `[256 picture tokens]`.
+        Returns (text, whether it is learnt) in order; the image's tokens are `[256 image tokens]`.
         """
         runs: list[tuple[str, list[int]]] = []
         for token, label in zip(ids.tolist(), labels.tolist(), strict=True):
-            picture = token == self.image_patch_token_id
-            kind = "picture" if picture else "learnt" if label != IGNORE_INDEX else "given"
+            image = token == self.image_patch_token_id
+            kind = "image" if image else "learnt" if label != IGNORE_INDEX else "given"
             if not runs or runs[-1][0] != kind:
                 runs.append((kind, []))
             runs[-1][1].append(token)
         return [
-            (f"[{len(run)} picture tokens]" if kind == "picture" else self.tokenizer.decode(run), kind == "learnt")
+            (f"[{len(run)} image tokens]" if kind == "image" else self.tokenizer.decode(run), kind == "learnt")
             for kind, run in runs
         ]
 
@@ -264,7 +266,7 @@ def _where(sample: RegionSample) -> str:
 
 
 def _first_shows(steps: list[DialogueStep], sample: RegionSample) -> list[DialogueStep]:
-    """Puts the picture before the first question, where no turn holds it."""
+    """Puts the image before the first question, where no turn holds it."""
     if sample.image is None or any(IMAGE_TOKEN in step.text for step in steps):
         return steps
     first = next((index for index, step in enumerate(steps) if step.role == "user"), 0)
@@ -272,7 +274,7 @@ def _first_shows(steps: list[DialogueStep], sample: RegionSample) -> list[Dialog
 
 
 def _each_shows(steps: list[DialogueStep], sample: RegionSample, where: str) -> list[DialogueStep]:
-    """Puts the picture before every question, as the first one has it or else with the preamble."""
+    """Puts the image before every question, as the first one has it or else with the preamble."""
     if sample.image is None:
         return steps
     preamble = next((text for text in (IMAGE_PREAMBLE, f"{IMAGE_TOKEN}\n") if steps[0].text.startswith(text)), "")

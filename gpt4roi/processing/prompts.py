@@ -1,4 +1,4 @@
-"""Fixed texts, worded by us: the sentence that shows the picture, and banks of questions for each kind of data.
+"""Fixed texts, worded by us: the sentence that shows the image, and banks of questions for each kind of data.
 
 Placeholders are filled with str.format: {region} a mention such as `<region1>`, {regions} several of them, {names}
 class names, {name} one of them. A reader draws one entry of a bank with its own random generator.

@@ -1,4 +1,4 @@
-"""Regions of one picture from a JSON file, in the forms in which people have them."""
+"""Regions of one image from a JSON file, in the forms in which people have them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: not valid JSON: {error}") from None
 
 
-def read_regions(path: str | Path, picture: str | Path = "") -> list[Any]:
+def read_regions(path: str | Path, image: str | Path = "") -> list[Any]:
     """Returns the boxes (xyxy in pixels) and masks of a file, in its order, as inputs.check_boxes takes them.
 
     The file holds a list, or an object with `regions`, `annotations` or `boxes`. An entry is four numbers, a mask, or
     an object with one of: `box` (xyxy), `bbox` (x, y, width, height, as COCO writes it), corners by name, a mask as
-    `segmentation`, `mask`, `rle` or `polygon`. Of a COCO file of several pictures those of `picture`, by file name.
+    `segmentation`, `mask`, `rle` or `polygon`. Of a COCO file of several images those of `image`, by file name.
     Raises InputError naming file and entry where there are none or one is of another form.
     """
     content = read_json(path)
@@ -44,38 +44,38 @@ def read_regions(path: str | Path, picture: str | Path = "") -> list[Any]:
         name = next((name for name in _LISTS if isinstance(content.get(name), list)), None)
         if name is None:
             raise InputError(f"{path}: expected {_EXPECTED}; got an object with {', '.join(content) or 'nothing'}")
-        entries = _of_picture(content, picture, path) if content.get("images") else content[name]
+        entries = _of_image(content, image, path) if content.get("images") else content[name]
     else:
         entries = content
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected {_EXPECTED}; got {entries!r:.60}")
     if not entries:
         raise InputError(f"{path}: holds no region; expected {_EXPECTED}")
-    pictures = {str(entry["image_id"]) for entry in entries if isinstance(entry, dict) and "image_id" in entry}
-    if len(pictures) > 1:
+    images = {str(entry["image_id"]) for entry in entries if isinstance(entry, dict) and "image_id" in entry}
+    if len(images) > 1:
         raise InputError(
-            f"{path}: its regions are on {len(pictures)} pictures, by image_id; expected those of one, or the names of "
+            f"{path}: its regions are on {len(images)} images, by image_id; expected those of one, or the names of "
             "all under images, or use `gpt4roi caption`"
         )
     return [_region(entry, f"{path}#{number}") for number, entry in enumerate(entries)]
 
 
-def _of_picture(content: dict[str, Any], picture: str | Path, path: str | Path) -> list[Any]:
-    """Returns the annotations of one picture of a COCO file."""
+def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path) -> list[Any]:
+    """Returns the annotations of one image of a COCO file."""
     images = [image for image in content["images"] if isinstance(image, dict)]
-    wanted = PurePath(picture).name
+    wanted = PurePath(image_file).name
     found = [image for image in images if PurePath(file_name(image)).name == wanted]
     if len(images) == 1 and not found:
         found = images
     if len(found) != 1:
-        raise InputError(f"{path}: {len(found)} of its {len(images)} pictures are called {wanted!r}, expected one")
+        raise InputError(f"{path}: {len(found)} of its {len(images)} images are called {wanted!r}, expected one")
     identity = found[0].get("id")
     entries = content.get("annotations") or []
     return [entry for entry in entries if isinstance(entry, dict) and entry.get("image_id") == identity]
 
 
 def file_name(image: dict[str, Any]) -> str:
-    """Returns the relative path of a COCO or LVIS picture; LVIS writes it at the end of an address."""
+    """Returns the relative path of a COCO or LVIS image; LVIS writes it at the end of an address."""
     name = image.get("file_name")
     if isinstance(name, str) and name:
         return name

@@ -1,4 +1,4 @@
-"""Pictures, boxes and questions as people give them, checked: wrong ones raise InputError with the next step."""
+"""Images, boxes and questions as people give them, checked: wrong ones raise InputError with the next step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHORT_MENTION = re.compile(r"<(\d+)>")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.IGNORECASE)
 
 BORDER_SLACK_PX = 1.0
-"""How far a box may reach over the picture's border: annotation files round."""
+"""How far a box may reach over the image's border: annotation files round."""
 
 MASKS_SHOWN = 5
 
@@ -37,11 +37,11 @@ MAX_BOXES = 1000
 """Boxes that one call takes; more are a mistake, such as a mask given as boxes, more often than a wish."""
 
 
-def open_picture(image: Any) -> Image.Image:
-    """Opens a picture as RGB and upright, so that boxes are in pixels of what people see.
+def open_image(image: Any) -> Image.Image:
+    """Opens an image as RGB and upright, so that boxes are in pixels of what people see.
 
-    image: path, data URL, PIL picture, encoded file as bytes, or uint8 array [H, W, 3] (RGB).
-    Raises InputError where there is no such file or where it is not a picture.
+    image: path, data URL, PIL image, encoded file as bytes, or uint8 array [H, W, 3] (RGB).
+    Raises InputError where there is no such file or where it is not an image.
     """
     if isinstance(image, str) and image[:5].lower() == "data:":
         image = _decode(_bytes_of_data_url(image), "of the data URL")
@@ -49,25 +49,25 @@ def open_picture(image: Any) -> Image.Image:
         image = _decode(bytes(image), "given")
     elif isinstance(image, (str, Path)):
         _check_path(image)
-    return load_image(image, pipeline="bilinear")  # the pipeline that turns pictures upright
+    return load_image(image, pipeline="bilinear")  # the pipeline that turns images upright
 
 
 def _check_path(path: str | Path) -> None:
     text = str(path)
     if not text.strip():
-        raise InputError("the picture's path is empty; give a picture file")
+        raise InputError("the image's path is empty; give an image file")
     if text.startswith(("http://", "https://")):
-        raise InputError(f"{text:.80}: addresses are not fetched; download the picture and give its path")
+        raise InputError(f"{text:.80}: addresses are not fetched; download the image and give its path")
     if "\0" in text:
         raise InputError(f"{text!r:.80} is no path")
     if os.path.isdir(path):  # pathlib's raises on a name that is too long
-        raise InputError(f"{path}: is a folder; give one picture inside it")
+        raise InputError(f"{path}: is a folder; give one image inside it")
 
 
 def _bytes_of_data_url(url: str) -> bytes:
     head = _DATA_URL.match(url)
     if head is None or head[3] is None:
-        raise InputError(f"{url[:40]!r}: expected a picture as data:image/png;base64,…")
+        raise InputError(f"{url[:40]!r}: expected an image as data:image/png;base64,…")
     try:
         return base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
@@ -78,24 +78,24 @@ def _decode(data: bytes, which: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except Exception:  # decoders raise whatever comes to their mind over damaged files
-        raise InputError(f"the {len(data)} bytes {which} are not a picture file that can be read") from None
+        raise InputError(f"the {len(data)} bytes {which} are not an image file that can be read") from None
 
 
 def check_boxes(boxes_px: Any, image_size: tuple[int, int], first_number: int = 1) -> np.ndarray:
     """Returns the boxes as float64[N, 4], xyxy in pixels, after checking each.
 
     boxes_px: N boxes of four numbers, or masks, which become the boxes around them: arrays [H, W], COCO's run lengths,
-    polygons (see gpt4roi.masks). image_size: (height, width) of the picture; first_number: what the first one is
+    polygons (see gpt4roi.geometry.masks). image_size: (height, width) of the image; first_number: what the first one is
     called in messages.
-    Raises InputError naming the box: not four finite numbers, corners exchanged, no area, outside the picture; a mask
-    that is empty or of another picture's size; too many.
+    Raises InputError naming the box: not four finite numbers, corners exchanged, no area, outside the image; a mask
+    that is empty or of another image's size; too many.
     """
     if boxes_px is None:
         return np.zeros((0, 4))
     if isinstance(boxes_px, (str, bytes, Mapping)) or not hasattr(boxes_px, "__len__"):
         raise InputError(f"expected a list of boxes [x1, y1, x2, y2], got {boxes_px!r:.80}")
     if len(boxes_px) > MAX_BOXES:
-        raise InputError(f"{len(boxes_px)} boxes for one picture, expected {MAX_BOXES} at most; give them in portions")
+        raise InputError(f"{len(boxes_px)} boxes for one image, expected {MAX_BOXES} at most; give them in portions")
     _refuse_a_single_box(boxes_px)
     rows = [_as_box(box, number, image_size) for number, box in enumerate(boxes_px, start=first_number)]
     for number, box in enumerate(rows, start=first_number):
@@ -118,7 +118,7 @@ def _as_box(region: Any, number: int, image_size: tuple[int, int]) -> list[float
     size = size_of(mask)
     if size is not None and size != tuple(image_size):
         raise InputError(
-            f"the mask of region {number} is {size[1]}x{size[0]} but the picture is {image_size[1]}x{image_size[0]} "
+            f"the mask of region {number} is {size[1]}x{size[0]} but the image is {image_size[1]}x{image_size[0]} "
             "pixels (width x height)"
         )
     return box
@@ -147,7 +147,7 @@ def is_mask(region: Any) -> bool:
     shape = getattr(region, "shape", None)
     if shape is not None:
         return len(shape) == 2
-    if hasattr(region, "__array_interface__"):  # a PIL picture
+    if hasattr(region, "__array_interface__"):  # a PIL image
         return True
     if not isinstance(region, Sequence) or isinstance(region, (str, bytes)):
         return False
@@ -176,10 +176,10 @@ def _check_box(box: list[float], number: int, image_size: tuple[int, int]) -> No
     if x1 == x2 or y1 == y2:
         raise InputError(f"{what}: has no area; x2 must be greater than x1, and y2 than y1")
     if max(box) <= 1 and min(height, width) > 1:
-        raise InputError(f"{what}: looks like fractions; give pixels of the picture, which is {width}x{height}")
+        raise InputError(f"{what}: looks like fractions; give pixels of the image, which is {width}x{height}")
     slack = BORDER_SLACK_PX
     if min(x1, y1) < -slack or x2 > width + slack or y2 > height + slack:
-        raise InputError(f"{what}: reaches outside the picture, which is {width}x{height} pixels (width x height)")
+        raise InputError(f"{what}: reaches outside the image, which is {width}x{height} pixels (width x height)")
 
 
 def _as_text(values: Sequence[float]) -> str:

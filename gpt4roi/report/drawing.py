@@ -1,4 +1,4 @@
-"""Numbered boxes on a picture."""
+"""Numbered boxes on an image."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def region_color(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
-def draw_boxes(picture: Image.Image, boxes_px: Sequence, labels: Sequence[str] | None = None) -> Image.Image:
-    """Returns a copy of the picture, RGB, with every box in its colour and its number (or label) in a corner.
+def draw_boxes(image: Image.Image, boxes_px: Sequence, labels: Sequence[str] | None = None) -> Image.Image:
+    """Returns a copy of the image, RGB, with every box in its colour and its number (or label) in a corner.
 
-    boxes_px: N boxes, xyxy in pixels of the picture. labels: N texts; by default "1", "2", …
+    boxes_px: N boxes, xyxy in pixels of the image. labels: N texts; by default "1", "2", …
     """
-    drawn = picture.convert("RGB")
+    drawn = image.convert("RGB")
     pen = ImageDraw.Draw(drawn)
     shorter = min(drawn.size)
     line_width = max(2, round(shorter / 160))
@@ -36,12 +36,12 @@ def draw_boxes(picture: Image.Image, boxes_px: Sequence, labels: Sequence[str] |
     return drawn
 
 
-def _draw_label(pen: ImageDraw.ImageDraw, corner, text: str, font, color: str, picture_size) -> None:
-    """Writes a label on a filled plate whose top left is the corner, moved as far as needed to stay in the picture."""
+def _draw_label(pen: ImageDraw.ImageDraw, corner, text: str, font, color: str, tower_image_size) -> None:
+    """Writes a label on a filled plate whose top left is the corner, moved as far as needed to stay in the image."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     pad = max(2, (bottom - top) // 5)
     width, height = right - left + 2 * pad, bottom - top + 2 * pad
-    x = min(max(corner[0], 0), max(picture_size[0] - width, 0))
-    y = min(max(corner[1], 0), max(picture_size[1] - height, 0))
+    x = min(max(corner[0], 0), max(tower_image_size[0] - width, 0))
+    y = min(max(corner[1], 0), max(tower_image_size[1] - height, 0))
     pen.rectangle((x, y, x + width, y + height), fill=color)
     pen.text((x + pad - left, y + pad - top), text, fill="white", font=font)

@@ -1,4 +1,4 @@
-"""Pictures with their boxes and answers, as the HTML report shows them: sortable, filterable, worst first."""
+"""Images with their boxes and answers, as the HTML report shows them: sortable, filterable, worst first."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from PIL import Image
 
 from gpt4roi.errors import InputError
-from gpt4roi.processing.user_input import open_picture
+from gpt4roi.processing.user_input import open_image
 from gpt4roi.report.drawing import region_color
 
 _REGION = re.compile(r"(?:&lt;)?region\s?(\d{1,4})(?:&gt;)?", re.IGNORECASE)
-_PICTURE_SIDE = 480
+_IMAGE_SIDE = 480
 _CROP_SIDE = 112
 _JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One question about a picture.
+    """One question about an image.
 
     right: None where there is no truth to compare with. references: all that count as right, where there are several.
     scores: by name; the first one orders the gallery where nothing is right or wrong. region: index of the box whose
@@ -52,14 +52,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """A picture with its regions and what was asked about them.
+    """An image with its regions and what was asked about them.
 
-    picture: a PIL picture, or a path or an encoded file's bytes, which are turned upright. boxes_px: N boxes, xyxy, in
+    image: a PIL image, or a path or an encoded file's bytes, which are turned upright. boxes_px: N boxes, xyxy, in
     its pixels; numbered from 1.
     passages: a longer text to show below, as (text, whether it is highlighted); its row counts as an answer of task "".
     """
 
-    picture: Any
+    image: Any
     boxes_px: Sequence = ()
     title: str = ""
     answers: Sequence[Answer] = field(default_factory=tuple)
@@ -73,7 +73,7 @@ class GalleryItem:
 
 
 def gallery_html(items: Sequence[GalleryItem]) -> str:
-    """Returns the bar of filters and one card for each picture, worst first."""
+    """Returns the bar of filters and one card for each image, worst first."""
     answers = [answer for item in items for answer in item.answers]
     worst_first = sorted(range(len(items)), key=lambda index: items[index].quality)
     cards = "".join(_card(items[index], index) for index in worst_first)
@@ -107,30 +107,30 @@ def _filter_bar(answers: Sequence[Answer]) -> str:
 
 
 def _card(item: GalleryItem, index: int) -> str:
-    picture = _open(item)
-    width, height = picture.size
+    image = _open(item)
+    width, height = image.size
     boxes = "".join(_svg_box(box, number, height) for number, box in enumerate(item.boxes_px))
     judged = [answer.right for answer in item.answers if answer.right is not None]
     tally = f"{sum(judged)} of {len(judged)} right" if judged else ""
-    rows = "".join(_answer_row(answer, picture, item.boxes_px) for answer in item.answers) + _passages(item.passages)
+    rows = "".join(_answer_row(answer, image, item.boxes_px) for answer in item.answers) + _passages(item.passages)
     return (
-        f'<article class="item" data-index="{index}"><figure><div class="picture">'
+        f'<article class="item" data-index="{index}"><figure><div class="image">'
         f'<img loading="lazy" alt="{escape(item.title)}" width="{width}" height="{height}"'
-        f' src="{_data_url(picture, _PICTURE_SIDE)}">'
+        f' src="{_data_url(image, _IMAGE_SIDE)}">'
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{boxes}</svg></div>'
         f"<figcaption><span>{escape(item.title)}</span><span>{tally}</span></figcaption></figure>"
         f'<div class="answers">{rows}</div></article>'
     )
 
 
-def _answer_row(answer: Answer, picture: Image.Image, boxes_px: Sequence) -> str:
+def _answer_row(answer: Answer, image: Image.Image, boxes_px: Sequence) -> str:
     css, mark = {None: ("", "·"), True: ("right", "✓"), False: ("wrong", "✗")}[answer.right]
     changed = " changed" if answer.before is not None and answer.before != answer.answer else ""
     quality = "" if answer.quality is None else f' data-quality="{answer.quality:.4f}"'
     scores = "".join(_score(escape(name), value) for name, value in answer.scores.items())
     crop = ""
     if answer.region is not None:
-        crop = f'<img class="crop" alt="crop" loading="lazy" src="{_crop_url(picture, boxes_px[answer.region])}">'
+        crop = f'<img class="crop" alt="crop" loading="lazy" src="{_crop_url(image, boxes_px[answer.region])}">'
     return (
         f'<div class="answer {css}{changed}" data-task="{escape(answer.task)}"{quality}>'
         f'<span class="mark">{mark}</span>{crop}<div><p class="q">{_with_chips(answer.question)}</p>'
@@ -177,9 +177,9 @@ def _with_chips(text: str) -> str:
     return _REGION.sub(chip, escape(text))
 
 
-def _svg_box(box: Sequence[float], number: int, picture_height: int) -> str:
+def _svg_box(box: Sequence[float], number: int, image_height: int) -> str:
     x1, y1, x2, y2 = (float(value) for value in box)
-    color, size = region_color(number), picture_height / 15
+    color, size = region_color(number), image_height / 15
     plate = size * (0.62 * len(str(number + 1)) + 0.45)
     return (
         f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}" fill="none" stroke="{color}"'
@@ -191,28 +191,28 @@ def _svg_box(box: Sequence[float], number: int, picture_height: int) -> str:
 
 
 def _open(item: GalleryItem) -> Image.Image:
-    """Returns the picture, files upright as the model saw them; a grey one where it is damaged, for its answers say."""
-    if isinstance(item.picture, Image.Image):
-        return item.picture.convert("RGB")
+    """Returns the image, files upright as the model saw them; a grey one where it is damaged, for its answers say."""
+    if isinstance(item.image, Image.Image):
+        return item.image.convert("RGB")
     try:
-        return open_picture(item.picture)
+        return open_image(item.image)
     except InputError:
         sides = [min(max(int(box[end]) for box in item.boxes_px), 4096) if len(item.boxes_px) else 0 for end in (2, 3)]
         return Image.new("RGB", (max(sides[0], 64), max(sides[1], 48)), "grey")
 
 
-def _data_url(picture: Image.Image, longest_side: int) -> str:
+def _data_url(image: Image.Image, longest_side: int) -> str:
     """Returns a JPEG data URL, at most `longest_side` pixels a side."""
-    small = picture.copy()
+    small = image.copy()
     small.thumbnail((longest_side, longest_side))
     packed = io.BytesIO()
     small.save(packed, "JPEG", quality=_JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode("ascii")
 
 
-def _crop_url(picture: Image.Image, box: Iterable[float]) -> str:
+def _crop_url(image: Image.Image, box: Iterable[float]) -> str:
     """Returns the inside of a box, at least one pixel of it, as a data URL."""
     x1, y1, x2, y2 = (float(value) for value in box)
-    left, top = min(max(int(x1), 0), picture.width - 1), min(max(int(y1), 0), picture.height - 1)
-    right, bottom = min(max(round(x2), left + 1), picture.width), min(max(round(y2), top + 1), picture.height)
-    return _data_url(picture.crop((left, top, right, bottom)), _CROP_SIDE)
+    left, top = min(max(int(x1), 0), image.width - 1), min(max(int(y1), 0), image.height - 1)
+    right, bottom = min(max(round(x2), left + 1), image.width), min(max(round(y2), top + 1), image.height)
+    return _data_url(image.crop((left, top, right, bottom)), _CROP_SIDE)

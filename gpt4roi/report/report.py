@@ -1,10 +1,10 @@
-"""One HTML file that shows what was measured: figures, tables, pictures with their boxes, questions and answers.
+"""One HTML file that shows what was measured: figures, tables, images with their boxes, questions and answers.
 
     page = Report("Held-out scenes", "SmolLM2-135M with lite0, stage 2")
     page.facts([("captions exact", "93.1 %", "450 regions")])
     page.table("Accuracies", ["task", "right"], [["caption", Share(0.931, 0.91, 0.95, 450)]])
     answers = [Answer("What is <region1>?", answer="a cat", truth="a cat", right=True, task="caption")]
-    page.gallery("Scenes", [GalleryItem(picture, boxes_px, "scene 17", answers)])
+    page.gallery("Scenes", [GalleryItem(image, boxes_px, "scene 17", answers)])
     page.write("report.html")
 
 The file needs no network and no other file. Everything that comes from data is escaped.
@@ -108,7 +108,7 @@ class Report:
         return self._add(f'{_heading(title)}<div class="charts">{drawn}</div>{small}')
 
     def gallery(self, title: str, items: Iterable[GalleryItem], note: str = "") -> Report:
-        """Adds pictures with numbered boxes and their answers, worst first, with filters by task and verdict."""
+        """Adds images with numbered boxes and their answers, worst first, with filters by task and verdict."""
         small = f'<p class="soft">{escape(note)}</p>' if note else ""
         return self._add(f"{_heading(title)}{small}{gallery_html(list(items))}")
 

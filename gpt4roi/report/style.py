@@ -49,8 +49,8 @@ details .sheet { margin-top: 10px; }
   color: var(--soft); font-size: 13px; }
 .items { display: grid; gap: 14px; } .item { display: flex; gap: 18px; padding: 14px; align-items: flex-start; }
 .item[hidden] { display: none; } figure { margin: 0; flex: 0 0 300px; max-width: 100%; }
-.picture { position: relative; border-radius: 8px; overflow: hidden; line-height: 0; background: var(--line); }
-.picture img { width: 100%; height: auto; display: block; } .picture svg { position: absolute; inset: 0;
+.image { position: relative; border-radius: 8px; overflow: hidden; line-height: 0; background: var(--line); }
+.image img { width: 100%; height: auto; display: block; } .image svg { position: absolute; inset: 0;
   width: 100%; height: 100%; }
 figcaption { color: var(--soft); font-size: 12.5px; margin-top: 7px; display: flex;
   justify-content: space-between; gap: 8px; }
@@ -120,7 +120,7 @@ for (const gallery of document.querySelectorAll('.gallery')) {
     const by = { worst: (a, b) => (a.share === b.share ? 0 : a.share - b.share) || b.amount - a.amount
       || index(a) - index(b), best: (a, b) => by.worst(b, a), file: (a, b) => index(a) - index(b) };
     items.sort(by[order.value] ?? by.worst); list.append(...items);
-    count.textContent = `${shown} answers on ${scenes} pictures` + (judged ? `, ${right} right` : '');
+    count.textContent = `${shown} answers on ${scenes} images` + (judged ? `, ${right} right` : '');
     empty.hidden = shown > 0;
   };
   for (const button of verdicts) button.onclick = () => {

@@ -37,7 +37,7 @@ class ModelArguments(AdapterArguments):
     )
     pretrain_mm_mlp_adapter: str | None = field(default=None, metadata={"help": "a LLaVA mm_projector file"})
     mm_vision_select_layer: int = field(default=-2, metadata={"help": "hidden state the image tokens come from"})
-    mm_use_im_start_end: bool = field(default=True, metadata={"help": "put <im_start> and <im_end> around the picture"})
+    mm_use_im_start_end: bool = field(default=True, metadata={"help": "put <im_start> and <im_end> around the image"})
     model_max_length: int | None = field(
         default=None,
         metadata={"help": "longest sequence; whole turns are dropped beyond (2048, or as the GPT4RoI folder says)"},
@@ -72,7 +72,7 @@ class DataArguments:
     )
     picture_features: str | None = field(
         default=None,
-        metadata={"help": "folder to keep the frozen tower's outputs in, so that each picture is looked at once"},
+        metadata={"help": "folder to keep the frozen tower's outputs in, so that each image is looked at once"},
     )
     max_bad_fraction: float = field(default=0.01, metadata={"help": "stop when more samples than this are unusable"})
 
@@ -85,7 +85,7 @@ class RegionArguments:
         default=0, metadata={"help": "epochs of aligning region embeddings with words before training; 0: none"}
     )
     align_learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the alignment"})
-    align_batch_size: int = field(default=16, metadata={"help": "pictures in a step of the alignment"})
+    align_batch_size: int = field(default=16, metadata={"help": "images in a step of the alignment"})
     align_weight: float = field(default=0.0, metadata={"help": "weight of the alignment loss kept during training"})
     region_mixup: float = field(
         default=0.0, metadata={"help": "light: largest share of another region's features mixed in while training"}

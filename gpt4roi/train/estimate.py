@@ -240,7 +240,7 @@ def _run(model: GPT4RoIForConditionalGeneration, shape: Shape, decoder: bool = T
     states = embeds
     if decoder:
         inputs = {"inputs_embeds": embeds, "attention_mask": None, "use_cache": False}
-        # At the least the picture precedes the first region.
+        # At the least the image precedes the first region.
         length = min(model.config.image_seq_length + 2, tokens - 1)
         if apart and regions_learn_alone(model):
             states = hidden_states(model.language_model, inputs, length)
@@ -276,11 +276,11 @@ def plan(model_args: ModelArguments, args: TrainingArguments) -> str:
     gpus = args.estimate_gpus or max(args.world_size, torch.cuda.device_count(), 1)
     config = planned_config(model_args)
     tokens = args.estimate_tokens or model_args.model_max_length or 2048
-    pictured = config.image_seq_length or 0
-    if tokens <= pictured + 2:
-        raise InputError(f"--estimate_tokens {tokens}: a picture alone takes {pictured} tokens; give more")
+    with_image = config.image_seq_length or 0
+    if tokens <= with_image + 2:
+        raise InputError(f"--estimate_tokens {tokens}: an image alone takes {with_image} tokens; give more")
     samples = args.per_device_train_batch_size
-    shape = Shape(samples, tokens, args.estimate_regions, samples * (tokens - pictured))
+    shape = Shape(samples, tokens, args.estimate_regions, samples * (tokens - with_image))
     return table(estimate(model_args, args, shape, gpus), shape, gpus)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig
 
-from gpt4roi.checkpoint.loading import load_tokenizer, picture_size, vision_config
+from gpt4roi.checkpoint.loading import load_tokenizer, tower_image_size, vision_config
 from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration, original_format
@@ -53,7 +53,7 @@ def _of_parts(given: ModelArguments) -> GPT4RoIConfig:
     return GPT4RoIConfig(
         tower,
         text,
-        image_size=picture_size(place, tower),
+        image_size=tower_image_size(place, tower),
         image_token_id=vocabulary[IMAGE_PATCH_TOKEN],
         region_token_id=vocabulary[REGION_TOKEN],
         image_start_token_id=vocabulary[IMAGE_START_TOKEN],

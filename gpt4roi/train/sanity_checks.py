@@ -85,7 +85,7 @@ def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProce
 
 
 def render(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int = 0) -> str:
-    """Writes one sample of a batch as text, runs of picture tokens shortened, supervised runs between « and »."""
+    """Writes one sample of a batch as text, runs of image tokens shortened, supervised runs between « and »."""
     return "".join(f"«{text}»" if learnt else text for text, learnt in _passages(batch, processor, row))
 
 

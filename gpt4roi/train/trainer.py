@@ -92,7 +92,7 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
             regions = sum(len(rows) for rows in inputs.get("boxes", ()))
             self.rates_seen.saw(extra["n_tokens"], regions)
             if getattr(self.train_dataset, "features", None) is not None:
-                # Also of a batch without picture, which shall not call the tower that no other process calls.
+                # Also of a batch without image, which shall not call the tower that no other process calls.
                 inputs.setdefault("feature_maps", [])
         outputs = model(**inputs, logits_at_labels_only=True, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss

@@ -75,17 +75,17 @@ def _train(
     if args.should_save:
         saving.clear_leftovers(folder)
     checkpoint = saving.last_checkpoint(folder)
-    if args.should_save and checkpoint is None:  # before the first step may lie hours of looking at pictures
+    if args.should_save and checkpoint is None:  # before the first step may lie hours of looking at images
         work_dir.remember_arguments(folder, args.stage, arguments_to_remember(arguments), begun=False)
     args.eval_on_start = args.eval_on_start and checkpoint is None  # else it was done when the run began
     with sharding.whole_while_opening(args):
         model, processor = open_model(checkpoint, model_args, args)
     check_fit(processor, model)
-    keep_frozen(model.vision_tower, model_args.frozen_dtype)  # as a checkpoint holds it, before pictures are looked at
+    keep_frozen(model.vision_tower, model_args.frozen_dtype)  # as a checkpoint holds it, before images are looked at
     features = None
     if data_args.picture_features:
         kept = Path(data_args.picture_features)
-        with first_alone("the pictures are looked at"):
+        with first_alone("the images are looked at"):
             features = keep_features(kept, mixture, processor, model, bf16=args.bf16, device=args.device)
     texts = None
     if region_args.align_regions or region_args.align_weight:
@@ -149,7 +149,7 @@ def _train(
 
 
 def _calibrate(model: Any, dataset: EncodedDataset) -> None:
-    """Measures the tower's channels and the boxes for the modules that standardise them, on the first pictures."""
+    """Measures the tower's channels and the boxes for the modules that standardise them, on the first images."""
     if "light" not in (model.config.projector_type, model.config.region_encoder_type):
         return
     samples = [dataset[index] for index in range(min(CALIBRATION_SAMPLES, len(dataset)))]
@@ -157,13 +157,13 @@ def _calibrate(model: Any, dataset: EncodedDataset) -> None:
     if dataset.features is not None:
         maps = dataset.features.sample_maps(CALIBRATION_SAMPLES)
     else:
-        pictures = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
-        if not pictures:
+        images = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
+        if not images:
             reasons = list(dict.fromkeys(sample.get("skipped", "it is text alone") for sample in samples))
             raise InputError(
-                f"none of the first {len(samples)} samples shows a picture to measure by: {'; '.join(reasons[:2])}"
+                f"none of the first {len(samples)} samples shows an image to measure by: {'; '.join(reasons[:2])}"
             )
-        maps = model.encode_picture(torch.stack(pictures))[1]
+        maps = model.encode_image(torch.stack(images))[1]
     model.calibrate(maps, boxes)
 
 

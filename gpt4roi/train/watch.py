@@ -27,7 +27,7 @@ from gpt4roi.structures import RegionSample
 logger = logging.getLogger(__name__)
 
 PAGE, ANSWERS = "watch.html", "watch.json"
-LONGEST_ANSWER, PICTURE_SIDE = 48, 240
+LONGEST_ANSWER, IMAGE_SIDE = 48, 240
 STYLE = (
     "body{font:15px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
     "td,th{border:1px solid #ccc;padding:.4em .6em;text-align:left;vertical-align:top}td.right{background:#e3f4e3}"
@@ -48,7 +48,7 @@ class Watched:
 
 
 def choose(mixture: Mixture, seed: int, count: int) -> list[Watched]:
-    """Returns the first questions of samples spread over a data set, of those that have a picture and boxes."""
+    """Returns the first questions of samples spread over a data set, of those that have an image and boxes."""
     found: list[Watched] = []
     for index in np.linspace(0, len(mixture) - 1, min(len(mixture), 4 * count)).astype(int).tolist():
         try:
@@ -146,13 +146,11 @@ def page(watched: list[Watched], history: dict[str, Any]) -> str:
             right = " class=right" if answer.strip().lower() == one.truth.strip().lower() else ""
             cells.append(f"<td{right}>{html.escape(answer)}</td>")
         asked = html.escape(one.sample.turns[-1].text)
-        rows.append(
-            f"<tr><td>{_picture(one.sample)}<td>{asked}<br><b>{html.escape(one.truth)}</b>{''.join(cells)}</tr>"
-        )
+        rows.append(f"<tr><td>{_image(one.sample)}<td>{asked}<br><b>{html.escape(one.truth)}</b>{''.join(cells)}</tr>")
     return (
         f"<!doctype html><meta charset=utf-8><title>Watched regions</title><style>{STYLE}</style>"
         f"<h1>Watched regions</h1><p>Under each question the data's own answer.</p>"
-        f"<table><tr><th>picture<th>question{heads}</tr>{''.join(rows)}</table>\n"
+        f"<table><tr><th>image<th>question{heads}</tr>{''.join(rows)}</table>\n"
     )
 
 
@@ -160,16 +158,16 @@ def _number(loss: Any) -> str:
     return f"{loss:.3f}" if isinstance(loss, float) else "–"
 
 
-def _picture(sample: RegionSample) -> str:
-    """Returns the picture with its boxes as an <img> that needs no file, or why it cannot be read or drawn on."""
+def _image(sample: RegionSample) -> str:
+    """Returns the image with its boxes as an <img> that needs no file, or why it cannot be read or drawn on."""
     try:
-        picture = load_image(sample.image, sample.picture_pipeline)
-        width, height = picture.size
+        image = load_image(sample.image, sample.picture_pipeline)
+        width, height = image.size
         scale = np.array([width, height, width, height]) if sample.box_frame == "unit" else 1
-        drawn = draw_boxes(picture, np.asarray(sample.boxes_px) * scale)
-    except ValueError as error:  # of the picture, or of a box whose corners are the wrong way round
+        drawn = draw_boxes(image, np.asarray(sample.boxes_px) * scale)
+    except ValueError as error:  # of the image, or of a box whose corners are the wrong way round
         return html.escape(str(error))
-    drawn.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    drawn.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     file = io.BytesIO()
     drawn.save(file, "JPEG", quality=80)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'

@@ -82,7 +82,7 @@ def _items_of(split: str, source: str, record: dict, data_dir: Path) -> list[Ite
         kinds = [thing["kind"] for thing in record["objects"]]
         turns = [turn["value"] for turn in record["conversations"]]
         tasks, pairs = record["tasks"], record["pairs"]
-        picture = data_dir / record["image"]
+        image = data_dir / record["image"]
     except KeyError as missing:
         raise InputError(f"{source}: no {missing}; expected an object that `gpt4roi data make-stamps` wrote") from None
     plain, controls = [], []
@@ -94,7 +94,7 @@ def _items_of(split: str, source: str, record: dict, data_dir: Path) -> list[Ite
         regions = [int(number) - 1 for number in MENTION.findall(question)]
         kind = kinds[regions[0]] if task == "caption" else None
         name = f"{split}/{record['id']}/{len(plain)}"
-        ask = Ask(picture, question, boxes, id=name)
+        ask = Ask(image, question, boxes, id=name)
         base = Item(name, split, record["id"], task, truth, ask, pair=pair, kind=kind, asked_as=name)
         plain.append(base)
         if split == "test" and task in ("caption", *RELATIONS):

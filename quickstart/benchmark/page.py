@@ -11,7 +11,7 @@ from gpt4roi.report.report import Answer, GalleryItem, Interval, Report, Share
 from quickstart.benchmark.items import RELATIONS
 
 LEAD = (
-    "Scenes composed from cut-out pictures on photographs that were never used in training. Every question is asked "
+    "Scenes composed from cut-out images on photographs that were never used in training. Every question is asked "
     "by itself and answered greedily; right means the same words."
 )
 INTERVALS = "Bars: share right in percent; the two marks enclose 95 % of resamplings of whole scenes; n: answers."
@@ -129,9 +129,7 @@ def _gallery(items: Sequence[Item], split: str, other: OtherRun | None) -> list[
         if item.facts["split"] == split and not item.facts["control"]:
             scenes.setdefault(item.facts["scene"], []).append(item)
     return [
-        GalleryItem(
-            of_scene[0].ask.picture, of_scene[0].ask.boxes_px, scene, [_answer(item, other) for item in of_scene]
-        )
+        GalleryItem(of_scene[0].ask.image, of_scene[0].ask.boxes_px, scene, [_answer(item, other) for item in of_scene])
         for scene, of_scene in scenes.items()
     ]
 

@@ -7,7 +7,7 @@ Metric    right means the same words (case and punctuation do not count); CIDEr 
 Protocol  controls, each of which a model that looks elsewhere would fail (the last two for half of the questions):
           permuted  the regions of a scene exchange their boxes: the answer must follow the box, not the number
           blank     every region has the same embedding, the mean over the regions that are asked about together: the
-                    picture and the words alone must not suffice
+                    image and the words alone must not suffice
           swapped   the two regions of a relation exchange their boxes: the answer must flip
 Pitfalls  seen things are the very drawings of the training scenes; only place, size, order and background are new.
 """
@@ -25,9 +25,9 @@ from quickstart.benchmark.page import LEAD, galleries, key_figures, tables
 from quickstart.benchmark.scores import figures, measures_of
 
 __all__ = [
+    "IMAGE_BATCH_SIZE",
     "LEAD",
     "MAX_NEW_TOKENS",
-    "PICTURES_AT_ONCE",
     "SPLITS",
     "TITLE",
     "galleries",
@@ -40,7 +40,7 @@ __all__ = [
 TITLE = "Regions on held-out scenes"
 SPLITS = ("test and test_unseen",)
 MAX_NEW_TOKENS = 24
-PICTURES_AT_ONCE = 1024
+IMAGE_BATCH_SIZE = 1024
 """Scenes are small: all are looked at together, and the mean region of `blank` is the mean over all of them."""
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def tables(counts=(0, 1, 2, 3, 4, 5)) -> dict:
-    """COCO tables with so many boxes on each picture, and with fields of their own."""
+    """COCO tables with so many boxes on each image, and with fields of their own."""
     draw = np.random.default_rng(7)
     images = [{"id": 10 + n, "file_name": f"{n}.png", "width": 96, "height": 64} for n in range(len(counts))]
     annotations = []

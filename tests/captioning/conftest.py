@@ -1,4 +1,4 @@
-"""A small file of boxes, its pictures, and a tiny model that looks at regions."""
+"""A small file of boxes, its images, and a tiny model that looks at regions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def chat():
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     """Six files of 96 x 64 pixels, 0.png to 5.png."""
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -20,22 +20,22 @@ from pycocotools.coco import COCO
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "exp" / "quickstart"
-PICTURES, BOXES_EACH, KILLS = 20, 50, 5
+IMAGES, BOXES_EACH, KILLS = 20, 50, 5
 COMMAND = ["-m", "gpt4roi.cli", "caption"]
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory, chat):
-    """The words of the command up to --out: a file of 1,000 boxes on 20 pictures, and a model."""
+    """The words of the command up to --out: a file of 1,000 boxes on 20 images, and a model."""
     folder = tmp_path_factory.mktemp("kills")
-    shown = sorted((QUICKSTART / "data" / "images" / "test").glob("*.png"))[:PICTURES]
+    shown = sorted((QUICKSTART / "data" / "images" / "test").glob("*.png"))[:IMAGES]
     if not shown or not (QUICKSTART / "stage2" / "trained.json").is_file():
         model, images = folder / "model", folder / "images"
         images.mkdir()
         chat.model.save_pretrained(model)
         chat.processor.save_pretrained(model)
         draw = np.random.default_rng(0)
-        for number in range(PICTURES):
+        for number in range(IMAGES):
             pixels = draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((256, 256), Image.Resampling.NEAREST).save(images / f"{number}.png")
         shown = sorted(images.glob("*.png"))
@@ -46,11 +46,11 @@ def job(tmp_path_factory, chat):
     return [*COMMAND, *map(str, words), "--max-new-tokens", "8", "--batch-size", "50", "--out"]
 
 
-def boxes_on(pictures: list[Path]) -> dict:
-    """Fifty boxes of all sizes on each picture."""
+def boxes_on(paths: list[Path]) -> dict:
+    """Fifty boxes of all sizes on each image."""
     draw = np.random.default_rng(1)
     images, annotations = [], []
-    for number, path in enumerate(pictures, start=1):
+    for number, path in enumerate(paths, start=1):
         width, height = Image.open(path).size
         images.append({"id": number, "file_name": path.name, "width": width, "height": height})
         for _ in range(BOXES_EACH):
@@ -83,7 +83,7 @@ def test_kills_and_ranks_leave_no_trace_in_the_file(job, tmp_path):
     words = [sys.executable, *job, str(killed)]
     parts = tmp_path / "killed.json.parts"
     done = [kill_when_done(words, parts, lines) for lines in range(3, 3 + 3 * KILLS, 3)]
-    assert not killed.exists() and done == sorted(done) and done[-1] < PICTURES
+    assert not killed.exists() and done == sorted(done) and done[-1] < IMAGES
     subprocess.run(words, cwd=ROOT, check=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*torchrun, *job, str(shared)], cwd=ROOT, check=True)
@@ -91,5 +91,5 @@ def test_kills_and_ranks_leave_no_trace_in_the_file(job, tmp_path):
     assert killed.read_bytes() == whole.read_bytes()
     assert shared.read_bytes() == whole.read_bytes()
     texts = [annotation["caption"] for annotation in COCO(str(whole)).dataset["annotations"]]
-    assert len(texts) == PICTURES * BOXES_EACH and len(set(texts)) > 1
-    print(f"\nkilled with {done} of {PICTURES} groups done; {len(texts)} texts, {len(set(texts))} different")
+    assert len(texts) == IMAGES * BOXES_EACH and len(set(texts)) > 1
+    print(f"\nkilled with {done} of {IMAGES} groups done; {len(texts)} texts, {len(set(texts))} different")

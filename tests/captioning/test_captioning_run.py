@@ -17,7 +17,7 @@ from gpt4roi.captioning.run import caption_file, parts_folder
 from gpt4roi.captioning.source import read_source
 from gpt4roi.distributed import World
 from gpt4roi.generation.sampling import Decoding
-from gpt4roi.processing.user_input import open_picture
+from gpt4roi.processing.user_input import open_image
 
 QUESTION = "What is <region1>?"
 JOB = {"boxes": "abc", "model": "tiny"}
@@ -32,8 +32,8 @@ def caption(chat, source, out, world=None, job=JOB, **settings):
 
 
 @pytest.fixture
-def source(ann_file, pictures):
-    return read_source(ann_file, pictures)
+def source(ann_file, images):
+    return read_source(ann_file, images)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def whole(chat, source, tmp_path):
     return tmp_path / "whole.json"
 
 
-def test_every_box_gets_the_text_that_describe_gives_and_the_rest_stays(chat, whole, pictures):
+def test_every_box_gets_the_text_that_describe_gives_and_the_rest_stays(chat, whole, images):
     content = json.loads(whole.read_text())
     before = tables()
 
@@ -55,22 +55,22 @@ def test_every_box_gets_the_text_that_describe_gives_and_the_rest_stays(chat, wh
     for number in range(1, 6):
         boxes = [row["bbox"] for row in before["annotations"] if row["image_id"] == 10 + number]
         corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
-        expected += chat.describe(pictures / f"{number}.png", corners, QUESTION, max_new_tokens=6)
+        expected += chat.describe(images / f"{number}.png", corners, QUESTION, max_new_tokens=6)
     assert texts == expected and len(set(texts)) > 5
 
 
-def test_one_picture_at_a_time_is_held_open(chat, source, tmp_path, monkeypatch):
+def test_one_image_at_a_time_is_held_open(chat, source, tmp_path, monkeypatch):
     from gpt4roi.captioning import run
 
     opened, held = [], []
 
     def open_and_count(path):
-        picture = open_picture(path)
-        opened.append(weakref.ref(picture))
+        image = open_image(path)
+        opened.append(weakref.ref(image))
         held.append(sum(one() is not None for one in opened))
-        return picture
+        return image
 
-    monkeypatch.setattr(run, "open_picture", open_and_count)
+    monkeypatch.setattr(run, "open_image", open_and_count)
     caption_file(chat, source, tmp_path / "out.json", JOB, QUESTION, Decoding(2), batch_size=100)
 
     assert held == [1] * 5
@@ -161,14 +161,14 @@ def test_the_result_opens_in_pycocotools(whole):
     assert coco.loadCats(coco.getCatIds())[0]["name"] == "thing"
 
 
-def test_what_coco_tools_need_is_added_where_it_lacks(chat, pictures, tmp_path):
+def test_what_coco_tools_need_is_added_where_it_lacks(chat, images, tmp_path):
     results = [
         {"image_id": 2, "bbox": [1, 2, 30, 40], "score": 0.5},
         {"image_id": 1, "segmentation": [[10, 20, 30, 20, 30, 40]], "score": 0.4, "bbox": []},
     ]
     (tmp_path / "results.json").write_text(json.dumps(results))
 
-    caption(chat, read_source(tmp_path / "results.json", pictures), tmp_path / "out.json")
+    caption(chat, read_source(tmp_path / "results.json", images), tmp_path / "out.json")
 
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["images"][0] == {"id": 2, "file_name": "2.png", "height": 64, "width": 96}
@@ -179,24 +179,24 @@ def test_what_coco_tools_need_is_added_where_it_lacks(chat, pictures, tmp_path):
     COCO(str(tmp_path / "out.json"))
 
 
-def test_pictures_without_boxes_get_their_size_too(chat, pictures, tmp_path):
+def test_images_without_boxes_get_their_size_too(chat, images, tmp_path):
     content = tables((0, 1, 0, 0))
     for image in content["images"]:
         del image["height"], image["width"]
-    (pictures / "2.png").unlink()
+    (images / "2.png").unlink()
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.open(pictures / "3.png").save(pictures / "3.png", exif=exif)
+    Image.open(images / "3.png").save(images / "3.png", exif=exif)
     (tmp_path / "ann.json").write_text(json.dumps(content))
 
-    caption(chat, read_source(tmp_path / "ann.json", pictures), tmp_path / "out.json")
+    caption(chat, read_source(tmp_path / "ann.json", images), tmp_path / "out.json")
 
     images = json.loads((tmp_path / "out.json").read_text())["images"]
     sizes = [(image.get("height"), image.get("width")) for image in images]
     assert sizes == [(64, 96), (64, 96), (None, None), (96, 64)]
 
 
-def test_what_is_null_is_added_too_and_no_id_is_given_twice(chat, pictures, tmp_path):
+def test_what_is_null_is_added_too_and_no_id_is_given_twice(chat, images, tmp_path):
     content = tables((3,))
     content["categories"][0]["id"] = 1
     content["images"][0] |= {"height": None, "width": None}
@@ -205,7 +205,7 @@ def test_what_is_null_is_added_too_and_no_id_is_given_twice(chat, pictures, tmp_
     del content["annotations"][1]["id"]
     (tmp_path / "ann.json").write_text(json.dumps(content))
 
-    caption(chat, read_source(tmp_path / "ann.json", pictures), tmp_path / "out.json")
+    caption(chat, read_source(tmp_path / "ann.json", images), tmp_path / "out.json")
 
     written = json.loads((tmp_path / "out.json").read_text())
     assert (written["images"][0]["height"], written["images"][0]["width"]) == (64, 96)
@@ -216,58 +216,58 @@ def test_what_is_null_is_added_too_and_no_id_is_given_twice(chat, pictures, tmp_
     assert len(COCO(str(tmp_path / "out.json")).anns) == 3
 
 
-def test_half_a_character_in_the_file_does_not_cost_the_result(chat, pictures, tmp_path):
+def test_half_a_character_in_the_file_does_not_cost_the_result(chat, images, tmp_path):
     content = tables((1, 1))
     content["annotations"][0]["note"] = "\ud83d"  # JSON may hold it as an escape
     content["images"][1]["file_name"] = "caf\udce9.png"  # how Python keeps a name that is not UTF-8
     (tmp_path / "ann.json").write_text(json.dumps(content))
 
-    outcome = caption(chat, read_source(tmp_path / "ann.json", pictures), tmp_path / "out.json")
+    outcome = caption(chat, read_source(tmp_path / "ann.json", images), tmp_path / "out.json")
 
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert outcome.captioned == 1 and written["annotations"][0]["note"] == "\ud83d"
     assert "caf" in outcome.failed[0] and written["info"]["gpt4roi"]["failed"] == outcome.failed
 
 
-def test_a_box_that_is_no_box_does_not_cost_the_others_their_texts(chat, pictures, tmp_path):
+def test_a_box_that_is_no_box_does_not_cost_the_others_their_texts(chat, images, tmp_path):
     results = [{"image_id": 2, "bbox": [1, 2, 30, 40], "category_id": [3]}]
     results += [
         {"image_id": 2, "bbox": bbox} for bbox in ([1, 2, None, None], [1, 2, "x", "y"], ["1", "2", "30", "40"])
     ]
     (tmp_path / "results.json").write_text(json.dumps(results))
 
-    outcome = caption(chat, read_source(tmp_path / "results.json", pictures), tmp_path / "out.json")
+    outcome = caption(chat, read_source(tmp_path / "results.json", images), tmp_path / "out.json")
 
     assert outcome.captioned == 2 and len(outcome.failed) == 2
     first, *_, last = json.loads((tmp_path / "out.json").read_text())["annotations"]
     assert first["caption"] == last["caption"] and first["area"] == 1200
 
 
-def test_a_mask_of_another_pictures_size_is_told_and_costs_the_others_nothing(chat, pictures, tmp_path):
+def test_a_mask_of_another_images_size_is_told_and_costs_the_others_nothing(chat, images, tmp_path):
     masks = [{"size": [height, width], "counts": [0, height * width]} for height, width in [(64, 96), (32, 48)]]
     results = [{"image_id": 2, "segmentation": mask} for mask in masks]
     (tmp_path / "results.json").write_text(json.dumps(results))
 
-    outcome = caption(chat, read_source(tmp_path / "results.json", pictures), tmp_path / "out.json")
+    outcome = caption(chat, read_source(tmp_path / "results.json", images), tmp_path / "out.json")
 
     assert outcome.captioned == 1
-    assert outcome.failed == ["annotation 2: the mask is 48x32 but the picture is 96x64 pixels (width x height)"]
+    assert outcome.failed == ["annotation 2: the mask is 48x32 but the image is 96x64 pixels (width x height)"]
 
 
-def test_what_cannot_be_used_is_told_and_the_rest_is_captioned(chat, pictures, tmp_path):
+def test_what_cannot_be_used_is_told_and_the_rest_is_captioned(chat, images, tmp_path):
     content = tables((1, 1, 1, 2))
-    (pictures / "0.png").write_text("no picture")
-    (pictures / "1.png").unlink()
+    (images / "0.png").write_text("no image")
+    (images / "1.png").unlink()
     content["images"][2]["width"] = 200
     content["annotations"][3]["bbox"] = [90, 60, 0, 3]
     (tmp_path / "ann.json").write_text(json.dumps(content))
 
-    outcome = caption(chat, read_source(tmp_path / "ann.json", pictures), tmp_path / "out.json")
+    outcome = caption(chat, read_source(tmp_path / "ann.json", images), tmp_path / "out.json")
 
     assert (outcome.regions, outcome.captioned, len(outcome.failed)) == (5, 1, 4)
     for reason, expected in zip(
         outcome.failed,
-        ["image 10: picture", "image 11: picture", "image 12: ", "annotation 103: the box 90,60,90,63 has no area"],
+        ["image 10: image", "image 11: image", "image 12: ", "annotation 103: the box 90,60,90,63 has no area"],
         strict=True,
     ):
         assert reason.startswith(expected)
@@ -277,12 +277,12 @@ def test_what_cannot_be_used_is_told_and_the_rest_is_captioned(chat, pictures, t
     assert written["info"]["gpt4roi"]["failed"] == outcome.failed
 
 
-def test_boxes_of_a_picture_stored_sideways_are_read_in_the_frame_of_their_size(chat, pictures, tmp_path):
-    upright = Image.open(pictures / "0.png")
+def test_boxes_of_an_image_stored_sideways_are_read_in_the_frame_of_their_size(chat, images, tmp_path):
+    upright = Image.open(images / "0.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise
     stored = upright.transpose(Image.Transpose.ROTATE_90)
-    stored.save(pictures / "0.png", exif=exif)
+    stored.save(images / "0.png", exif=exif)
     box = [10, 12, 20, 30]
     answers = {}
     for name, (height, width) in {"upright": (64, 96), "stored": (96, 64)}.items():
@@ -290,7 +290,7 @@ def test_boxes_of_a_picture_stored_sideways_are_read_in_the_frame_of_their_size(
         content["images"][0] |= {"height": height, "width": width}
         content["annotations"][0]["bbox"] = box
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-        caption(chat, read_source(tmp_path / f"{name}.json", pictures), tmp_path / f"{name}-out.json")
+        caption(chat, read_source(tmp_path / f"{name}.json", images), tmp_path / f"{name}-out.json")
         answers[name] = json.loads((tmp_path / f"{name}-out.json").read_text())["annotations"][0]["caption"]
 
     corners = [[10, 12, 30, 42]]
@@ -313,11 +313,11 @@ def test_parts_of_another_job_are_not_taken_for_these(chat, source, tmp_path):
         caption(chat, source, out)
 
 
-def test_texts_that_are_there_are_not_overwritten(chat, pictures, tmp_path):
+def test_texts_that_are_there_are_not_overwritten(chat, images, tmp_path):
     content = tables((1,))
     content["annotations"][0]["caption"] = "a truth"
     (tmp_path / "ann.json").write_text(json.dumps(content))
-    source = read_source(tmp_path / "ann.json", pictures)
+    source = read_source(tmp_path / "ann.json", images)
 
     with pytest.raises(InputError, match="have a 'caption' already; name another field"):
         caption(chat, source, tmp_path / "out.json")

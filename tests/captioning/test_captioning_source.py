@@ -17,82 +17,82 @@ def read(tmp_path, content, folder, name="boxes.json"):
     return read_source(path, folder)
 
 
-def test_coco_tables_stay_and_pictures_without_boxes_are_left_out(ann_file, pictures):
-    source = read_source(ann_file, pictures)
+def test_coco_tables_stay_and_images_without_boxes_are_left_out(ann_file, images):
+    source = read_source(ann_file, images)
 
     assert source.content == tables()
-    assert [picture.path.name for picture in source.pictures] == [f"{n}.png" for n in range(1, 6)]
-    assert [len(picture.regions) for picture in source.pictures] == [1, 2, 3, 4, 5]
-    assert source.num_regions == 15 and source.pictures[0].size == (64, 96)
+    assert [image.path.name for image in source.images] == [f"{n}.png" for n in range(1, 6)]
+    assert [len(image.regions) for image in source.images] == [1, 2, 3, 4, 5]
+    assert source.num_regions == 15 and source.images[0].size == (64, 96)
 
 
-def test_lvis_names_its_pictures_by_address_and_annotations_may_be_shuffled(tmp_path, pictures):
+def test_lvis_names_its_images_by_address_and_annotations_may_be_shuffled(tmp_path, images):
     content = tables((2, 1))
     content["annotations"] = content["annotations"][::-1]
     for image in content["images"]:
         image["coco_url"] = f"http://images.cocodataset.org/val2017/{image.pop('file_name')}"
-    (pictures / "val2017").mkdir()
-    (pictures / "0.png").rename(pictures / "val2017" / "0.png")
+    (images / "val2017").mkdir()
+    (images / "0.png").rename(images / "val2017" / "0.png")
 
-    source = read(tmp_path, content, pictures)
+    source = read(tmp_path, content, images)
 
-    assert [picture.path for picture in source.pictures] == [pictures / "val2017" / "0.png", pictures / "1.png"]
-    assert [picture.regions for picture in source.pictures] == [(1, 2), (0,)]
+    assert [image.path for image in source.images] == [images / "val2017" / "0.png", images / "1.png"]
+    assert [image.regions for image in source.images] == [(1, 2), (0,)]
 
 
-def test_numbers_of_pictures_may_be_written_as_floats(tmp_path, pictures):
+def test_numbers_of_images_may_be_written_as_floats(tmp_path, images):
     content = tables((0, 2))
     content["images"][1]["id"] = 11.0
     content["annotations"][1]["image_id"] = 11.0
 
-    (picture,) = read(tmp_path, content, pictures).pictures
+    (image,) = read(tmp_path, content, images).images
 
-    assert picture.path == pictures / "1.png" and picture.regions == (0, 1)
+    assert image.path == images / "1.png" and image.regions == (0, 1)
 
 
 @pytest.mark.parametrize("identity", ["2.png", "2", 2], ids=["name", "without ending", "number"])
-def test_a_detectors_results_find_the_pictures_of_a_folder(tmp_path, pictures, identity):
+def test_a_detectors_results_find_the_images_of_a_folder(tmp_path, images, identity):
     results = [{"image_id": identity, "bbox": [1, 2, 30, 40], "score": 0.5, "category_id": 7}]
 
-    source = read(tmp_path, results, pictures)
+    source = read(tmp_path, results, images)
 
-    (picture,) = source.pictures
-    assert picture.path == pictures / "2.png" and picture.regions == (0,)
+    (image,) = source.images
+    assert image.path == images / "2.png" and image.regions == (0,)
     assert source.content["annotations"][0]["score"] == 0.5
     assert source.content["images"][0]["id"] == (2 if identity == 2 else 1)
 
 
-def test_the_unified_format_becomes_tables(tmp_path, pictures):
+def test_the_unified_format_becomes_tables(tmp_path, images):
     lines = [
         {"image": "1.png", "boxes": [[1, 2, 31, 42], [5, 5, 20, 20]]},
         {"image": "2.png", "masks": [[[10, 20, 30, 20, 30, 40]]]},
     ]
 
-    source = read(tmp_path, "\n".join(map(json.dumps, lines)), pictures, "boxes.jsonl")
+    source = read(tmp_path, "\n".join(map(json.dumps, lines)), images, "boxes.jsonl")
 
     annotations = source.content["annotations"]
     assert [annotation.get("bbox") for annotation in annotations] == [[1, 2, 30, 40], [5, 5, 15, 15], None]
     assert [annotation["region"] for annotation in annotations] == [1, 2, 1]
     assert annotation_box(annotations[2], (64, 96)) == [10, 20, 30, 40]
-    assert read(tmp_path, lines, pictures).content == source.content
+    assert read(tmp_path, lines, images).content == source.content
 
 
-def test_lines_about_one_picture_share_its_row_and_its_size_is_kept(tmp_path, pictures):
+def test_lines_about_one_image_share_its_row_and_its_size_is_kept(tmp_path, images):
     lines = [
         {"image": "1.png", "boxes": [[1, 2, 31, 42]], "height": 96, "width": 64},
         {"image": "2.png", "boxes": [[1, 2, 31, 42]]},
         {"image": "1.png", "boxes": [[5, 5, 20, 20]], "height": 96, "width": 64},
     ]
 
-    source = read(tmp_path, lines, pictures)
+    source = read(tmp_path, lines, images)
 
     first = {"id": 1, "file_name": "1.png", "height": 96, "width": 64}
     assert source.content["images"] == [first, {"id": 2, "file_name": "2.png"}]
     assert [annotation["image_id"] for annotation in source.content["annotations"]] == [1, 2, 1]
-    assert [picture.size for picture in source.pictures] == [(96, 64), None]
+    assert [image.size for image in source.images] == [(96, 64), None]
 
 
-def test_lines_of_text_alone_and_line_separators_inside_a_text_cost_no_box(tmp_path, pictures):
+def test_lines_of_text_alone_and_line_separators_inside_a_text_cost_no_box(tmp_path, images):
     dialogue = [{"from": "human", "value": "Two\u2028lines\x85 or three?"}, {"from": "gpt", "value": "three"}]
     lines = [
         {"conversations": dialogue},
@@ -101,8 +101,8 @@ def test_lines_of_text_alone_and_line_separators_inside_a_text_cost_no_box(tmp_p
     ]
 
     for content in ("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), lines):
-        source = read(tmp_path, content, pictures, "boxes.jsonl" if isinstance(content, str) else "boxes.json")
-        assert [picture.path for picture in source.pictures] == [pictures / "1.png"]
+        source = read(tmp_path, content, images, "boxes.jsonl" if isinstance(content, str) else "boxes.json")
+        assert [image.path for image in source.images] == [images / "1.png"]
         assert source.num_regions == 1
 
 
@@ -113,14 +113,14 @@ def test_boxes_are_cut_at_the_border():
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"bbox": [5, 5, 0, 10]}, "the box 5,5,5,15 has no area inside the picture, which is 96x64"),
+        ({"bbox": [5, 5, 0, 10]}, "the box 5,5,5,15 has no area inside the image, which is 96x64"),
         ({"bbox": [100, 5, 20, 10]}, "has no area inside"),
         ({"bbox": [float("nan"), 5, 20, 10]}, "has no area inside"),
         ({"bbox": [1, 2, 3]}, "expected bbox as x, y, width, height"),
         ({"bbox": "1234"}, "expected bbox as x, y, width, height"),
         ({"segmentation": []}, "neither bbox nor segmentation"),
         ({"segmentation": {"size": [64, 96], "counts": [64 * 96]}}, "the mask is empty"),
-        ({"segmentation": {"size": [96, 64], "counts": [0, 96 * 64]}}, "the mask is 64x96 but the picture is 96x64"),
+        ({"segmentation": {"size": [96, 64], "counts": [0, 96 * 64]}}, "the mask is 64x96 but the image is 96x64"),
     ],
     ids=str,
 )
@@ -144,7 +144,7 @@ def with_(name, value, index=0, table="annotations"):
         ([1], "got other JSON"),
         ("7", "got other JSON"),
         ([{"a": 1}], "an entry has a"),
-        ([{"image_id": "nowhere", "bbox": [1, 2, 3, 4]}], "none of its 1 image_id fits a picture in"),
+        ([{"image_id": "nowhere", "bbox": [1, 2, 3, 4]}], "none of its 1 image_id fits an image in"),
         (with_("image_id", 99), r"annotations\[0\] is on image 99"),
         (with_("image_id", [1]), r"annotations\[0\] is on image \[1\]"),
         (with_("id", 10, 1, "images"), r"images\[1\] has the id 10; expected one of its own"),
@@ -155,9 +155,9 @@ def with_(name, value, index=0, table="annotations"):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_file_that_is_none_is_told(tmp_path, pictures, content, message):
+def test_a_file_that_is_none_is_told(tmp_path, images, content, message):
     with pytest.raises(InputError, match=message):
-        read(tmp_path, content, pictures)
+        read(tmp_path, content, images)
 
 
 def test_a_folder_that_is_none_is_told(ann_file, tmp_path):

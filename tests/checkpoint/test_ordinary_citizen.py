@@ -33,7 +33,7 @@ def inputs():
 
 
 def question(config=None):
-    """A picture of 32 x 32 pixels with a box, as the model is given it."""
+    """An image of 32 x 32 pixels with a box, as the model is given it."""
     sample = RegionSample(
         image=torch.arange(3072, dtype=torch.uint8).reshape(32, 32, 3).numpy(),
         boxes_px=[[2, 3, 20, 25]],

@@ -58,7 +58,7 @@ def test_a_folder_without_its_tower_opens_with_the_tower_wherever_it_lies(towerl
     assert (processor.image_size, processor.image_seq_length, processor.region_token_id) == (224, 256, 602)
 
 
-def test_the_tower_that_is_named_decides_the_picture_s_size(towerless):
+def test_the_tower_that_is_named_decides_the_image_s_size(towerless):
     tower = towerless.parent / "elsewhere"
     config = json.loads((tower / "config.json").read_text())
     nested = config.get("vision_config", config)

@@ -1,4 +1,4 @@
-"""A saved tiny model and a picture for the command line."""
+"""A saved tiny model and an image for the command line."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     """A file of 96 x 64 pixels of coarse noise."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(pixels).resize((96, 64), Image.Resampling.NEAREST).save(path)
     return path

@@ -11,10 +11,10 @@ from gpt4roi.cli import main
 
 
 @pytest.fixture
-def job(tmp_path, picture, model_folder):
-    """The words of the command: two boxes on one picture, one on a copy, one on a picture that is missing."""
-    shutil.copy(picture, tmp_path / "other.png")
-    images = [{"id": n, "file_name": name} for n, name in enumerate(["picture.png", "other.png", "missing.png"])]
+def job(tmp_path, image, model_folder):
+    """The words of the command: two boxes on one image, one on a copy, one on an image that is missing."""
+    shutil.copy(image, tmp_path / "other.png")
+    images = [{"id": n, "file_name": name} for n, name in enumerate(["image.png", "other.png", "missing.png"])]
     of_images = [(0, [5, 5, 35, 25]), (1, [5, 5, 35, 25]), (0, [50, 2, 20, 60]), (2, [1, 1, 9, 9])]
     annotations = [{"id": n, "image_id": image, "bbox": bbox} for n, (image, bbox) in enumerate(of_images)]
     (tmp_path / "ann.json").write_text(json.dumps({"images": images, "annotations": annotations}))
@@ -29,7 +29,7 @@ def test_the_counts_go_to_stdout_and_the_rest_to_stderr(job, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == f"wrote {tmp_path / 'out.json'}: 3 of 4 boxes have a text\n"
     assert "4 of 4 regions, " in err and "0:00 left" in err
-    assert "not captioned: image 2: picture" in err
+    assert "not captioned: image 2: image" in err
     texts = [row.get("caption") for row in json.loads((tmp_path / "out.json").read_text())["annotations"]]
     assert texts[0] == texts[1] != texts[2] and texts[3] is None
 
@@ -56,9 +56,9 @@ def test_a_finished_job_has_nothing_left_and_another_is_not_overwritten(job, tmp
 
     assert main(job) == 0
     assert "nothing to do" in capsys.readouterr().err
-    other_pictures = tmp_path / "others"
-    other_pictures.mkdir()
-    assert main([*job, "--images", str(other_pictures)]) == 2
+    other_images = tmp_path / "others"
+    other_images.mkdir()
+    assert main([*job, "--images", str(other_images)]) == 2
     assert "exists and is of another job" in capsys.readouterr().err
     assert main([*job, "--question", "Name <region1>!"]) == 2
     assert "exists and is of another job" in capsys.readouterr().err

@@ -12,22 +12,22 @@ from gpt4roi.cli import load_verb, main
 
 
 @pytest.fixture
-def talk(model_folder, picture, monkeypatch, capsys):
+def talk(model_folder, image, monkeypatch, capsys):
     """Runs the verb with lines on stdin; returns its exit code, stdout and stderr."""
 
     def run(lines: list[str], *words: str):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         common = ["--model", str(model_folder), "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "8"]
-        code = main(["chat", str(picture), *common, *words])
+        code = main(["chat", str(image), *common, *words])
         return code, *capsys.readouterr()
 
     return run
 
 
 @pytest.fixture
-def chat(model_folder, picture):
+def chat(model_folder, image):
     chat = RegionChat.from_pretrained(model_folder, "cpu", "float32")
-    chat.set_image(picture)
+    chat.set_image(image)
     return chat
 
 
@@ -59,7 +59,7 @@ def test_text_comes_as_a_line_an_answer(talk, chat):
 
 
 def test_a_wrong_line_costs_nothing_but_itself_and_the_exit_code(talk, chat):
-    lines = ["What is <4>?", "/box 1,2,3", "/bix", "/draw out.doc", "/save /no/where.json", "/picture no.png"]
+    lines = ["What is <4>?", "/box 1,2,3", "/bix", "/draw out.doc", "/save /no/where.json", "/image no.png"]
 
     code, out, err = talk([*lines, "What is <1>?"], "--box", "5,5,40,30", "--json")
 
@@ -72,7 +72,7 @@ def test_a_wrong_line_costs_nothing_but_itself_and_the_exit_code(talk, chat):
     assert len(told) == 6 and all(message in line for message, line in zip(expected, told, strict=True))
 
 
-def test_commands_keep_boxes_and_files_in_step(talk, tmp_path, picture):
+def test_commands_keep_boxes_and_files_in_step(talk, tmp_path, image):
     saved = tmp_path / "talk.json"
     lines = [
         "/box 1,2,30,40",
@@ -84,7 +84,7 @@ def test_commands_keep_boxes_and_files_in_step(talk, tmp_path, picture):
         "/reset",
         "/boxes",
     ]
-    lines += [f"/draw {tmp_path / 'drawn.png'}", f"/picture {picture}", "Hello", "/help", "/quit", "/bix"]
+    lines += [f"/draw {tmp_path / 'drawn.png'}", f"/image {image}", "Hello", "/help", "/quit", "/bix"]
 
     code, out, err = talk(lines, "--json", "--draw", str(tmp_path / "now.png"))
 
@@ -98,9 +98,7 @@ def test_commands_keep_boxes_and_files_in_step(talk, tmp_path, picture):
 
 def test_an_interrupted_answer_is_no_part_of_the_conversation(chat, capsys, monkeypatch):
     verb = load_verb("chat")
-    talk = verb.Conversation(
-        chat, "p.png", chat._dialogue.picture, [[5, 5, 40, 30]], {"max_new_tokens": 8}, False, None
-    )
+    talk = verb.Conversation(chat, "p.png", chat._dialogue.image, [[5, 5, 40, 30]], {"max_new_tokens": 8}, False, None)
     steps = []
 
     def interrupt(*_):

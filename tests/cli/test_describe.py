@@ -16,13 +16,13 @@ BOXES = ["5,5,40,30", "50, 2, 70, 62"]
 
 
 @pytest.fixture
-def describe(model_folder, picture, capsys):
-    """Runs the verb on the picture and returns what it wrote to stdout."""
+def describe(model_folder, image, capsys):
+    """Runs the verb on the image and returns what it wrote to stdout."""
 
     def run(*words: str, boxes=BOXES) -> str:
         arguments = [part for box in boxes for part in ("--box", box)]
         common = ["--model", str(model_folder), "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "8"]
-        assert main(["describe", str(picture), *arguments, *common, *words]) == 0
+        assert main(["describe", str(image), *arguments, *common, *words]) == 0
         return capsys.readouterr().out
 
     return run
@@ -37,8 +37,8 @@ def pixels(boxes=BOXES) -> list[list[float]]:
     return [[float(number) for number in box.split(",")] for box in boxes]
 
 
-def test_every_box_gets_a_line_with_its_number_its_corners_and_its_answer(describe, chat, picture):
-    answers = chat.describe(picture, pixels(), max_new_tokens=8)
+def test_every_box_gets_a_line_with_its_number_its_corners_and_its_answer(describe, chat, image):
+    answers = chat.describe(image, pixels(), max_new_tokens=8)
 
     lines = describe().split("\n")
 
@@ -59,26 +59,26 @@ def test_exchanged_boxes_exchange_the_answers(describe):
     assert there[0]["answer"] != there[1]["answer"]
 
 
-def test_json_is_one_object_and_nothing_else_is_on_stdout(describe, model_folder, picture):
+def test_json_is_one_object_and_nothing_else_is_on_stdout(describe, model_folder, image):
     written = json.loads(describe("--json"))
 
-    assert written["picture"] == str(picture) and written["model"] == str(model_folder)
+    assert written["picture"] == str(image) and written["model"] == str(model_folder)
     assert written["question"] == "What is <region1>?"
     assert [region["box"] for region in written["regions"]] == pixels()
     assert [region["region"] for region in written["regions"]] == [1, 2]
 
 
-def test_another_question_about_one_region_is_asked_about_each_box(describe, chat, picture):
+def test_another_question_about_one_region_is_asked_about_each_box(describe, chat, image):
     question = "Name <1>!"
 
     regions = json.loads(describe("--question", question, "--json"))["regions"]
 
-    assert [region["answer"] for region in regions] == chat.describe(picture, pixels(), question, max_new_tokens=8)
+    assert [region["answer"] for region in regions] == chat.describe(image, pixels(), question, max_new_tokens=8)
 
 
-def test_a_question_about_several_regions_is_asked_once_about_all_boxes(describe, chat, picture):
+def test_a_question_about_several_regions_is_asked_once_about_all_boxes(describe, chat, image):
     question = "Which is larger, <region1> or <region2>?"
-    chat.set_image(picture)
+    chat.set_image(image)
     answer = chat.ask(question, pixels(), max_new_tokens=8)
 
     written = json.loads(describe("--question", question, "--json"))

@@ -46,36 +46,6 @@ def command_lines() -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def tree_paths() -> list[str]:
-    """The paths in the map of the code, whose folders are told by two blanks of indentation a level."""
-    (tree, *_) = blocks(README.split("## Map of the code")[1], "")
-    folders: list[str] = []
-    paths = []
-    for line in tree.splitlines():
-        name = line.split()[0]
-        level = (len(line) - len(line.lstrip())) // 2
-        folders = [*folders[:level], name]
-        paths.append("".join(folders))
-    return paths
-
-
-def test_the_map_of_the_code_is_read():
-    paths = tree_paths()
-    assert len(paths) == len(set(paths)) > 50
-    assert "gpt4roi/models/region_encoder.py" in paths
-
-
-@pytest.mark.parametrize("path", tree_paths())
-def test_every_path_in_the_map_of_the_code_exists(path):
-    place = ROOT / path
-    assert place.is_dir() if path.endswith("/") else place.is_file()
-
-
-def test_every_page_and_figure_is_in_the_map_of_the_code():
-    kept = {path.relative_to(ROOT).as_posix() for name in ("docs", "figs") for path in (ROOT / name).iterdir()}
-    assert kept <= set(tree_paths())
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_links_to_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -111,11 +81,11 @@ def test_every_command_line_of_the_readme_is_understood(tmp_path):
 
 def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     (code,) = blocks(README, "python")
-    (picture,) = re.findall(r'"(exp/\S+\.png)"', code)
+    (image,) = re.findall(r'"(exp/\S+\.png)"', code)
     (model_folder,) = re.findall(r'from_pretrained\("(\S+)"\)', code)
     monkeypatch.chdir(tmp_path)
-    Path(picture).parent.mkdir(parents=True)
-    Image.fromarray(np.full((256, 256, 3), 90, dtype=np.uint8)).save(picture)
+    Path(image).parent.mkdir(parents=True)
+    Image.fromarray(np.full((256, 256, 3), 90, dtype=np.uint8)).save(image)
     model = tiny_model("pyramid")
     model.save_pretrained(model_folder)
     tiny_processor(model.config).save_pretrained(model_folder)

@@ -73,13 +73,13 @@ def boxes_of(sample):
     """Returns the boxes of a sample as the model gets them, float32[N, 4]."""
     size = (1, 1)
     if sample.box_frame == "pixels":
-        picture = load_image(sample.image, sample.picture_pipeline)
-        size = (picture.height, picture.width)
+        image = load_image(sample.image, sample.picture_pipeline)
+        size = (image.height, image.width)
     boxes = boxes_in_frame(sample.boxes_px, size, sample.picture_pipeline, 224, sample.augmentation)
     return (boxes / 224).astype(np.float32)
 
 
 def pixels_of(sample):
-    """Returns the picture of a sample as the model gets it, float32[3, 224, 224]."""
-    picture = load_image(sample.image, sample.picture_pipeline)
-    return to_pixel_values(picture, sample.picture_pipeline, 224, CLIP_MEAN, CLIP_STD, sample.augmentation).numpy()
+    """Returns the image of a sample as the model gets it, float32[3, 224, 224]."""
+    image = load_image(sample.image, sample.picture_pipeline)
+    return to_pixel_values(image, sample.picture_pipeline, 224, CLIP_MEAN, CLIP_STD, sample.augmentation).numpy()

@@ -25,8 +25,8 @@ def test_the_ten_sets_are_checked_without_a_loss():
     assert results[1].findings.counts["left_out:expression of fewer than 3 words"] == 2
 
 
-def test_pictures_of_refcocog_are_found_among_those_of_coco():
+def test_images_of_refcocog_are_found_among_those_of_coco():
     entries = [(entry_of("coco_det_train"), "training"), (entry_of("refcocog"), "evaluation")]
     _, refcocog = examine(entries, open_ruler(None))
-    assert refcocog.findings.counts["leakage"] == len(refcocog.pictures) == 3
+    assert refcocog.findings.counts["leakage"] == len(refcocog.images) == 3
     assert all("same COCO number" in one.message for one in refcocog.findings.kept["leakage"])

@@ -43,7 +43,7 @@ def convert_entry(name, out):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two pictures of 80 x 60 pixels."""
+    """Two images of 80 x 60 pixels."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("1.jpg", "2.jpg"):
@@ -84,10 +84,10 @@ def test_each_of_the_ten_sets_reads_as_the_same_samples_after_conversion(name, t
         assert after.picture_pipeline == before.picture_pipeline
         boxes = before.boxes_px
         if before.box_frame == "unit":
-            picture = load_image(before.image)
-            boxes = boxes * [picture.width, picture.height, picture.width, picture.height]
+            image = load_image(before.image)
+            boxes = boxes * [image.width, image.height, image.width, image.height]
         np.testing.assert_allclose(after.boxes_px, boxes, atol=0.006)
-        pyramid_processor.encode(after)  # the picture is found from the new file's folder
+        pyramid_processor.encode(after)  # the image is found from the new file's folder
 
 
 def test_several_visits_draw_anew(tmp_path):
@@ -116,12 +116,12 @@ def test_coco_asks_about_each_box_and_answers_with_caption_or_category(tmp_path,
     assert objects[1]["region_texts"] == ["traffic light"]
     written = capsys.readouterr()
     assert "2 objects; left out 5" in written.out
-    assert "box of a crowd: 1" in written.out and "box without its picture: 1" in written.out
+    assert "box of a crowd: 1" in written.out and "box without its image: 1" in written.out
     assert f"{tmp_path}/c.json#annotations[4]: box without area" in written.err
     assert len(UnifiedDataset(tmp_path / "t.jsonl")) == 2
 
 
-def test_lvis_names_its_pictures_by_url(tmp_path, photos):
+def test_lvis_names_its_images_by_url(tmp_path, photos):
     (photos / "train2017").mkdir()
     images = [{"id": 1, "coco_url": "http://images.cocodataset.org/train2017/000000391895.jpg"}]
     source = coco_file(tmp_path / "lvis.json", images=images)
@@ -163,7 +163,7 @@ def test_osprey_dialogues_introduce_every_region_once_in_the_first_question(tmp_
     assert [turn["value"] for turn in first["conversations"]] == [
         "Is <region1> red?", "Yes, region1 is.", "And region1?", "No"]  # fmt: skip
     assert [turn["value"] for turn in second["conversations"]] == [
-        "The picture has these regions: <region1>, <region2>.\nWhat is region2 for?", "For region1."]  # fmt: skip
+        "The image has these regions: <region1>, <region2>.\nWhat is region2 for?", "For region1."]  # fmt: skip
 
 
 def test_llava_is_checked_and_kept_as_it_is(tmp_path, capsys):
@@ -181,7 +181,7 @@ def page_record(rounds, width=80, height=60):
     return {"model": "m", "picture": {"width": width, "height": height}, "regions": regions, "rounds": rounds}
 
 
-def test_conversations_of_the_page_find_their_picture_by_name(tmp_path, photos, capsys):
+def test_conversations_of_the_page_find_their_image_by_name(tmp_path, photos, capsys):
     said = [{"question": "What is <region1> beside <region2>?", "answer": "a cup", "new_regions": [1, 2]}]
     records = {"1": page_record(said), "2": page_record([]), "3": page_record(said)}
     (tmp_path / "saved").mkdir()
@@ -191,15 +191,15 @@ def test_conversations_of_the_page_find_their_picture_by_name(tmp_path, photos, 
     assert (first["image"], first["boxes"]) == ("photos/1.jpg", [[10, 5, 30, 35], [1, 2, 9.5, 7]])
     assert [turn["value"] for turn in first["conversations"]] == ["What is <region1> beside <region2>?", "a cup"]
     printed = capsys.readouterr().out
-    assert "no picture of the file's name in" in printed and "nothing was asked yet: 1" in printed
+    assert "no image of the file's name in" in printed and "nothing was asked yet: 1" in printed
     assert len(UnifiedDataset(tmp_path / "t.jsonl")) == 1
 
 
-def test_boxes_drawn_on_an_upright_picture_stay_where_they_were_drawn(tmp_path, photos):
+def test_boxes_drawn_on_an_upright_image_stay_where_they_were_drawn(tmp_path, photos):
     exif = Image.Exif()
     exif[0x0112] = 6
-    with Image.open(photos / "1.jpg") as picture:
-        picture.save(photos / "3.jpg", exif=exif)
+    with Image.open(photos / "1.jpg") as image:
+        image.save(photos / "3.jpg", exif=exif)
     said = [{"question": "What is <region1>?", "answer": "a cup"}]
     (tmp_path / "3.json").write_text(json.dumps(page_record(said, width=60, height=80)))
     (entry,) = convert(tmp_path / "3.json", tmp_path / "t.jsonl", "--from", "page", "--img-prefix", photos)

@@ -63,7 +63,7 @@ def test_a_damaged_annotation_file_gives_only_readable_messages(tmp_path, name):
     assert unreadable >= (2 if lines else 5)
 
 
-def test_a_damaged_file_of_a_picture_s_boxes_costs_only_its_items(tmp_path):
+def test_a_damaged_file_of_an_image_s_boxes_costs_only_its_items(tmp_path):
     folder = Path(ENTRIES["vcr"]["img_prefix"])
     content = json.loads((folder / "movie/1.json").read_text())
     for path in folder.rglob("*.json"):
@@ -73,7 +73,7 @@ def test_a_damaged_file_of_a_picture_s_boxes_costs_only_its_items(tmp_path):
     for what, data in mutated(content, COPIES, seed=5):
         damaged.write_bytes(data)
         told = opened_or_told(ENTRIES["vcr"] | {"img_prefix": tmp_path}, damaged)
-        check([message for message in told if not re.match(r"picture .* cannot be opened", message)], damaged, what)
+        check([message for message in told if not re.match(r"image .* cannot be opened", message)], damaged, what)
 
 
 def test_a_damaged_pickle_of_detections_gives_only_readable_messages(tmp_path):

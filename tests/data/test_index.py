@@ -280,8 +280,8 @@ def test_what_is_dropped_is_counted_and_listed_with_its_place(tmp_path):
     reader = open_reader(ENTRIES["vg"] | {"ann_file": tmp_path / "t.json"})
     faults = {drop.where.rpartition("#")[2]: drop.reason for drop in reader.drops() if drop.detail}
     assert faults == {
-        "images[1]": "picture whose width or height is not a number above 0",
-        "annotations[0]": "box with a value that is not a number of a picture's size",
+        "images[1]": "image whose width or height is not a number above 0",
+        "annotations[0]": "box with a value that is not a number of an image's size",
     }
     assert sum(reader.dropped.values()) == len(list(reader.drops()))
     kept = sum(len(reader.item(index).boxes_px) for index in range(len(reader)))

@@ -57,7 +57,7 @@ def test_b6_every_visit_has_one_pair_of_presence_rounds_and_none_piles_up():
         assert any(name in present for name in ("car_(automobile)", "motor_scooter"))
 
 
-def test_b7_a_picture_without_detections_has_a_dialogue_without_regions():
+def test_b7_an_image_without_detections_has_a_dialogue_without_regions():
     reader = open_reader(ENTRIES["det_llava"])
     assert len(reader) == 4
     for sample in draws(reader, 3):
@@ -66,7 +66,7 @@ def test_b7_a_picture_without_detections_has_a_dialogue_without_regions():
 
 
 def test_b8_half_of_a_set_can_be_taken():
-    assert len(build_mixture([ENTRIES["vg"] | {"ratio": 0.5}])) == 2  # of 3 pictures with boxes, rounded
+    assert len(build_mixture([ENTRIES["vg"] | {"ratio": 0.5}])) == 2  # of 3 images with boxes, rounded
     assert EXPECTED["ratio_0.5"].startswith("AttributeError")
 
 
@@ -86,11 +86,9 @@ def test_b9_the_names_as_released_are_those_that_were_recorded():
     assert {number: names[int(number)] for number in recorded} == recorded
 
 
-def test_b10_a_picture_with_crowds_alone_is_left_out_and_counted():
+def test_b10_an_image_with_crowds_alone_is_left_out_and_counted():
     reader = open_reader(ENTRIES["coco_det_train"])
-    places = [
-        drop.where.rpartition("#")[2] for drop in reader.drops() if drop.reason.startswith("picture without a box")
-    ]
+    places = [drop.where.rpartition("#")[2] for drop in reader.drops() if drop.reason.startswith("image without a box")]
     assert places == ["images[3]", "images[6]"]  # image 4 has no annotation, image 7 one crowd
     assert reader.dropped["box of a crowd"] == 2
 
@@ -125,7 +123,7 @@ def test_b26_an_object_that_the_question_means_twice_is_introduced_once():
 def test_b27_boxes_end_at_the_border(name, index):
     sample = open_reader(ENTRIES[name]).sample(index, np.random.default_rng(0))
     assert boxes_of(sample).max() <= 1
-    if name == "vcr":  # 60, 80 to 70, 100 in a picture of 64 x 96
+    if name == "vcr":  # 60, 80 to 70, 100 in an image of 64 x 96
         np.testing.assert_allclose(boxes_of(sample)[1], [60 / 64, 80 / 96, 1, 1], rtol=0, atol=1e-6)
 
 
@@ -153,7 +151,7 @@ def test_n1_classes_are_found_by_id_whatever_their_order(tmp_path):
     assert listed.index("person, bicycle, car") > 0 and list(coco_names().values())[-1] in listed
 
 
-def test_n2_detection_boxes_are_measured_on_the_turned_picture_and_dialogue_boxes_on_the_stored_one(tmp_path):
+def test_n2_detection_boxes_are_measured_on_the_turned_image_and_dialogue_boxes_on_the_stored_one(tmp_path):
     from PIL import Image
 
     for folder in ("flat", "movie"):

@@ -54,19 +54,19 @@ def line():
     return json.dumps({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}) + "\n"
 
 
-def test_a_list_in_json_in_python_and_a_plain_file_of_pictures_are_all_opened(tmp_path):
-    pictures = tmp_path / "p.jsonl"
-    pictures.write_text(line() * 3)
-    entry = {"type": "unified", "ann_file": str(pictures), "ratio": 2}
+def test_a_list_in_json_in_python_and_a_plain_file_of_images_are_all_opened(tmp_path):
+    images = tmp_path / "p.jsonl"
+    images.write_text(line() * 3)
+    entry = {"type": "unified", "ann_file": str(images), "ratio": 2}
     (tmp_path / "c.json").write_text(json.dumps([entry]))
     (tmp_path / "c.py").write_text(f"# sets\ndatasets = {[entry]!r}\n")
     assert [len(build_mixture(tmp_path / name)) for name in ("c.json", "c.py", "p.jsonl")] == [6, 6, 3]
 
 
 def test_building_does_not_change_the_list(tmp_path):
-    pictures = tmp_path / "p.jsonl"
-    pictures.write_text(line())
-    entries = [{"type": "unified", "ann_file": str(pictures)}]
+    images = tmp_path / "p.jsonl"
+    images.write_text(line())
+    entries = [{"type": "unified", "ann_file": str(images)}]
     assert len(build_mixture(entries)) == len(build_mixture(entries)) == 1
 
 

@@ -67,7 +67,7 @@ def drawn(name, item, reader):
 
 
 def augmentation_of(ours, boxes, flip):
-    """Returns the flip, and the shift that takes the corners inside the picture from our boxes to the recorded ones."""
+    """Returns the flip, and the shift that takes the corners inside the image from our boxes to the recorded ones."""
     upright = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1) if flip else boxes
     inside = (upright > 0) & (upright < 1)
     steps = np.rint((upright - ours) * 224).astype(int)

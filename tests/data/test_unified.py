@@ -29,7 +29,7 @@ def write(path, *items):
     return path
 
 
-def test_a_sample_holds_the_picture_the_boxes_and_all_turns(tmp_path):
+def test_a_sample_holds_the_image_the_boxes_and_all_turns(tmp_path):
     data = UnifiedDataset(write(tmp_path / "train.jsonl", item()))
     sample = data.sample(0, np.random.default_rng(0))
     assert sample.image == str(tmp_path / "a.png")

@@ -15,7 +15,7 @@ EMPTY_MASK = {"size": [90, 120], "counts": [10800]}
 
 
 def photograph(seed: int, width: int = 120, height: int = 90) -> Image.Image:
-    """A picture of soft noise that looks like no other."""
+    """An image of soft noise that looks like no other."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -38,12 +38,12 @@ def huge_png_header() -> bytes:
 
 
 def write_faulty_set(folder: Path, good: int = 20) -> dict[str, str]:
-    """Writes train.jsonl, eval.jsonl and their pictures, and returns fault -> where it must be found.
+    """Writes train.jsonl, eval.jsonl and their images, and returns fault -> where it must be found.
 
     The line of a fault follows from the order in which it is written here; the good samples come first.
     """
-    pictures = folder / "photos"
-    pictures.mkdir(parents=True)
+    images = folder / "photos"
+    images.mkdir(parents=True)
     lines: list[str] = []
     where: dict[str, str] = {}
 
@@ -53,23 +53,23 @@ def write_faulty_set(folder: Path, good: int = 20) -> dict[str, str]:
             where[kind] = f"{folder / 'train.jsonl'}#{len(lines)}"
 
     def save(name: str, seed: int, **options) -> str:
-        photograph(seed).save(pictures / name, **options)
+        photograph(seed).save(images / name, **options)
         return f"photos/{name}"
 
     for number in range(good):
         add(None, line(save(f"good{number}.jpg", number), answer=f"thing {number}"))
     add("picture_missing", line("photos/missing.jpg"))
-    (pictures / "empty.jpg").write_bytes(b"")
+    (images / "empty.jpg").write_bytes(b"")
     add("picture_unreadable:empty file", line("photos/empty.jpg"))
     save("cut.jpg", 101)
-    whole = (pictures / "cut.jpg").read_bytes()
-    (pictures / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    whole = (images / "cut.jpg").read_bytes()
+    (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     add("picture_unreadable:cannot be decoded", line("photos/cut.jpg"))
-    (pictures / "text.jpg").write_text("not a picture")
-    add("picture_unreadable:not a picture file", line("photos/text.jpg"))
-    (pictures / "huge.png").write_bytes(huge_png_header())
+    (images / "text.jpg").write_text("not an image")
+    add("picture_unreadable:not an image file", line("photos/text.jpg"))
+    (images / "huge.png").write_bytes(huge_png_header())
     add("picture_unreadable:too large", line("photos/huge.png"))
-    photograph(102, 1, 1).save(pictures / "dot.png")
+    photograph(102, 1, 1).save(images / "dot.png")
     add("picture_small", line("photos/dot.png", [[0, 0, 1, 1]]))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -86,11 +86,11 @@ def write_faulty_set(folder: Path, good: int = 20) -> dict[str, str]:
     add("box_unmentioned", line(save("h.jpg", 112), [[10, 10, 60, 50], [20, 20, 70, 60]]))
     add("object_unusable:broken JSON", '{"image": "photos/good1.jpg", "boxes": [[')
     add("rounds_lost", line(save("i.jpg", 113)) | {"conversations": pair("a thing") + pair("a very long story " * 120)})
-    photograph(3).save(pictures / "copy.jpg")
+    photograph(3).save(images / "copy.jpg")
     add("picture_duplicate", line("photos/copy.jpg", [[30, 30, 90, 80]], answer="its copy"))
-    photograph(5, 240, 180).save(pictures / "leak.png")
+    photograph(5, 240, 180).save(images / "leak.png")
     leaked = line("photos/leak.png", answer="asked in the evaluation")
     (folder / "eval.jsonl").write_text(json.dumps(leaked) + "\n")
-    where["leakage"] = str(pictures / "leak.png")
+    where["leakage"] = str(images / "leak.png")
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
     return where

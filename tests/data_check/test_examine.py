@@ -57,7 +57,7 @@ def test_two_processes_find_the_same_in_the_same_order_as_one(faulty, ruler):
 
 
 def test_a_process_that_is_killed_is_one_readable_error(faulty, ruler, monkeypatch):
-    monkeypatch.setattr(examination.pictures, "examine", lambda path: os.kill(os.getpid(), 9))
+    monkeypatch.setattr(examination.images, "examine", lambda path: os.kill(os.getpid(), 9))
     with pytest.raises(InputError, match=r"a process that read the data was killed; .* try --workers 1"):
         examine([unified(faulty / "train.jsonl")], ruler, workers=2)
 
@@ -66,7 +66,7 @@ def test_a_part_of_a_set_is_drawn_by_the_seed(tmp_path, ruler):
     path = good_set(tmp_path)
     results = [examine([unified(path)], ruler, sample=5, seed=seed)[0] for seed in (0, 0, 1)]
     assert [one.checked for one in results] == [5, 5, 5] and results[0].size == 12
-    assert list(results[0].pictures) == list(results[1].pictures) != list(results[2].pictures)
+    assert list(results[0].images) == list(results[1].images) != list(results[2].images)
 
 
 def test_a_set_that_does_not_open_leaves_the_others_to_be_checked(tmp_path, ruler):
@@ -130,7 +130,7 @@ def test_a_set_whose_only_sample_is_lost_is_not_ready(tmp_path, ruler):
     assert judge(examine([unified(path)], ruler), 0.01).reason == "there is nothing to learn from"
 
 
-def test_a_bad_picture_counts_for_every_sample_that_needs_it(tmp_path, ruler):
+def test_a_bad_image_counts_for_every_sample_that_needs_it(tmp_path, ruler):
     path = good_set(tmp_path)
     with path.open("a") as file:
         file.write("\n" + json.dumps(line("3.png", answer="another thing")))
@@ -151,7 +151,7 @@ def test_one_answer_to_nearly_everything_is_told(tmp_path, ruler):
     assert result.findings.kept["answers_alike"][0].message.endswith("59 of 60 short answers are 'no'")
 
 
-def test_a_picture_of_coco_is_known_by_its_number_under_every_name(tmp_path):
+def test_an_image_of_coco_is_known_by_its_number_under_every_name(tmp_path):
     names = ("train2017/000000000009.jpg", "COCO_train2014_000000000009.jpg", "000000000010.jpg")
     facts = []
     for seed, name in enumerate(names):
@@ -171,8 +171,8 @@ def test_copies_in_another_size_and_quality_look_the_same_and_others_do_not(tmp_
         photograph(seed, 320, 240).save(path)
         facts[str(path)] = look_at(str(path))
     assert not list(duplicates(facts))
-    with Image.open(tmp_path / "7.png") as picture:
-        picture.resize((200, 150)).save(tmp_path / "small.jpg", quality=60)
+    with Image.open(tmp_path / "7.png") as image:
+        image.resize((200, 150)).save(tmp_path / "small.jpg", quality=60)
     copy = {str(tmp_path / "small.jpg"): look_at(str(tmp_path / "small.jpg"))}
     (alike,) = duplicates(facts | copy)
     assert alike.kind == "picture_alike" and "7.png" in alike.message
@@ -180,7 +180,7 @@ def test_copies_in_another_size_and_quality_look_the_same_and_others_do_not(tmp_
     assert "7.png (same look)" in leak.message
 
 
-def test_links_to_one_file_are_one_picture_and_flat_pictures_are_not_compared(tmp_path):
+def test_links_to_one_file_are_one_image_and_flat_images_are_not_compared(tmp_path):
     photograph(1).save(tmp_path / "a.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
     for level in (3, 200):
@@ -210,7 +210,7 @@ def test_damaged_files_never_end_an_examination(tmp_path, ruler):
 def test_lines_for_a_terminal_end_with_the_verdict(tmp_path, capsys):
     assert main(["data", "check", str(good_set(tmp_path)), "--workers", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "12 samples, 12 pictures, 12 regions, 12 answers; 0 samples would be skipped" in lines[1]
+    assert "12 samples, 12 images, 12 regions, 12 answers; 0 samples would be skipped" in lines[1]
     assert "estimated from bytes (give --model to count them)" in lines[2]
     assert lines[-1] == "ready: no fault was found"
 

@@ -26,7 +26,7 @@ def report(tmp_path_factory):
 
 FAULTS = (
     "picture_missing", "picture_unreadable:empty file", "picture_unreadable:cannot be decoded",
-    "picture_unreadable:not a picture file", "picture_unreadable:too large", "picture_small", "sideways",
+    "picture_unreadable:not an image file", "picture_unreadable:too large", "picture_small", "sideways",
     "size_differs",
     "box_outside", "box_beyond", "box_inverted", "box_tiny", "box_fractions", "object_unusable:empty answer",
     "object_unusable:mention that fits no box", "box_unmentioned", "object_unusable:broken JSON", "rounds_lost",
@@ -43,7 +43,7 @@ def findings(found):
 
 
 def is_it(fault, place, kind, message):
-    """Whether a finding is the planted fault: its kind, its place, and for pictures its reason."""
+    """Whether a finding is the planted fault: its kind, its place, and for images its reason."""
     base, _, reason = fault.partition(":")
     if base == "picture_unreadable":
         return kind == base and place in message and reason in message
@@ -73,7 +73,7 @@ def test_the_verdict_and_the_exit_code_say_not_ready(report):
     assert "not ready" in page.lower()
     training, evaluation = found["sets"]
     assert (training["role"], evaluation["role"]) == ("training", "evaluation")
-    # five pictures and the box with exchanged corners; the three objects were left out before
+    # five images and the box with exchanged corners; the three objects were left out before
     assert training["samples"] == training["checked"] == 20 + 19 - 3
     assert training["unusable"] == 6
     assert found["reason"].startswith("3 of 39 annotations in unified") and "; 6 of 36 samples in" in found["reason"]
@@ -83,7 +83,7 @@ def test_the_page_shows_boxes_and_what_is_learnt(report):
     page = report[2]
     assert page.count("<svg") >= 15
     samples = page.split("Samples as the model reads them")[1]
-    assert "<mark>" in samples and "picture tokens]" in samples
+    assert "<mark>" in samples and "image tokens]" in samples
     learnt = re.findall(r"<mark>(.*?)</mark>", samples, flags=re.DOTALL)
     assert any("thing" in text for text in learnt)
     assert not any("What is" in text for text in learnt)

@@ -14,7 +14,7 @@ expect.set_options(timeout=PATIENCE)
 
 
 class Driver:
-    """Wraps one browser page; drawing is in shares of the picture, 0 to 1."""
+    """Wraps one browser page; drawing is in shares of the image, 0 to 1."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -29,26 +29,26 @@ class Driver:
         page.wait_for_selector(".example")
 
     def pick(self, number: int) -> None:
-        """Clicks an example and waits until the picture is there."""
+        """Clicks an example and waits until the image is there."""
         self.page.locator(".example").nth(number).click()
-        self._wait_for_picture()
+        self._wait_for_image()
 
     def upload(self, path: Path) -> None:
-        """Chooses a file and waits until the picture is there."""
+        """Chooses a file and waits until the image is there."""
         self.page.set_input_files("#stage input[type=file]", path)
-        self._wait_for_picture()
+        self._wait_for_image()
 
-    def _wait_for_picture(self) -> None:
-        self.page.wait_for_selector(".stage.has-picture")
-        self.page.wait_for_function("document.querySelector('.stage-picture').complete")
+    def _wait_for_image(self) -> None:
+        self.page.wait_for_selector(".stage.has-image")
+        self.page.wait_for_function("document.querySelector('.stage-image').complete")
 
     def area(self) -> dict:
-        """Returns where the picture is on the screen."""
-        self.page.locator(".stage-picture").scroll_into_view_if_needed()
-        return self.page.locator(".stage-picture").bounding_box()
+        """Returns where the image is on the screen."""
+        self.page.locator(".stage-image").scroll_into_view_if_needed()
+        return self.page.locator(".stage-image").bounding_box()
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Returns the place on the screen of a place in the picture."""
+        """Returns the place on the screen of a place in the image."""
         area = self.area()
         return area["x"] + x * area["width"], area["y"] + y * area["height"]
 
@@ -74,15 +74,15 @@ class Driver:
         self._fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
     def regions(self) -> int:
-        """Returns how many boxes are on the picture."""
+        """Returns how many boxes are on the image."""
         return self.page.locator(".stage-region").count()
 
     def wait_for_regions(self, count: int) -> None:
-        """Waits until so many boxes are on the picture."""
+        """Waits until so many boxes are on the image."""
         expect(self.page.locator(".stage-region")).to_have_count(count)
 
     def chip(self, number: int):
-        """Returns the chip of a region under the picture."""
+        """Returns the chip of a region under the image."""
         return self.page.locator(".stage-chips .region-chip").nth(number - 1)
 
     def type(self, text: str) -> None:

@@ -75,7 +75,7 @@ def test_the_boxes_that_python_receives_are_the_drawn_ones(open_page, running, t
     received = np.array(the_session(running, question).boxes_px)
     a_screen_pixel = size[0] / shown["width"]
     assert np.abs(received - expected).max() <= max(WITHIN_PX, a_screen_pixel)
-    print(f"{size}: largest difference {np.abs(received - expected).max():.2f} px of the picture")
+    print(f"{size}: largest difference {np.abs(received - expected).max():.2f} px of the image")
 
 
 def test_two_boxes_a_streamed_answer_then_a_third_box_and_old_ones_again(open_page, running, held_model, screenshots):
@@ -125,7 +125,7 @@ def test_two_boxes_a_streamed_answer_then_a_third_box_and_old_ones_again(open_pa
     page.page.screenshot(path=screenshots / "three_rounds.png")
 
 
-def test_a_region_has_one_colour_in_picture_chips_and_conversation(open_page):
+def test_a_region_has_one_colour_in_image_chips_and_conversation(open_page):
     page = open_page()
     page.pick(1)
     page.draw(0.1, 0.1, 0.3, 0.3)
@@ -169,7 +169,7 @@ def test_boxes_are_moved_resized_and_deleted_and_numbers_follow(open_page, runni
     assert np.abs(second - np.array([0.65, 0.3, 0.95, 0.6]) * size).max() <= WITHIN_PX
 
 
-def test_a_drag_begun_outside_a_box_or_ending_outside_the_picture_stays_in_it(open_page, running):
+def test_a_drag_begun_outside_a_box_or_ending_outside_the_image_stays_in_it(open_page, running):
     page = open_page()
     page.pick(1)
     start, area = page.at(0.5, 0.5), page.area()
@@ -184,7 +184,7 @@ def test_the_keyboard_alone_is_enough(open_page, running):
     keys = page.page.keyboard
     page.page.locator(".example").nth(1).focus()
     keys.press("Enter")
-    page._wait_for_picture()
+    page._wait_for_image()
     page.page.locator(".add-box").focus()
     keys.press("Enter")
     keys.press("ArrowRight")
@@ -208,7 +208,7 @@ def test_the_keyboard_alone_is_enough(open_page, running):
     assert "part of the conversation" in page.page.inner_text(".stage-note")
 
 
-def test_clear_all_clears_and_start_over_keeps_the_picture(open_page, running):
+def test_clear_all_clears_and_start_over_keeps_the_image(open_page, running):
     page = open_page()
     page.pick(0)
     page.draw(0.1, 0.2, 0.4, 0.6)
@@ -218,17 +218,17 @@ def test_clear_all_clears_and_start_over_keeps_the_picture(open_page, running):
     page.page.click("#start-over")
     page.page.wait_for_selector(".round", state="detached")
     page.wait_for_regions(0)
-    assert page.page.locator(".stage.has-picture").count() == 1
-    assert session.rounds == [] and session.picture is not None
+    assert page.page.locator(".stage.has-image").count() == 1
+    assert session.rounds == [] and session.image is not None
 
     page.draw(0.1, 0.2, 0.4, 0.6)
     page.type("half a question")
     page.page.click("#clear-all")
-    page.page.wait_for_selector(".stage:not(.has-picture)")
+    page.page.wait_for_selector(".stage:not(.has-image)")
     page.wait_for_regions(0)
     page.wait_for_question("")
     page.page.wait_for_selector(".figure", state="detached")
-    assert session.picture is None and session.boxes_px == []
+    assert session.image is None and session.boxes_px == []
     page.page.wait_for_selector(".stage-chips > *", state="detached")
 
 
@@ -261,7 +261,7 @@ def test_each_mistake_is_a_hint_in_place_and_nothing_typed_is_lost(open_page, ru
     page = open_page()
     page.type("What is this?")
     page.page.click("#ask")
-    page.wait_for_hints("There is no picture yet. Choose one of your own, or click an example.")
+    page.wait_for_hints("There is no image yet. Choose one of your own, or click an example.")
     assert page.question() == "What is this?"
 
     page.pick(1)
@@ -339,7 +339,7 @@ def test_a_conversation_that_was_put_away_says_so_and_a_new_one_begins(open_page
     page.ask("What will be put away, <region1>?")
     kept = the_session(running, "What will be put away, <region1>?")
     (key,) = [key for key, (session, *_) in running.store._sessions.items() if session is kept]
-    for button in ("#save-json", "#save-picture", "#start-over", "#ask"):
+    for button in ("#save-json", "#save-image", "#start-over", "#ask"):
         running.store.drop(key)
         page.type("And now?")
         page.page.click(button)
@@ -355,17 +355,17 @@ def test_a_conversation_that_was_put_away_says_so_and_a_new_one_begins(open_page
     assert page.page.locator(".round").count() == 1
 
 
-def test_a_file_that_is_no_picture_or_too_large_is_said_so_on_the_picture(open_page, tmp_path):
+def test_a_file_that_is_no_image_or_too_large_is_said_so_on_the_image(open_page, tmp_path):
     page = open_page()
     (tmp_path / "words.txt").write_text("words")
     (tmp_path / "words.png").write_text("words")
     save_noise(tmp_path / "wide.png", (3000, 2000))
     (tmp_path / "large.png").write_bytes(bytes(3 * 2**20))
     for name, said in [
-        ("words.txt", "“words.txt” is not a picture."),
+        ("words.txt", "“words.txt” is not an image."),
         ("large.png", "“large.png” has 3.0 MB; at most 2.0 are taken."),
-        ("words.png", "This is no picture that can be read"),
-        ("wide.png", "The picture has 3000 x 2000 pixels; at most 4,000,000 are taken"),
+        ("words.png", "This is no image that can be read"),
+        ("wide.png", "The image has 3000 x 2000 pixels; at most 4,000,000 are taken"),
     ]:
         page.page.set_input_files("#stage input[type=file]", tmp_path / name)
         page.page.wait_for_selector(f".stage-note.wrong:has-text('{said}')")
@@ -431,7 +431,7 @@ def test_what_is_drawn_while_an_answer_is_written_stays_when_it_is_whole_or_stop
 
 
 @pytest.mark.usefixtures("slow_model")
-def test_another_picture_waits_for_no_answer_and_of_several_the_last_one_stays(open_page, running):
+def test_another_image_waits_for_no_answer_and_of_several_the_last_one_stays(open_page, running):
     page = open_page()
     page.pick(0)
     page.draw(0.1, 0.1, 0.5, 0.5)
@@ -441,7 +441,7 @@ def test_another_picture_waits_for_no_answer_and_of_several_the_last_one_stays(o
     page.page.wait_for_selector(".round.pending")
     for number in (2, 3, 1):
         page.page.locator(".example").nth(number).click()
-    page.page.wait_for_function("document.querySelector('.stage-picture').naturalWidth === 600")
+    page.page.wait_for_function("document.querySelector('.stage-image').naturalWidth === 600")
     page.page.wait_for_selector(".round", state="detached")
     page.wait_for_regions(0)
     page.wait_for_question("What is <region1>, as long as there is time?")
@@ -542,7 +542,7 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 def test_on_a_phone_one_draws_with_a_finger_and_nothing_is_wider_than_the_screen(open_page, running, screenshots):
     page = open_page(**PHONE)
     page.page.locator(".example").nth(1).tap()
-    page._wait_for_picture()
+    page._wait_for_image()
     page.touch("touchStart", page.at(0.2, 0.2))
     for step in range(1, 6):
         page.touch("touchMove", page.at(0.2 + 0.1 * step, 0.2 + 0.12 * step))
@@ -566,10 +566,10 @@ def test_on_a_phone_one_draws_with_a_finger_and_nothing_is_wider_than_the_screen
     page.page.screenshot(path=screenshots / "phone.png", full_page=True)
 
 
-def test_two_fingers_magnify_the_picture_and_draw_nothing(open_page):
+def test_two_fingers_magnify_the_image_and_draw_nothing(open_page):
     page = open_page(**PHONE)
     page.page.locator(".example").nth(1).tap()
-    page._wait_for_picture()
+    page._wait_for_image()
     x, y = page.at(0.5, 0.5)
     page.touch("touchStart", (x - 20, y))
     page.touch("touchMove", (x - 24, y))
@@ -594,10 +594,10 @@ def test_in_the_dark_words_are_light(open_page, screenshots):
     page.page.screenshot(path=screenshots / "dark.png")
 
 
-def test_the_conversation_is_saved_as_json_and_as_a_picture(open_page, tmp_path):
+def test_the_conversation_is_saved_as_json_and_as_an_image(open_page, tmp_path):
     page = open_page()
     page.page.click("#save-json")
-    assert "There is no picture yet" in page.hints()[0]
+    assert "There is no image yet" in page.hints()[0]
     page.pick(1)
     page.draw(0.2, 0.2, 0.6, 0.6)
     said = page.ask("What is saved of <region1>?")
@@ -608,6 +608,6 @@ def test_the_conversation_is_saved_as_json_and_as_a_picture(open_page, tmp_path)
     assert record["rounds"][0]["question"] == "What is saved of <region1>?"
     assert record["rounds"][0]["answer"].split() == said.split()
     with page.page.expect_download() as waiting:
-        page.page.click("#save-picture")
+        page.page.click("#save-image")
     with Image.open(waiting.value.path()) as sheet:
         assert sheet.format == "PNG" and sheet.width == 960

@@ -16,7 +16,7 @@ def texts(question: str, num_boxes: int, **more) -> list[str]:
     [
         ("What is <region1>?", 1),
         ("Is <2> left of < Region 1 >?", 2),
-        ("What is in this picture?", 0),
+        ("What is in this image?", 0),
     ],
 )
 def test_a_whole_question_lacks_nothing(question, num_boxes):
@@ -27,7 +27,7 @@ def test_an_empty_question_is_given_one_about_the_first_new_box():
     (hint,) = find_hints("", 3, introduced={1}, num_known=1)
     assert hint.question == "What is <region2>?"
     (hint,) = find_hints(tidy("  "), 0)
-    assert hint.question == "What is in this picture?"
+    assert hint.question == "What is in this image?"
 
 
 def test_the_next_number_without_a_box_says_to_draw_one_and_a_far_one_how_many_there_are():

@@ -19,7 +19,7 @@ from gpt4roi.demo.uploads import open_upload
 
 
 def noise(seed: int, size: tuple[int, int] = (96, 64)) -> str:
-    """A picture of coarse noise, as base64 text."""
+    """An image of coarse noise, as base64 text."""
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     packed = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(packed, "PNG")
@@ -62,7 +62,7 @@ def test_the_interface_has_these_names_and_no_others(connect):
 def test_a_client_talks_as_region_chat_does(connect, tiny_chat):
     client, chat = connect(), RegionChat(tiny_chat.model, tiny_chat.processor)
     assert client.predict(noise(1), api_name="/set_picture") == {"width": 96, "height": 64}
-    chat.set_image(open_upload(noise(1)).picture)
+    chat.set_image(open_upload(noise(1)).image)
     said = []
     for question, boxes in [("Is <region1> like <region2>?", [[5, 5, 40, 30], [30, 10, 90, 60]]), ("And region1?", [])]:
         job = client.submit(question=question, boxes=boxes, max_new_tokens=12, api_name="/ask")
@@ -91,12 +91,12 @@ def test_wrong_input_comes_back_as_one_line(connect):
     from gradio_client.exceptions import AppError
 
     client = connect()
-    with pytest.raises(AppError, match="There is no picture yet"):
+    with pytest.raises(AppError, match="There is no image yet"):
         client.predict("What is this?", api_name="/ask")
     client.predict("cat", api_name="/set_example")
     for arguments, message in [
         ({"question": "What is <region1>?"}, "Draw a box for <region1>"),
-        ({"question": "What is <region1>?", "boxes": [[1, 1, 9000, 20]]}, "reaches outside the picture"),
+        ({"question": "What is <region1>?", "boxes": [[1, 1, 9000, 20]]}, "reaches outside the image"),
         ({"question": "What?", "temperature": -1}, "temperature is between 0 and 10"),
         ({"question": "What?", "max_new_tokens": 10**6}, "max_new_tokens is between 1 and 1024"),
     ]:
@@ -183,15 +183,15 @@ REFUSED = {
     "an address read through the proxy": lambda s: s.get("/gradio_api/proxy=http://169.254.169.254/latest/meta-data"),
     "a static file by a path that climbs": lambda s: s.get("/static/..%2f..%2f..%2f..%2f..%2fetc%2fpasswd"),
     "a stored page by a path that climbs": lambda s: s.get("/?deep_link=..%2f..%2fetc"),
-    "a path in the place of a picture": lambda s: s.call("set_picture", "/etc/passwd"),
-    "an address in the place of a picture": lambda s: s.call("set_picture", "http://127.0.0.1:9/x.png"),
+    "a path in the place of an image": lambda s: s.call("set_picture", "/etc/passwd"),
+    "an address in the place of an image": lambda s: s.call("set_picture", "http://127.0.0.1:9/x.png"),
     "a file record with a path": lambda s: s.call("set_picture", FILE),
     "a file record with an address": lambda s: s.call("set_picture", ADDRESS),
     "a file record deep in a value": lambda s: s.call("ask", "What?", [[FILE]]),
     "a file record behind escapes": lambda s: s.post("call/set_picture", ESCAPED),
     "a decompression bomb": lambda s: s.call("set_picture", bomb()),
-    "a picture over the limit of pixels": lambda s: s.call("set_picture", noise(0, (3000, 2000))),
-    "a picture over the limit of bytes": lambda s: s.call("set_picture", "A" * 2_900_000),
+    "an image over the limit of pixels": lambda s: s.call("set_picture", noise(0, (3000, 2000))),
+    "an image over the limit of bytes": lambda s: s.call("set_picture", "A" * 2_900_000),
     "a body over the limit": lambda s: s.post("call/set_picture", b'{"data": ["' + b"A" * 4_000_000 + b'"]}'),
     "a body over the limit that does not say its length": lambda s: s.post(
         "call/set_picture", (b"A" * 2**16 for _ in range(64))
@@ -200,8 +200,8 @@ REFUSED = {
     "a body nested so deep that a parser gives up": lambda s: s.post("call/ask", DEEP),
     "a body nested deeper than any of ours": lambda s: s.post("call/ask", NESTED),
     "an example by a path": lambda s: s.call("set_example", "../astronaut.png"),
-    "a picture that is a program": lambda s: s.call("set_picture", base64.b64encode(b"#!/bin/sh\nid\n" * 9).decode()),
-    "a picture for Ghostscript": lambda s: s.call(
+    "an image that is a program": lambda s: s.call("set_picture", base64.b64encode(b"#!/bin/sh\nid\n" * 9).decode()),
+    "an image for Ghostscript": lambda s: s.call(
         "set_picture", base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n").decode()
     ),
     "too few values": lambda s: s.call("ask"),
@@ -230,7 +230,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def stranger(running):
-    """One stranger with a picture of his own, so that questions reach the model's side."""
+    """One stranger with an image of his own, so that questions reach the model's side."""
     one = Stranger(running.url)
     assert '"width"' in one.call("set_picture", noise(5))[1]
     yield one
@@ -283,7 +283,7 @@ def test_a_question_that_does_not_fit_any_more_goes_back_where_it_was_typed(runn
     request = SimpleNamespace(session_hash="somebody")
     session = handlers.store.get("somebody")
     session.show(open_upload(noise(1)))
-    stage = {"picture": session.picture_id, "boxes": [], "fixed": 0}
+    stage = {"picture": session.image_id, "boxes": [], "fixed": 0}
     asked = "What may be seen here, and what else, and what beside it, if there is anything at all? " * 2
 
     first, *_, last = handlers.ask(asked, stage, 0, 4, None, request)
@@ -328,7 +328,7 @@ def refused(tiny_chat):
     return press
 
 
-BUTTONS = {"stop": (6, 2), "start_over": (5, 2), "clear_all": (6, 2), "save_record": (2, 1), "save_picture": (2, 1)}
+BUTTONS = {"stop": (6, 2), "start_over": (5, 2), "clear_all": (6, 2), "save_record": (2, 1), "save_image": (2, 1)}
 """How many outputs each has, and which of them are the hints."""
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import tiny_model, tiny_processor
 
 from gpt4roi import InputError, RegionChat
-from gpt4roi.demo.export import LINE, conversation_picture, pieces_of
+from gpt4roi.demo.export import LINE, conversation_image, pieces_of
 from gpt4roi.demo.hints import UnclearError
 from gpt4roi.demo.session import MAX_BOXES, Round, Session
 from gpt4roi.demo.store import SessionStore
@@ -34,7 +34,7 @@ def parts():
     return model, tiny_processor(model.config)
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
+def image(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
@@ -42,7 +42,7 @@ def picture(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
 @pytest.fixture
 def session(parts):
     made = Session(*parts)
-    made.show(scaled(picture()))
+    made.show(scaled(image()))
     return made
 
 
@@ -51,12 +51,12 @@ def answer(session: Session, *args, **more) -> str:
     return last
 
 
-def test_a_question_about_a_picture_that_is_replaced_meanwhile_is_not_put_to_the_other(session, monkeypatch):
+def test_a_question_about_an_image_that_is_replaced_meanwhile_is_not_put_to_the_other(session, monkeypatch):
     check = session.check
 
     def check_slowly(*args):
         drawn = check(*args)
-        session.show(scaled(picture(1)))
+        session.show(scaled(image(1)))
         return drawn
 
     monkeypatch.setattr(session, "check", check_slowly)
@@ -70,7 +70,7 @@ def test_a_question_about_a_picture_that_is_replaced_meanwhile_is_not_put_to_the
 
 def test_a_session_answers_as_region_chat_does(parts, session):
     chat = RegionChat(*parts)
-    chat.set_image(picture())
+    chat.set_image(image())
 
     said = [
         answer(session, "What is <region1> beside <2>?", BOXES[:2], SHORT),
@@ -95,8 +95,8 @@ def test_the_answer_grows_until_it_is_whole(session):
     assert session.rounds[0].answer == grown[-1]
 
 
-def test_boxes_are_in_pixels_of_the_persons_own_picture(parts):
-    large = scaled(picture(size=(4096, 2048)))
+def test_boxes_are_in_pixels_of_the_persons_own_image(parts):
+    large = scaled(image(size=(4096, 2048)))
     session = Session(*parts)
     session.show(large)
     box = [1024, 512, 3072, 1536]
@@ -135,8 +135,8 @@ def test_nothing_changes_where_a_question_is_unclear_or_wrong(session):
     assert answer(session, "And region1?", [], SHORT) is not None
 
 
-def test_without_a_picture_the_hint_says_so(parts):
-    with pytest.raises(UnclearError, match="There is no picture yet"):
+def test_without_an_image_the_hint_says_so(parts):
+    with pytest.raises(UnclearError, match="There is no image yet"):
         answer(Session(*parts), "What is this?")
 
 
@@ -161,10 +161,10 @@ def test_an_abandoned_answer_frees_the_session(session):
     assert answer(session, "What is <region1>?", BOXES[:1], SHORT)
 
 
-def test_a_new_picture_stops_the_answer_about_the_old_one(session):
+def test_a_new_image_stops_the_answer_about_the_old_one(session):
     answers = session.ask("What is <region1>?", BOXES[:1], Decoding(max_new_tokens=200))
     next(answers)
-    clearing = threading.Thread(target=session.show, args=(scaled(picture(3)),))
+    clearing = threading.Thread(target=session.show, args=(scaled(image(3)),))
     clearing.start()
     while clearing.is_alive():
         next(answers, None)
@@ -173,13 +173,13 @@ def test_a_new_picture_stops_the_answer_about_the_old_one(session):
     assert len(session.rounds) == 1
 
 
-def test_starting_over_keeps_the_picture_and_clearing_does_not(session):
+def test_starting_over_keeps_the_image_and_clearing_does_not(session):
     first = answer(session, "What is <region1>?", BOXES[:1], SHORT)
     session.start_over()
-    assert session.rounds == [] and session.boxes_px == [] and session.picture is not None
+    assert session.rounds == [] and session.boxes_px == [] and session.image is not None
     assert answer(session, "What is <region1>?", BOXES[:1], SHORT) == first
     session.clear()
-    assert session.picture is None and session.as_record() == {"picture": None, "regions": [], "rounds": []}
+    assert session.image is None and session.as_record() == {"picture": None, "regions": [], "rounds": []}
 
 
 def test_a_record_is_json(session):
@@ -192,14 +192,14 @@ def test_a_record_is_json(session):
 def test_the_sheet_has_the_boxes_and_the_chips_in_their_colours(session):
     session.boxes_px = BOXES[:2]
     session.rounds = [Round("Which is larger, <region1> or <region2>?", "region 2 " + "and so on " * 40, (1, 2))]
-    sheet = np.asarray(conversation_picture(session))
+    sheet = np.asarray(conversation_image(session))
     colours = {tuple(pixel) for pixel in sheet.reshape(-1, 3)[::3]}
     for index in (0, 1):
         color = region_color(index)
         assert tuple(int(color[place : place + 2], 16) for place in (1, 3, 5)) in colours
     shorter = session.rounds[0].question
     session.rounds = [Round(shorter, "region 2", (1, 2))]
-    assert conversation_picture(session).height < sheet.shape[0]
+    assert conversation_image(session).height < sheet.shape[0]
 
 
 def test_only_mentions_of_boxes_that_there_are_become_chips():
@@ -220,13 +220,13 @@ def test_a_question_keeps_its_lines_on_the_sheet(session):
     heights = []
     for question in ("What is it?", "What is it?\n\nSay why."):
         session.rounds = [Round(question, "a cat")]
-        heights.append(conversation_picture(session).height)
+        heights.append(conversation_image(session).height)
     assert heights[1] - heights[0] == 2 * LINE
 
 
 def test_a_word_wider_than_the_sheet_is_cut(session):
     session.rounds = [Round("What?", "x" * 500)]
-    assert conversation_picture(session).width == 960
+    assert conversation_image(session).width == 960
 
 
 class FakeClock:
@@ -274,7 +274,7 @@ def test_a_session_that_was_left_is_kept_for_a_while_and_longer_if_it_comes_back
 def test_the_store_stops_an_answer_whose_session_is_dropped(parts):
     store = SessionStore(lambda: Session(*parts))
     session = store.get("a")
-    session.show(scaled(picture()))
+    session.show(scaled(image()))
     answers = session.ask("What is <region1>?", BOXES[:1], Decoding(max_new_tokens=200))
     next(answers)
     store.drop("a")
@@ -316,7 +316,7 @@ def test_a_session_whose_answer_is_being_written_is_not_swept_unless_its_page_wa
     clock = FakeClock()
     store = SessionStore(lambda: Session(*parts), idle_seconds=60, grace_seconds=10, clock=clock)
     session = store.get("a")
-    session.show(scaled(picture()))
+    session.show(scaled(image()))
     answers = session.ask("What is <region1>?", BOXES[:1], Decoding(max_new_tokens=200))
     next(answers)
     clock.now = 61
@@ -327,7 +327,7 @@ def test_a_session_whose_answer_is_being_written_is_not_swept_unless_its_page_wa
     assert store.sweep() == 1 and list(answers) == []
 
     session = store.get("a")
-    session.show(scaled(picture()))
+    session.show(scaled(image()))
     answer(session, "What is <region1>?", BOXES[:1], SHORT)
     clock.now = 133
     assert store.sweep() == 1, "an answer that is whole does not hold its session"

@@ -1,4 +1,4 @@
-"""Pictures from the network, within limits."""
+"""Images from the network, within limits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gpt4roi import InputError
 from gpt4roi.demo.uploads import KEPT_SIDE, Limits, as_data_url, open_upload
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **more) -> str:
+def encoded(image: Image.Image, kind: str = "PNG", **more) -> str:
     packed = io.BytesIO()
-    picture.save(packed, kind, **more)
+    image.save(packed, kind, **more)
     return base64.b64encode(packed.getvalue()).decode()
 
 
@@ -39,35 +39,35 @@ def test_the_usual_formats_are_opened_with_and_without_their_prefix(kind):
     text = encoded(Image.new("RGB", (30, 20), "red"), kind)
     for data in (text, f"data:image/{kind.lower()};base64,{text}"):
         upload = open_upload(data)
-        assert upload.picture.size == upload.own_size == (30, 20) and upload.picture.mode == "RGB"
+        assert upload.image.size == upload.own_size == (30, 20) and upload.image.mode == "RGB"
 
 
-def test_pictures_are_turned_upright():
+def test_images_are_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
     upload = open_upload(encoded(Image.new("RGB", (30, 20)), "JPEG", exif=exif))
     assert upload.own_size == (20, 30)
 
 
-def test_large_pictures_are_kept_small_and_remember_their_size():
+def test_large_images_are_kept_small_and_remember_their_size():
     upload = open_upload(encoded(Image.new("RGB", (4096, 1024)), "PNG"))
     assert upload.own_size == (4096, 1024)
-    assert upload.picture.size == (KEPT_SIDE, KEPT_SIDE // 4)
+    assert upload.image.size == (KEPT_SIDE, KEPT_SIDE // 4)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "no picture in the request"),
-        (7, "no picture in the request"),
-        ("", "no picture in the request"),
-        ("/etc/passwd", "not base64|no picture that can be read"),
+        (None, "no image in the request"),
+        (7, "no image in the request"),
+        ("", "no image in the request"),
+        ("/etc/passwd", "not base64|no image that can be read"),
         ("../../etc/passwd", "not base64"),
         ("file:///etc/passwd", "not base64"),
         ("http://127.0.0.1/x.png", "not base64"),
         ("data:text/html;base64,PGI+", "not base64"),
-        (base64.b64encode(b"GIF89a and no more").decode(), "no picture|damaged"),
-        (base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n").decode(), "no picture that can"),
+        (base64.b64encode(b"GIF89a and no more").decode(), "no image|damaged"),
+        (base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n").decode(), "no image that can"),
         (encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))[:4000], "damaged"),
         (bomb(9_000, 9_000), "9000 x 9000 pixels; at most 40,000,000"),
         (bomb(60_000, 60_000), "too many pixels"),
@@ -76,7 +76,7 @@ def test_large_pictures_are_kept_small_and_remember_their_size():
         ("A" * 20_000_000, "at most 12 MB"),
     ],
 )
-def test_what_is_no_picture_within_the_limits_is_refused_in_one_line(data, message):
+def test_what_is_no_image_within_the_limits_is_refused_in_one_line(data, message):
     with pytest.raises(InputError, match=message) as caught:
         open_upload(data)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200

@@ -20,8 +20,8 @@ CAPTIONS = (
 QUESTIONS = 120
 
 
-def picture(path: Path, seed: int = 0) -> None:
-    """Writes a picture of 96 x 64 pixels."""
+def write_image(path: Path, seed: int = 0) -> None:
+    """Writes an image of 96 x 64 pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((96, 64), Image.Resampling.NEAREST).save(path)
@@ -43,13 +43,13 @@ def expressions(folder: Path, name: str, split: str) -> Path:
         corners = [5 * box + 2, 3, 30, 40]
         annotations.append({"id": number, "image_id": number, "bbox": corners, "area": 1200, "category_id": 1})
     for number in (0, 1):
-        picture(folder / "coco_all" / f"00000000000{number}.jpg", number)
+        write_image(folder / "coco_all" / f"00000000000{number}.jpg", number)
     content = {"images": images, "annotations": annotations, "categories": []}
     return dump(folder / "mdetr_annotations" / f"finetune_{name}_{split}.json", content).parent
 
 
 def flickr(folder: Path) -> Path:
-    """Two sentences about one picture; the first box is in both."""
+    """Two sentences about one image; the first box is in both."""
     sentences = ("Two men in green shirts hold a brown dog.", "A pair of men outside.")
     spans = [(0, (0, 23), [2, 3, 30, 40]), (0, (29, 40), [40, 20, 30, 30]), (1, (0, 13), [2, 3, 30, 40])]
     images = [
@@ -60,7 +60,7 @@ def flickr(folder: Path) -> Path:
         {"id": n, "image_id": image, "bbox": box, "tokens_positive": [list(span)], "category_id": 1}
         for n, (image, span, box) in enumerate(spans)
     ]
-    picture(folder / "flickr30k-images" / "1001.jpg")
+    write_image(folder / "flickr30k-images" / "1001.jpg")
     content = {"images": images, "annotations": annotations}
     return dump(folder / "mdetr_annotations" / "final_flickr_mergedGT_test.json", content)
 
@@ -73,7 +73,7 @@ def visual_genome(folder: Path) -> Path:
     ]
     images = [{"id": n, "file_name": f"{n}.jpg", "height": 64, "width": 96} for n in (1, 2)]
     for n in (1, 2):
-        picture(folder / "vg_all" / f"{n}.jpg", n)
+        write_image(folder / "vg_all" / f"{n}.jpg", n)
     return dump(folder / "test.json", {"images": images, "annotations": annotations}).parent
 
 
@@ -86,14 +86,14 @@ def ref_l4(folder: Path) -> Path:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "ref-l4-test.parquet")
-    picture(folder / "images" / "a.jpg")
+    write_image(folder / "images" / "a.jpg")
     return folder
 
 
 def vcr(folder: Path) -> Path:
     """val.jsonl with token lists and one metadata file; labels are spread evenly."""
     (folder / "vcr1images" / "movie").mkdir(parents=True)
-    picture(folder / "vcr1images" / "movie" / "1.jpg")
+    write_image(folder / "vcr1images" / "movie" / "1.jpg")
     boxes = [[5.0, 4.0, 25.0, 30.0, 0.99], [8.0, 6.0, 60.0, 50.0, 0.98]]
     dump(folder / "vcr1images" / "movie" / "1.json", {"boxes": boxes, "segms": [], "width": 96, "height": 64})
     options = [[[0], "smiles", "."], ["Because", [1], "is", "20", "years", "old", "."], [[0, 1], "sit"], ["No", "."]]
@@ -128,7 +128,7 @@ def visual7w(folder: Path, kind: str) -> Path:
         )
     image = {"image_id": 5, "filename": "v7w_5.jpg", "split": "test", "qa_pairs": pairs}
     other = {"image_id": 6, "filename": "v7w_6.jpg", "split": "train", "qa_pairs": pairs}
-    picture(folder / "visual7w_images" / "v7w_5.jpg")
+    write_image(folder / "visual7w_images" / "v7w_5.jpg")
     if kind == "telling":
         grounded = [{"qa_id": 700 + n, "x": 1, "y": 2, "width": 30, "height": 20, "name": "x"} for n in range(0, 60)]
         dump(folder / "v7w_telling_answers.json", {"boxes": grounded})
@@ -147,7 +147,7 @@ def objects(folder: Path, name: str) -> Path:
         for n in (1, 2)
     ]
     for n in (1, 2):
-        picture(folder / "images" / f"{n}.jpg", n)
+        write_image(folder / "images" / f"{n}.jpg", n)
     return dump(folder / f"{name}_val_1k_category.json", records)
 
 
@@ -168,7 +168,7 @@ def instances(folder: Path, kind: str) -> Path:
         for n in range(QUESTIONS)
     ]
     annotations.append({**annotations[0], "id": 999, "iscrowd": 1})
-    picture(folder / "val2017" / "000000000001.jpg")
+    write_image(folder / "val2017" / "000000000001.jpg")
     file_name = "lvis_v1_val.json" if kind == "lvis" else "annotations/instances_val2017.json"
     return dump(folder / file_name, {"images": [image], "annotations": annotations, "categories": categories})
 

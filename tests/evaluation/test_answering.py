@@ -1,4 +1,4 @@
-"""Long runs: killed and continued, shared among processes, with pictures that cannot be used."""
+"""Long runs: killed and continued, shared among processes, with images that cannot be used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from official import picture, visual7w
+from official import visual7w, write_image
 from tiny import tiny_model, tiny_processor
 
 from gpt4roi.cli import main
@@ -21,12 +21,12 @@ from gpt4roi.evaluation.answering import Share, answer_all, ask_piece, cut, read
 from gpt4roi.evaluation.asking import Ask, ModelAnswerer
 
 
-def asks_about(folder: Path, pictures: int, each: int = 3) -> list[Ask]:
-    """Questions of different lengths about noise pictures."""
+def asks_about(folder: Path, images: int, each: int = 3) -> list[Ask]:
+    """Questions of different lengths about noise images."""
     made = []
-    for number in range(pictures):
+    for number in range(images):
         path = folder / f"{number}.png"
-        picture(path, number)
+        write_image(path, number)
         for k in range(each):
             box = np.asarray([[2.0 + k, 3, 40 + number % 7, 50]])
             made.append(Ask(path, f"What is {'very ' * k}<region1>?", box, id=f"{number}.{k}"))
@@ -40,17 +40,17 @@ def model():
     return ModelAnswerer(built, tiny_processor(built.config), batch_size=8, max_new_tokens=5)
 
 
-def test_pieces_are_whole_pictures_and_hold_every_question_once(tmp_path):
+def test_pieces_are_whole_images_and_hold_every_question_once(tmp_path):
     asks = asks_about(tmp_path, 10)
     mixed = [asks[place] for place in np.random.default_rng(0).permutation(len(asks))]
 
-    pieces = cut(mixed, pictures_at_once=4)
+    pieces = cut(mixed, image_batch_size=4)
 
     assert sorted(number for piece in pieces for number in piece) == list(range(30))
     assert [len(piece) for piece in pieces] == [12, 12, 6]
     for piece in pieces:
-        inside = {mixed[number].picture for number in piece}
-        assert not inside & {ask.picture for number, ask in enumerate(mixed) if number not in piece}
+        inside = {mixed[number].image for number in piece}
+        assert not inside & {ask.image for number, ask in enumerate(mixed) if number not in piece}
 
 
 class Watched(ModelAnswerer):
@@ -73,7 +73,7 @@ def killed_run(asks: list[Ask], model: ModelAnswerer, folder: Path, batches: int
     """Answers in a process of its own that is killed in the batch after so many; returns its exit code."""
     child = os.fork()
     if child == 0:
-        answer_all(asks, Watched(model, batches), folder, {}, pictures_at_once=at_once)
+        answer_all(asks, Watched(model, batches), folder, {}, image_batch_size=at_once)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -81,7 +81,7 @@ def killed_run(asks: list[Ask], model: ModelAnswerer, folder: Path, batches: int
 @pytest.mark.parametrize("at_once", [4, 100])
 def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model, at_once):
     asks = asks_about(tmp_path, 13)
-    whole = answer_all(asks, model, tmp_path / "whole", {}, pictures_at_once=at_once)
+    whole = answer_all(asks, model, tmp_path / "whole", {}, image_batch_size=at_once)
     killed = tmp_path / "killed"
 
     counts = []
@@ -94,10 +94,10 @@ def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model, 
 
     assert 0 < counts[0] < counts[1] < counts[2] < 39
     rest = Watched(model)
-    assert answer_all(asks, rest, killed, {}, pictures_at_once=at_once) == whole
+    assert answer_all(asks, rest, killed, {}, image_batch_size=at_once) == whole
     assert rest.answered == 39 - counts[-1]
     again = Watched(model)
-    assert answer_all(asks, again, killed, {}, pictures_at_once=at_once) == whole and again.answered == 0
+    assert answer_all(asks, again, killed, {}, image_batch_size=at_once) == whole and again.answered == 0
 
 
 def limited_run(asks: list[Ask], model: ModelAnswerer, folder: Path, num_bytes: int) -> str:
@@ -107,7 +107,7 @@ def limited_run(asks: list[Ask], model: ModelAnswerer, folder: Path, num_bytes: 
     if child == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
         try:
-            answer_all(asks, model, folder, {}, pictures_at_once=4)
+            answer_all(asks, model, folder, {}, image_batch_size=4)
         except Exception as error:
             os.write(writing, f"{type(error).__name__}: {error}".encode())
         os._exit(0)
@@ -119,7 +119,7 @@ def limited_run(asks: list[Ask], model: ModelAnswerer, folder: Path, num_bytes: 
 
 def test_a_full_disk_is_told_in_one_line_and_what_was_answered_stays(tmp_path, model):
     asks = asks_about(tmp_path, 13)
-    whole = answer_all(asks, model, tmp_path / "whole", {}, pictures_at_once=4)
+    whole = answer_all(asks, model, tmp_path / "whole", {}, image_batch_size=4)
     (written,) = (tmp_path / "whole").glob("*/0.jsonl")
     half = written.stat().st_size // 2 + 3
 
@@ -132,7 +132,7 @@ def test_a_full_disk_is_told_in_one_line_and_what_was_answered_stays(tmp_path, m
     before = len(read_replies(kept.parent))
     assert before > 10
     rest = Watched(model)
-    assert answer_all(asks, rest, tmp_path / "full", {}, pictures_at_once=4) == whole
+    assert answer_all(asks, rest, tmp_path / "full", {}, image_batch_size=4) == whole
     assert rest.answered <= 39 - before + 8, "at most the torn batch is answered again"
 
 
@@ -147,7 +147,7 @@ def test_a_result_that_cannot_be_written_is_told_in_one_line(tmp_path, name, blo
         evaluate("v7w-telling", lambda asks: ["a"] * len(asks), Source(folder), tmp_path / "out")
 
 
-def test_a_picture_whose_name_is_no_text_costs_no_file_of_the_evaluation(tmp_path):
+def test_an_image_whose_name_is_no_text_costs_no_file_of_the_evaluation(tmp_path):
     from gpt4roi.evaluation.evaluate import evaluate
     from gpt4roi.evaluation.items import Source
 
@@ -191,9 +191,9 @@ def test_answers_under_other_settings_or_to_other_questions_are_not_taken_over(t
     assert run_key(asks, {"model": 1}) != run_key(asks[::-1], {"model": 1})
 
 
-def test_a_picture_that_cannot_be_read_costs_only_its_own_questions(tmp_path, model):
+def test_an_image_that_cannot_be_read_costs_only_its_own_questions(tmp_path, model):
     asks = asks_about(tmp_path, 3)
-    asks[3].picture.write_text("no picture")
+    asks[3].image.write_text("no image")
 
     replies = answer_all(asks, model, tmp_path / "out", {})
 
@@ -233,7 +233,7 @@ def test_two_processes_give_the_files_of_one(tmp_path, model_folder):
         for n in range(40)
     ]
     for n in range(40):
-        picture(folder / "visual7w_images" / f"v7w_{n}.jpg", n)
+        write_image(folder / "visual7w_images" / f"v7w_{n}.jpg", n)
     (folder / "dataset_v7w_telling.json").write_text(json.dumps(content))
     words = ["evaluate", "--benchmark", "v7w-telling", "--model", str(model_folder), "--data", str(folder)]
     words += ["--device", "cpu", "--dtype", "float32", "--max-new-tokens", "3", "--out"]

@@ -131,7 +131,7 @@ def test_a_box_is_asked_about_once_and_has_all_its_expressions(tmp_path):
     assert len(items) == 4
     assert items[0].references == (CAPTIONS[0], "that same man")
     assert items[0].ask.boxes_px.tolist() == [[2, 3, 32, 43]]
-    assert items[0].ask.picture.name == "000000000000.jpg" and items[0].ask.picture.exists()
+    assert items[0].ask.image.name == "000000000000.jpg" and items[0].ask.image.exists()
 
 
 def test_phrases_of_all_sentences_about_a_box_of_flickr_are_its_references(tmp_path):
@@ -189,7 +189,7 @@ def test_masks_of_both_forms_become_boxes(tmp_path):
     assert boxes[0] == [5, 5, 40, 30] and boxes[1] == [10, 5, 11, 25]
 
 
-def test_the_wrong_name_of_a_two_way_question_is_not_in_the_picture(tmp_path):
+def test_the_wrong_name_of_a_two_way_question_is_not_in_the_image(tmp_path):
     for item in load("lvis-two-way", tmp_path):
         assert "dog" in item.options and item.options[item.label] in ("person", "bus")
     assert {item.label for item in load("coco-two-way", tmp_path)} == {0, 1}
@@ -216,7 +216,7 @@ def test_denials_do_not_count_as_names(tmp_path):
         ("vg", lambda path: path.write_text('{"images": [], "annotations": [{"image_id": 3}]}'), "no 'bbox'"),
         ("vcr", lambda path: path.write_text('{"annot_id": 1}\n'), r"val\.jsonl#1: no 'img_fn'"),
         ("ref-l4", lambda path: path.write_text("x"), "no parquet file"),
-        ("lvis", lambda path: path.write_text("{}"), "expected a list of pictures, got dict"),
+        ("lvis", lambda path: path.write_text("{}"), "expected a list of images, got dict"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_is_wrong(name, damage, message, tmp_path):
@@ -244,7 +244,7 @@ def test_a_java_that_does_not_run_costs_its_own_measures_alone(run, monkeypatch)
 
 def test_what_was_not_answered_is_wrong_and_does_not_cost_the_others_their_likelihoods(tmp_path):
     items = [replace(item, likelihoods=(1.0, 0.0, 0.0, 0.0), answer="(A)") for item in load("v7w-telling", tmp_path)]
-    items[0] = replace(items[0], label=0, likelihoods=None, answer="", error="no picture")
+    items[0] = replace(items[0], label=0, likelihoods=None, answer="", error="no image")
 
     measures = open_benchmark("v7w-telling").score(items, Source(tmp_path)).measures
 

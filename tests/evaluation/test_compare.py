@@ -25,7 +25,7 @@ def without_java(monkeypatch):
 
 @pytest.fixture(scope="module")
 def telling(tmp_path_factory):
-    """Visual7W telling with one question on each of its pictures, so that pictures can be resampled."""
+    """Visual7W telling with one question on each of its images, so that images can be resampled."""
     folder = WRITERS["v7w-telling"](tmp_path_factory.mktemp("v7w"))
     path = folder / "dataset_v7w_telling.json"
     content = json.loads(path.read_text())
@@ -33,9 +33,9 @@ def telling(tmp_path_factory):
     content["images"] = [
         {**image, "qa_pairs": [pair], "filename": f"v7w_{n}.jpg"} for n, pair in enumerate(image["qa_pairs"])
     ]
-    picture = (folder / "visual7w_images" / "v7w_5.jpg").read_bytes()
+    encoded = (folder / "visual7w_images" / "v7w_5.jpg").read_bytes()
     for n in range(len(content["images"])):
-        (folder / "visual7w_images" / f"v7w_{n}.jpg").write_bytes(picture)
+        (folder / "visual7w_images" / f"v7w_{n}.jpg").write_bytes(encoded)
     path.write_text(json.dumps(content))
     return folder
 
@@ -143,7 +143,7 @@ def test_figures_that_are_formulas_of_sums_are_resampled_as_such():
     [
         (["--compare", "nowhere.json"], "--compare nowhere.json: no such file; give the metrics.json of another run"),
         (["--split", "dev"], "--split dev: v7w-telling has test, val, train"),
-        (["--shuffle", "1"], "--shuffle draws the pictures of --limit; give --limit N too"),
+        (["--shuffle", "1"], "--shuffle draws the images of --limit; give --limit N too"),
         (["--images", "nowhere"], "--images nowhere: no such folder"),
         (["--sentence-model", "nowhere"], "--sentence-model nowhere: no config.json there"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
@@ -213,7 +213,7 @@ def test_data_that_cannot_be_read_are_told_before_the_model_is_opened(tmp_path, 
     assert "data.json: no JSON" in capsys.readouterr().err
 
 
-def test_pictures_that_are_not_there_are_said_before_anything_is_asked(telling, tmp_path, capsys):
+def test_images_that_are_not_there_are_said_before_anything_is_asked(telling, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     model = tmp_path / "model.py"
     model.write_text("def answer(asks):\n    raise AssertionError('asked')\n")
@@ -229,4 +229,4 @@ def test_pictures_that_are_not_there_are_said_before_anything_is_asked(telling, 
     ]
 
     assert main(["evaluate", *words, "--images", str(tmp_path / "empty")]) == 2
-    assert "120 of 120 pictures are not there" in capsys.readouterr().err
+    assert "120 of 120 images are not there" in capsys.readouterr().err

@@ -23,7 +23,7 @@ needs_minilm = pytest.mark.skipif(find_sentence_model() is None, reason="gt-all-
 
 
 def item(name: str, answer: str, references, task: str = "", options=(), label=None, **facts) -> Item:
-    """An answered item about no picture in particular."""
+    """An answered item about no image in particular."""
     ask = Ask(Path(f"{name}.png"), "What is <region1>?", np.asarray([[0, 0, 9, 9]]), id=name)
     return Item(name, ask, tuple(references), task, tuple(options), label, facts=facts, answer=answer)
 

@@ -38,7 +38,7 @@ def test_an_interval_holds_the_mean_and_is_the_same_every_time():
     assert 0.70 < first.low < 0.75 and 0.85 < first.high < 0.90
 
 
-def test_answers_about_one_picture_are_resampled_together():
+def test_answers_about_one_image_are_resampled_together():
     scores = [1.0] * 50 + [0.0] * 50
     groups = [index // 25 for index in range(100)]
 

@@ -18,12 +18,12 @@ def never(tokens: list[int]) -> bool:
     return False
 
 
-def prompts_of(model, texts: list[list[int]], pictures: list[int]) -> list[Prompt]:
-    """A picture and a region each, with other embeddings for every picture and every prompt."""
+def prompts_of(model, texts: list[list[int]], images: list[int]) -> list[Prompt]:
+    """An image and a region each, with other embeddings for every image and every prompt."""
     config = model.config
     before = [1, config.image_start_token_id, *[config.image_token_id] * config.image_seq_length]
     rows = []
-    for number, (text, shown) in enumerate(zip(texts, pictures, strict=True)):
+    for number, (text, shown) in enumerate(zip(texts, images, strict=True)):
         ids = [*before, config.image_end_token_id, 40, 41, *text[:1], config.region_token_id, *text[1:]]
         image = torch.randn(config.image_seq_length, 32, generator=torch.Generator().manual_seed(shown))
         region = torch.randn(1, 32, generator=torch.Generator().manual_seed(100 + number))
@@ -32,13 +32,13 @@ def prompts_of(model, texts: list[list[int]], pictures: list[int]) -> list[Promp
 
 
 TEXTS = [[50, 51], [50, 51], [52, 53, 54], [50, 60], [61, 62, 63], [70, 71]]
-PICTURES = [0, 0, 0, 1, 1, 1]
+IMAGES = [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_shared_beginnings_and_batches_change_no_token(batch_size):
     model = tiny_model()
-    prompts = prompts_of(model, TEXTS, PICTURES)
+    prompts = prompts_of(model, TEXTS, IMAGES)
     alone = [generate(model, [prompt], Decoding(10), never)[0] for prompt in prompts]
 
     assert generate(model, prompts, Decoding(10), never, batch_size) == alone
@@ -49,14 +49,14 @@ def test_the_beginning_is_shared_up_to_the_first_difference_and_never_beyond_a_r
     model = tiny_model()
     up_to_question = 2 + model.config.image_seq_length + 3
 
-    assert shared_length(model, prompts_of(model, TEXTS, PICTURES)) == up_to_question
+    assert shared_length(model, prompts_of(model, TEXTS, IMAGES)) == up_to_question
     assert shared_length(model, prompts_of(model, [[50, 51], [50, 51]], [0, 0])) == up_to_question + 1
     assert shared_length(model, prompts_of(model, [[50, 51], [50, 51]], [0, 1])) == 0
 
 
 def test_an_answer_ends_by_itself_while_others_go_on():
     model = tiny_model()
-    prompts = prompts_of(model, TEXTS, PICTURES)
+    prompts = prompts_of(model, TEXTS, IMAGES)
     full = generate(model, prompts, Decoding(12), never)
     stop = full[0][4]
 
@@ -69,7 +69,7 @@ def test_an_answer_ends_by_itself_while_others_go_on():
 
 def test_a_stream_yields_the_tokens_of_the_batched_answer():
     model = tiny_model()
-    prompts = prompts_of(model, TEXTS, PICTURES)
+    prompts = prompts_of(model, TEXTS, IMAGES)
 
     assert list(stream(model, prompts[2], Decoding(10), never)) == generate(model, prompts, Decoding(10), never)[2]
 

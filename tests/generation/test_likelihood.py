@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from official import picture
+from official import write_image
 from tiny import tiny_model, tiny_processor
 
 from gpt4roi.constants import IGNORE_INDEX
@@ -16,7 +16,7 @@ from gpt4roi.structures import RegionSample, Turn
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """A model, its processor, and multiple-choice questions about two pictures."""
+    """A model, its processor, and multiple-choice questions about two images."""
     folder = tmp_path_factory.mktemp("pictures")
     model = tiny_model("pyramid")
     processor = tiny_processor(model.config)
@@ -29,7 +29,7 @@ def asked(tmp_path_factory):
         ]
     ):
         path = folder / f"{number % 2}.png"
-        picture(path, number % 2)
+        write_image(path, number % 2)
         mentions = " and ".join(f"<region{k + 1}>" for k in range(len(boxes)))
         asks.append(
             Ask(path, f"What about {mentions}?", np.asarray(boxes, dtype=float), choices=choices, id=str(number))
@@ -42,7 +42,7 @@ def by_whole_forward(model, processor, ask: Ask) -> list[float]:
     found = []
     for choice in ask.choices:
         turns = (Turn("user", ask.question), Turn("assistant", choice))
-        inputs = processor(RegionSample(str(ask.picture), turns, ask.boxes_px))
+        inputs = processor(RegionSample(str(ask.image), turns, ask.boxes_px))
         labels = inputs.pop("labels")[0, 1:]
         names = ("input_ids", "attention_mask", "pixel_values", "boxes")
         with torch.no_grad():

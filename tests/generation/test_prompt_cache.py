@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_region_chat import BOXES, QUESTION, picture
+from test_region_chat import BOXES, QUESTION, make_image
 from tiny import tiny_model, tiny_processor, tiny_text_config
 
 from gpt4roi import RegionChat
@@ -24,7 +24,7 @@ def model():
 
 @pytest.fixture
 def prompt_of(model):
-    """Makes prompts about one picture, each with an embedding for every `<bbox>` among its tokens."""
+    """Makes prompts about one image, each with an embedding for every `<bbox>` among its tokens."""
     image = torch.randn(model.config.image_seq_length, 32, generator=torch.Generator().manual_seed(0))
 
     def make(text: list[int | str], regions: list[int] = ()) -> Prompt:
@@ -93,7 +93,7 @@ def test_it_is_kept_up_to_the_first_token_or_region_that_differs(model, prompt_o
     assert list(stream(model, prompt, Decoding(5), never, recall)) == list(stream(model, prompt, Decoding(5), never))
 
 
-def test_another_picture_begins_anew(model, prompt_of):
+def test_another_image_begins_anew(model, prompt_of):
     recall = Recall(model)
     prompt = prompt_of([40, 41])
     list(stream(model, prompt, Decoding(3), never, recall))
@@ -133,7 +133,7 @@ def test_a_chat_without_a_kept_cache_answers_the_same():
     model = tiny_model("pyramid")
     chats = [RegionChat(model, tiny_processor(model.config), keep_cache=keep) for keep in (True, False)]
     for chat in chats:
-        chat.set_image(picture())
+        chat.set_image(make_image())
         chat.ask(QUESTION, BOXES[:1], max_new_tokens=6)
         chat.ask("And <region2>?", BOXES[1:2], max_new_tokens=6)
 

@@ -49,18 +49,18 @@ def test_no_boxes_stay_no_boxes(make):
     assert box_ops.clip(none, (4, 4)).shape == (0, 4)
 
 
-def test_rois_carry_the_index_of_their_picture_and_input_pixels():
+def test_rois_carry_the_index_of_their_image_and_input_pixels():
     boxes = [torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.zeros(0, 4), torch.tensor([[0.25, 0.5, 1.0, 1.0]])]
     rois = box_ops.to_rois(boxes, (100, 200))
     assert rois.tolist() == [[0, 0, 0, 100, 100], [2, 50, 50, 200, 100]]
 
 
-def test_rois_of_boxes_in_half_precision_keep_every_pixel_and_every_picture():
+def test_rois_of_boxes_in_half_precision_keep_every_pixel_and_every_image():
     boxes = [torch.tensor([[0.25, 0.5, 0.75, 300.0]], dtype=torch.float16)] * 2050
     rois = box_ops.to_rois(boxes, (224, 1001))
     assert rois[:, 0].tolist() == list(range(2050))
     assert rois[0, 1:].tolist() == [250.25, 112.0, 750.75, 67200.0]
 
 
-def test_a_batch_without_pictures_gives_no_rois():
+def test_a_batch_without_images_gives_no_rois():
     assert box_ops.to_rois([], (10, 10)).shape == (0, 5)

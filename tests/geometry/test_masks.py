@@ -102,7 +102,7 @@ def test_what_is_no_mask_is_refused_with_its_number_and_place(mask, message):
     assert "mask 2 in train.jsonl#3" in str(caught.value)
 
 
-def test_damaged_compressed_text_never_gives_a_box_beyond_the_picture():
+def test_damaged_compressed_text_never_gives_a_box_beyond_the_image():
     text = coco.encode(np.asfortranarray(blob(3)[0]))["counts"].decode()
     rng = np.random.default_rng(0)
     refused = 0

@@ -18,13 +18,13 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float 
 
 @pytest.fixture(scope="module")
 def seen(narrow, recorded):
-    """What the tower sees of the three pictures."""
-    return narrow.encode_picture(recorded["pixel_values"])
+    """What the tower sees of the three images."""
+    return narrow.encode_image(recorded["pixel_values"])
 
 
 @pytest.fixture(scope="module")
 def pyramid(narrow, seen):
-    """The fused pyramid of the three pictures."""
+    """The fused pyramid of the three images."""
     with torch.no_grad():
         return narrow.region_encoder.fusion(seen[1])
 
@@ -171,7 +171,7 @@ def test_no_box_in_the_batch_gives_the_recorded_loss_and_zero_gradients_for_regi
     narrow.zero_grad()
 
 
-@pytest.mark.parametrize("with_slot", [True, False], ids=["one picture a sample", "pictures of samples that have one"])
+@pytest.mark.parametrize("with_slot", [True, False], ids=["one image a sample", "images of samples that have one"])
 def test_text_alone_beside_a_region_sample_gives_the_recorded_loss(
     narrow, recorded, recorded_cases, facts, boxes, with_slot
 ):

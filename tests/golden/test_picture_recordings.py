@@ -1,4 +1,4 @@
-"""Contract: both picture pipelines give the recorded tensors, augmentation included.
+"""Contract: both image pipelines give the recorded tensors, augmentation included.
 
 The recordings are kept in grey levels: `bilinear` ones are whole numbers and lose nothing; `bicubic` ones are kept in
 1/256 of a level (`.png` and `.fine.png`), so that they are off by 1/512 at most.
@@ -33,9 +33,9 @@ def ends(key):
 @pytest.mark.parametrize("key", FACTS)
 def test_pixel_values_equal_the_recording(key):
     fact = FACTS[key]
-    picture = load_image(str(HERE / "datasets" / "data" / fact["picture"]), fact["pipeline"])
+    image = load_image(str(HERE / "datasets" / "data" / fact["picture"]), fact["pipeline"])
     augmentation = Augmentation(tuple(fact["shift"]), fact["flip"])
-    values = to_pixel_values(picture, fact["pipeline"], 224, CLIP_MEAN, CLIP_STD, augmentation)
+    values = to_pixel_values(image, fact["pipeline"], 224, CLIP_MEAN, CLIP_STD, augmentation)
     levels = (values.numpy() * STD + MEAN) * 255
     bound = 1e-3 if fact["pipeline"] == "bilinear" else 1 / 512 + 1e-3
     np.testing.assert_allclose(levels, recorded_levels(key), rtol=0, atol=bound)

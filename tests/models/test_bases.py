@@ -77,15 +77,15 @@ def folders(tmp_path_factory):
 
 
 def sample():
-    """A picture of noise with two boxes and a question about each."""
-    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    """An image of noise with two boxes and a question about each."""
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     turns = (
         Turn("user", "What is <region1>?"),
         Turn("assistant", "a red fox"),
         Turn("user", "And <region2>?"),
         Turn("assistant", "a hen"),
     )
-    return RegionSample(picture, turns, np.array([[2, 2, 30, 30], [20, 10, 60, 62]]))
+    return RegionSample(image, turns, np.array([[2, 2, 30, 30], [20, 10, 60, 62]]))
 
 
 def take_a_step(model, inputs, modules):

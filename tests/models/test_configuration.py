@@ -97,8 +97,8 @@ def test_the_auto_class_opens_a_saved_model_with_tied_or_free_embeddings(kind, t
 
 def test_gradient_checkpointing_changes_no_gradient(clip_model):
     config = clip_model.config
-    picture = [config.image_start_token_id, *[config.image_token_id] * 16, config.image_end_token_id]
-    ids = torch.tensor([[1, *picture, config.region_token_id, 40, 41]])
+    image = [config.image_start_token_id, *[config.image_token_id] * 16, config.image_end_token_id]
+    ids = torch.tensor([[1, *image, config.region_token_id, 40, 41]])
     inputs = {
         "input_ids": ids,
         "labels": ids,

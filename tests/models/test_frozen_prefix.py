@@ -14,19 +14,19 @@ WORDS = [40, 41, 42, 43, 44, 45]
 
 
 def prompt(model, before, regions, after):
-    """A picture, words, region tokens with a word after each, more words; labels on the words after."""
+    """An image, words, region tokens with a word after each, more words; labels on the words after."""
     config = model.config
-    picture = [
+    image = [
         config.image_start_token_id,
         *[config.image_token_id] * config.image_seq_length,
         config.image_end_token_id,
     ]
-    ids = [1, *picture, *before, *[config.region_token_id, 50] * regions, *after]
+    ids = [1, *image, *before, *[config.region_token_id, 50] * regions, *after]
     return ids, [-100] * (len(ids) - len(after)) + list(after)
 
 
 def batch(model, rows):
-    """Right-padded rows of (words before, regions, words after), with a picture and boxes each."""
+    """Right-padded rows of (words before, regions, words after), with an image and boxes each."""
     built = [prompt(model, *row) for row in rows]
     length = max(len(ids) for ids, _ in built)
     ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)

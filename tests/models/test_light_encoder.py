@@ -14,14 +14,14 @@ BOXES = [torch.tensor([[0.1, 0.1, 0.5, 0.9], [0.3, 0.0, 1.0, 0.4]]), torch.tenso
 @pytest.fixture
 def maps(pyramid_model):
     pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    return pyramid_model.encode_picture(pixels)[1]
+    return pyramid_model.encode_image(pixels)[1]
 
 
 def rms(values: torch.Tensor) -> float:
     return values.detach().float().pow(2).mean().sqrt().item()
 
 
-def test_standardise_measures_each_channel_over_pictures_and_cells():
+def test_standardise_measures_each_channel_over_images_and_cells():
     values = torch.randn(130, 3, 2, 2) * torch.tensor([1.0, 5.0, 0.1]).view(3, 1, 1) + 7
     standardise = Standardise(3)
     standardise.calibrate(values.half())
@@ -60,7 +60,7 @@ def test_content_and_position_start_at_the_scale_of_the_words(pyramid_model, map
         assert rms(pyramid_model.mm_projector(tokens)) == pytest.approx(0.2, rel=1e-3)
 
 
-def test_the_same_box_elsewhere_has_the_same_content_in_a_uniform_picture(pyramid_model):
+def test_the_same_box_elsewhere_has_the_same_content_in_a_uniform_image(pyramid_model):
     flat = [
         torch.ones(1, channels, 64 // stride, 64 // stride)
         for channels, stride in ((24, 4), (32, 8), (48, 16), (64, 32))

@@ -8,7 +8,7 @@ from tiny import tiny_model
 
 from gpt4roi.errors import InputError
 from gpt4roi.models.loss import cross_entropy, next_tokens
-from gpt4roi.models.placeholders import picture_rows, positions, scatter, segment_mask
+from gpt4roi.models.placeholders import image_rows, positions, scatter, segment_mask
 
 NONE = torch.zeros(0, 4)
 ONE = torch.tensor([[0.1, 0.2, 0.6, 0.9]])
@@ -22,35 +22,35 @@ def config():
 
 @pytest.fixture
 def tokens(config):
-    """Writes a sample: P a whole picture, R a region, other letters themselves; padded to 40."""
-    picture = [config.image_start_token_id, *[config.image_token_id] * 16, config.image_end_token_id]
+    """Writes a sample: P a whole image, R a region, other letters themselves; padded to 40."""
+    image = [config.image_start_token_id, *[config.image_token_id] * 16, config.image_end_token_id]
 
     def write(text: str) -> list[int]:
         ids: list[int] = []
         for letter in text:
-            ids += picture if letter == "P" else [config.region_token_id if letter == "R" else ord(letter)]
+            ids += image if letter == "P" else [config.region_token_id if letter == "R" else ord(letter)]
         return ids + [0] * (40 - len(ids))
 
     return lambda *texts: torch.tensor([write(text) for text in texts])
 
 
 def rows(config, ids, boxes, continued=False):
-    return picture_rows(ids, boxes, config, 16, continued)
+    return image_rows(ids, boxes, config, 16, continued)
 
 
-def test_pictures_belong_to_the_samples_that_hold_image_tokens(config, tokens):
+def test_images_belong_to_the_samples_that_hold_image_tokens(config, tokens):
     assert rows(config, tokens("PaR", "bc", "PRR"), [ONE, TWO]) == [0, 1]
 
 
-def test_pictures_of_every_sample_skip_the_text_alone(config, tokens):
+def test_images_of_every_sample_skip_the_text_alone(config, tokens):
     assert rows(config, tokens("PaR", "bc", "PRR"), [ONE, NONE, TWO]) == [0, 2]
 
 
-def test_text_alone_has_no_picture(config, tokens):
+def test_text_alone_has_no_image(config, tokens):
     assert rows(config, tokens("ab", "cd"), []) == []
 
 
-def test_a_cached_picture_has_no_tokens_left(config, tokens):
+def test_a_cached_image_has_no_tokens_left(config, tokens):
     assert rows(config, tokens("aR", "bRR"), [ONE, TWO], continued=True) == [0, 1]
 
 
@@ -60,10 +60,10 @@ def test_a_cached_picture_has_no_tokens_left(config, tokens):
         (["PRR"], [ONE], "sample 0 of the batch: 2 <bbox> tokens but 1 boxes"),
         (["Pa", "PR"], [NONE, TWO], "sample 1 of the batch: 1 <bbox> tokens but 2 boxes"),
         (["aR"], [], "sample 0 of the batch: 1 <bbox> tokens but 0 boxes"),
-        (["P", "P", "a"], [NONE], "2 of 3 samples hold a picture's tokens, but 1 pictures were given"),
-        (["P"], [], "1 of 1 samples hold a picture's tokens, but 0 pictures were given"),
-        (["PP"], [NONE], "sample 0 of the batch: 32 <im_patch> tokens, but a picture has 16"),
-        (["P", "a"], [NONE, ONE], "picture 1 of the batch: 1 boxes, but its sample is text alone"),
+        (["P", "P", "a"], [NONE], "2 of 3 samples hold an image's tokens, but 1 images were given"),
+        (["P"], [], "1 of 1 samples hold an image's tokens, but 0 images were given"),
+        (["PP"], [NONE], "sample 0 of the batch: 32 <im_patch> tokens, but an image has 16"),
+        (["P", "a"], [NONE, ONE], "image 1 of the batch: 1 boxes, but its sample is text alone"),
     ],
 )
 def test_a_mismatch_is_refused_with_both_numbers(config, tokens, texts, boxes, message):
@@ -105,19 +105,19 @@ def test_each_region_s_embedding_stands_at_its_own_token(clip_model, tokens):
     assert torch.equal(embeddings[1], clip_model.get_input_embeddings()(ids[1]))
 
 
-def test_boxes_for_another_number_of_pictures_are_refused(clip_model, tokens):
-    with pytest.raises(InputError, match="1 pictures but boxes for 2"):
+def test_boxes_for_another_number_of_images_are_refused(clip_model, tokens):
+    with pytest.raises(InputError, match="1 images but boxes for 2"):
         clip_model(tokens("PR"), pixel_values=torch.zeros(1, 3, 32, 32), boxes=[ONE, ONE])
 
 
-def test_pictures_of_another_size_are_refused(clip_model, tokens):
+def test_images_of_another_size_are_refused(clip_model, tokens):
     with pytest.raises(InputError, match=r"must be \[K, 3, 32, 32\], got \[1, 3, 64, 64\]"):
         clip_model(tokens("P"), pixel_values=torch.zeros(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize("box", [[0.5, 0.1, 0.2, 0.9], [0.1, 0.1, float("nan"), 0.9], [-3e38, 0.1, 3e38, 0.9]])
 def test_exchanged_corners_no_numbers_and_numbers_that_overflow_are_refused(clip_model, tokens, box):
-    with pytest.raises(InputError, match=r"picture 0 of the batch: box 2 is .* expected finite x1, y1, x2, y2"):
+    with pytest.raises(InputError, match=r"image 0 of the batch: box 2 is .* expected finite x1, y1, x2, y2"):
         clip_model(tokens("PRR"), pixel_values=torch.zeros(1, 3, 32, 32), boxes=[torch.tensor([TWO[1].tolist(), box])])
 
 

@@ -37,7 +37,7 @@ def test_coordinates_are_appended_x_first():
     assert marked[1, 2].tolist() == [[-1, -1, -1], [1, 1, 1]]
 
 
-def test_pictures_without_boxes_do_not_change_the_others(clip_model):
+def test_images_without_boxes_do_not_change_the_others(clip_model):
     pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     box = torch.tensor([[0.1, 0.2, 0.6, 0.9]])
     with torch.no_grad():

@@ -15,7 +15,7 @@ from gpt4roi.models.kernels.interpolation import WORTHWHILE, Stretched, convolve
 from gpt4roi.models.region_encoder import RegionEncoder
 
 CASES = {
-    # sides of the tower's levels, side of the smallest map, channels, boxes of each picture
+    # sides of the tower's levels, side of the smallest map, channels, boxes of each image
     "many boxes": ([4, 4, 4, 4], 4, 64, [9, 0, 12]),
     "one box": ([4, 4, 4, 4], 4, 64, [1]),
     "a narrow encoder": ([2, 2, 2, 2], 2, 16, [3]),

@@ -10,14 +10,14 @@ ROUND_OFF = 2e-5
 
 
 def prompt(model, words: list[int], regions: int) -> list[int]:
-    """A picture, then words between region tokens; no byte of it is an added token."""
+    """An image, then words between region tokens; no byte of it is an added token."""
     config = model.config
-    picture = [
+    image = [
         config.image_start_token_id,
         *[config.image_token_id] * config.image_seq_length,
         config.image_end_token_id,
     ]
-    return [1, *picture, *words, *[config.region_token_id, words[-1]] * regions]
+    return [1, *image, *words, *[config.region_token_id, words[-1]] * regions]
 
 
 def batch(model, side: str) -> dict:
@@ -91,7 +91,7 @@ def test_every_part_but_the_tower_learns(kind, text_type):
 def test_class_and_register_tokens_are_no_cells_of_a_map(kind, dropped):
     model = tiny_model(kind)
     pixels = batch(model, "right")["pixel_values"]
-    tokens, maps = model.encode_picture(pixels)
+    tokens, maps = model.encode_image(pixels)
     states = model.vision_tower.backbone(pixels, output_hidden_states=True).hidden_states
     assert states[-2].shape[1] == 16 + dropped
     assert torch.equal(tokens, states[-2][:, dropped:])
@@ -101,7 +101,7 @@ def test_class_and_register_tokens_are_no_cells_of_a_map(kind, dropped):
 
 def test_a_pyramid_gives_its_own_levels_and_the_cells_of_the_last_one_as_tokens(pyramid_model):
     tower = pyramid_model.vision_tower
-    tokens, maps = pyramid_model.encode_picture(batch(pyramid_model, "right")["pixel_values"])
+    tokens, maps = pyramid_model.encode_image(batch(pyramid_model, "right")["pixel_values"])
     assert [tuple(level.shape) for level in maps] == [(2, 24, 16, 16), (2, 32, 8, 8), (2, 48, 4, 4), (2, 64, 2, 2)]
     assert tower.level_strides == [4, 8, 16, 32]
     assert torch.equal(tokens, maps[-1].flatten(2).transpose(1, 2))
@@ -118,10 +118,10 @@ def test_the_original_s_region_encoder_also_reads_a_native_pyramid():
 
 
 @pytest.mark.parametrize("kind", ["clip", "pyramid"])
-def test_kept_features_of_a_picture_serve_instead_of_it(kind):
+def test_kept_features_of_an_image_serve_instead_of_it(kind):
     model = tiny_model(kind)
     inputs = batch(model, "left")
-    tokens, maps = model.encode_picture(inputs["pixel_values"])
+    tokens, maps = model.encode_image(inputs["pixel_values"])
     rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
     with torch.no_grad():
         expected = model(**inputs).logits
@@ -131,7 +131,7 @@ def test_kept_features_of_a_picture_serve_instead_of_it(kind):
     assert model.generate(**rest, feature_maps=maps, max_new_tokens=4, do_sample=False).tolist() == answers.tolist()
 
 
-def test_beams_of_a_batch_find_the_pictures_and_boxes_of_their_samples(clip_model):
+def test_beams_of_a_batch_find_the_images_and_boxes_of_their_samples(clip_model):
     inputs = batch(clip_model, "left")
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3, "eos_token_id": None}
     together = clip_model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
@@ -153,21 +153,21 @@ def test_a_cache_made_by_hand_continues_at_the_right_positions(clip_model):
     torch.testing.assert_close(last, whole, atol=ROUND_OFF, rtol=0)
 
 
-def test_regions_may_be_asked_about_after_their_picture_is_in_the_cache(clip_model):
+def test_regions_may_be_asked_about_after_their_image_is_in_the_cache(clip_model):
     inputs = alone(batch(clip_model, "left"), 0)
-    picture = clip_model.config.image_seq_length + 3
+    image = clip_model.config.image_seq_length + 3
     with torch.no_grad():
         whole = clip_model(**inputs).logits[:, -1]
-        maps = clip_model.encode_picture(inputs["pixel_values"])[1]
-        cache = clip_model(inputs["input_ids"][:, :picture], feature_maps=maps, use_cache=True).past_key_values
+        maps = clip_model.encode_image(inputs["pixel_values"])[1]
+        cache = clip_model(inputs["input_ids"][:, :image], feature_maps=maps, use_cache=True).past_key_values
         rest = clip_model(
-            inputs["input_ids"][:, picture:], feature_maps=maps, boxes=inputs["boxes"], past_key_values=cache
+            inputs["input_ids"][:, image:], feature_maps=maps, boxes=inputs["boxes"], past_key_values=cache
         ).logits[:, -1]
     torch.testing.assert_close(rest, whole, atol=ROUND_OFF, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["clip", "pyramid"])
-def test_a_model_in_bfloat16_answers_from_float32_pictures_and_boxes(kind):
+def test_a_model_in_bfloat16_answers_from_float32_images_and_boxes(kind):
     exact, model = tiny_model(kind), tiny_model(kind).to(torch.bfloat16)
     inputs = batch(model, "left")
     with torch.no_grad():

@@ -47,7 +47,7 @@ def test_without_independent_turns_there_are_no_segments():
     assert pad_features([encoded(2)], pad_token_id=0).keys() == {"input_ids", "labels", "attention_mask"}
 
 
-def test_pictures_and_boxes_keep_the_order_of_their_samples():
+def test_images_and_boxes_keep_the_order_of_their_samples():
     first = encoded(1, pixel_values=torch.full((3, 2, 2), 1.0), boxes=torch.zeros(2, 4))
     second = encoded(1, pixel_values=torch.full((3, 2, 2), 2.0), boxes=torch.zeros(0, 4))
     batch = pad_features([first, encoded(2), second], pad_token_id=0)

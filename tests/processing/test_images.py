@@ -1,4 +1,4 @@
-"""Pictures: both pipelines, EXIF rotation, augmentation, and files that are no usable picture."""
+"""Images: both pipelines, EXIF rotation, augmentation, and files that are no usable image."""
 
 import struct
 import warnings
@@ -16,7 +16,7 @@ PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def grey_ramp(height, width):
-    """A picture whose grey level is twenty times the column."""
+    """An image whose grey level is twenty times the column."""
     return Image.fromarray(np.tile(np.arange(width, dtype=np.uint8)[None, :, None] * 20, (height, 1, 3)))
 
 
@@ -27,34 +27,34 @@ def test_bilinear_samples_between_pixel_centres():
 
 
 def test_bilinear_takes_only_the_nearest_pixels_when_it_shrinks():
-    picture = np.zeros((8, 8, 3), dtype=np.uint8)
-    picture[:, 0] = 255  # lies outside every pair of pixels that is looked at
-    assert to_pixel_values(Image.fromarray(picture), "bilinear", 2, **PLAIN).max() == 0
-    assert to_pixel_values(Image.fromarray(picture), "bicubic", 2, **PLAIN).max() > 0.1
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    image[:, 0] = 255  # lies outside every pair of pixels that is looked at
+    assert to_pixel_values(Image.fromarray(image), "bilinear", 2, **PLAIN).max() == 0
+    assert to_pixel_values(Image.fromarray(image), "bicubic", 2, **PLAIN).max() > 0.1
 
 
-def test_bicubic_of_the_right_size_leaves_the_picture_as_it_is():
+def test_bicubic_of_the_right_size_leaves_the_image_as_it_is():
     values = to_pixel_values(grey_ramp(4, 4), "bicubic", 4, **PLAIN)[0, 0] * 255
     np.testing.assert_allclose(values, [0, 20, 40, 60], atol=1e-4)
 
 
 def test_pixel_values_are_normalised_per_channel():
-    picture = Image.new("RGB", (3, 5), (255, 0, 51))
-    values = to_pixel_values(picture, "bilinear", 2, mean=(0.5, 0.25, 0.1), std=(0.5, 0.25, 0.1))
+    image = Image.new("RGB", (3, 5), (255, 0, 51))
+    values = to_pixel_values(image, "bilinear", 2, mean=(0.5, 0.25, 0.1), std=(0.5, 0.25, 0.1))
     np.testing.assert_allclose(values[:, 0, 0], [1, -1, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("pipeline", ["bilinear", "bicubic"])
 def test_uncovered_pixels_of_a_shift_are_black_before_normalisation(pipeline):
-    picture = Image.new("RGB", (8, 8), (255, 255, 255))
-    values = to_pixel_values(picture, pipeline, 8, (0.5,) * 3, (0.5,) * 3, Augmentation(shift=(3, -2)))
+    image = Image.new("RGB", (8, 8), (255, 255, 255))
+    values = to_pixel_values(image, pipeline, 8, (0.5,) * 3, (0.5,) * 3, Augmentation(shift=(3, -2)))
     assert (values[:, :6, 3:] == 1).all()
     assert (values[:, 6:] == -1).all() and (values[:, :, :3] == -1).all()
 
 
-def test_a_shift_beyond_the_picture_leaves_it_black():
-    picture = Image.new("RGB", (8, 8), (255, 255, 255))
-    assert to_pixel_values(picture, "bilinear", 8, **PLAIN, augmentation=Augmentation(shift=(-9, 0))).max() == 0
+def test_a_shift_beyond_the_image_leaves_it_black():
+    image = Image.new("RGB", (8, 8), (255, 255, 255))
+    assert to_pixel_values(image, "bilinear", 8, **PLAIN, augmentation=Augmentation(shift=(-9, 0))).max() == 0
 
 
 def test_boxes_are_scaled_per_axis_shifted_then_flipped():
@@ -63,13 +63,13 @@ def test_boxes_are_scaled_per_axis_shifted_then_flipped():
     np.testing.assert_allclose(moved, [[70, 0, 150, 70]])
 
 
-def test_a_picture_taken_sideways_is_turned_only_in_the_bilinear_pipeline(tmp_path):
-    picture = np.zeros((20, 40, 3), dtype=np.uint8)
-    picture[:, :20] = 255
+def test_an_image_taken_sideways_is_turned_only_in_the_bilinear_pipeline(tmp_path):
+    image = np.zeros((20, 40, 3), dtype=np.uint8)
+    image[:, :20] = 255
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned a quarter clockwise
     path = tmp_path / "sideways.jpg"
-    Image.fromarray(picture).save(path, exif=exif, quality=100)
+    Image.fromarray(image).save(path, exif=exif, quality=100)
     shown, stored = load_image(path, "bilinear"), load_image(path, "bicubic")
     assert (shown.size, stored.size) == ((20, 40), (40, 20))
     assert np.asarray(shown)[:19].min() > 200 and np.asarray(shown)[21:].max() < 50
@@ -80,8 +80,8 @@ def test_a_picture_taken_sideways_is_turned_only_in_the_bilinear_pipeline(tmp_pa
 @pytest.mark.parametrize(
     ("mode", "expected"), [("L", 77), ("RGBA", 77), ("P", 77), ("LA", 77), ("I;16", 77), ("CMYK", 77)]
 )
-def test_pictures_of_every_mode_open_as_rgb(mode, expected, tmp_path):
-    path = tmp_path / ("picture.tiff" if mode == "CMYK" else "picture.png")
+def test_images_of_every_mode_open_as_rgb(mode, expected, tmp_path):
+    path = tmp_path / ("image.tiff" if mode == "CMYK" else "image.png")
     if mode == "I;16":
         Image.fromarray(np.full((4, 4), 77 * 256 + 3, dtype=np.uint16)).save(path)
     else:
@@ -112,7 +112,7 @@ def test_greys_of_more_than_eight_bits_keep_their_brightness(name, dtype, value,
     assert load_image(save_grey(tmp_path / name, dtype, value)).getpixel((1, 1)) == (expected,) * 3
 
 
-def test_jpegs_in_cmyk_and_pictures_with_a_palette_keep_their_colours(tmp_path):
+def test_jpegs_in_cmyk_and_images_with_a_palette_keep_their_colours(tmp_path):
     orange = Image.new("RGB", (16, 16), (230, 120, 20))
     orange.convert("CMYK").save(tmp_path / "print.jpg", quality=100)
     orange.quantize(8).save(tmp_path / "palette.png")
@@ -125,21 +125,21 @@ def test_jpegs_in_cmyk_and_pictures_with_a_palette_keep_their_colours(tmp_path):
 
 @pytest.mark.parametrize("pipeline", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 150), (30_000, 160), (160, 30_000)])
-def test_pictures_of_one_pixel_and_of_thirty_thousand_are_loaded(size, pipeline, tmp_path):
+def test_images_of_one_pixel_and_of_thirty_thousand_are_loaded(size, pipeline, tmp_path):
     Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "odd.png")
-    picture = load_image(tmp_path / "odd.png", pipeline)
-    assert picture.size == size
-    values = to_pixel_values(picture, pipeline, 8, **PLAIN) * 255
+    image = load_image(tmp_path / "odd.png", pipeline)
+    assert image.size == size
+    values = to_pixel_values(image, pipeline, 8, **PLAIN) * 255
     np.testing.assert_allclose(values[:, 4, 4], (10, 200, 30), atol=1)
 
 
 def test_damaged_files_of_every_kind_are_loaded_or_refused_in_one_line(tmp_path):
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))
     refused = 0
     for kind in ("jpg", "png", "gif", "bmp", "tif", "webp"):
         path = tmp_path / f"damaged.{kind}"
-        picture.save(path)
+        image.save(path)
         whole = path.read_bytes()
         for number in range(50):
             broken = bytearray(whole)
@@ -175,9 +175,9 @@ def whole_jpeg(tmp_path):
 
 
 BROKEN = {
-    "an empty file": (lambda tmp: b"", "is not a picture file that can be read"),
-    "a text file": (lambda tmp: b"once upon a time", "is not a picture file that can be read"),
-    "half a picture": (lambda tmp: whole_jpeg(tmp)[:2000], "cannot be decoded"),
+    "an empty file": (lambda tmp: b"", "is not an image file that can be read"),
+    "a text file": (lambda tmp: b"once upon a time", "is not an image file that can be read"),
+    "half an image": (lambda tmp: whole_jpeg(tmp)[:2000], "cannot be decoded"),
     "a bomb": (lambda tmp: png_header(60000, 60000), "is too large to open"),
     "a ribbon": (lambda tmp: png_header(60000, 2), "its sides may differ 200 times at most"),
     "a header alone": (lambda tmp: png_header(20, 20), "cannot be decoded"),
@@ -185,7 +185,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_file_that_is_no_usable_picture_is_refused_by_name(name, tmp_path):
+def test_a_file_that_is_no_usable_image_is_refused_by_name(name, tmp_path):
     content, message = BROKEN[name]
     path = tmp_path / "broken.jpg"
     path.write_bytes(content(tmp_path))
@@ -204,8 +204,8 @@ def test_a_folder_or_a_missing_file_is_refused(tmp_path):
         load_image(tmp_path / "gone.png")
 
 
-def test_what_is_no_picture_at_all_is_refused():
-    with pytest.raises(InputError, match="must be a path, a PIL picture or a uint8 array, got int"):
+def test_what_is_no_image_at_all_is_refused():
+    with pytest.raises(InputError, match="must be a path, a PIL image or a uint8 array, got int"):
         load_image(7)
     with pytest.raises(InputError, match=r"must be uint8 \[H, W, 3\], got float32 \[2, 2, 3\]"):
         load_image(np.zeros((2, 2, 3), dtype=np.float32))

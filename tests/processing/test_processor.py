@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from text_samples import NORMALISED, PATCHES, PICTURE, QUESTIONS, bytes_tokenizer, make, sample, text_of
+from text_samples import IMAGE, NORMALISED, PATCHES, QUESTIONS, bytes_tokenizer, make, sample, text_of
 from transformers import AutoProcessor
 
 from gpt4roi.constants import IGNORE_INDEX
@@ -19,7 +19,7 @@ def learnt(processor, encoded):
     return text_of(processor, encoded["labels"][encoded["labels"] != IGNORE_INDEX])
 
 
-def test_the_picture_is_shown_before_the_first_question_where_no_turn_shows_it():
+def test_the_image_is_shown_before_the_first_question_where_no_turn_shows_it():
     processor = make("chat")
     text = text_of(processor, processor.encode(sample(*QUESTIONS[:2]))["input_ids"])
     assert text == (
@@ -149,13 +149,13 @@ def test_an_answer_too_long_by_itself_loses_its_end_only():
     assert (encoded["n_dropped_turns"], encoded["n_cut_answers"]) == (0, 1)
 
 
-def test_a_sample_without_a_picture_is_text_alone():
+def test_a_sample_without_an_image_is_text_alone():
     encoded = make().encode(sample("Hello.", "Hi.", image=None))
     assert "pixel_values" not in encoded and "boxes" not in encoded
     assert "labels" in encoded
 
 
-def test_a_batch_holds_pixels_and_boxes_of_the_samples_with_a_picture():
+def test_a_batch_holds_pixels_and_boxes_of_the_samples_with_an_image():
     batch = make()([sample("Hi.", "Ho.", image=None), sample(*QUESTIONS[:2]), sample("Hi.", "Ho.")])
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     assert [len(boxes) for boxes in batch["boxes"]] == [1, 0]
@@ -170,7 +170,7 @@ def test_prompts_that_ask_are_padded_on_the_left():
     assert "labels" not in batch
 
 
-def test_text_is_encoded_alike_without_opening_the_picture():
+def test_text_is_encoded_alike_without_opening_the_image():
     processor = make()
     opened = processor.encode(sample(*QUESTIONS))
     unseen = processor.encode_text(sample(*QUESTIONS, image="nowhere.png"), image_size=(40, 80))
@@ -179,12 +179,12 @@ def test_text_is_encoded_alike_without_opening_the_picture():
         assert torch.equal(opened[key], unseen[key])
 
 
-def test_boxes_in_fractions_need_no_picture_size():
+def test_boxes_in_fractions_need_no_image_size():
     fractions = sample(*QUESTIONS[:2], image="nowhere.png", boxes=NORMALISED, box_frame="unit")
     np.testing.assert_allclose(make().encode_text(fractions)["boxes"], [NORMALISED[1]], atol=1e-7)
 
 
-def test_boxes_beyond_the_picture_are_clipped_only_where_bilinear():
+def test_boxes_beyond_the_image_are_clipped_only_where_bilinear():
     beyond = [[-8, 4, 88, 20]]
     free = make().encode(sample("<bbox>", "x", boxes=beyond, picture_pipeline="bicubic"))["boxes"]
     clipped = make().encode(sample("<bbox>", "x", boxes=beyond, picture_pipeline="bilinear"))["boxes"]
@@ -194,11 +194,11 @@ def test_boxes_beyond_the_picture_are_clipped_only_where_bilinear():
 
 @pytest.mark.parametrize("pipeline", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_boxes_move_with_the_picture(pipeline, flip):
-    picture = np.zeros((64, 64, 3), dtype=np.uint8)
-    picture[16:32, 8:24] = 255
+def test_boxes_move_with_the_image(pipeline, flip):
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    image[16:32, 8:24] = 255
     augmented = sample(
-        "<bbox>", "x", image=picture, boxes=[[8, 16, 24, 32]], picture_pipeline=pipeline,
+        "<bbox>", "x", image=image, boxes=[[8, 16, 24, 32]], picture_pipeline=pipeline,
         augmentation=Augmentation((5, -3), flip),
     )  # fmt: skip
     encoded = make(image_size=64, image_mean=(0, 0, 0), image_std=(1, 1, 1)).encode(augmented)
@@ -252,11 +252,11 @@ def test_added_tokens_keep_their_ids_when_added_again():
     assert tokenizer.convert_tokens_to_ids("<bbox>") == 259
 
 
-def test_pictures_open_as_rgb_of_the_users_size(tmp_path):
-    Image.fromarray(PICTURE).convert("L").save(tmp_path / "grey.png")
-    picture = make().load_image(tmp_path / "grey.png")
-    assert (picture.size, picture.mode) == ((80, 40), "RGB")
-    assert make().pixel_values(picture).shape == (3, 32, 32)
+def test_images_open_as_rgb_of_the_users_size(tmp_path):
+    Image.fromarray(IMAGE).convert("L").save(tmp_path / "grey.png")
+    image = make().load_image(tmp_path / "grey.png")
+    assert (image.size, image.mode) == ((80, 40), "RGB")
+    assert make().pixel_values(image).shape == (3, 32, 32)
 
 
 def test_truncation_switched_on_in_the_tokenizer_does_not_reach_the_processor():
@@ -273,5 +273,5 @@ def test_an_encoded_sample_is_written_in_passages_with_what_is_learnt(pyramid_pr
     encoded = pyramid_processor.encode_text(RegionSample("a.png", turns, np.ones((1, 4))), image_size=(8, 8))
     passages = pyramid_processor.passages(encoded["input_ids"], encoded["labels"])
     assert [text for text, learnt in passages if learnt] == ["a cat<|end|>"]
-    assert [text for text, _ in passages][1] == f"[{pyramid_processor.image_seq_length} picture tokens]"
+    assert [text for text, _ in passages][1] == f"[{pyramid_processor.image_seq_length} image tokens]"
     assert "What is region1 <bbox>?" in passages[2][0]

@@ -18,27 +18,27 @@ REFUSED = {
     "an empty answer": (("Hi.", " "), {}, "turn 1 (assistant) is empty in d.json#7"),
     "an empty question": (("", "x"), {}, "turn 0 (user) is empty in d.json#7"),
     "no answer": (("Hi.",), {}, "there is no answer to learn from in d.json#7"),
-    "two pictures": (("<image> <image>", "x"), {}, "2 <image> in the text but 1 picture in d.json#7"),
-    "a picture that is not there": (
+    "two images": (("<image> <image>", "x"), {}, "2 <image> in the text but 1 image in d.json#7"),
+    "an image that is not there": (
         ("<image>", "x"),
         {"image": None},
-        "1 <image> in the text but 0 picture in d.json#7",
+        "1 <image> in the text but 0 image in d.json#7",
     ),
-    "a region without a picture": (("<region1>", "x"), {"image": None}, "<region1> but 0 boxes in d.json#7"),
+    "a region without an image": (("<region1>", "x"), {"image": None}, "<region1> but 0 boxes in d.json#7"),
     "a reserved token": (("a <im_patch> b", "x"), {}, "turn 0 holds <im_patch> in d.json#7; write <image>"),
     "exchanged corners": (
         ("<bbox>", "x"),
         {"boxes": [[40, 4, 8, 20]]},
         "box 1 is [40.0, 4.0, 8.0, 20.0] in d.json#7; expected x1 <= x2 and y1 <= y2",
     ),
-    "a missing file": (("Hi.", "x"), {"image": "no/such.png"}, "picture 'no/such.png' not found in d.json#7"),
+    "a missing file": (("Hi.", "x"), {"image": "no/such.png"}, "image 'no/such.png' not found in d.json#7"),
     "an array of floats": (
         ("Hi.", "x"),
         {"image": np.zeros((4, 4, 3))},
         "must be uint8 [H, W, 3], got float64 [4, 4, 3]",
     ),
     "independent turns out of step": (("a", "b", "c"), {"independent_turns": True}, "must be pairs of a question and"),
-    "a picture in a later independent turn": (
+    "an image in a later independent turn": (
         ("a", "b", "See <image>", "c"),
         {"independent_turns": True},
         "may show <image> only on a line of its own, at the very start in d.json#7",
@@ -75,8 +75,8 @@ def test_asking_needs_a_question_at_the_end():
     )
 
 
-def test_pixel_boxes_without_a_picture_size_are_refused():
-    with pytest.raises(InputError, match=r"boxes in pixels need the picture's size in d\.json#7"):
+def test_pixel_boxes_without_an_image_size_are_refused():
+    with pytest.raises(InputError, match=r"boxes in pixels need the image's size in d\.json#7"):
         make().encode_text(sample(*QUESTIONS))
 
 

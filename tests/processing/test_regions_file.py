@@ -1,4 +1,4 @@
-"""Files of regions of one picture."""
+"""Files of regions of one image."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ COCO = {
 }
 
 
-def read(tmp_path, content, picture="p.png"):
+def read(tmp_path, content, image="p.png"):
     path = tmp_path / "regions.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return read_regions(path, picture)
+    return read_regions(path, image)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_masks_stay_masks(tmp_path):
         ([{"label": "a"}], "#0: expected an object with box, bbox or segmentation; got label"),
         ([{"bbox": [1, 2, 3]}], "#0: expected bbox as x, y, width, height"),
         ([{"bbox": "1234"}], "#0: expected bbox"),
-        ({**COCO, "images": COCO["images"][1:] * 2}, "0 of its 2 pictures are called 'p.png', expected one"),
+        ({**COCO, "images": COCO["images"][1:] * 2}, "0 of its 2 images are called 'p.png', expected one"),
     ],
     ids=str,
 )
@@ -70,13 +70,13 @@ def test_other_content_is_told_with_its_place(tmp_path, content, message):
         read(tmp_path, content)
 
 
-def test_regions_of_several_pictures_are_not_taken_for_those_of_one(tmp_path):
+def test_regions_of_several_images_are_not_taken_for_those_of_one(tmp_path):
     path = tmp_path / "detections.json"
     detections = [{"image_id": image, "bbox": [1, 2, 3, 4], "score": 0.9} for image in (7, 7, 8)]
     path.write_text(json.dumps(detections[:2]))
     assert len(read_regions(path)) == 2
     path.write_text(json.dumps(detections))
-    with pytest.raises(InputError, match="are on 2 pictures, by image_id; expected those of one"):
+    with pytest.raises(InputError, match="are on 2 images, by image_id; expected those of one"):
         read_regions(path)
 
 

@@ -151,7 +151,7 @@ def test_references_that_do_not_fit_the_boxes_are_refused(texts, boxes, message)
     assert message in str(caught.value)
 
 
-def test_what_a_model_says_brings_no_box_and_no_picture_into_later_prompts():
+def test_what_a_model_says_brings_no_box_and_no_image_into_later_prompts():
     said = "like <region7> in <image>, a <bbox> of 2 < 3"
 
     assert as_plain_text(said) == "like region7 in image, a bbox of 2 < 3"

@@ -1,4 +1,4 @@
-"""Pictures, boxes and questions as people give them."""
+"""Images, boxes and questions as people give them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpt4roi.processing.user_input import (
     clean_question,
     mentioned_regions,
     one_region_question,
-    open_picture,
+    open_image,
 )
 
 SIZE = (64, 96)
@@ -49,7 +49,7 @@ def mask() -> np.ndarray:
     return inside
 
 
-def test_every_form_of_a_picture_gives_the_same_pixels(tmp_path):
+def test_every_form_of_an_image_gives_the_same_pixels(tmp_path):
     (tmp_path / "p.png").write_bytes(png())
     forms = [
         tmp_path / "p.png",
@@ -62,36 +62,36 @@ def test_every_form_of_a_picture_gives_the_same_pixels(tmp_path):
         Image.fromarray(PIXELS),
     ]
 
-    assert all(np.array_equal(open_picture(form), PIXELS) for form in forms)
+    assert all(np.array_equal(open_image(form), PIXELS) for form in forms)
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("data:image/png,abc", "expected a picture as data:image/png;base64,"),
+        ("data:image/png,abc", "expected an image as data:image/png;base64,"),
         ("data:image/png;base64,@@@", "what follows the comma is not base64"),
-        (data_url(b"no picture"), "the 10 bytes of the data URL are not a picture file"),
-        (b"", "the 0 bytes given are not a picture file"),
+        (data_url(b"no image"), "the 8 bytes of the data URL are not an image file"),
+        (b"", "the 0 bytes given are not an image file"),
         (png()[:60], "cannot be decoded"),
-        (png()[:33] + swollen_text() + png()[33:], "bytes given are not a picture file"),
-        ("", "the picture's path is empty"),
+        (png()[:33] + swollen_text() + png()[33:], "bytes given are not an image file"),
+        ("", "the image's path is empty"),
         ("a\0b", "is no path"),
-        ("https://example.org/p.png", "addresses are not fetched; download the picture"),
+        ("https://example.org/p.png", "addresses are not fetched; download the image"),
         (np.zeros((4, 4, 2), dtype=np.uint8), "must have 3 channels"),
-        (np.zeros((0, 4, 3), dtype=np.uint8), "a picture array must be uint8"),
-        (None, "a picture must be a path"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), "an image array must be uint8"),
+        (None, "an image must be a path"),
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_is_no_picture_is_refused_in_one_line(image, message):
+def test_what_is_no_image_is_refused_in_one_line(image, message):
     with pytest.raises(InputError, match=message) as caught:
-        open_picture(image)
+        open_image(image)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_a_name_that_is_too_long_for_a_file_is_no_picture():
+def test_a_name_that_is_too_long_for_a_file_is_no_image():
     with pytest.raises(InputError, match="File name too long"):
-        open_picture("a" * 300)
+        open_image("a" * 300)
 
 
 class OnAnotherDevice:
@@ -162,7 +162,7 @@ def test_a_stack_of_masks_is_a_list_of_masks_told_in_one_line(caplog):
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [
-        ([[1, 2, 30, 40]] * 10_000, "10000 boxes for one picture, expected 1000 at most"),
+        ([[1, 2, 30, 40]] * 10_000, "10000 boxes for one image, expected 1000 at most"),
         ([1, 2, 30, 40], r"got one box 1,2,30,40; write \[\[x1, y1, x2, y2\]\]"),
         ("1,2,30,40", "expected a list of boxes"),
         ({"boxes": []}, "expected a list of boxes"),
@@ -171,11 +171,11 @@ def test_a_stack_of_masks_is_a_list_of_masks_told_in_one_line(caplog):
         ([[1, 2, 30, 10**400]], "box 1: expected four numbers"),
         ([[float("inf"), 2, 30, 40]], "box 1: expected finite numbers"),
         ([np.zeros(SIZE)], "the mask is empty: no pixel lies inside of region 1"),
-        ([mask()[:, :90]], "the mask of region 1 is 90x64 but the picture is 96x64"),
-        ([Image.fromarray(mask()[:, :90])], "the mask of region 1 is 90x64 but the picture is 96x64"),
+        ([mask()[:, :90]], "the mask of region 1 is 90x64 but the image is 96x64"),
+        ([Image.fromarray(mask()[:, :90])], "the mask of region 1 is 90x64 but the image is 96x64"),
         ([{"size": [64, 96], "counts": [3]}], "counts sum to 3"),
         ([[[10, 20, 30, 20]]], "a polygon needs three corners or more"),
-        ([[[100, 20, 130, 20, 130, 40]]], r"box 1 \(100,20,130,40\): reaches outside the picture"),
+        ([[[100, 20, 130, 20, 130, 40]]], r"box 1 \(100,20,130,40\): reaches outside the image"),
     ],
     ids=lambda value: str(value)[:24],
 )

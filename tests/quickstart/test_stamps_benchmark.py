@@ -107,7 +107,7 @@ class Seer:
         if ask.blank:
             return "nothing"
         boxes = ask.boxes_px.tolist()
-        captions = [self.shown[str(ask.picture), tuple(box)] for box in boxes]
+        captions = [self.shown[str(ask.image), tuple(box)] for box in boxes]
         task = next(t for t, words in questions.WORDING.items() if ask.question.startswith(words.split("{")[0]))
         if task == "left" and "above" in ask.question:
             task = "above"
@@ -115,15 +115,15 @@ class Seer:
 
 
 class Reader(Seer):
-    """Never looks at a box: remembers what each region of each picture was."""
+    """Never looks at a box: remembers what each region of each image was."""
 
     def __init__(self, data) -> None:
         self.remembered = {
-            (item.ask.picture, item.ask.question): item.truth for item in load_items(data) if not item.control
+            (item.ask.image, item.ask.question): item.truth for item in load_items(data) if not item.control
         }
 
     def answer(self, ask: Ask) -> str:
-        return self.remembered[ask.picture, ask.question]
+        return self.remembered[ask.image, ask.question]
 
 
 def test_a_perfect_model_is_right_everywhere_and_the_controls_agree(data, tmp_path):
@@ -236,10 +236,10 @@ def test_a_model_answers_as_one_question_at_a_time(data):
 def test_blank_regions_all_look_the_same(data):
     model = tiny_model("pyramid")
     answerer = ModelAnswerer(model, tiny_processor(model.config), max_new_tokens=6)
-    picture, boxes = load_items(data)[0].ask.picture, load_items(data)[0].ask.boxes_px
+    image, boxes = load_items(data)[0].ask.image, load_items(data)[0].ask.boxes_px
 
     def ask(blank):
-        return answerer([Ask(picture, "What is <region1>?", boxes[[row, 1, 2]], blank) for row in range(3)])
+        return answerer([Ask(image, "What is <region1>?", boxes[[row, 1, 2]], blank) for row in range(3)])
 
     assert len(set(ask(blank=True))) == 1
 

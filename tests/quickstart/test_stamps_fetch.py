@@ -99,7 +99,7 @@ def tar_of(members):
     return buffer
 
 
-def test_unpacking_keeps_pictures_and_captions_below_the_named_folder(tmp_path):
+def test_unpacking_keeps_images_and_captions_below_the_named_folder(tmp_path):
     stream = tar_of({"./usr/s/a/owl.png": b"p", "./usr/s/a/owl.txt": b"t", "./usr/s/a/owl.ogg": b"o", "./x.png": b"x"})
     assert fetch.unpack_tar(stream, tmp_path / "p.deb", tmp_path / "out", "usr/s", (".png", ".txt")) == 2
     files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())

@@ -34,10 +34,10 @@ def test_a_description_becomes_a_short_noun_phrase_or_is_left_out(line, caption)
 
 
 def cutout(width, height, opaque):
-    """Draws a transparent picture with one opaque rectangle, given as (x1, y1, x2, y2)."""
-    picture = Image.new("RGBA", (width, height), (200, 30, 30, 0))
-    picture.paste((200, 30, 30, 255), opaque)
-    return picture
+    """Draws a transparent image with one opaque rectangle, given as (x1, y1, x2, y2)."""
+    image = Image.new("RGBA", (width, height), (200, 30, 30, 0))
+    image.paste((200, 30, 30, 255), opaque)
+    return image
 
 
 def test_a_stamp_is_cropped_to_its_opaque_part_and_kept_no_larger_than_needed():
@@ -46,14 +46,14 @@ def test_a_stamp_is_cropped_to_its_opaque_part_and_kept_no_larger_than_needed():
     assert np.asarray(cropped.getchannel("A")).min() == 255
 
 
-def test_a_picture_that_shows_nothing_has_no_crop():
+def test_an_image_that_shows_nothing_has_no_crop():
     assert library.crop_to_opaque(Image.new("RGBA", (50, 50))) is None
 
 
-def write_stamp(folder, name, caption, picture):
+def write_stamp(folder, name, caption, image):
     path = folder / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
     path.with_suffix(".txt").write_text(f"{caption}\nfr=.un objet\n", encoding="utf-8")
 
 
@@ -72,7 +72,7 @@ def test_stamps_that_are_small_thin_faint_symbols_or_unnamed_are_left_out(tmp_pa
     write_stamp(tmp_path, "animals/faint", "A faint one.", faint)
     stamps = library.load_stamps(tmp_path)
     assert [stamp.caption for stamp in stamps] == [f"a beast {number}" for number in range(50)]
-    assert (stamps[0].name, stamps[0].kind, stamps[0].picture.size) == ("animals/a00", "animals", (60, 50))
+    assert (stamps[0].name, stamps[0].kind, stamps[0].image.size) == ("animals/a00", "animals", (60, 50))
 
 
 def test_a_folder_without_stamps_is_refused(tmp_path):
@@ -95,10 +95,10 @@ def test_drawn_shapes_have_ninety_captions_and_fill_their_crops():
     assert stamps[0].caption == "a red circle"
     assert "an orange star" in {stamp.caption for stamp in stamps}
     for stamp in stamps:
-        alpha = np.asarray(stamp.picture.getchannel("A")) > library.ALPHA_THRESHOLD
+        alpha = np.asarray(stamp.image.getchannel("A")) > library.ALPHA_THRESHOLD
         assert alpha.any(axis=1)[[0, -1]].all() and alpha.any(axis=0)[[0, -1]].all()
 
 
 def test_a_drawn_background_depends_on_its_name_alone():
     first, second = shapes.draw_backgrounds(("rocket", "brick")), shapes.draw_backgrounds(("brick",))
-    assert first[1].picture.tobytes() == second[0].picture.tobytes() != first[0].picture.tobytes()
+    assert first[1].image.tobytes() == second[0].image.tobytes() != first[0].image.tobytes()

@@ -9,7 +9,7 @@ from PIL import Image
 from gpt4roi.errors import InputError
 from quickstart import questions
 from quickstart.make import make_stamps
-from quickstart.scenes import write_pictures
+from quickstart.scenes import write_images
 from quickstart.splits import StampArguments
 
 SMALL = StampArguments(
@@ -45,7 +45,7 @@ def test_every_answer_follows_from_the_boxes_and_captions_of_its_line(made):
     assert asked > 150
 
 
-def test_a_line_has_the_keys_of_the_unified_format_and_its_picture_the_named_size(made):
+def test_a_line_has_the_keys_of_the_unified_format_and_its_image_the_named_size(made):
     out, _ = made
     record = records(out, "test")[0]
     assert record["independent"] is True
@@ -108,18 +108,18 @@ def test_an_interrupted_run_goes_on_with_the_splits_that_are_missing(tmp_path):
     assert changed_at(tmp_path / "images" / "train" / "000000.png") == untouched
 
 
-def test_a_picture_that_a_kill_tore_while_missing_ones_were_made_again_does_not_stay(tmp_path, monkeypatch):
+def test_an_image_that_a_kill_tore_while_missing_ones_were_made_again_does_not_stay(tmp_path, monkeypatch):
     manifest = make_stamps(tmp_path, SMALL)
     (tmp_path / "images" / "val" / "000001.png").unlink()
 
     def killed_at_the_last(scenes, stamps, photographs, folder, workers=1):
-        yield from write_pictures(scenes, stamps, photographs, folder)
+        yield from write_images(scenes, stamps, photographs, folder)
         last = folder / f"{len(scenes) - 1:06d}.png"
         last.write_bytes(last.read_bytes()[:100])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("quickstart.scenes.write_pictures", killed_at_the_last)
+        patch.setattr("quickstart.scenes.write_images", killed_at_the_last)
         with pytest.raises(KeyboardInterrupt):
             make_stamps(tmp_path, SMALL)
     assert make_stamps(tmp_path, SMALL) == manifest

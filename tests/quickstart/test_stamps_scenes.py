@@ -82,7 +82,7 @@ def test_a_scene_is_the_same_for_the_same_seed_and_another_for_another():
 
 
 def test_a_small_file_is_not_enlarged_beyond_twice_its_size():
-    small = library.Stamp("s", "s", "a small thing", STAMPS[0].picture.resize((40, 40)))
+    small = library.Stamp("s", "s", "a small thing", STAMPS[0].image.resize((40, 40)))
     stamps = [small, *STAMPS[1:5]]
     for seed in range(40):
         scene = lay_out(seed, stamps=stamps)
@@ -91,9 +91,9 @@ def test_a_small_file_is_not_enlarged_beyond_twice_its_size():
                 assert placed.box[2] - placed.box[0] <= 80
 
 
-def test_two_processes_write_the_same_pictures_as_one(tmp_path):
+def test_two_processes_write_the_same_images_as_one(tmp_path):
     laid = [lay_out(seed) for seed in range(20)]
-    assert list(scenes.write_pictures(laid, STAMPS, BACKGROUNDS, tmp_path / "one")) == list(range(20))
-    assert list(scenes.write_pictures(laid, STAMPS, BACKGROUNDS, tmp_path / "two", workers=2)) == list(range(20))
+    assert list(scenes.write_images(laid, STAMPS, BACKGROUNDS, tmp_path / "one")) == list(range(20))
+    assert list(scenes.write_images(laid, STAMPS, BACKGROUNDS, tmp_path / "two", workers=2)) == list(range(20))
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()

@@ -1,4 +1,4 @@
-"""Numbered boxes on a picture."""
+"""Numbered boxes on an image."""
 
 from PIL import Image
 
@@ -9,18 +9,18 @@ def rgb(color: str) -> tuple[int, ...]:
     return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
 
 
-def test_each_box_is_outlined_in_its_own_colour_and_the_picture_itself_stays_as_it_was():
-    picture = Image.new("RGB", (200, 160), "white")
+def test_each_box_is_outlined_in_its_own_colour_and_the_image_itself_stays_as_it_was():
+    image = Image.new("RGB", (200, 160), "white")
 
-    drawn = draw_boxes(picture, [[10, 10, 60, 60], [100, 40, 180, 140]])
+    drawn = draw_boxes(image, [[10, 10, 60, 60], [100, 40, 180, 140]])
 
     assert drawn.getpixel((35, 60)) == rgb(region_color(0))
     assert drawn.getpixel((140, 140)) == rgb(region_color(1))
     assert drawn.getpixel((140, 90)) == (255, 255, 255)
-    assert picture.getcolors() == [(200 * 160, (255, 255, 255))]
+    assert image.getcolors() == [(200 * 160, (255, 255, 255))]
 
 
-def test_the_number_of_a_box_at_the_border_stays_inside_the_picture():
+def test_the_number_of_a_box_at_the_border_stays_inside_the_image():
     drawn = draw_boxes(Image.new("RGB", (120, 120), "white"), [[118, 118, 120, 120]])
 
     plate = [x for x in range(120) if drawn.getpixel((x, 114)) == rgb(region_color(0))]
@@ -28,7 +28,7 @@ def test_the_number_of_a_box_at_the_border_stays_inside_the_picture():
     assert min(plate) < 115
 
 
-def test_pictures_of_any_mode_can_be_drawn_on():
+def test_images_of_any_mode_can_be_drawn_on():
     for mode in ("L", "RGBA", "P", "1"):
         assert draw_boxes(Image.new(mode, (64, 64)), [[4, 4, 40, 40]]).mode == "RGB"
 

@@ -9,14 +9,14 @@ from PIL import Image
 from gpt4roi.report.report import Answer, Bin, GalleryItem, Interval, Report, Share, Tag
 
 
-def picture(color: str = "navy", size: tuple[int, int] = (64, 48)) -> Image.Image:
+def image(color: str = "navy", size: tuple[int, int] = (64, 48)) -> Image.Image:
     return Image.new("RGB", size, color)
 
 
 def test_the_page_refers_to_nothing_outside_itself(tmp_path):
     answers = [Answer("What is <region1>?", "a cat", "a cat", True, "caption")]
     page = Report("Title", "lead").facts([("captions", "93 %", "n=4")])
-    page.gallery("Scenes", [GalleryItem(picture(), [[1, 2, 30, 40]], "scene", answers)])
+    page.gallery("Scenes", [GalleryItem(image(), [[1, 2, 30, 40]], "scene", answers)])
 
     text = page.write(tmp_path / "deep" / "report.html").read_text()
 
@@ -28,7 +28,7 @@ def test_everything_that_comes_from_data_is_escaped():
     nasty = "<script>alert('x')</script>\"&"
     page = Report(nasty, nasty).text(nasty, nasty).facts([(nasty, nasty, nasty)])
     page.table(nasty, [nasty], [[nasty]], nasty)
-    page.gallery(nasty, [GalleryItem(picture(), [], nasty, [Answer(nasty, nasty, nasty, False, nasty)])], nasty)
+    page.gallery(nasty, [GalleryItem(image(), [], nasty, [Answer(nasty, nasty, nasty, False, nasty)])], nasty)
 
     html = page.html()
 
@@ -38,8 +38,8 @@ def test_everything_that_comes_from_data_is_escaped():
     assert html.count("&lt;/script&gt;&quot;&amp;") == html.count("alert(")
 
 
-def test_pictures_are_embedded_as_small_jpegs_and_boxes_keep_the_pixels_of_the_original():
-    html = Report("t").gallery("g", [GalleryItem(picture(size=(2000, 1000)), [[100, 200, 300, 450]])]).html()
+def test_images_are_embedded_as_small_jpegs_and_boxes_keep_the_pixels_of_the_original():
+    html = Report("t").gallery("g", [GalleryItem(image(size=(2000, 1000)), [[100, 200, 300, 450]])]).html()
 
     data = re.search(r"data:image/jpeg;base64,([^\"]+)", html)[1]
     embedded = Image.open(io.BytesIO(base64.b64decode(data)))
@@ -49,11 +49,11 @@ def test_pictures_are_embedded_as_small_jpegs_and_boxes_keep_the_pixels_of_the_o
     assert '<rect x="100.0" y="200.0" width="200.0" height="250.0"' in html
 
 
-def test_pictures_may_be_paths_bytes_or_pil(tmp_path):
+def test_images_may_be_paths_bytes_or_pil(tmp_path):
     path = tmp_path / "p.png"
-    picture().save(path)
+    image().save(path)
 
-    html = Report("t").gallery("g", [GalleryItem(p) for p in (path, path.read_bytes(), picture())]).html()
+    html = Report("t").gallery("g", [GalleryItem(p) for p in (path, path.read_bytes(), image())]).html()
 
     assert html.count("data:image/jpeg;base64,") == 3
 
@@ -61,20 +61,20 @@ def test_pictures_may_be_paths_bytes_or_pil(tmp_path):
 def test_files_are_shown_upright_and_a_damaged_one_does_not_cost_the_page(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture().save(tmp_path / "turned.jpg", exif=exif)
-    (tmp_path / "damaged.jpg").write_bytes(b"no picture")
+    image().save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "damaged.jpg").write_bytes(b"no image")
 
-    answers = [Answer("What?", "(not answered: it is no picture)", region=0)]
+    answers = [Answer("What?", "(not answered: it is no image)", region=0)]
     items = [GalleryItem(tmp_path / f"{name}.jpg", [[1, 2, 90, 70]], name, answers) for name in ("turned", "damaged")]
     html = Report("t").gallery("g", items).html()
 
     assert 'width="48" height="64"' in html and 'width="90" height="70"' in html
-    assert html.count("(not answered: it is no picture)") == 2
+    assert html.count("(not answered: it is no image)") == 2
 
 
-def test_the_gallery_shows_the_worst_picture_first_and_remembers_the_written_order():
+def test_the_gallery_shows_the_worst_image_first_and_remembers_the_written_order():
     def item(name, *verdicts):
-        return GalleryItem(picture(), [], name, [Answer("q", "a", "b", verdict, "caption") for verdict in verdicts])
+        return GalleryItem(image(), [], name, [Answer("q", "a", "b", verdict, "caption") for verdict in verdicts])
 
     html = Report("t").gallery("g", [item("good", True, True), item("bad", False, True), item("none", None)]).html()
 
@@ -84,7 +84,7 @@ def test_the_gallery_shows_the_worst_picture_first_and_remembers_the_written_ord
 def test_a_wrong_answer_shows_the_truth_and_a_right_one_does_not_repeat_it():
     answers = [Answer("q", "pear", "apple", False, "caption"), Answer("q", "plum", "plum", True, "caption")]
 
-    html = Report("t").gallery("g", [GalleryItem(picture(), [], "s", answers)]).html()
+    html = Report("t").gallery("g", [GalleryItem(image(), [], "s", answers)]).html()
 
     assert re.findall(r"truth: <b>(\w+)</b>", html) == ["apple"]
     assert "1 of 2 right" in html
@@ -93,7 +93,7 @@ def test_a_wrong_answer_shows_the_truth_and_a_right_one_does_not_repeat_it():
 def test_mentions_of_a_region_carry_the_colour_of_its_box():
     answers = [Answer("Is <region2> left of region1?", "region2")]
 
-    html = Report("t").gallery("g", [GalleryItem(picture(), [[0, 0, 9, 9], [9, 9, 19, 19]], "s", answers)]).html()
+    html = Report("t").gallery("g", [GalleryItem(image(), [[0, 0, 9, 9], [9, 9, 19, 19]], "s", answers)]).html()
     chips = re.findall(r'class="region" style="--c:(#\w+)">region(\d)<', html)
     strokes = re.findall(r'stroke="(#\w+)"', html)
 
@@ -121,7 +121,7 @@ def test_a_folded_table_is_in_the_page_behind_its_title():
 def test_an_answer_can_carry_references_scores_and_the_crop_of_its_region():
     answer = Answer("q", "pear", task="caption", references=["apple", "<b>"], scores={"CIDEr": 0.25}, region=1)
 
-    html = Report("t").gallery("g", [GalleryItem(picture(), [[0, 0, 9, 9], [9, 9, 40, 30]], "s", [answer])]).html()
+    html = Report("t").gallery("g", [GalleryItem(image(), [[0, 0, 9, 9], [9, 9, 40, 30]], "s", [answer])]).html()
     crop = re.search(r'class="crop"[^>]*src="data:image/jpeg;base64,([^"]+)', html)[1]
 
     assert Image.open(io.BytesIO(base64.b64decode(crop))).size == (31, 21)
@@ -132,7 +132,7 @@ def test_an_answer_can_carry_references_scores_and_the_crop_of_its_region():
 
 def test_answers_without_a_verdict_are_ordered_by_their_first_score():
     def item(name, value):
-        return GalleryItem(picture(), [], name, [Answer("q", "a", scores={"CIDEr": value, "other": -value})])
+        return GalleryItem(image(), [], name, [Answer("q", "a", scores={"CIDEr": value, "other": -value})])
 
     html = Report("t").gallery("g", [item("good", 2.0), item("bad", 0.1), item("middle", 1.0)]).html()
 
@@ -145,7 +145,7 @@ def test_what_another_run_answered_is_shown_where_it_differs():
         Answer("q", "plum", "plum", True, before="plum"),
     ]
 
-    html = Report("t").gallery("g", [GalleryItem(picture(), [], "s", answers)]).html()
+    html = Report("t").gallery("g", [GalleryItem(image(), [], "s", answers)]).html()
 
     assert html.count("before: <s>apple</s> (1)") == 1 and html.count("before:") == 1
     assert 'data-verdict="changed"' in html and html.count('class="answer wrong changed"') == 1
@@ -169,8 +169,8 @@ def test_a_tag_is_a_word_on_a_coloured_plate():
     assert '<td><span class="tag bad">&lt;error&gt;</span></td>' in html
 
 
-def test_passages_stand_below_the_picture_with_their_marked_parts():
-    item = GalleryItem(picture(), passages=[("Human: <bbox>?", False), ("a <cat>", True)])
+def test_passages_stand_below_the_image_with_their_marked_parts():
+    item = GalleryItem(image(), passages=[("Human: <bbox>?", False), ("a <cat>", True)])
     html = Report("T").gallery("Prompts", [item]).html()
     assert "<pre>Human: &lt;bbox&gt;?<mark>a &lt;cat&gt;</mark></pre>" in html
 

@@ -8,5 +8,5 @@ from squares import write_parts
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory):
-    """Folders `language_model`, `clip` and `pyramid`, and `train.jsonl` with eight pictures of coloured squares."""
+    """Folders `language_model`, `clip` and `pyramid`, and `train.jsonl` with eight images of coloured squares."""
     return write_parts(tmp_path_factory.mktemp("parts"))

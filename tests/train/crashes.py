@@ -51,7 +51,7 @@ class Life:
 
 
 def arguments(parts: Path, folder: Path, steps: int) -> list[str]:
-    """Returns a training of the light encoder with noise, over pictures that do not fill the last step of an epoch."""
+    """Returns a training of the light encoder with noise, over images that do not fill the last step of an epoch."""
     return [
         *("--stage", "1", "--output_dir", str(folder), "--max_steps", str(steps), "--save_steps", str(SAVE_STEPS)),
         *("--model_name_or_path", f"{parts}/language_model", "--vision_tower", f"{parts}/pyramid"),
@@ -124,7 +124,7 @@ def kill_at(process: int, trace: Path, step: int | None, pause: float) -> None:
 def crash(root: Path, kills: int, steps: int, seed: int) -> tuple[list[Life], bool]:
     """Kills a training `kills` times and lets it end; returns its lives, and whether the trained weights are equal."""
     (root / "parts").mkdir()
-    parts = write_parts(root / "parts", pictures=11)
+    parts = write_parts(root / "parts", images=11)
     whole, killed = root / "whole", root / "killed"
     began = time.monotonic()
     finish(arguments(parts, whole, steps), root / "whole.trace")

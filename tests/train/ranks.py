@@ -121,7 +121,7 @@ def arguments(parts: Path) -> list[str]:
 
 
 def without_regions(path: Path, boxless: tuple[int, ...], text: tuple[int, ...]) -> None:
-    """Takes the boxes from some samples of a file, and from others the picture too."""
+    """Takes the boxes from some samples of a file, and from others the image too."""
     samples = [json.loads(line) for line in path.read_text().splitlines()]
     question = [{"from": "human", "value": "What is this?"}, {"from": "gpt", "value": "squares"}]
     for index in (*boxless, *text):
@@ -146,7 +146,7 @@ def ddp(root: Path, parts: Path) -> dict:
 
 
 def losing(root: Path, parts: Path) -> dict:
-    """Two processes, and one, on samples of which half have no picture: what they count, and where they stop."""
+    """Two processes, and one, on samples of which half have no image: what they count, and where they stop."""
     rows = [json.loads(line) for line in (parts / "train.jsonl").read_text().splitlines()]
     for number, row in enumerate(rows):
         row["image"] = f"{parts}/{row['image']}" if number % 2 else f"missing{number}.png"
@@ -426,10 +426,10 @@ def by_fsdp1(batches: list[dict]) -> dict:
 
 
 def regions_of(model: torch.nn.Module) -> dict:
-    """Makes a batch of one picture with one box for a model of any kind, another one in each process."""
+    """Makes a batch of one image with one box for a model of any kind, another one in each process."""
     generator, config = torch.Generator().manual_seed(dist.get_rank()), model.config
-    picture = [config.image_start_token_id, *[config.image_token_id] * config.image_seq_length]
-    ids = torch.tensor([[1, *picture, config.image_end_token_id, config.region_token_id, 7, 8, 9]])
+    image = [config.image_start_token_id, *[config.image_token_id] * config.image_seq_length]
+    ids = torch.tensor([[1, *image, config.image_end_token_id, config.region_token_id, 7, 8, 9]])
     return {
         "input_ids": ids,
         "labels": ids.where(torch.arange(ids.shape[1]) > ids.shape[1] - 4, -100),
@@ -556,7 +556,7 @@ def run(argv: list[str]) -> None:
     parts, mixed = root / "parts", root / "mixed"
     for place in (parts, mixed):
         place.mkdir(parents=True)
-        write_parts(place, pictures=11)
+        write_parts(place, images=11)
     without_regions(mixed / "train.jsonl", boxless=(2, 6), text=(3, 8))
     on_regions = {"losing": losing, "first": first}
     scenarios = on_regions | {"ddp": ddp, "shards": shards, "deepspeed": deepspeed}

@@ -47,10 +47,10 @@ def planned(folder, *more):
 
 
 def batch(model):
-    """Two samples of a picture, three regions and words that are learnt, of which the second ends in padding."""
+    """Two samples of an image, three regions and words that are learnt, of which the second ends in padding."""
     config = model.config
-    picture = [config.image_start_token_id, *[config.image_token_id] * config.image_seq_length]
-    ids = [1, *picture, config.image_end_token_id, *[config.region_token_id, 50] * REGIONS, *[60] * WORDS]
+    image = [config.image_start_token_id, *[config.image_token_id] * config.image_seq_length]
+    ids = [1, *image, config.image_end_token_id, *[config.region_token_id, 50] * REGIONS, *[60] * WORDS]
     labels = [-100] * (len(ids) - WORDS) + [60] * WORDS
     corners = torch.tensor([[0.1, 0.1, 0.5, 0.6]] * REGIONS)
     mask, targets = torch.ones(SAMPLES, len(ids), dtype=torch.long), torch.tensor([labels] * SAMPLES)
@@ -245,6 +245,6 @@ def test_the_table_of_the_released_model_says_what_eight_gpus_need(tmp_path):
     assert float(lines["sum"][0]) > 100
 
 
-def test_a_sample_shorter_than_its_picture_is_refused(folders):
-    with pytest.raises(InputError, match="--estimate_tokens 10: a picture alone takes 16 tokens"):
+def test_a_sample_shorter_than_its_image_is_refused(folders):
+    with pytest.raises(InputError, match="--estimate_tokens 10: an image alone takes 16 tokens"):
         plan(*arguments(folders / "clip", "--estimate_tokens", "10"))

@@ -17,11 +17,11 @@ from gpt4roi.train import feature_cache, training
 from gpt4roi.train.feature_cache import keep_features
 
 
-def test_kept_features_are_what_the_tower_says_of_each_picture(parts, pyramid_model, pyramid_processor, tmp_path):
+def test_kept_features_are_what_the_tower_says_of_each_image(parts, pyramid_model, pyramid_processor, tmp_path):
     mixture = build_mixture(parts / "train.jsonl")
     kept = keep_features(tmp_path, mixture, pyramid_processor, pyramid_model)
     sample = mixture.sample(3, np.random.default_rng(0))
-    tokens, maps = pyramid_model.encode_picture(pyramid_processor.encode(sample)["pixel_values"][None])
+    tokens, maps = pyramid_model.encode_image(pyramid_processor.encode(sample)["pixel_values"][None])
     mine = kept.get(sample.image)
     assert kept.image_size(sample.image) == (64, 64)
     assert torch.allclose(mine["image_tokens"].float(), tokens[0], rtol=2e-3, atol=2e-3)
@@ -29,7 +29,7 @@ def test_kept_features_are_what_the_tower_says_of_each_picture(parts, pyramid_mo
         assert torch.allclose(level.float(), expected[0], rtol=2e-3, atol=2e-3)
 
 
-def test_a_second_opening_reads_the_file_and_a_changed_picture_makes_a_new_one(
+def test_a_second_opening_reads_the_file_and_a_changed_image_makes_a_new_one(
     parts, pyramid_model, pyramid_processor, tmp_path
 ):
     mixture = build_mixture(parts / "train.jsonl")
@@ -40,8 +40,8 @@ def test_a_second_opening_reads_the_file_and_a_changed_picture_makes_a_new_one(
     assert file.stat().st_mtime_ns == before
     assert torch.equal(first.tensors["image_tokens"], again.tensors["image_tokens"])
     assert first.sizes == again.sizes
-    picture = parts / "images" / "0.png"
-    os.utime(picture, ns=(0, picture.stat().st_mtime_ns + 10**9))
+    image = parts / "images" / "0.png"
+    os.utime(image, ns=(0, image.stat().st_mtime_ns + 10**9))
     keep_features(tmp_path, mixture, pyramid_processor, pyramid_model)
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -58,13 +58,13 @@ def test_features_that_cannot_be_written_end_in_one_line_and_leave_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "kept").iterdir()) == []
-    monkeypatch.setattr(feature_cache, "_look", None)  # it is said before any picture is looked at
+    monkeypatch.setattr(feature_cache, "_look", None)  # it is said before any image is looked at
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file; name a folder"):
         keep_features(tmp_path / "file", mixture, pyramid_processor, pyramid_model)
 
 
-def test_pictures_are_looked_at_on_the_device_of_the_training(
+def test_images_are_looked_at_on_the_device_of_the_training(
     parts, pyramid_model, pyramid_processor, tmp_path, monkeypatch
 ):
     places = []
@@ -92,10 +92,10 @@ def test_tower_and_region_encoder_work_where_the_training_does_before_it_begins(
 def test_a_sample_with_kept_features_has_the_same_text_and_boxes(parts, pyramid_model, pyramid_processor, tmp_path):
     mixture = build_mixture(parts / "train.jsonl")
     kept = keep_features(tmp_path, mixture, pyramid_processor, pyramid_model)
-    with_picture = EncodedDataset(mixture, pyramid_processor, 0)[2]
+    with_image = EncodedDataset(mixture, pyramid_processor, 0)[2]
     with_features = EncodedDataset(mixture, pyramid_processor, 0, kept, {"red": 0, "green": 1, "blue": 2})[2]
-    assert torch.equal(with_picture["input_ids"], with_features["input_ids"])
-    assert torch.equal(with_picture["boxes"], with_features["boxes"])
+    assert torch.equal(with_image["input_ids"], with_features["input_ids"])
+    assert torch.equal(with_image["boxes"], with_features["boxes"])
     assert "pixel_values" not in with_features
     named = mixture.region_texts(2)
     expected = [{"red": 0, "green": 1, "blue": 2}[named[box]] for box in with_features["box_indices"].tolist()]
@@ -104,19 +104,19 @@ def test_a_sample_with_kept_features_has_the_same_text_and_boxes(parts, pyramid_
 
 @pytest.fixture
 def damaged(parts, tmp_path):
-    """Samples of eight pictures, of which the second is missing, the third is cut off and the fourth is none."""
+    """Samples of eight images, of which the second is missing, the third is cut off and the fourth is none."""
     rows = []
     for number, row in enumerate(map(json.loads, (parts / "train.jsonl").read_text().splitlines())):
-        picture = tmp_path / f"{number}.png"
+        image = tmp_path / f"{number}.png"
         whole = (parts / row["image"]).read_bytes()
         if number != 1:
-            picture.write_bytes({2: whole[: len(whole) // 2], 3: b"no picture"}.get(number, whole))
-        rows.append(json.dumps(row | {"image": str(picture)}) + "\n")
+            image.write_bytes({2: whole[: len(whole) // 2], 3: b"no image"}.get(number, whole))
+        rows.append(json.dumps(row | {"image": str(image)}) + "\n")
     (tmp_path / "train.jsonl").write_text("".join(rows[:8]))
     return tmp_path / "train.jsonl"
 
 
-def test_unreadable_pictures_are_skipped_with_the_words_of_the_plain_path(
+def test_unreadable_images_are_skipped_with_the_words_of_the_plain_path(
     damaged, pyramid_model, pyramid_processor, tmp_path, caplog
 ):
     mixture = build_mixture(damaged)
@@ -132,7 +132,7 @@ def test_unreadable_pictures_are_skipped_with_the_words_of_the_plain_path(
         whole = keep_features(tmp_path / "whole", Some(mixture, 6), pyramid_processor, pyramid_model)
         image = mixture.sample(6, np.random.default_rng(0)).image
         assert torch.allclose(samples[6]["image_tokens"], whole.get(image)["image_tokens"], rtol=2e-3, atol=2e-3)
-    assert caplog.text.count("3 of 8 pictures cannot be read, and their samples are skipped; the first: picture") == 1
+    assert caplog.text.count("3 of 8 images cannot be read, and their samples are skipped; the first: image") == 1
 
     Image.new("RGB", (64, 64)).save(tmp_path / "1.png")
     assert "but now it can; begin the training anew" in dataset[1]["skipped"]
@@ -150,8 +150,8 @@ def test_a_training_on_kept_features_skips_and_counts_as_without_them(damaged, p
     assert counts[0] == counts[1] and counts[0][-1]
 
 
-def test_pictures_none_of_which_can_be_read_are_told_in_one_line(damaged, pyramid_model, pyramid_processor, tmp_path):
-    with pytest.raises(InputError, match=r"--picture_features: 1 of 1 pictures cannot be read; the first: .*1\.png"):
+def test_images_none_of_which_can_be_read_are_told_in_one_line(damaged, pyramid_model, pyramid_processor, tmp_path):
+    with pytest.raises(InputError, match=r"--picture_features: 1 of 1 images cannot be read; the first: .*1\.png"):
         keep_features(tmp_path / "kept", Some(build_mixture(damaged), 1), pyramid_processor, pyramid_model)
     assert not (tmp_path / "kept").exists()
 
@@ -170,19 +170,19 @@ class Some:
 
 
 class Shifting:
-    """A mixture of one sample whose picture is shifted."""
+    """A mixture of one sample whose image is shifted."""
 
-    def __init__(self, picture):
-        self.picture = picture
+    def __init__(self, image):
+        self.image = image
 
     def __len__(self):
         return 1
 
     def sample(self, index, rng):
         turns = (Turn("user", "Hi"), Turn("assistant", "Ho"))
-        return RegionSample(self.picture, turns, augmentation=Augmentation(shift=(1, 0)), source="shifted#1")
+        return RegionSample(self.image, turns, augmentation=Augmentation(shift=(1, 0)), source="shifted#1")
 
 
-def test_augmented_pictures_cannot_be_kept(parts, pyramid_model, pyramid_processor, tmp_path):
+def test_augmented_images_cannot_be_kept(parts, pyramid_model, pyramid_processor, tmp_path):
     with pytest.raises(InputError, match="shifted#1: --picture_features needs data sets that do not augment"):
         keep_features(tmp_path, Shifting(str(parts / "images/0.png")), pyramid_processor, pyramid_model)

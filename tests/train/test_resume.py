@@ -144,7 +144,7 @@ def test_nothing_is_read_to_get_to_the_right_place_within_an_epoch(parts, tmp_pa
     assert same_tensors(tmp_path / "two", uninterrupted)
 
 
-def test_pictures_that_a_16_bit_tower_looked_at_are_the_same_after_resuming(parts, tmp_path, monkeypatch):
+def test_images_that_a_16_bit_tower_looked_at_are_the_same_after_resuming(parts, tmp_path, monkeypatch):
     kept = ["--frozen_dtype", "bfloat16", "--picture_features", str(tmp_path / "kept")]
     uninterrupted = main([*arguments(parts, tmp_path / "one"), *kept])
     train_until([*arguments(parts, tmp_path / "two"), *kept], 5, monkeypatch)

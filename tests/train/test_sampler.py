@@ -102,8 +102,8 @@ def test_workers_hand_out_what_one_process_would(parts, clip_processor):
         assert one["sources"] == other["sources"]
 
 
-def test_a_sample_s_length_is_known_without_its_picture(parts, clip_processor, monkeypatch):
+def test_a_sample_s_length_is_known_without_its_image(parts, clip_processor, monkeypatch):
     dataset = EncodedDataset(build_mixture(parts / "train.jsonl"), clip_processor, 0)
-    monkeypatch.setattr("gpt4roi.processing.images.load_image", lambda *args: pytest.fail("the picture was opened"))
+    monkeypatch.setattr("gpt4roi.processing.images.load_image", lambda *args: pytest.fail("the image was opened"))
     sample = dataset.mixture.sample(0, np.random.default_rng([0, 0, 0]))
     assert dataset.text_length(0) == sum(len(turn.text) for turn in sample.turns)

@@ -31,7 +31,7 @@ def test_a_single_bad_object_and_what_a_rule_leaves_out_do_not_stop_it(tmp_path)
 
 
 def half_missing(parts, path):
-    """Writes 40 rows, every other of which names a picture that is not there."""
+    """Writes 40 rows, every other of which names an image that is not there."""
     rows = [json.loads(row) for row in (parts / "train.jsonl").read_text().splitlines() * 5]
     for number, row in enumerate(rows):
         row["image"] = f"{parts}/{row['image'] if number % 2 else 'missing.png'}"
@@ -55,10 +55,10 @@ def test_a_single_bad_sample_does_not_stop_a_training_however_often_it_comes_aro
     chosen = ["--dataset_config", f"{tmp_path}/some.jsonl", "--per_device_train_batch_size", "4"]
     folder = stage1(tmp_path / "out", parts, *chosen, steps=60)
     assert json.loads((folder / "trained.json").read_text())["steps"] == 60
-    assert caplog.text.count("Skipped a sample: picture") > 0.01 * 60 * 4
+    assert caplog.text.count("Skipped a sample: image") > 0.01 * 60 * 4
 
 
 def test_a_training_of_which_too_much_is_bad_stops_with_the_numbers_and_the_last_place(parts, tmp_path):
     chosen = half_missing(parts, tmp_path / "some.jsonl")
-    with pytest.raises(InputError, match=r"of 1\d\d samples could not be used, .* the last: picture .*some.jsonl#\d+"):
+    with pytest.raises(InputError, match=r"of 1\d\d samples could not be used, .* the last: image .*some.jsonl#\d+"):
         stage1(tmp_path / "out", parts, *chosen, "--per_device_train_batch_size", "4", steps=60)

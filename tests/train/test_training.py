@@ -102,7 +102,7 @@ def test_a_sample_that_cannot_be_used_is_skipped_counted_and_named(parts, tmp_pa
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [broken, *rows]))
     folder = stage1(tmp_path / "out", parts, "--dataset_config", f"{tmp_path}/some.jsonl", *ONE_BY_ONE, steps=8)
     assert json.loads((folder / "trained.json").read_text())["steps"] == 8
-    assert "Skipped a sample: picture" in caplog.text
+    assert "Skipped a sample: image" in caplog.text
     assert f"{tmp_path}/some.jsonl#1" in caplog.text
 
 
@@ -113,8 +113,8 @@ def test_a_data_set_without_an_answer_learns_nothing_and_says_so(parts, tmp_path
         stage1(tmp_path / "out", parts, "--dataset_config", f"{tmp_path}/silent.jsonl")
 
 
-def with_a_missing_picture(parts, path):
-    """Writes the squares and one picture that is not there, and returns the file."""
+def with_a_missing_image(parts, path):
+    """Writes the squares and one image that is not there, and returns the file."""
     rows = [json.loads(line) for line in (parts / "train.jsonl").read_text().splitlines()]
     rows = [row | {"image": f"{parts}/{row['image']}"} for row in [*rows[:-1], rows[0] | {"image": "missing.png"}]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -122,16 +122,16 @@ def with_a_missing_picture(parts, path):
 
 
 def test_a_step_of_several_batches_goes_on_where_one_of_them_cannot_be_used(parts, tmp_path, caplog):
-    data = with_a_missing_picture(parts, tmp_path / "some.jsonl")
+    data = with_a_missing_image(parts, tmp_path / "some.jsonl")
     one_at_once = ["--global_batch_size", "4", "--per_device_train_batch_size", "1", "--logging_steps", "1"]
     folder = stage1(tmp_path / "out", parts, "--dataset_config", str(data), *one_at_once, steps=4)
     assert json.loads((folder / "trained.json").read_text())["steps"] == 4
-    assert caplog.text.count("Skipped a sample: picture") == 2
+    assert caplog.text.count("Skipped a sample: image") == 2
     assert all(0.1 < loss < 20 for loss in losses(folder))
 
 
 def test_two_processes_skip_a_sample_and_report_the_loss_of_one(parts, tmp_path):
-    data = with_a_missing_picture(parts, tmp_path / "some.jsonl")
+    data = with_a_missing_image(parts, tmp_path / "some.jsonl")
     same = ["--dataset_config", str(data), "--per_device_train_batch_size", "1", "--logging_steps", "1", "--max_steps"]
     alone = stage1(tmp_path / "alone", parts, *same, "2")
     given = json.loads((alone / "run.json").read_text())["arguments"]
@@ -147,8 +147,8 @@ def test_the_alignment_without_kept_features_is_refused(parts, tmp_path):
         stage1(tmp_path / "out", parts, "--align_regions", "1")
 
 
-def test_data_without_any_picture_cannot_begin_a_light_encoder(parts, tmp_path):
+def test_data_without_any_image_cannot_begin_a_light_encoder(parts, tmp_path):
     turns = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "yes"}]
     (tmp_path / "text.jsonl").write_text(f"{json.dumps({'conversations': turns})}\n" * 3)
-    with pytest.raises(InputError, match="none of the first 3 samples shows a picture to measure by: it is text alone"):
+    with pytest.raises(InputError, match="none of the first 3 samples shows an image to measure by: it is text alone"):
         stage1(tmp_path / "out", parts, "--dataset_config", str(tmp_path / "text.jsonl"))

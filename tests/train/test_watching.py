@@ -115,7 +115,7 @@ def test_a_watched_question_with_a_bare_box_keeps_that_box_and_what_cannot_be_dr
     assert tiny_processor()(one.sample, generation=True)["boxes"][0].shape == (1, 4)
 
 
-def test_a_watched_picture_that_is_gone_is_told_on_the_page():
+def test_a_watched_image_that_is_gone_is_told_on_the_page():
     sample = RegionSample("gone.png", (Turn("user", "What is <region1>?"),), np.asarray([[1, 1, 9, 9]]), source="a#1")
     assert "gone.png&#x27; not found" in page([Watched(sample, "cat")], {"1": {"loss": 0.5, "answers": {}}})
 

@@ -64,7 +64,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_a_second_training_in_a_folder_is_refused_while_the_first_one_lives(tmp_path):
-    code = "import sys; from pathlib import Path; from gpt4roi.train.run import held\n"
+    code = "import sys; from pathlib import Path; from gpt4roi.train.work_dir import held\n"
     code += "with held(Path(sys.argv[1])): sys.stdout.write('in\\n'); sys.stdout.flush(); sys.stdin.read()"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     first = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Trainings of tiny models on pictures of coloured squares."""
+"""Trainings of tiny models on images of coloured squares."""
 
 from __future__ import annotations
 

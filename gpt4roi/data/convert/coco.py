@@ -22,10 +22,10 @@ CROWD = "box of a crowd"
 def objects_of_coco(
     path: Path, img_prefix: str | Path, target: Conversion, question: str = QUESTION
 ) -> Iterator[dict[str, Any]]:
-    """Yields one object a picture, with one question for each of its boxes.
+    """Yields one object an image, with one question for each of its boxes.
 
     The answer is the annotation's `caption`, or else its category's name. A box comes from `bbox` (COCO's: x, y, width,
-    height) or else from `segmentation`. Pictures without `file_name`, as in LVIS, are named by `coco_url`.
+    height) or else from `segmentation`. Images without `file_name`, as in LVIS, are named by `coco_url`.
     question: with {region} for the box. Raises InputError where the file is not of this form.
     """
     if "{region}" not in question:
@@ -34,30 +34,30 @@ def objects_of_coco(
     images = listed(path, content, "images", "a file in COCO's form")
     annotations = listed(path, content, "annotations", "a file in COCO's form")
     names = _category_names(content)
-    of_picture: dict[Any, list[tuple[list[float], str]]] = {}
+    of_image: dict[Any, list[tuple[list[float], str]]] = {}
     for position, annotation in enumerate(annotations):
         where = f"{path}#annotations[{position}]"
         try:
             key, region = _region(annotation, names)
-            of_picture.setdefault(key, []).append(region)
+            of_image.setdefault(key, []).append(region)
         except (UnusableError, InputError) as error:
             target.leave_out(str(error), f"{where}: {error}")
     for position, image in enumerate(images):
         where = f"{path}#images[{position}]"
         try:
-            key, name = _picture(image)
+            key, name = _image(image)
         except UnusableError as error:
             target.leave_out(str(error), f"{where}: {error}")
             continue
-        regions = of_picture.pop(key, [])
+        regions = of_image.pop(key, [])
         if not regions:
-            target.leave_out("picture without a box that can be used", f"{where}: no box that can be used")
+            target.leave_out("image without a box that can be used", f"{where}: no box that can be used")
             continue
         yield _asked(where, target.image_name(str(Path(img_prefix) / name)), regions, question)
-    lost = sum(map(len, of_picture.values()))
+    lost = sum(map(len, of_image.values()))
     if lost:
-        message = f"{path}: {lost} boxes in pictures that the file does not list or that are left out"
-        target.leave_out("box without its picture", message, lost)
+        message = f"{path}: {lost} boxes in images that the file does not list or that are left out"
+        target.leave_out("box without its image", message, lost)
 
 
 def _category_names(content: dict[str, Any]) -> dict[Any, str]:
@@ -70,7 +70,7 @@ def _category_names(content: dict[str, Any]) -> dict[Any, str]:
 
 
 def _region(annotation: Any, names: dict[Any, str]) -> tuple[Any, tuple[list[float], str]]:
-    """Returns the picture's id, the box xyxy and what it is called; raises UnusableError or InputError."""
+    """Returns the image's id, the box xyxy and what it is called; raises UnusableError or InputError."""
     if not isinstance(annotation, dict):
         raise UnusableError("box that is not an object")
     key = annotation.get("image_id")
@@ -93,14 +93,14 @@ def _region(annotation: Any, names: dict[Any, str]) -> tuple[Any, tuple[list[flo
     return key, (box, text(called, "caption of the box"))
 
 
-def _picture(image: Any) -> tuple[Any, str]:
+def _image(image: Any) -> tuple[Any, str]:
     if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
-        raise UnusableError("picture without an id")
+        raise UnusableError("image without an id")
     name = image.get("file_name")
     url = image.get("coco_url")
     if not name and isinstance(url, str):  # LVIS: http://images.cocodataset.org/train2017/000000391895.jpg
         name = "/".join(url.rsplit("/", 2)[1:])
-    return image["id"], text(name, "file_name of the picture")
+    return image["id"], text(name, "file_name of the image")
 
 
 def _asked(where: str, image: str, regions: list[tuple[list[float], str]], question: str) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _asked(where: str, image: str, regions: list[tuple[list[float], str]], quest
 def write_coco(objects: Iterable[dict[str, Any]], path: Path, target: Conversion, labels: bool = False) -> int:
     """Writes objects of the unified format as one COCO file, with the text of each box as its `caption`.
 
-    labels: every different text becomes a category; else all boxes are of the category `region`. Pictures must open,
+    labels: every different text becomes a category; else all boxes are of the category `region`. Images must open,
     because COCO tells their size. Returns the number of boxes.
     """
     made = _CocoFile(path.parent, labels)
@@ -132,7 +132,7 @@ def write_coco(objects: Iterable[dict[str, Any]], path: Path, target: Conversion
         except BadObjectError as error:
             target.leave_out(error.kind, str(error))
         except InputError as error:
-            target.leave_out("picture that cannot be opened", str(error))
+            target.leave_out("image that cannot be opened", str(error))
     if not made.annotations:
         first = f"; the first: {target.examples[0]}" if target.examples else ""
         raise InputError(f"{path}: not written, because there is no box{first}")
@@ -142,7 +142,7 @@ def write_coco(objects: Iterable[dict[str, Any]], path: Path, target: Conversion
 
 
 class _CocoFile:
-    """Collects pictures, boxes and categories."""
+    """Collects images, boxes and categories."""
 
     def __init__(self, folder: Path, labels: bool) -> None:
         self.folder, self.labels = folder, labels
@@ -151,7 +151,7 @@ class _CocoFile:
         self.categories: dict[str, int] = {} if labels else {"region": 1}
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Adds one checked object; one without a picture has nothing to add."""
+        """Adds one checked object; one without an image has nothing to add."""
         if entry["image"] is None:
             return
         image = self._image(entry)

@@ -27,7 +27,7 @@ _TOLD = 5
 class Conversion:
     """Where a conversion writes to, and what it left out.
 
-    folder: of the file that is written; pictures are named relative to it. left_out: reason -> number; examples: the
+    folder: of the file that is written; images are named relative to it. left_out: reason -> number; examples: the
     first messages.
     """
 
@@ -42,7 +42,7 @@ class Conversion:
             self.examples.append(message)
 
     def image_name(self, path: str) -> str:
-        """Returns a picture's path as the written file names it: relative to its folder, where that is possible."""
+        """Returns an image's path as the written file names it: relative to its folder, where that is possible."""
         try:
             return Path(os.path.relpath(path, self.folder)).as_posix()
         except ValueError:  # another drive
@@ -56,7 +56,7 @@ def objects_of(dataset: RegionDataset, target: Conversion, visits: int = 1, seed
     """
     for drop in dataset.drops():
         target.leave_out(drop.reason, drop.detail or f"{drop.where}: {drop.reason}")
-    dataset = dataset.unaugmented()  # a shift would cost the boxes that it moves out of the picture
+    dataset = dataset.unaugmented()  # a shift would cost the boxes that it moves out of the image
     for visit in range(visits):
         for index in range(len(dataset)):
             try:
@@ -67,7 +67,7 @@ def objects_of(dataset: RegionDataset, target: Conversion, visits: int = 1, seed
 
 
 def as_object(sample: RegionSample, target: Conversion) -> dict[str, Any]:
-    """Writes a sample as an object; raises InputError where boxes in fractions need a picture that does not open."""
+    """Writes a sample as an object; raises InputError where boxes in fractions need an image that does not open."""
     made: dict[str, Any] = {"id": sample.source.rpartition("/")[2]}
     if sample.image is not None:
         made["image"] = target.image_name(sample.image)

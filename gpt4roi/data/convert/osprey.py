@@ -19,13 +19,13 @@ from gpt4roi.geometry import masks
 from gpt4roi.processing.mentions import MENTION, region_numbers
 
 DESCRIBE = "Describe {region} in detail."
-LISTED = "The picture has these regions: {regions}.\n"
+LISTED = "The image has these regions: {regions}.\n"
 _HEAD = re.compile(r"^\s*<[^>]*>\s*:\s*")
 _COCO_PREFIX = re.compile(r"^COCO_(?:train|val|test)\d{4}_")
 
 
 def objects_of_osprey(path: Path, img_prefix: str | Path, target: Conversion) -> Iterator[dict[str, Any]]:
-    """Yields one object for each entry; COCO's pictures are looked up under their names of 2017.
+    """Yields one object for each entry; COCO's images are looked up under their names of 2017.
 
     Raises InputError where the file is not a list.
     """

@@ -20,7 +20,7 @@ LEFT_OF_SHIFT = 1.0
 
 
 class CocoDetection(CocoStyleDataset):
-    """Asks for the class of each box; half of the visits shift the picture, half mirror it.
+    """Asks for the class of each box; half of the visits shift the image, half mirror it.
 
     test_mode: reads val2017 instead of train2017, and neither shifts nor mirrors.
     own_categories: takes the file's own categories; unless given, those of its categories that COCO knows.
@@ -64,7 +64,7 @@ class CocoDetection(CocoStyleDataset):
 
 
 def draw_shift(frame: np.ndarray, rng: np.random.Generator) -> tuple[tuple[int, int], np.ndarray]:
-    """Draws how far a picture is shifted, (dx, dy) in pixels of the frame, and which boxes bool[N] stay.
+    """Draws how far an image is shifted, (dx, dy) in pixels of the frame, and which boxes bool[N] stay.
 
     frame: boxes float32[N, 4] in the frame. A shift that would leave no box is not made.
     """

@@ -1,6 +1,6 @@
-"""Files in COCO's form: pictures, and annotations that say which picture they lie in.
+"""Files in COCO's form: images, and annotations that say which image they lie in.
 
-The filters of boxes and pictures, and their order, are those of the original (mmdetection's for COCO).
+The filters of boxes and images, and their order, are those of the original (mmdetection's for COCO).
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ FRAME = 224
 """Side of the square that the original's filters of small boxes look at, in pixels."""
 SMALLEST_BOX = 2.0
 """A box this wide or high in the frame, or less, is left out."""
-SMALLEST_PICTURE = 32
+SMALLEST_IMAGE = 32
 
 IMAGES, ANNOTATIONS = 0, 1
-SMALL_BOX = f"box of {SMALLEST_BOX:g} px or less once the picture is {FRAME} px wide and high"
-NO_BOX = "picture without a box that can be used"
+SMALL_BOX = f"box of {SMALLEST_BOX:g} px or less once the image is {FRAME} px wide and high"
+NO_BOX = "image without a box that can be used"
 
 
 class CocoStyleDataset(IndexedDataset):
     """Reads a file in COCO's form; subclasses say which annotations they take and what these are called.
 
-    ann_file: the annotations as published. img_prefix: the folder of the pictures.
+    ann_file: the annotations as published. img_prefix: the folder of the images.
     max_gt_per_img: how many boxes one visit takes at most, of those in their drawn order.
     test_mode: no augmentation (only coco_det has any).
     Raises InputError where the file is not of this form, or nothing of it can be used.
@@ -54,7 +54,7 @@ class CocoStyleDataset(IndexedDataset):
     crowds = False
     """Whether boxes marked `iscrowd` are taken."""
     captions = False
-    """Whether a picture has a caption, without which it is left out."""
+    """Whether an image has a caption, without which it is left out."""
 
     def __init__(
         self, ann_file: str | Path, img_prefix: str | Path, max_gt_per_img: int, test_mode: bool, options: str = ""
@@ -63,12 +63,12 @@ class CocoStyleDataset(IndexedDataset):
         self.max_gt_per_img, self.test_mode = max_gt_per_img, test_mode
 
     def file_name(self, name: str) -> str:
-        """Returns the name a picture has in the folder."""
+        """Returns the name an image has in the folder."""
         return name
 
     def caption(self, value: Any) -> str:
-        """Checks a picture's caption; raises UnusableError where its picture is left out for it."""
-        return text(value, "caption of the picture")
+        """Checks an image's caption; raises UnusableError where its image is left out for it."""
+        return text(value, "caption of the image")
 
     def categories(self, path: Path, content: dict) -> dict[Any, str] | None:
         """Returns the name of each category whose boxes are taken, by id; None takes all."""
@@ -85,8 +85,8 @@ class CocoStyleDataset(IndexedDataset):
         annotations = listed(path, content, "annotations", "a file in COCO's form")
         categories = self.categories(path, content)
         drops = Drops([(0, "images"), (0, "annotations")])
-        pictures = _Pictures(self, images, drops)
-        regions = _Regions(self, annotations, pictures, categories, drops)
+        image_table = _Images(self, images, drops)
+        regions = _Regions(self, annotations, image_table, categories, drops)
         return regions.columns()
 
     def unaugmented(self) -> CocoStyleDataset:
@@ -95,7 +95,7 @@ class CocoStyleDataset(IndexedDataset):
         return same
 
     def size(self, index: int) -> tuple[int, int]:
-        """Returns (height, width) of an item's picture as the file tells it."""
+        """Returns (height, width) of an item's image as the file tells it."""
         height, width = self.columns["size"][index].tolist()
         return height, width
 
@@ -148,8 +148,8 @@ class CocoStyleDataset(IndexedDataset):
         )
 
 
-class _Pictures:
-    """The pictures of a file that can be used, by their id."""
+class _Images:
+    """The images of a file that can be used, by their id."""
 
     def __init__(self, reader: CocoStyleDataset, images: list, drops: Drops) -> None:
         self.by_id: dict[Any, int] = {}
@@ -166,16 +166,16 @@ class _Pictures:
 
     def _take(self, reader: CocoStyleDataset, position: int, image: Any) -> None:
         if not isinstance(image, dict):
-            raise UnusableError("picture that is not an object")
-        key = identity(image.get("id"), "picture without an id")
+            raise UnusableError("image that is not an object")
+        key = identity(image.get("id"), "image without an id")
         if key in self.seen:
-            raise LeftOutError("picture whose id another one has")
+            raise LeftOutError("image whose id another one has")
         self.seen.add(key)
-        name = reader.file_name(file_name(image.get("file_name"), "file_name of the picture"))
+        name = reader.file_name(file_name(image.get("file_name"), "file_name of the image"))
         caption = reader.caption(image.get("caption")) if reader.captions else ""
         height, width = length(image.get("height")), length(image.get("width"))
-        if min(height, width) < SMALLEST_PICTURE:
-            raise LeftOutError(f"picture with a side below {SMALLEST_PICTURE} px")
+        if min(height, width) < SMALLEST_IMAGE:
+            raise LeftOutError(f"image with a side below {SMALLEST_IMAGE} px")
         self.by_id[key] = len(self.names)
         self.positions.append(position)
         self.sizes.append((height, width))
@@ -184,19 +184,19 @@ class _Pictures:
 
 
 class _Regions:
-    """The boxes of a file that can be used, each with the number of its picture."""
+    """The boxes of a file that can be used, each with the number of its image."""
 
     def __init__(
         self,
         reader: CocoStyleDataset,
         annotations: list,
-        pictures: _Pictures,
+        images: _Images,
         categories: dict[Any, str] | None,
         drops: Drops,
     ) -> None:
-        self.reader, self.pictures, self.categories, self.drops = reader, pictures, categories, drops
+        self.reader, self.images, self.categories, self.drops = reader, images, categories, drops
         # Arrays, as lists would take several times the memory for millions of boxes.
-        self.pictures_of, self.positions, self.boxes = array("q"), array("q"), array("d")
+        self.images_of, self.positions, self.boxes = array("q"), array("q"), array("d")
         self.texts: list[str] = []
         long = len(annotations) > 200_000
         bar = tqdm(annotations, f"Indexing {reader.name}", disable=not long, unit=" boxes", mininterval=2)
@@ -210,14 +210,14 @@ class _Regions:
         if not isinstance(annotation, dict):
             raise UnusableError("box that is not an object")
         key = identity(annotation.get("image_id"), "box without an image_id")
-        picture = self.pictures.by_id.get(key)
-        if picture is None:
-            if key not in self.pictures.seen:
-                raise UnusableError("box in a picture that the file does not list")
-            return  # the picture was left out, and is counted
+        image = self.images.by_id.get(key)
+        if image is None:
+            if key not in self.images.seen:
+                raise UnusableError("box in an image that the file does not list")
+            return  # the image was left out, and is counted
         if annotation.get("ignore"):
             raise LeftOutError("box marked ignore")
-        box = self._box(annotation, *self.pictures.sizes[picture])
+        box = self._box(annotation, *self.images.sizes[image])
         category = ""
         if self.categories is not None:
             number_of = annotation.get("category_id")
@@ -226,8 +226,8 @@ class _Regions:
             category = self.categories[number_of]
         if annotation.get("iscrowd") and not self.reader.crowds:
             raise LeftOutError("box of a crowd")
-        called = self.reader.region_text(annotation, self.pictures.captions[picture], category)
-        self.pictures_of.append(picture)
+        called = self.reader.region_text(annotation, self.images.captions[image], category)
+        self.images_of.append(image)
         self.boxes.extend(box)
         self.positions.append(position)
         self.texts.append(called)
@@ -235,40 +235,40 @@ class _Regions:
     def _box(self, annotation: dict, height: int, width: int) -> list[float]:
         x, y, w, h = numbers(annotation.get("bbox"), 4)
         if max(0.0, min(x + w, width) - max(x, 0)) * max(0.0, min(y + h, height) - max(y, 0)) == 0:
-            raise LeftOutError("box outside the picture or without area")
+            raise LeftOutError("box outside the image or without area")
         area = annotation.get("area", w * h)
         if number(area, "box whose area is not a number") <= 0 or w < 1 or h < 1:
             raise LeftOutError("box less than a pixel wide or high, or of area 0")
         return [x, y, x + w, y + h]
 
     def columns(self) -> Columns:
-        """Joins pictures and boxes; a picture of which no box is left is left out."""
-        pictures = self.pictures
-        of_picture = np.asarray(self.pictures_of, dtype=np.int64)
+        """Joins images and boxes; an image of which no box is left is left out."""
+        images = self.images
+        of_image = np.asarray(self.images_of, dtype=np.int64)
         boxes = np.asarray(self.boxes, dtype=np.float64).reshape(-1, 4)
         positions = np.asarray(self.positions, dtype=np.int64)
-        sizes = np.asarray(pictures.sizes, dtype=np.int32).reshape(-1, 2)
-        large = large_enough(in_frame(boxes, sizes[of_picture]))
+        sizes = np.asarray(images.sizes, dtype=np.int32).reshape(-1, 2)
+        large = large_enough(in_frame(boxes, sizes[of_image]))
         for position in positions[~large].tolist():
             self.drops.add(LeftOutError(SMALL_BOX), position, ANNOTATIONS)
-        counts = np.bincount(of_picture[large], minlength=len(sizes))
+        counts = np.bincount(of_image[large], minlength=len(sizes))
         kept = np.flatnonzero(counts)
-        for picture in np.flatnonzero(counts == 0).tolist():
-            self.drops.add(LeftOutError(NO_BOX), pictures.positions[picture], IMAGES)
-        order = np.flatnonzero(large)[np.argsort(of_picture[large], kind="stable")]
+        for image in np.flatnonzero(counts == 0).tolist():
+            self.drops.add(LeftOutError(NO_BOX), images.positions[image], IMAGES)
+        order = np.flatnonzero(large)[np.argsort(of_image[large], kind="stable")]
         arrays = {
-            "position": np.asarray(pictures.positions, dtype=np.int64)[kept],
+            "position": np.asarray(images.positions, dtype=np.int64)[kept],
             "size": sizes[kept],
             "first": np.concatenate([[0], np.cumsum(counts[kept])]).astype(np.int64),
             "boxes": boxes[order],
             "box_position": positions[order],
         }
         texts = {
-            "image": [pictures.names[picture] for picture in kept.tolist()],
+            "image": [images.names[image] for image in kept.tolist()],
             "text": [self.texts[region] for region in order.tolist()],
         }
         if self.reader.captions:
-            texts["caption"] = [pictures.captions[picture] for picture in kept.tolist()]
+            texts["caption"] = [images.captions[image] for image in kept.tolist()]
         return make_columns(arrays, texts, self.drops, classes=list((self.categories or {}).values()))
 
 

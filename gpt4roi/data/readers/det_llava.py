@@ -1,4 +1,4 @@
-"""LLaVA-Instruct-150K with boxes that EVA-02 detected in the same pictures (`det_llava`)."""
+"""LLaVA-Instruct-150K with boxes that EVA-02 detected in the same images (`det_llava`)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _SPEAKERS = ("human", "gpt")
 class DetLlava(IndexedDataset):
     """Repeats the dialogues; half of the visits first list what was detected where.
 
-    ann_file: LLaVA's json. det_pkl_path: EVA's pickle, or the .npz it was converted to; pictures are matched by name.
+    ann_file: LLaVA's json. det_pkl_path: EVA's pickle, or the .npz it was converted to; images are matched by name.
     Two rounds about a thing that is not there and one that is follow each dialogue.
     as_released: what the released weights saw: without these two rounds, with the names of LVIS shifted from label 938
-        on, and with boxes reaching over the picture's border.
+        on, and with boxes reaching over the image's border.
     """
 
     def __init__(
@@ -147,11 +147,11 @@ def presence_rounds(
 
 
 def _dialogue(entry: Any) -> tuple[str, list[str]]:
-    """Returns picture and texts of a dialogue, in which human and gpt take turns; `<image>` goes from the questions."""
+    """Returns image and texts of a dialogue, in which human and gpt take turns; `<image>` goes from the questions."""
     if not isinstance(entry, dict):
         raise UnusableError("dialogue that is not an object")
     if "image" not in entry:
-        raise LeftOutError("dialogue without a picture")
+        raise LeftOutError("dialogue without an image")
     image = file_name(entry["image"], "image of the dialogue")
     turns = entry.get("conversations")
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):

@@ -1,4 +1,4 @@
-"""Detected boxes of many pictures: EVA's pickle, opened without running anything, or a converted file."""
+"""Detected boxes of many images: EVA's pickle, opened without running anything, or a converted file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NUM_LABELS = 1203
 
 @dataclass
 class Detections:
-    """names: file names; the boxes of picture i are first[i] to first[i + 1] - 1.
+    """names: file names; the boxes of image i are first[i] to first[i + 1] - 1.
 
-    boxes: float32[M, 5]: x1, y1, x2, y2 in fractions of the picture, and the score; labels: int64[M], LVIS id - 1.
+    boxes: float32[M, 5]: x1, y1, x2, y2 in fractions of the image, and the score; labels: int64[M], LVIS id - 1.
     """
 
     names: list[str]
@@ -48,7 +48,7 @@ def read_detections(path: Path, data: bytes, drops: Drops | None = None, section
         return _read_npz(path, data)
     entries = _plain(path, data)
     if not isinstance(entries, list):
-        raise InputError(f"{path}: expected a list of detections, one entry a picture, got {kind_of(entries)}")
+        raise InputError(f"{path}: expected a list of detections, one entry an image, got {kind_of(entries)}")
     made: list[tuple[str, np.ndarray, np.ndarray]] = []
     for position, entry in enumerate(entries):
         try:
@@ -86,7 +86,7 @@ def _entry(entry: Any) -> tuple[str, np.ndarray, np.ndarray]:
     with np.errstate(over="ignore"):
         boxes = boxes.astype(np.float32)
     if not np.isfinite(boxes).all() or (np.abs(boxes) > 100).any():
-        raise UnusableError("detections with numbers that are no fractions of a picture")
+        raise UnusableError("detections with numbers that are no fractions of an image")
     if ((labels < 0) | (labels >= NUM_LABELS)).any():
         raise UnusableError(f"detections with a label that is not in 0 to {NUM_LABELS - 1}")
     return name, boxes, labels.astype(np.int64)

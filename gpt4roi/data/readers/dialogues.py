@@ -22,7 +22,7 @@ def draw(bank: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def region_rounds(bank: Sequence[str], answers: Sequence[str], rng: np.random.Generator) -> list[Turn]:
-    """Asks about region 1, 2, … in turn, each with a question drawn from the bank; the first shows the picture."""
+    """Asks about region 1, 2, … in turn, each with a question drawn from the bank; the first shows the image."""
     turns = []
     drawn = rng.integers(len(bank), size=len(answers)).tolist()
     for number, (question, answer) in enumerate(zip(drawn, answers, strict=True), start=1):
@@ -31,11 +31,11 @@ def region_rounds(bank: Sequence[str], answers: Sequence[str], rng: np.random.Ge
 
 
 def bare_rounds(instruction: str, answers: Sequence[str]) -> list[Turn]:
-    """Asks with a bare `<bbox>` for each box; the first question shows the picture and says what to do."""
+    """Asks with a bare `<bbox>` for each box; the first question shows the image and says what to do."""
     turns = [turn for answer in answers for turn in (Turn("user", REGION_TOKEN), Turn("assistant", answer))]
     return shown([Turn("user", instruction + turns[0].text), *turns[1:]])
 
 
 def shown(turns: list[Turn]) -> list[Turn]:
-    """Puts the sentence that shows the picture before the first question."""
+    """Puts the sentence that shows the image before the first question."""
     return [Turn("user", IMAGE_PREAMBLE + turns[0].text), *turns[1:]]

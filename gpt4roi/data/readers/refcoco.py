@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg in MDETR's form, in which each "picture" is one referring expression."""
+"""RefCOCO, RefCOCO+ and RefCOCOg in MDETR's form, in which each "image" is one referring expression."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEWEST_WORDS = 3
 class RefCOCO(CocoStyleDataset):
     """Asks for the expression of each box (`RefCOCO`); see CocoStyleDataset for the other arguments.
 
-    Expressions of fewer than three words are left out, and `COCO_train2014_` goes from the pictures' names. Boxes
+    Expressions of fewer than three words are left out, and `COCO_train2014_` goes from the images' names. Boxes
     marked as crowds are taken: the expression means them.
     as_released: a double blank counts as a word, as it did for the released weights.
     """

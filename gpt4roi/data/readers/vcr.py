@@ -35,11 +35,11 @@ _PARTS = ("question", "answer", "rationale")
 
 
 class VCR(IndexedDataset):
-    """Lists all objects of the picture as regions, then asks the question and why (`vcr`).
+    """Lists all objects of the image as regions, then asks the question and why (`vcr`).
 
-    ann_file: VCR's jsonl. img_prefix: the folder `vcr1images`, which holds the pictures and a .json of boxes beside
+    ann_file: VCR's jsonl. img_prefix: the folder `vcr1images`, which holds the images and a .json of boxes beside
     each; that is opened when its item is drawn.
-    as_released: what the released weights saw: every number taken for an object, boxes reaching over the picture's
+    as_released: what the released weights saw: every number taken for an object, boxes reaching over the image's
         border, and (`vcr` alone) the name of the next object instead of the one meant.
     """
 
@@ -130,7 +130,7 @@ class VCR(IndexedDataset):
         turns, mentioned = self.dialogue(texts, objects, rng)
         boxes, size = self._boxes(index)
         if not self.as_released:
-            boxes = box_ops.clip(boxes, size or self._picture_size(index))
+            boxes = box_ops.clip(boxes, size or self._image_size(index))
         return RegionSample(
             image=self.image(index),
             turns=tuple(shown(turns)),
@@ -140,7 +140,7 @@ class VCR(IndexedDataset):
         )
 
     def _boxes(self, index: int) -> tuple[np.ndarray, tuple[int, int] | None]:
-        """Returns the boxes float64[N, 4] of all objects, and (height, width) where the picture's .json tells it.
+        """Returns the boxes float64[N, 4] of all objects, and (height, width) where the image's .json tells it.
 
         Raises InputError where that cannot be read, or has other boxes than there are objects.
         """
@@ -165,13 +165,13 @@ class VCR(IndexedDataset):
         except UnusableError:
             return boxes, None
 
-    def _picture_size(self, index: int) -> tuple[int, int]:
+    def _image_size(self, index: int) -> tuple[int, int]:
         path = self.image(index)
         try:
-            with Image.open(path) as picture:
-                return picture.height, picture.width
+            with Image.open(path) as image:
+                return image.height, image.width
         except Exception as error:  # a damaged head raises many kinds
-            raise InputError(f"picture {path} cannot be opened in {self.source(index)}: {error}") from None
+            raise InputError(f"image {path} cannot be opened in {self.source(index)}: {error}") from None
 
 
 class SingleVCR(VCR):

@@ -88,5 +88,5 @@ def _means_object(text: str, match: re.Match[str], num_objects: int) -> bool:
     start, end = match.span()
     beside = text[start - 1 : start] + text[end : end + 1]
     whole = not any(character.isalnum() or character in "_$" for character in beside)
-    short = len(match.group()) <= 4  # no picture has more objects, and int() has its limits
+    short = len(match.group()) <= 4  # no image has more objects, and int() has its limits
     return whole and short and 1 <= int(match.group()) <= num_objects and not _UNIT.match(text, end)

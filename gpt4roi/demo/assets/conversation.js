@@ -1,4 +1,4 @@
-// The conversation. Python gives `picture` and `value` {rounds, boxes, introduced, pending, version}; a round is {question, answer, regions}.
+// The conversation. Python gives `image` and `value` {rounds, boxes, introduced, pending, version}; a round is {question, answer, regions}.
 const { make, withChips, figure } = window.gpt4roi;
 const list = element.querySelector('.conversation');
 
@@ -6,8 +6,8 @@ const roundNode = (round, index, value, pending) => {
   const node = make('article', pending ? 'round pending' : 'round');
   const known = value.rounds.slice(0, index + 1).flatMap((one) => one.regions);
   const last = Math.max(0, ...known);
-  if (props.picture && props.picture.src && (index === 0 || round.regions.length)) {
-    node.append(figure(props.picture, value.boxes.slice(0, last), round.regions));
+  if (props.image && props.image.src && (index === 0 || round.regions.length)) {
+    node.append(figure(props.image, value.boxes.slice(0, last), round.regions));
   }
   const question = make('p', 'question'), answer = make('p', 'answer');
   const introduced = value.introduced || [];
@@ -26,7 +26,7 @@ const load = () => {
   version = value.version || 0;
   const rounds = value.rounds || [];
   const keys = rounds.map((round, index) =>
-    JSON.stringify([round, index === rounds.length - 1 && value.pending, value.boxes.length, value.introduced, props.picture?.id]));
+    JSON.stringify([round, index === rounds.length - 1 && value.pending, value.boxes.length, value.introduced, props.image?.id]));
   element.querySelector('.conversation-empty').hidden = rounds.length > 0;
   while (list.children.length > rounds.length) list.lastChild.remove();
   rounds.forEach((round, index) => {
@@ -38,5 +38,5 @@ const load = () => {
   if (keys.join() !== shown.join()) list.scrollTop = list.scrollHeight;
   shown = keys;
 };
-watch(['value', 'picture'], load);
+watch(['value', 'image'], load);
 load();

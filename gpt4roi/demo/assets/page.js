@@ -85,15 +85,15 @@
     link.remove();
   };
 
-  // The picture with numbered boxes, for the conversation. boxes: [x1, y1, x2, y2] in the picture's pixels.
+  // The image with numbered boxes, for the conversation. boxes: [x1, y1, x2, y2] in the image's pixels.
   const figure = (picture, boxes, fresh) => {
     const frame = make('div', 'figure');
     const image = make('img');
     image.src = picture.src;
-    // Said before the picture is decoded, so that nothing below jumps and the end can be scrolled to.
+    // Said before the image is decoded, so that nothing below jumps and the end can be scrolled to.
     frame.style.aspectRatio = `${picture.width} / ${picture.height}`;
     frame.style.width = `min(70%, ${Math.round((260 * picture.width) / picture.height)}px)`;
-    image.alt = `The picture with ${boxes.length} numbered ${boxes.length === 1 ? 'box' : 'boxes'}`;
+    image.alt = `The image with ${boxes.length} numbered ${boxes.length === 1 ? 'box' : 'boxes'}`;
     frame.append(image);
     boxes.forEach((box, index) => {
       const number = index + 1;

@@ -1,10 +1,10 @@
-// The picture and its boxes: drawn, moved, resized and deleted with mouse, pen, finger or keyboard.
-// Python gives `picture` {src, width, height, id}, `note` and `value` {picture, boxes, fixed, keep}; the first `fixed`
+// The image and its boxes: drawn, moved, resized and deleted with mouse, pen, finger or keyboard.
+// Python gives `image` {src, width, height, id}, `note` and `value` {image, boxes, fixed, keep}; the first `fixed`
 // boxes belong to the conversation and stay; with `keep`, so do those drawn here since the last question, which may be
 // younger than what Python knew. This side writes `value` whenever the boxes drawn since change.
 const { color, make, chip, insertMention, renumberQuestion, place } = window.gpt4roi;
 const find = (selector) => element.querySelector(selector);
-const frame = find('.stage-frame'), image = find('.stage-picture'), layer = find('.stage-boxes');
+const frame = find('.stage-frame'), image = find('.stage-image'), layer = find('.stage-boxes');
 const chips = find('.stage-chips'), note = find('.stage-note'), file = find('input[type=file]');
 
 const SMALLEST = 4; // pixels on the screen; less is a click
@@ -24,7 +24,7 @@ const publish = () => {
   props.value = { picture: picture ? picture.id : '', boxes: boxes.map(rounded), fixed };
 };
 
-// Where a pointer is, in pixels of the person's own picture; never outside it.
+// Where a pointer is, in pixels of the person's own image; never outside it.
 const point = (event) => {
   const area = image.getBoundingClientRect();
   return [
@@ -52,7 +52,7 @@ const regionNode = (index) => {
 };
 
 const render = () => {
-  element.querySelector('.stage').classList.toggle('has-picture', Boolean(picture));
+  element.querySelector('.stage').classList.toggle('has-image', Boolean(picture));
   while (layer.children.length > boxes.length) layer.lastChild.remove();
   while (layer.children.length < boxes.length) layer.append(regionNode());
   boxes.forEach((box, index) => {
@@ -230,7 +230,7 @@ const send = (chosen) => {
     const megabytes = (size) => (size / 2 ** 20).toFixed(1);
     return say(`“${chosen.name}” has ${megabytes(chosen.size)} MB; at most ${megabytes(props.max_bytes)} are taken.`, true);
   }
-  say('Looking at the picture …');
+  say('Looking at the image …');
   const reader = new FileReader();
   reader.onload = () => trigger('upload', { picture: reader.result });
   reader.onerror = () => say(`“${chosen.name}” cannot be read.`, true);
@@ -252,7 +252,7 @@ document.addEventListener('paste', (event) => {
   if (pasted && element.isConnected) send(pasted);
 });
 
-// As wide as there is room; a small picture is shown up to three times its size, to be drawn on more easily.
+// As wide as there is room; a small image is shown up to three times its size, to be drawn on more easily.
 const shownWidth = () => {
   const { width, height } = picture, most = Math.max(width, Math.min(3 * width, 560));
   return `min(100%, ${((68 * width) / height).toFixed(2)}vh, ${most}px)`;
@@ -272,17 +272,17 @@ const keepDrawn = (value) => {
 
 const load = () => {
   const value = props.value || {};
-  const next = props.picture && props.picture.src ? props.picture : null;
+  const next = props.image && props.image.src ? props.image : null;
   const changed = (next && next.id) !== (picture && picture.id);
   if (changed) {
     picture = next;
     if (picture) image.src = picture.src;
     else image.removeAttribute('src');
-    image.alt = picture ? 'The picture of the conversation' : '';
+    image.alt = picture ? 'The image of the conversation' : '';
     if (picture) frame.style.width = shownWidth();
   }
   const same = Boolean(picture) && !changed;
-  if (same && value.picture !== picture.id) return; // of an answer about the picture before
+  if (same && value.picture !== picture.id) return; // of an answer about the image before
   if (same && value.keep) keepDrawn(value);
   else {
     boxes = picture && value.boxes ? value.boxes.map((box) => [...box]) : [];
@@ -293,5 +293,5 @@ const load = () => {
   say(props.note ? props.note.text : '', Boolean(props.note && props.note.wrong));
   render();
 };
-watch(['value', 'picture', 'note'], load);
+watch(['value', 'image', 'note'], load);
 load();

@@ -21,20 +21,20 @@ _FOLDERS = ("val2017", "train2017", "coco_all", "images")
 
 @dataclass(frozen=True)
 class Instance:
-    """One object: its picture, box float64[4] xyxy in pixels, and category id.
+    """One object: its image, box float64[4] xyxy in pixels, and category id.
 
-    absent: ids of categories that are not in the picture.
+    absent: ids of categories that are not in the image.
     """
 
     id: str
-    picture: Path
+    image: Path
     box: np.ndarray
     category: int
     absent: tuple[int, ...] = ()
 
 
 def read_instances(source: Source, names: Sequence[str]) -> tuple[dict[int, tuple[str, ...]], list[list[Instance]]]:
-    """Returns the names of each category, its own first and then synonyms, and the objects of each chosen picture.
+    """Returns the names of each category, its own first and then synonyms, and the objects of each chosen image.
 
     Crowds are left out.
     """
@@ -45,16 +45,16 @@ def read_instances(source: Source, names: Sequence[str]) -> tuple[dict[int, tupl
     folder = find_images(source, usual)
     folders = [folder] if source.images else [one for one in usual if one.is_dir()]
     named = {key: _names_of(category) for key, category in by_id(categories, f"{path}, categories").items()}
-    pictures = by_id(images, f"{path}, images")
-    of_picture: dict[int, list[dict]] = {}
+    entries = by_id(images, f"{path}, images")
+    of_image: dict[int, list[dict]] = {}
     for annotation in annotations:
         if not annotation.get("iscrowd"):
-            of_picture.setdefault(fields(annotation, ["image_id"], str(path))[0], []).append(annotation)
+            of_image.setdefault(fields(annotation, ["image_id"], str(path))[0], []).append(annotation)
     found = []
-    for image_id, members in source.choose(list(of_picture.items())):
-        absent = _absent(pictures[image_id], members, named)
-        picture = _find(folders, pictures[image_id])
-        found.append([_instance(one, picture, absent, f"{path}, annotation {one.get('id')}") for one in members])
+    for image_id, members in source.choose(list(of_image.items())):
+        absent = _absent(entries[image_id], members, named)
+        image = _find(folders, entries[image_id])
+        found.append([_instance(one, image, absent, f"{path}, annotation {one.get('id')}") for one in members])
     return named, found
 
 
@@ -79,24 +79,24 @@ def _find(folders: Sequence[Path], image: dict) -> Path:
     return next((folder / name for folder in folders if (folder / name).exists()), folders[0] / name)
 
 
-def _instance(annotation: dict, picture: Path, absent: tuple[int, ...], where: str) -> Instance:
+def _instance(annotation: dict, image: Path, absent: tuple[int, ...], where: str) -> Instance:
     number, corners, category = fields(annotation, ("id", "bbox", "category_id"), where)
-    return Instance(str(number), picture, box_of_xywh(corners, where), category, absent)
+    return Instance(str(number), image, box_of_xywh(corners, where), category, absent)
 
 
 def load_classes(source: Source, names: Sequence[str], ask: Callable[[dict[int, tuple[str, ...]]], str]) -> list[Item]:
     """Returns one item for each object; its references are all names of its category."""
-    named, pictures = read_instances(source, names)
+    named, images = read_instances(source, names)
     question = source.question or ask(named)
     main = [names[0] for names in named.values()]
     return [
         Item(
             one.id,
-            Ask(one.picture, question, one.box[None], id=one.id),
+            Ask(one.image, question, one.box[None], id=one.id),
             named[one.category],
             facts={"categories": main},
         )
-        for instances in pictures
+        for instances in images
         for one in instances
     ]
 
@@ -125,9 +125,9 @@ def _nearest(items: Sequence[Item], model: SentenceModel) -> list[bool]:
 
 
 def load_two_way(source: Source, names: Sequence[str]) -> list[Item]:
-    """Returns one item for each object: its category or another that is not in the picture."""
-    named, pictures = read_instances(source, names)
-    return [_two_way(one, named) for instances in pictures for one in instances if one.absent]
+    """Returns one item for each object: its category or another that is not in the image."""
+    named, images = read_instances(source, names)
+    return [_two_way(one, named) for instances in images for one in instances if one.absent]
 
 
 TWO_WAY = "Is the object <region1> of the image a {first} or a {second}?"
@@ -139,7 +139,7 @@ def _two_way(one: Instance, named: dict[int, tuple[str, ...]]) -> Item:
     label = int(draw.integers(2))
     options = (named[one.category][0], wrong) if label == 0 else (wrong, named[one.category][0])
     question = TWO_WAY.format(first=options[0], second=options[1])
-    ask = Ask(one.picture, question, one.box[None], choices=options, id=one.id)
+    ask = Ask(one.image, question, one.box[None], choices=options, id=one.id)
     return Item(one.id, ask, named[one.category], "", options, label)
 
 

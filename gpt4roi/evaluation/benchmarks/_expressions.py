@@ -25,10 +25,10 @@ def load_expressions(source: Source, name: str, splits: Sequence[str], question:
 def read_boxes(
     source: Source, path: Path, folders: Sequence[str], question: str, text_of: Callable[[dict, dict], str | None]
 ) -> list[Item]:
-    """Returns one item for each box of the chosen pictures.
+    """Returns one item for each box of the chosen images.
 
-    folders: where pictures usually lie, beside the annotations or one folder up. text_of: the reference that an entry
-    and its annotation give, None for none. Boxes are the same where picture and corners are.
+    folders: where images usually lie, beside the annotations or one folder up. text_of: the reference that an entry
+    and its annotation give, None for none. Boxes are the same where image and corners are.
     """
     content = read_json(path)
     entries, annotations = fields(content, ("images", "annotations"), str(path))
@@ -46,21 +46,21 @@ def read_boxes(
         if not text or not text.strip():
             continue
         name = f"{Path(file_name).stem}:{','.join(f'{float(value):g}' for value in corners)}"
-        of_picture = found.setdefault(file_name, {})
-        if name in of_picture:
-            of_picture[name] = replace(of_picture[name], references=(*of_picture[name].references, text.strip()))
+        of_image = found.setdefault(file_name, {})
+        if name in of_image:
+            of_image[name] = replace(of_image[name], references=(*of_image[name].references, text.strip()))
         else:
-            ask = Ask(picture_path(folder, file_name), question, box_of_xywh(corners, where)[None], id=name)
-            of_picture[name] = Item(name, ask, (text.strip(),))
-    return [item for of_picture in source.choose(list(found.values())) for item in of_picture.values()]
+            ask = Ask(image_path(folder, file_name), question, box_of_xywh(corners, where)[None], id=name)
+            of_image[name] = Item(name, ask, (text.strip(),))
+    return [item for of_image in source.choose(list(found.values())) for item in of_image.values()]
 
 
-def picture_path(folder: Path, file_name: str) -> Path:
-    """Returns where a picture lies: under its own name, or flat under what follows its last `_`, as in COCO 2017."""
+def image_path(folder: Path, file_name: str) -> Path:
+    """Returns where an image lies: under its own name, or flat under what follows its last `_`, as in COCO 2017."""
     whole, flat = folder / file_name, folder / Path(file_name).name.split("_")[-1]
     return flat if not whole.exists() and flat.exists() else whole
 
 
 def found_nothing(where: str, image_id: object) -> InputError:
-    """Returns the error for an annotation whose picture is not in the file."""
+    """Returns the error for an annotation whose image is not in the file."""
     return InputError(f"{where}: image_id {image_id!r} is not among the file's images")

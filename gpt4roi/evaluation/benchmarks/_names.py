@@ -1,4 +1,4 @@
-"""Osprey's lists of objects: pictures with the category and the mask of some of their objects."""
+"""Osprey's lists of objects: images with the category and the mask of some of their objects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_objects(source: Source, file_name: str) -> list[Item]:
     path = find_annotations(source, (file_name,))
     records = read_json(path)
     if not isinstance(records, list):
-        raise InputError(f"{path}: expected a list of pictures, got {type(records).__name__}")
+        raise InputError(f"{path}: expected a list of images, got {type(records).__name__}")
     roots = (path.parent, path.parent.parent)
     usual = [root / name for root in roots for name in FOLDERS]
     folders = [source.images] if source.images else [folder for folder in usual if folder.is_dir()]
@@ -29,10 +29,10 @@ def load_objects(source: Source, file_name: str) -> list[Item]:
         name, categories, annotations = fields(record, ("file_name", "categories", "annotations"), where)
         if len(categories) != len(annotations):
             raise InputError(f"{where}: {len(categories)} categories for {len(annotations)} annotations")
-        picture = next((folder / name for folder in folders if (folder / name).exists()), first / name)
+        image = next((folder / name for folder in folders if (folder / name).exists()), first / name)
         for place, (category, annotation) in enumerate(zip(categories, annotations, strict=True)):
             (mask,) = fields(annotation, ["segmentation"], f"{where}, annotation {place}")
             box = to_box(mask, f" in {where}, annotation {place}")
-            ask = Ask(picture, source.question or QUESTION, box[None], id=f"{name}#{row}.{place}")
+            ask = Ask(image, source.question or QUESTION, box[None], id=f"{name}#{row}.{place}")
             items.append(Item(ask.id, ask, (clean_category(str(category)),)))
     return items

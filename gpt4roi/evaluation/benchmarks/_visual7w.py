@@ -1,4 +1,4 @@
-"""Visual7W's files: pictures with their questions, each with one right answer and three wrong ones."""
+"""Visual7W's files: images with their questions, each with one right answer and three wrong ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SEED = 0
 def read_questions(
     source: Source, names: tuple[str, ...], split: str
 ) -> tuple[dict, Path, Iterator[tuple[Path, dict]]]:
-    """Returns the file's content, its folder, and every question of the chosen pictures with its picture."""
+    """Returns the file's content, its folder, and every question of the chosen images with its image."""
     path = find_annotations(source, names)
     content = read_json(path)
     (images,) = fields(content, ["images"], str(path))

@@ -1,12 +1,12 @@
 """Flickr30k Entities: phrases for regions.
 
-Source    MDETR's final_flickr_mergedGT_SPLIT.json; the pictures of Flickr30k, flat.
+Source    MDETR's final_flickr_mergedGT_SPLIT.json; the images of Flickr30k, flat.
 Split     test (default), val.
 Prompt    our own wording [guess]: who measured GPT4RoI here (DAM) does not state one for box models.
 Metric    BLEU, METEOR, ROUGE-L, CIDEr, SPICE where its files are (pycocoevalcap).
 Protocol  both: "one reference per expression" (each phrase of each of the up to five sentences) and "all references of
           a box". A phrase is the first span of `tokens_positive`, as the original reads it.
-Pitfalls  a sentence of a picture is an entry of its own, so a picture occurs up to five times; the same box is found
+Pitfalls  a sentence of an image is an entry of its own, so an image occurs up to five times; the same box is found
           by its corners. Which protocol published numbers use is not stated [guess: all references].
 """
 

@@ -1,6 +1,6 @@
 """LVIS, open-vocabulary names of regions.
 
-Source    Osprey's lvis_val_1k_category.json (1,000 pictures, 4,004 objects); COCO 2017 pictures.
+Source    Osprey's lvis_val_1k_category.json (1,000 images, 4,004 objects); COCO 2017 images.
 Split     that list.
 Prompt    Osprey's.
 Metric    SS: cosine of all-MiniLM-L6-v2 embeddings of answer and category. S-IoU: shared words over all words.

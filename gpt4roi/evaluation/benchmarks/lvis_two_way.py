@@ -1,6 +1,6 @@
 """LVIS, Ferret's two-way question: is the region a … or a …?
 
-Source    lvis_v1_val.json; the pictures of COCO 2017.
+Source    lvis_v1_val.json; the images of COCO 2017.
 Split     validation; ground-truth boxes.
 Prompt    Ferret's.
 Metric    accuracy, chance 50 %: by likelihood of the two names; and by Ferret's rule: an answer is right that holds the

@@ -1,6 +1,6 @@
 """PACO, open-vocabulary names of regions.
 
-Source    Osprey's paco_val_1k_category.json (1,000 pictures, 4,263 objects and parts); COCO 2017 pictures.
+Source    Osprey's paco_val_1k_category.json (1,000 images, 4,263 objects and parts); COCO 2017 images.
 Split     that list.
 Prompt    Osprey's.
 Metric    SS: cosine of all-MiniLM-L6-v2 embeddings of answer and category. S-IoU: shared words over all words.

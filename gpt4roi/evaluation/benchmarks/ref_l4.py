@@ -5,9 +5,9 @@ Source    JierunChen/Ref-L4 on the hub: ref-l4-{val,test}.parquet (id, caption, 
 Split     test (default), val, all.
 Prompt    our own wording [guess]: those who reuse its texts as captions do not state one.
 Metric    CIDEr, METEOR, ROUGE-L, BLEU, SPICE where its files are. CLAIR needs a judge and is not built.
-Protocol  both: "one reference per expression" and "all references of a box" (same picture and corners). The data
+Protocol  both: "one reference per expression" and "all references of a box" (same image and corners). The data
           set itself is made for finding boxes; captions are how DAM and PixelRefer use it.
-Pitfalls  texts are long (24 words on average): short answers lose on CIDEr's length penalty. Two sources of pictures
+Pitfalls  texts are long (24 words on average): short answers lose on CIDEr's length penalty. Two sources of images
           (COCO, Objects365) lie in one archive; `file_name` is the path inside it.
 """
 
@@ -33,19 +33,19 @@ def load(source: Source) -> list[Item]:
     split = source.split or SPLITS[0]
     paths = [find_annotations(source, (f"ref-l4-{name}.parquet",)) for name in _files_of(split)]
     folder = find_images(source, (paths[0].parent / "images", paths[0].parent))
-    of_picture: dict[str, dict[str, Item]] = {}
+    of_image: dict[str, dict[str, Item]] = {}
     for path in dict.fromkeys(paths):
         for where, record in _rows(path):
             file_name, corners, caption = fields(record, ("file_name", "bbox", "caption"), where)
             name = f"{file_name}:{','.join(f'{float(value):g}' for value in corners)}"
-            found = of_picture.setdefault(file_name, {})
+            found = of_image.setdefault(file_name, {})
             if name in found:
                 found[name] = replace(found[name], references=(*found[name].references, str(caption)))
             else:
-                picture = folder / file_name if (folder / file_name).exists() else folder / Path(file_name).name
-                ask = Ask(picture, source.question or QUESTION, box_of_xywh(corners, where)[None], id=name)
+                image = folder / file_name if (folder / file_name).exists() else folder / Path(file_name).name
+                ask = Ask(image, source.question or QUESTION, box_of_xywh(corners, where)[None], id=name)
                 found[name] = Item(name, ask, (str(caption),))
-    return [item for found in source.choose(list(of_picture.values())) for item in found.values()]
+    return [item for found in source.choose(list(of_image.values())) for item in found.values()]
 
 
 def _files_of(split: str) -> tuple[str, ...]:

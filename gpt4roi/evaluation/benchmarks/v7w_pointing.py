@@ -1,12 +1,12 @@
 """Visual7W pointing: "which" questions answered by one of four boxes.
 
 Source    dataset_v7w_pointing.json and visual7w_images/ of the official release.
-Split     test (default), val, train: as every picture states.
+Split     test (default), val, train: as every image states.
 Prompt    the question and the four boxes as options (A) to (D). GPT4RoI's own prompt is neither in its repository nor
           in the paper [guess].
 Metric    accuracy over all questions; by likelihood of the letters, and by parsing the answer (a letter or a region).
 Protocol  the boxes stand in an order drawn for each question with a fixed seed; the file has the right one first.
-Pitfalls  others draw the boxes into the picture instead, or give them as numbers: the same set, another task.
+Pitfalls  others draw the boxes into the image instead, or give them as numbers: the same set, another task.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def load(source: Source) -> list[Item]:
     content, _, questions = read_questions(source, FILES, source.split or SPLITS[0])
     boxes = by_id([{**box, "id": box.get("box_id")} for box in fields(content, ["boxes"], FILES[0])[0]], FILES[0])
     items = []
-    for picture, pair in questions:
+    for image, pair in questions:
         candidates, label = mix(pair)
         missing = [box for box in candidates if box not in boxes]
         if missing:
@@ -43,7 +43,7 @@ def load(source: Source) -> list[Item]:
         listed = write_options([f"<region{number}>" for number in range(1, len(candidates) + 1)])
         text = PROMPT.format(question=pair["question"], options=listed)
         options = tuple(f"region{number}" for number in range(1, len(candidates) + 1))
-        ask = Ask(picture, text, corners, choices=letters(len(candidates)), id=str(pair["qa_id"]))
+        ask = Ask(image, text, corners, choices=letters(len(candidates)), id=str(pair["qa_id"]))
         task = pair.get("type", "which")
         items.append(Item(ask.id, ask, (options[label],), task, options, label, None))
     return items

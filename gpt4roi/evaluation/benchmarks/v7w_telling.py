@@ -2,7 +2,7 @@
 
 Source    dataset_v7w_telling.json and visual7w_images/ of the official release; boxes from v7w_telling_answers.json of
           its grounding annotations.
-Split     test (default), val, train: as every picture states.
+Split     test (default), val, train: as every image states.
 Prompt    the grounded boxes as regions, the question, four answers (A) to (D). Our own wording [guess].
 Metric    accuracy over all questions (not the mean over kinds); by likelihood of the letters, and by parsing.
 Protocol  options in an order drawn for each question with a fixed seed; the file has the right one first. Boxes are
@@ -43,13 +43,13 @@ def load(source: Source) -> list[Item]:
             qa_id, x, y, width, height = fields(box, names, f"{grounding}, boxes#{row}")
             boxes.setdefault(qa_id, []).append([x, y, x + width, y + height])
     items = []
-    for picture, pair in questions:
+    for image, pair in questions:
         options, label = mix(pair)
         corners = np.asarray(boxes.get(pair["qa_id"], []), dtype=np.float64).reshape(-1, 4)
         listed = ", ".join(f"<region{number}>" for number in range(1, len(corners) + 1))
         regions = f"The question is about {listed}.\n" if listed else ""
         text = PROMPT.format(regions=regions, question=pair["question"], options=write_options(options))
-        ask = Ask(picture, text, corners, choices=letters(len(options)), id=str(pair["qa_id"]))
+        ask = Ask(image, text, corners, choices=letters(len(options)), id=str(pair["qa_id"]))
         facts = {"grounded": grounding is not None}
         items.append(Item(ask.id, ask, (options[label],), pair.get("type", ""), tuple(options), label, None, facts))
     return items

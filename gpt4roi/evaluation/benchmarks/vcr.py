@@ -79,7 +79,7 @@ def _items(record: dict, folder: Path, where: str) -> list[Item]:
 def introduce(objects: Sequence[str]) -> str:
     """Returns the sentence that shows every object as a region."""
     listed = ", ".join(f"<region{number}>" for number in range(1, len(objects) + 1))
-    return f"There are {listed} in the picture.\n" if objects else ""
+    return f"There are {listed} in the image.\n" if objects else ""
 
 
 def write_tokens(tokens: Sequence[Any], objects: Sequence[str], where: str) -> str:

@@ -1,6 +1,6 @@
 """Visual Genome region captions.
 
-Source    GRiT's test.json (COCO-like, a `caption` in every annotation); pictures of VG_100K and VG_100K_2 together in
+Source    GRiT's test.json (COCO-like, a `caption` in every annotation); images of VG_100K and VG_100K_2 together in
           one flat folder, vg_all. The download that papers name is unreliable.
 Split     test.
 Prompt    the original's, as its author gave it.
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpt4roi.evaluation.asking import Ask
-from gpt4roi.evaluation.benchmarks._expressions import found_nothing, picture_path
+from gpt4roi.evaluation.benchmarks._expressions import found_nothing, image_path
 from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images, read_json
 from gpt4roi.evaluation.items import Item, Scores, Source
 from gpt4roi.evaluation.scoring import score_texts
@@ -30,17 +30,17 @@ def load(source: Source) -> list[Item]:
     images, annotations = fields(read_json(path), ("images", "annotations"), str(path))
     file_names = {key: fields(image, ["file_name"], str(path))[0] for key, image in by_id(images, str(path)).items()}
     folder = find_images(source, (path.parent / name for name in ("vg_all", "images")))
-    of_picture: dict[str, list[Item]] = {}
+    of_image: dict[str, list[Item]] = {}
     for row, annotation in enumerate(annotations):
         where = f"{path}, annotations#{row}"
         image_id, corners, caption = fields(annotation, ("image_id", "bbox", "caption"), where)
         if image_id not in file_names:
             raise found_nothing(where, image_id)
         name = str(annotation.get("id", row))
-        box, picture = box_of_xywh(corners, where), picture_path(folder, file_names[image_id])
-        ask = Ask(picture, source.question or QUESTION, box[None], id=name)
-        of_picture.setdefault(file_names[image_id], []).append(Item(name, ask, (str(caption),)))
-    return [item for items in source.choose(list(of_picture.values())) for item in items]
+        box, image_file = box_of_xywh(corners, where), image_path(folder, file_names[image_id])
+        ask = Ask(image_file, source.question or QUESTION, box[None], id=name)
+        of_image.setdefault(file_names[image_id], []).append(Item(name, ask, (str(caption),)))
+    return [item for items in source.choose(list(of_image.values())) for item in items]
 
 
 def score(items: Sequence[Item], source: Source) -> Scores:

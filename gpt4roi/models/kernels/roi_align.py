@@ -20,7 +20,7 @@ CELLS_FOR_A_BOX = 1024
 """How many cells of a map that is not channels-last, and has to be rearranged for it, a box makes up for."""
 
 FARTHEST = 1e4
-"""How many sides of the picture a corner may lie outside: places far beyond overflow, and RoIAlign then crashes."""
+"""How many sides of the image a corner may lie outside: places far beyond overflow, and RoIAlign then crashes."""
 
 
 def check_boxes(boxes: list[torch.Tensor]) -> None:
@@ -28,15 +28,15 @@ def check_boxes(boxes: list[torch.Tensor]) -> None:
 
     boxes: list of float[N_i, 4], xyxy in [0, 1]; corners up to FARTHEST outside and boxes without area are allowed.
     """
-    for picture, rows in enumerate(boxes):
+    for image, rows in enumerate(boxes):
         if rows.ndim != 2 or rows.shape[1] != 4:
-            raise InputError(f"picture {picture} of the batch: boxes must be [N, 4], got {tuple(rows.shape)}")
+            raise InputError(f"image {image} of the batch: boxes must be [N, 4], got {tuple(rows.shape)}")
         bad = ~(rows.abs() <= FARTHEST).all(1) | (rows[:, 2] < rows[:, 0]) | (rows[:, 3] < rows[:, 1])
         if bad.any():
             row = int(bad.nonzero()[0])
             raise InputError(
-                f"picture {picture} of the batch: box {row + 1} is {[round(x, 4) for x in rows[row].tolist()]}, "
-                f"expected finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, none beyond {FARTHEST:.0f} pictures"
+                f"image {image} of the batch: box {row + 1} is {[round(x, 4) for x in rows[row].tolist()]}, "
+                f"expected finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, none beyond {FARTHEST:.0f} images"
             )
 
 
@@ -50,7 +50,7 @@ def roi_align(
 ) -> torch.Tensor:
     """Pools boxes from a map with the half-pixel shift; samples more than one cell outside count as 0.
 
-    feature_map: float[K, C, H, W]; rois: float[M, 5], (picture, x1, y1, x2, y2) in input pixels;
+    feature_map: float[K, C, H, W]; rois: float[M, 5], (image, x1, y1, x2, y2) in input pixels;
     spatial_scale: cells of the map to an input pixel. Computed in float32 (float64 for float64 maps).
     Returns float[M, C, output_size, output_size] in the map's dtype.
     """
@@ -73,11 +73,11 @@ def choose_backend(backend: str, feature_map: torch.Tensor, num_boxes: int, samp
 
 
 def _is_sparse_faster(feature_map: torch.Tensor, num_boxes: int) -> bool:
-    pictures, channels, height, width = feature_map.shape
+    images, channels, height, width = feature_map.shape
     if channels * num_boxes < SPARSE_FROM:
         return False
     ordered = feature_map.is_contiguous(memory_format=torch.channels_last)
-    return ordered or pictures * height * width <= CELLS_FOR_A_BOX * num_boxes
+    return ordered or images * height * width <= CELLS_FOR_A_BOX * num_boxes
 
 
 def _implementation(backend: str) -> Callable[..., torch.Tensor]:

@@ -71,7 +71,7 @@ def sparse_roi_align(
     height, width = feature_map.shape[-2:]
     starts, columns, values = _entries(rois, (height, width), output_size, spatial_scale, sampling_ratio)
     # PyTorch transposes a plain matrix many times faster than it permutes four dimensions (no copy if channels-last).
-    tables = [picture.flatten(1).t().contiguous() for picture in feature_map]
+    tables = [image.flatten(1).t().contiguous() for image in feature_map]
     table = tables[0] if len(tables) == 1 else torch.cat(tables)
     pooled = _Product.apply(table, starts, columns, values)
     return rearrange(pooled, "(m h w) c -> m c h w", h=output_size, w=output_size)
@@ -103,13 +103,13 @@ def _entries(
     rois: torch.Tensor, size: tuple[int, int], output_size: int, spatial_scale: float, sampling_ratio: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Lists the entries of the matrix that are not 0, row by row: where each row starts, the columns, the values."""
-    picture, x1, y1, x2, y2 = rois.unbind(1)
+    image, x1, y1, x2, y2 = rois.unbind(1)
     height, width = size
     vertical = _axis_weights(y1, y2, height, output_size, spatial_scale, sampling_ratio)
     horizontal = _axis_weights(x1, x2, width, output_size, spatial_scale, sampling_ratio)
     # Dimensions: box, pooled row, pooled column, vertical and horizontal place.
     values = vertical.weights[:, :, None, :, None] * horizontal.weights[:, None, :, None, :]
-    line = picture.long()[:, None, None] * height + vertical.cells
+    line = image.long()[:, None, None] * height + vertical.cells
     columns = line[:, :, None, :, None] * width + horizontal.cells[:, None, :, None, :]
     used = values.flatten(0, 2).flatten(1) != 0
     counts = used.sum(1)

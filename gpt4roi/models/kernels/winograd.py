@@ -79,9 +79,9 @@ def _cut(values: torch.Tensor) -> torch.Tensor:
 
 
 def _join(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Puts float[BLOCK, N, BLOCK, O] together to maps of K pictures, H x W; float[K, O, H, W], channels-last."""
-    pictures, _, height, width = shape
-    rows = rearrange(blocks, "i (k m n) j o -> k (m i) (n j) o", k=pictures, m=-(-height // BLOCK))
+    """Puts float[BLOCK, N, BLOCK, O] together to maps of K images, H x W; float[K, O, H, W], channels-last."""
+    images, _, height, width = shape
+    rows = rearrange(blocks, "i (k m n) j o -> k (m i) (n j) o", k=images, m=-(-height // BLOCK))
     return rows[:, :height, :width].contiguous().permute(0, 3, 1, 2)
 
 

@@ -21,7 +21,7 @@ MIDDLE = torch.tensor([[0.0, 1.0, 1.0, 3.0, 3.0]])
 
 BOXES = {
     "fractional": [3.3, 5.7, 40.1, 28.9],
-    "whole picture": [0, 0, 56, 56],
+    "whole image": [0, 0, 56, 56],
     "tiny": [20.2, 20.3, 20.9, 20.6],
     "less than a cell across the border": [-1.5, 10, 2, 20],
     "more than a cell across the border": [-30, -30, 30, 30],
@@ -30,7 +30,7 @@ BOXES = {
     "without area": [30, 30, 30, 30],
     "without width": [12, 4, 12, 50],
     "on the border": [56, 0, 56, 56],
-    "far larger than the picture": [-500, -500, 500, 500],
+    "far larger than the image": [-500, -500, 500, 500],
 }
 
 
@@ -47,7 +47,7 @@ def mmcv():
 
 
 def pool_and_differentiate(backend: str, rois: torch.Tensor, dtype: torch.dtype, size: int = 14, samples: int = 2):
-    """Pools two pictures of 16 x 12 cells; returns the result and the gradient of a weighted sum of it."""
+    """Pools two images of 16 x 12 cells; returns the result and the gradient of a weighted sum of it."""
     draw = torch.Generator().manual_seed(0)
     values = torch.randn(2, 6, 16, 12, generator=draw).to(dtype).requires_grad_()
     pooled = roi_align(values, rois, size, 16 / 56, samples, backend)
@@ -95,7 +95,7 @@ def test_each_kind_of_box_pools_the_same_and_sends_the_same_gradient(backend, ki
 
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize(("size", "samples"), [(14, 2), (3, 1), (1, 4)])
-def test_boxes_of_two_pictures_pool_the_same_in_double_precision(backend, size, samples):
+def test_boxes_of_two_images_pool_the_same_in_double_precision(backend, size, samples):
     rois = torch.tensor([[index % 2, *box] for index, box in enumerate(BOXES.values())])
     for actual, expected in zip(
         pool_and_differentiate(backend, rois, torch.float64, size, samples),
