@@ -1,7 +1,7 @@
 """The page as a small programming interface: the same actions under names for `gradio_client`.
 
 Each client has a session of its own. What is wrong comes back as gradio_client's AppError with one line; nothing else
-about the server is told. docs/page.md shows every call.
+about the server is told. docs/demo.md shows every call.
 """
 
 from __future__ import annotations

@@ -20,16 +20,10 @@ from gpt4roi.train.defaults import STAGE_DEFAULTS
 from gpt4roi.train.training import parse
 
 ROOT = Path(__file__).parents[2]
-PAGES = (
-    "README.md",
-    "data/README.md",
-    "docs/unified_format.md",
-    "docs/answers.md",
-    "docs/data_sets.md",
-    "docs/data_check.md",
-    "docs/own_photographs.md",
-    "docs/evaluation.md",
-    "docs/results.md",
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "data/*.md", "benchmarks/*.md", "examples/*.md", "docs/**/*.md")
+    for path in ROOT.glob(pattern)
 )
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STAGE = re.compile(r"train_stage([12])\.sh")
