@@ -1,24 +1,61 @@
-"""The records that data sets, processor, evaluation and page share."""
+"""RegionSample, Turn and Augmentation: the records that data sets, processor, evaluation and demo share."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
 from gpt4roi.errors import InputError
 
 Role = Literal["user", "assistant"]
-PicturePipeline = Literal["bilinear", "bicubic"]
+ImagePipeline = Literal["detection", "dialogue"]
+_PIPELINES: dict[str, ImagePipeline] = {
+    "detection": "detection",
+    "dialogue": "dialogue",
+    "bilinear": "detection",
+    "bicubic": "dialogue",
+}
+"""The last two are the names of version 0.1, which files and lists of data sets may still hold."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def as_image_pipeline(name: Any, where: str = "") -> ImagePipeline:
+    """Returns the image pipeline of a name, also of its name in version 0.1 (bilinear, bicubic).
+
+    Raises:
+        InputError: There is no such pipeline; `where` begins the message.
+    """
+    pipeline = _PIPELINES.get(name) if isinstance(name, str) else None
+    if pipeline is None:
+        raise InputError(f"{where}image_pipeline must be 'detection' or 'dialogue', got {name!r:.60}")
+    return pipeline
+
+
+def accepts_old_names(**new_of_old: str) -> Callable[[Function], Function]:
+    """Decorates a function so that it takes keyword arguments by their names of version 0.1 as well (old=new)."""
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **{new_of_old.get(name, name): value for name, value in kwargs.items()})
+
+        return cast(Function, call)
+
+    return decorate
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One step of a dialogue.
+    """One message of a dialogue.
 
-    text: may hold `<image>` (the image), `<region1>` (a mention of box 1) or bare `<bbox>` (the next box in order).
+    Attributes:
+        text: May hold `<image>` (the image), `<region1>` (a mention of box 1) or bare `<bbox>` (the next box in order).
     """
 
     role: Role
@@ -33,9 +70,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a reader drew for one visit; the processor applies it to the resized image and to the boxes.
+    """Augmentation parameters sampled by the data set for one epoch, applied to the resized image and to the boxes.
 
-    shift: (dx, dy) in input pixels, uncovered pixels are black; flip: mirror left and right, after the shift.
+    Attributes:
+        shift: (dx, dy) in input pixels; uncovered pixels are black.
+        flip: Mirror left and right, after the shift.
     """
 
     shift: tuple[int, int] = (0, 0)
@@ -46,23 +85,24 @@ class Augmentation:
 class RegionSample:
     """An image, boxes on it and a dialogue about them.
 
-    image: path, PIL image, uint8 array [H, W, 3] (RGB), or None for text alone.
-    turns: alternate as the data has them; answers may be empty only where one is to be generated.
-    boxes_px: float[N, 4], xyxy, in pixels of the user's own image (as shown: after EXIF rotation in the `bilinear`
-        pipeline, before it in `bicubic`); in fractions of the image where `box_frame` is "unit".
-    picture_pipeline: which of the two ways an image becomes a tensor: `bilinear` (detection data: straight resize,
-        boxes clipped) or `bicubic` (dialogue data and inference: CLIP's resize, boxes as they are).
-    independent_turns: every question-answer pair is a conversation of its own that shares only the image; pairs
-        cannot see each other, and each introduces its regions anew.
-    region_texts: what the data call each box, one text a box ("" for none), where they name any.
-    source: where it comes from, as `file#index`; ends up in every error message.
+    Attributes:
+        image: Path, PIL image, uint8 array [H, W, 3] (RGB), or None for text alone.
+        turns: Alternate as the data has them; answers may be empty only where one is to be generated.
+        boxes_px: float[N, 4], xyxy, in pixels of the user's own image (after EXIF rotation in the `detection`
+            pipeline, before it in `dialogue`); in fractions of the image where `box_frame` is "unit".
+        image_pipeline: How the image becomes a tensor. `detection`: upright by EXIF, resized straight to the square
+            (bilinear), boxes clipped. `dialogue`: the stored pixels, CLIP's resize (bicubic), boxes as they are.
+        independent_turns: Every question-answer pair is a conversation of its own that shares only the image; pairs
+            cannot see each other, and each introduces its regions anew.
+        region_texts: What the data call each box, one text a box ("" for none), where they name any.
+        source: Where it comes from, as `file#index`; part of every error message.
     """
 
     image: Any
     turns: tuple[Turn, ...]
     boxes_px: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), dtype=np.float64))
     box_frame: Literal["pixels", "unit"] = "pixels"
-    picture_pipeline: PicturePipeline = "bicubic"
+    image_pipeline: ImagePipeline = "dialogue"
     augmentation: Augmentation | None = None
     independent_turns: bool = False
     region_texts: tuple[str, ...] = ()
@@ -78,8 +118,7 @@ class RegionSample:
             raise InputError(f"boxes must be finite numbers, got {boxes.tolist()}{self._where()}")
         object.__setattr__(self, "boxes_px", boxes)
         object.__setattr__(self, "turns", tuple(self.turns))
-        if self.picture_pipeline not in ("bilinear", "bicubic"):
-            raise InputError(f"picture_pipeline must be 'bilinear' or 'bicubic', got {self.picture_pipeline!r}")
+        object.__setattr__(self, "image_pipeline", as_image_pipeline(self.image_pipeline))
         if self.box_frame not in ("pixels", "unit"):
             raise InputError(f"box_frame must be 'pixels' or 'unit', got {self.box_frame!r}")
         if isinstance(self.image, Path):
@@ -87,3 +126,11 @@ class RegionSample:
 
     def _where(self) -> str:
         return f" in {self.source}" if self.source else ""
+
+    @property
+    def picture_pipeline(self) -> str:
+        """Returns image_pipeline by its name of version 0.1."""
+        return {"detection": "bilinear", "dialogue": "bicubic"}[self.image_pipeline]
+
+
+setattr(RegionSample, "__init__", accepts_old_names(picture_pipeline="image_pipeline")(RegionSample.__init__))  # noqa: B010

@@ -1,5 +1,6 @@
 """Records refuse what no later step could use."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,8 @@ def test_boxes_that_are_no_numbers_are_refused():
 
 
 def test_choices_are_checked():
-    with pytest.raises(InputError, match="picture_pipeline must be 'bilinear' or 'bicubic', got 'nearest'"):
-        RegionSample("a.png", TURNS, picture_pipeline="nearest")
+    with pytest.raises(InputError, match="image_pipeline must be 'detection' or 'dialogue', got 'nearest'"):
+        RegionSample("a.png", TURNS, image_pipeline="nearest")
     with pytest.raises(InputError, match="box_frame must be 'pixels' or 'unit', got 'cm'"):
         RegionSample("a.png", TURNS, box_frame="cm")
 
@@ -48,3 +49,9 @@ def test_choices_are_checked():
 def test_paths_become_strings_and_turns_a_tuple():
     sample = RegionSample(Path("a.png"), TURNS)
     assert sample.image == "a.png" and sample.turns == tuple(TURNS)
+
+
+def test_the_old_names_of_the_image_pipelines_are_understood():
+    sample = RegionSample("a.png", TURNS, picture_pipeline="bilinear")
+    assert (sample.image_pipeline, sample.picture_pipeline) == ("detection", "bilinear")
+    assert dataclasses.replace(sample, image_pipeline="bicubic").image_pipeline == "dialogue"

@@ -124,7 +124,7 @@ def _open_as_annotated(image: SourceImage) -> Image.Image:
     size = (opened.height, opened.width)
     if image.size in (None, size):
         return opened
-    stored = load_image(image.path, "bicubic")
+    stored = load_image(image.path, "dialogue")
     if (stored.height, stored.width) == image.size:
         return stored
     raise InputError(

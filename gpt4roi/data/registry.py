@@ -39,9 +39,9 @@ SHARE = ("ratio", "max_samples", "seed")
 
 LARGEST_RATIO = 1000
 
-_SAME_KEYS = {"ann_path": "ann_file", "vis_root": "img_prefix"}
+_SAME_KEYS = {"ann_path": "ann_file", "vis_root": "img_prefix", "picture_pipeline": "image_pipeline"}
 _SAME_FOLDERS = {"coco_det": "coco", "coco": "coco_det", "coco_imgs": "coco_all", "coco_all": "coco_imgs"}
-"""The original spelt some keys and folders in two ways; either is understood."""
+"""The original spelt some keys and folders in two ways, and version 0.1 said picture; either is understood."""
 _PATHS = ("ann_file", "img_prefix", "det_pkl_path")
 
 

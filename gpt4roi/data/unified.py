@@ -17,7 +17,7 @@ from gpt4roi.data.columns import Columns, text_column
 from gpt4roi.data.indexed import IndexedDataset
 from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
-from gpt4roi.structures import RegionSample, Turn
+from gpt4roi.structures import RegionSample, Turn, accepts_old_names, as_image_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -36,25 +36,27 @@ class UnifiedDataset(IndexedDataset):
     img_prefix: where `image` is looked up; the file's own folder by default.
     pairs_per_visit: how many question-answer pairs of each task one visit draws, without replacement, where the
         object has a parallel list `tasks`; all pairs by default. Only for `independent` objects.
-    picture_pipeline: see RegionSample; an object may have its own.
+    image_pipeline: see RegionSample; an object may have its own.
     An object that cannot be used is left out, counted in `dropped` and listed by `drops()`. n_masks: how many boxes
     come from masks. Raises InputError for a file that is not of this form at all, or has no object left.
     """
 
+    version = 2
     what = "object"
 
+    @accepts_old_names(picture_pipeline="image_pipeline")
     def __init__(
         self,
         ann_file: str | Path,
         img_prefix: str | Path | None = None,
         pairs_per_visit: Mapping[str, int] | None = None,
-        picture_pipeline: str = "bicubic",
+        image_pipeline: str = "dialogue",
     ) -> None:
         self.path = Path(ann_file)
         if not isinstance(pairs_per_visit, Mapping | None):
             raise InputError(f"{ann_file}: pairs_per_visit must be task -> number, got {pairs_per_visit!r}")
         self.pairs_per_visit = dict(pairs_per_visit or {})
-        self.picture_pipeline = picture_pipeline
+        self.image_pipeline = as_image_pipeline(image_pipeline, f"{ann_file}: ")
         super().__init__([self.path], img_prefix or self.path.parent)
         self.n_masks: int = self.columns.facts["n_masks"]
         dependent = self.columns["dependent"]
@@ -152,7 +154,7 @@ class UnifiedDataset(IndexedDataset):
             image=self._path(entry),
             turns=tuple(turns),
             boxes_px=entry["boxes"],
-            picture_pipeline=entry["picture_pipeline"] or self.picture_pipeline,
+            image_pipeline=entry["image_pipeline"] or self.image_pipeline,
             independent_turns=entry["independent"],
             region_texts=_one_a_box(entry),
             source=entry["source"],

@@ -11,6 +11,7 @@ from gpt4roi.constants import IMAGE_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
 from gpt4roi.processing.mentions import MENTION, number_boxes
+from gpt4roi.structures import as_image_pipeline
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 FIELD, MASK, BOX = "wrong field", "mask that cannot be used", "box that is not four numbers"
@@ -29,7 +30,7 @@ class BadObjectError(InputError):
 
 def check_object(item: Any, source: str) -> dict[str, Any]:
     """Returns an object in one form: image, image_size, boxes, conversations, tasks, independent, texts,
-    picture_pipeline, n_masks.
+    image_pipeline, n_masks.
 
     image: None for text alone; image_size: (height, width) as masks or the object say, else None; boxes: float64[N, 4];
     conversations: list of (role, text), roles as of Turn; texts: what each box is called, or None;
@@ -56,7 +57,7 @@ def check_object(item: Any, source: str) -> dict[str, Any]:
         "independent": independent,
         "tasks": _tasks(item, len(turns), source),
         "texts": _region_texts(item, len(boxes), source),
-        "picture_pipeline": _pipeline(item, source),
+        "image_pipeline": _pipeline(item, source),
         "n_masks": n_masks,
     }
 
@@ -184,7 +185,12 @@ def _region_texts(item: dict[str, Any], num_boxes: int, source: str) -> tuple[st
 
 
 def _pipeline(item: dict[str, Any], source: str) -> str | None:
-    pipeline = item.get("picture_pipeline")
-    if pipeline not in (None, "bilinear", "bicubic"):
-        raise BadObjectError(FIELD, f"{source}: picture_pipeline must be bilinear or bicubic, got {pipeline!r:.60}")
-    return pipeline
+    pipeline, old = item.get("image_pipeline"), item.get("picture_pipeline")
+    if pipeline is not None and old is not None:
+        raise BadObjectError(FIELD, f"{source}: image_pipeline and its old name picture_pipeline are both given")
+    if pipeline is None and old is None:
+        return None
+    try:
+        return as_image_pipeline(old if pipeline is None else pipeline, f"{source}: ")
+    except InputError as error:
+        raise BadObjectError(FIELD, str(error)) from None

@@ -37,7 +37,7 @@ KINDS: dict[str, Kind] = {
     "box_unmentioned": Kind("warning", "box that nobody mentions", "mention it as <regionN>, or leave it out"),
     "size_differs": Kind("warning", "image of another size than the file says", "scale the boxes"),
     "sideways": Kind(
-        "warning", "image stored sideways, with boxes", 'say "picture_pipeline": "bilinear", or save it upright'
+        "warning", "image stored sideways, with boxes", 'say "image_pipeline": "detection", or save it upright'
     ),
     "picture_small": Kind("warning", "image below 32 px", "it is blown up; is it a thumbnail?"),
     "rounds_lost": Kind("warning", "conversation too long", "raise --model_max_length, or split it"),

@@ -36,7 +36,7 @@ class ImageFacts:
 
     def shown_size(self, pipeline: str) -> tuple[int, int] | None:
         """Returns the (height, width) in which a pipeline opens it."""
-        if self.size is None or pipeline != "bilinear" or not self.sideways:
+        if self.size is None or pipeline != "detection" or not self.sideways:
             return self.size
         return self.size[::-1]
 

@@ -171,7 +171,7 @@ def _samples(one: SetResult, ruler: Ruler) -> Iterator[GalleryItem]:
             sample = one.dataset.sample(index, np.random.default_rng([0, 0, index]))
             if sample.image is None:
                 continue
-            image = load_image(sample.image, sample.picture_pipeline)
+            image = load_image(sample.image, sample.image_pipeline)
             size = (image.height, image.width)
             encoded = ruler.processor.encode_text(sample, image_size=size)
             tokens = ruler.measure(sample, size).tokens

@@ -90,7 +90,7 @@ class SampleChecker:
     def _check(self, item: Item, sample: RegionSample, part: Part) -> None:
         part.remember(_digest(sample), item.source)
         facts = _header(item.image) if item.image else ImageFacts()
-        size = facts.shown_size(sample.picture_pipeline)
+        size = facts.shown_size(sample.image_pipeline)
         good = self._check_text(item, sample, size, part)
         if not good:
             part.statistics.lost += 1
@@ -191,10 +191,10 @@ def _image_remarks(item: Item, sample: RegionSample, facts: ImageFacts) -> Itera
     if min(facts.size) < SMALL_IMAGE:
         yield "picture_small", f"{item.source}: image {item.image!r} is {width} x {height} px"
     told = item.image_size
-    if told is not None and len(item.boxes_px) and told not in (facts.size, facts.shown_size(sample.picture_pipeline)):
+    if told is not None and len(item.boxes_px) and told not in (facts.size, facts.shown_size(sample.image_pipeline)):
         said = f"the file says {told[1]} x {told[0]}, image {item.image!r} is {width} x {height} px"
         yield "size_differs", f"{item.source}: {said}"
-    if facts.sideways and sample.picture_pipeline == "bicubic" and len(item.boxes_px):
+    if facts.sideways and sample.image_pipeline == "dialogue" and len(item.boxes_px):
         yield (
             "sideways",
             f"{item.source}: image {item.image!r} is turned by its EXIF data, but is read as it is stored",

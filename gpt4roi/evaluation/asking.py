@@ -133,7 +133,7 @@ class ModelAnswerer:
 
     def _values_and_size(self, path: Path) -> tuple[torch.Tensor, tuple[int, int]]:
         image = open_image(path)  # large ones are held one at a time
-        return self.processor.pixel_values(image, "bicubic"), (image.height, image.width)
+        return self.processor.pixel_values(image, "dialogue"), (image.height, image.width)
 
     def _text(self, ask: Ask) -> dict:
         sample = RegionSample(str(ask.image), (Turn("user", ask.question),), ask.boxes_px, source=str(ask.image))

@@ -52,13 +52,13 @@ class View:
 
 def view_of(processor: Any, image: Image.Image, boxes_px: np.ndarray) -> View:
     """Prepares an opened image, RGB, and its boxes for describe_images; the image may then be forgotten."""
-    pixel_values = processor.pixel_values(image, "bicubic") if len(boxes_px) else None
+    pixel_values = processor.pixel_values(image, "dialogue") if len(boxes_px) else None
     return View((image.height, image.width), boxes_px, pixel_values)
 
 
 def look_at(model: Any, processor: Any, images: Sequence[Image.Image]) -> list[EncodedImage]:
     """Runs the tower over opened images together."""
-    return encode_images(model, torch.stack([processor.pixel_values(image, "bicubic") for image in images]))
+    return encode_images(model, torch.stack([processor.pixel_values(image, "dialogue") for image in images]))
 
 
 def prompts_about(

@@ -1,9 +1,9 @@
 """Images become tensors, and pixel boxes boxes of the model, in the two ways the released models were trained with.
 
-bilinear (detection data): the image as shown, after its EXIF rotation, is resized straight to the square; boxes are
-    clipped to it.
-bicubic (dialogue data and inference): the stored pixels, not rotated; CLIP's resize of the shorter side, then a
-    resize of the float image to the square; boxes stay as they are.
+detection: the image as shown, after its EXIF rotation, is resized straight to the square (bilinear); boxes are clipped
+    to it.
+dialogue (also inference): the stored pixels, not rotated; CLIP's resize (bicubic) of the shorter side, then a resize
+    of the float image to the square; boxes stay as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import boxes as box_ops
-from gpt4roi.structures import Augmentation, PicturePipeline
+from gpt4roi.structures import Augmentation, ImagePipeline, as_image_pipeline
 
 MAX_PIXELS = 178_956_970
 """Images with more pixels are refused before they are decoded (PIL's own limit for decompression bombs)."""
@@ -29,8 +29,8 @@ _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-def load_image(image: Any, pipeline: PicturePipeline = "bicubic", where: str = "") -> Image.Image:
-    """Opens a path, PIL image or uint8 array [H, W, 3] and returns it as RGB, rotated by EXIF where bilinear.
+def load_image(image: Any, pipeline: ImagePipeline = "dialogue", where: str = "") -> Image.Image:
+    """Opens a path, PIL image or uint8 array [H, W, 3] and returns it as RGB, rotated by EXIF for `detection`.
 
     Raises InputError where it is missing, damaged, no image, or too large to decode.
     """
@@ -49,7 +49,7 @@ def load_image(image: Any, pipeline: PicturePipeline = "bicubic", where: str = "
                 f"image {name} is {opened.width} x {opened.height} pixels{where}; "
                 f"its sides may differ {MAX_ASPECT} times at most"
             )
-        if pipeline == "bilinear":
+        if as_image_pipeline(pipeline) == "detection":
             opened = ImageOps.exif_transpose(opened)
         return _to_rgb(opened)
     except FileNotFoundError as error:
@@ -106,7 +106,7 @@ def _check_array(image: np.ndarray, where: str) -> np.ndarray:
 
 def to_pixel_values(
     image: Image.Image,
-    pipeline: PicturePipeline,
+    pipeline: ImagePipeline,
     size: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
@@ -118,10 +118,11 @@ def to_pixel_values(
     """
     offset = np.asarray(mean, dtype=np.float32)[:, None, None]
     scale = np.asarray(std, dtype=np.float32)[:, None, None]
-    resize = _resize_bilinear if pipeline == "bilinear" else _resize_shorter_side
+    pipeline = as_image_pipeline(pipeline)
+    resize = _resize_bilinear if pipeline == "detection" else _resize_shorter_side
     resized = resize(image, size)
     values = (np.ascontiguousarray(resized.transpose(2, 0, 1)).astype(np.float32) / 255 - offset) / scale
-    if pipeline == "bicubic" and values.shape[1:] != (size, size):
+    if pipeline == "dialogue" and values.shape[1:] != (size, size):
         stretched = F.interpolate(
             torch.from_numpy(values)[None], size=(size, size), mode="bilinear", align_corners=False
         )
@@ -177,24 +178,24 @@ def _augment(values: np.ndarray, augmentation: Augmentation, black: np.ndarray) 
 def boxes_in_frame(
     boxes_px: np.ndarray,
     image_size: tuple[int, int],
-    pipeline: PicturePipeline,
+    pipeline: ImagePipeline,
     size: int,
     augmentation: Augmentation | None = None,
 ) -> np.ndarray:
     """Moves boxes of the user's image, float[N, 4] xyxy in pixels, into the square that the model sees.
 
     image_size: (height, width) of the image as its pipeline opens it. Returns float64[N, 4] xyxy in pixels of the
-    square (divide by size for the model): scaled per axis, shifted and flipped with the image, clipped if bilinear.
+    square (divide by size for the model): scaled per axis, shifted and flipped with the image, clipped if `detection`.
     """
-    frame = (size, size)
+    frame, pipeline = (size, size), as_image_pipeline(pipeline)
     moved = box_ops.denormalize(box_ops.normalize(np.asarray(boxes_px, dtype=np.float64), image_size), frame)
-    if pipeline == "bilinear":
+    if pipeline == "detection":
         moved = box_ops.clip(moved, frame)
     if augmentation is None:
         return moved
     dx, dy = augmentation.shift
     moved = moved + np.asarray([dx, dy, dx, dy], dtype=np.float64)
-    if pipeline == "bilinear":
+    if pipeline == "detection":
         moved = box_ops.clip(moved, frame)
     if augmentation.flip:
         moved = np.stack([size - moved[:, 2], moved[:, 1], size - moved[:, 0], moved[:, 3]], axis=1)

@@ -27,7 +27,7 @@ from gpt4roi.processing.mentions import number_boxes
 from gpt4roi.processing.prompts import IMAGE_PREAMBLE
 from gpt4roi.processing.templates import TEMPLATES, V0, ChatTemplate, PromptTemplate
 from gpt4roi.processing.tokenizer import TextEncoder, is_llama_style
-from gpt4roi.structures import Augmentation, PicturePipeline, RegionSample
+from gpt4roi.structures import Augmentation, ImagePipeline, RegionSample
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -147,9 +147,9 @@ class GPT4RoIProcessor(ProcessorMixin):
         """
         if sample.image is None:
             return self.encode_text(sample, generation)
-        image = images.load_image(sample.image, sample.picture_pipeline, _where(sample))
+        image = images.load_image(sample.image, sample.image_pipeline, _where(sample))
         encoded = self.encode_text(sample, generation, (image.height, image.width))
-        encoded["pixel_values"] = self.pixel_values(image, sample.picture_pipeline, sample.augmentation)
+        encoded["pixel_values"] = self.pixel_values(image, sample.image_pipeline, sample.augmentation)
         return encoded
 
     def encode_text(
@@ -215,15 +215,15 @@ class GPT4RoIProcessor(ProcessorMixin):
             image_size = (1, 1)
         if image_size is None:
             raise InputError(f"boxes in pixels need the image's size{where}; pass image_size=(height, width)")
-        moved = images.boxes_in_frame(boxes, image_size, sample.picture_pipeline, self.image_size, sample.augmentation)
+        moved = images.boxes_in_frame(boxes, image_size, sample.image_pipeline, self.image_size, sample.augmentation)
         return torch.tensor(moved / self.image_size, dtype=torch.float32)
 
-    def load_image(self, image: Any, pipeline: PicturePipeline = "bicubic") -> Image.Image:
-        """Opens a path, PIL image or uint8 array as RGB; rotated by its EXIF data where bilinear."""
+    def load_image(self, image: Any, pipeline: ImagePipeline = "dialogue") -> Image.Image:
+        """Opens a path, PIL image or uint8 array as RGB; rotated by its EXIF data for `detection`."""
         return images.load_image(image, pipeline)
 
     def pixel_values(
-        self, image: Any, pipeline: PicturePipeline = "bicubic", augmentation: Augmentation | None = None
+        self, image: Any, pipeline: ImagePipeline = "dialogue", augmentation: Augmentation | None = None
     ) -> torch.Tensor:
         """Turns an image (as of load_image) into float32[3, image_size, image_size]."""
         opened = images.load_image(image, pipeline)

@@ -49,7 +49,7 @@ def open_image(image: Any) -> Image.Image:
         image = _decode(bytes(image), "given")
     elif isinstance(image, (str, Path)):
         _check_path(image)
-    return load_image(image, pipeline="bilinear")  # the pipeline that turns images upright
+    return load_image(image, pipeline="detection")  # the pipeline that turns images upright
 
 
 def _check_path(path: str | Path) -> None:

@@ -110,10 +110,10 @@ def _images(mixture: Mixture) -> tuple[list[str], str]:
         if sample.augmentation is not None:
             raise InputError(f"{sample.source}: --picture_features needs data sets that do not augment images")
         if sample.image is not None:
-            pipelines[sample.image] = sample.picture_pipeline
+            pipelines[sample.image] = sample.image_pipeline
     if len(set(pipelines.values())) > 1:
         raise InputError("--picture_features: the data sets use both image pipelines; choose one for all of them")
-    return list(pipelines), next(iter(pipelines.values()), "bicubic")
+    return list(pipelines), next(iter(pipelines.values()), "dialogue")
 
 
 def _fingerprint(tower: nn.Module, how: str, images: list[str]) -> str:

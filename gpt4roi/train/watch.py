@@ -161,7 +161,7 @@ def _number(loss: Any) -> str:
 def _image(sample: RegionSample) -> str:
     """Returns the image with its boxes as an <img> that needs no file, or why it cannot be read or drawn on."""
     try:
-        image = load_image(sample.image, sample.picture_pipeline)
+        image = load_image(sample.image, sample.image_pipeline)
         width, height = image.size
         scale = np.array([width, height, width, height]) if sample.box_frame == "unit" else 1
         drawn = draw_boxes(image, np.asarray(sample.boxes_px) * scale)

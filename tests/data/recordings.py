@@ -73,13 +73,13 @@ def boxes_of(sample):
     """Returns the boxes of a sample as the model gets them, float32[N, 4]."""
     size = (1, 1)
     if sample.box_frame == "pixels":
-        image = load_image(sample.image, sample.picture_pipeline)
+        image = load_image(sample.image, sample.image_pipeline)
         size = (image.height, image.width)
-    boxes = boxes_in_frame(sample.boxes_px, size, sample.picture_pipeline, 224, sample.augmentation)
+    boxes = boxes_in_frame(sample.boxes_px, size, sample.image_pipeline, 224, sample.augmentation)
     return (boxes / 224).astype(np.float32)
 
 
 def pixels_of(sample):
     """Returns the image of a sample as the model gets it, float32[3, 224, 224]."""
-    image = load_image(sample.image, sample.picture_pipeline)
-    return to_pixel_values(image, sample.picture_pipeline, 224, CLIP_MEAN, CLIP_STD, sample.augmentation).numpy()
+    image = load_image(sample.image, sample.image_pipeline)
+    return to_pixel_values(image, sample.image_pipeline, 224, CLIP_MEAN, CLIP_STD, sample.augmentation).numpy()

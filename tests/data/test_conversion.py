@@ -81,7 +81,7 @@ def test_each_of_the_ten_sets_reads_as_the_same_samples_after_conversion(name, t
         after = converted.sample(index, np.random.default_rng(5))
         assert after.turns == before.turns
         assert after.region_texts == before.region_texts
-        assert after.picture_pipeline == before.picture_pipeline
+        assert after.image_pipeline == before.image_pipeline
         boxes = before.boxes_px
         if before.box_frame == "unit":
             image = load_image(before.image)
@@ -203,7 +203,7 @@ def test_boxes_drawn_on_an_upright_image_stay_where_they_were_drawn(tmp_path, ph
     said = [{"question": "What is <region1>?", "answer": "a cup"}]
     (tmp_path / "3.json").write_text(json.dumps(page_record(said, width=60, height=80)))
     (entry,) = convert(tmp_path / "3.json", tmp_path / "t.jsonl", "--from", "page", "--img-prefix", photos)
-    assert (entry["width"], entry["height"], entry["picture_pipeline"]) == (60, 80, "bilinear")
+    assert (entry["width"], entry["height"], entry["image_pipeline"]) == (60, 80, "detection")
     (tmp_path / "3.json").write_text(json.dumps(page_record(said, width=80, height=60)))
     assert main(["data", "convert", f"{tmp_path}/3.json", f"{tmp_path}/u.jsonl", "--from", "page"]) == 2
 

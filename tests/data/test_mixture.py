@@ -63,6 +63,13 @@ def test_a_list_in_json_in_python_and_a_plain_file_of_images_are_all_opened(tmp_
     assert [len(build_mixture(tmp_path / name)) for name in ("c.json", "c.py", "p.jsonl")] == [6, 6, 3]
 
 
+def test_a_list_may_name_the_image_pipeline_as_version_0_1_did(tmp_path):
+    images = tmp_path / "p.jsonl"
+    images.write_text(line())
+    entry = {"type": "unified", "ann_file": str(images), "picture_pipeline": "bilinear"}
+    assert build_mixture([entry]).sample(0, np.random.default_rng(0)).image_pipeline == "detection"
+
+
 def test_building_does_not_change_the_list(tmp_path):
     images = tmp_path / "p.jsonl"
     images.write_text(line())

@@ -47,7 +47,8 @@ def test_every_field_that_the_reader_knows_is_in_the_schema_and_on_the_page():
         {"boxes": [], "masks": [[[1, 2, 9, 2, 9, 7]]]},
         {"boxes": None, "masks": [[1, 2, 9, 2, 9, 7]]},
         {"boxes": None, "masks": [[[[1, 2], [9, 2], [9, 7]]]]},
-        {"independent": True, "tasks": ["caption"], "region_texts": ["a cat"], "picture_pipeline": "bilinear"},
+        {"independent": True, "tasks": ["caption"], "region_texts": ["a cat"], "image_pipeline": "detection"},
+        {"picture_pipeline": "bilinear"},
         {"id": 7, "more": {"x": 1}, "height": 20, "width": 30},
         {"image": None, "boxes": None, "conversations": [TURNS[0] | {"value": "Hi"}, TURNS[1]]},
     ],
@@ -78,6 +79,8 @@ def test_what_the_reader_takes_is_valid(validator, changes):
         {"tasks": 5},
         {"region_texts": [3]},
         {"picture_pipeline": "cubic"},
+        {"image_pipeline": "cubic"},
+        {"image_pipeline": "detection", "picture_pipeline": "bilinear"},
     ],
 )
 def test_what_the_reader_leaves_out_is_invalid(validator, changes):

@@ -21,7 +21,7 @@ def grey_ramp(height, width):
 
 
 def test_bilinear_samples_between_pixel_centres():
-    values = to_pixel_values(grey_ramp(4, 4), "bilinear", 8, **PLAIN)[0, 0] * 255
+    values = to_pixel_values(grey_ramp(4, 4), "detection", 8, **PLAIN)[0, 0] * 255
     # output centres lie at -0.25, 0.25, 0.75, ... input pixels; the border repeats
     np.testing.assert_allclose(values, [0, 5, 15, 25, 35, 45, 55, 60], atol=1e-4)
 
@@ -29,22 +29,22 @@ def test_bilinear_samples_between_pixel_centres():
 def test_bilinear_takes_only_the_nearest_pixels_when_it_shrinks():
     image = np.zeros((8, 8, 3), dtype=np.uint8)
     image[:, 0] = 255  # lies outside every pair of pixels that is looked at
-    assert to_pixel_values(Image.fromarray(image), "bilinear", 2, **PLAIN).max() == 0
-    assert to_pixel_values(Image.fromarray(image), "bicubic", 2, **PLAIN).max() > 0.1
+    assert to_pixel_values(Image.fromarray(image), "detection", 2, **PLAIN).max() == 0
+    assert to_pixel_values(Image.fromarray(image), "dialogue", 2, **PLAIN).max() > 0.1
 
 
 def test_bicubic_of_the_right_size_leaves_the_image_as_it_is():
-    values = to_pixel_values(grey_ramp(4, 4), "bicubic", 4, **PLAIN)[0, 0] * 255
+    values = to_pixel_values(grey_ramp(4, 4), "dialogue", 4, **PLAIN)[0, 0] * 255
     np.testing.assert_allclose(values, [0, 20, 40, 60], atol=1e-4)
 
 
 def test_pixel_values_are_normalised_per_channel():
     image = Image.new("RGB", (3, 5), (255, 0, 51))
-    values = to_pixel_values(image, "bilinear", 2, mean=(0.5, 0.25, 0.1), std=(0.5, 0.25, 0.1))
+    values = to_pixel_values(image, "detection", 2, mean=(0.5, 0.25, 0.1), std=(0.5, 0.25, 0.1))
     np.testing.assert_allclose(values[:, 0, 0], [1, -1, 1], atol=1e-6)
 
 
-@pytest.mark.parametrize("pipeline", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("pipeline", ["detection", "dialogue"])
 def test_uncovered_pixels_of_a_shift_are_black_before_normalisation(pipeline):
     image = Image.new("RGB", (8, 8), (255, 255, 255))
     values = to_pixel_values(image, pipeline, 8, (0.5,) * 3, (0.5,) * 3, Augmentation(shift=(3, -2)))
@@ -54,12 +54,12 @@ def test_uncovered_pixels_of_a_shift_are_black_before_normalisation(pipeline):
 
 def test_a_shift_beyond_the_image_leaves_it_black():
     image = Image.new("RGB", (8, 8), (255, 255, 255))
-    assert to_pixel_values(image, "bilinear", 8, **PLAIN, augmentation=Augmentation(shift=(-9, 0))).max() == 0
+    assert to_pixel_values(image, "detection", 8, **PLAIN, augmentation=Augmentation(shift=(-9, 0))).max() == 0
 
 
 def test_boxes_are_scaled_per_axis_shifted_then_flipped():
     boxes = np.array([[10, 5, 50, 25]])
-    moved = boxes_in_frame(boxes, (50, 100), "bilinear", 200, Augmentation((30, -30), flip=True))
+    moved = boxes_in_frame(boxes, (50, 100), "detection", 200, Augmentation((30, -30), flip=True))
     np.testing.assert_allclose(moved, [[70, 0, 150, 70]])
 
 
@@ -70,10 +70,10 @@ def test_an_image_taken_sideways_is_turned_only_in_the_bilinear_pipeline(tmp_pat
     exif[0x0112] = 6  # to be shown turned a quarter clockwise
     path = tmp_path / "sideways.jpg"
     Image.fromarray(image).save(path, exif=exif, quality=100)
-    shown, stored = load_image(path, "bilinear"), load_image(path, "bicubic")
+    shown, stored = load_image(path, "detection"), load_image(path, "dialogue")
     assert (shown.size, stored.size) == ((20, 40), (40, 20))
     assert np.asarray(shown)[:19].min() > 200 and np.asarray(shown)[21:].max() < 50
-    turned = to_pixel_values(shown, "bilinear", 8, **PLAIN)
+    turned = to_pixel_values(shown, "detection", 8, **PLAIN)
     assert turned[:, :3].min() > 0.7 and turned[:, 5:].max() < 0.2
 
 
@@ -123,7 +123,7 @@ def test_jpegs_in_cmyk_and_images_with_a_palette_keep_their_colours(tmp_path):
         np.testing.assert_allclose(load_image(path).getpixel((8, 8)), (230, 120, 20), atol=3, err_msg=path.name)
 
 
-@pytest.mark.parametrize("pipeline", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("pipeline", ["detection", "dialogue"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 150), (30_000, 160), (160, 30_000)])
 def test_images_of_one_pixel_and_of_thirty_thousand_are_loaded(size, pipeline, tmp_path):
     Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "odd.png")
@@ -149,7 +149,7 @@ def test_damaged_files_of_every_kind_are_loaded_or_refused_in_one_line(tmp_path)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    assert load_image(path, "bilinear").mode == "RGB"
+                    assert load_image(path, "detection").mode == "RGB"
             except InputError as error:
                 assert str(path) in str(error)
                 refused += 1

@@ -186,19 +186,19 @@ def test_boxes_in_fractions_need_no_image_size():
 
 def test_boxes_beyond_the_image_are_clipped_only_where_bilinear():
     beyond = [[-8, 4, 88, 20]]
-    free = make().encode(sample("<bbox>", "x", boxes=beyond, picture_pipeline="bicubic"))["boxes"]
-    clipped = make().encode(sample("<bbox>", "x", boxes=beyond, picture_pipeline="bilinear"))["boxes"]
+    free = make().encode(sample("<bbox>", "x", boxes=beyond, image_pipeline="dialogue"))["boxes"]
+    clipped = make().encode(sample("<bbox>", "x", boxes=beyond, image_pipeline="detection"))["boxes"]
     np.testing.assert_allclose(free, [[-0.1, 0.1, 1.1, 0.5]], atol=1e-7)
     np.testing.assert_allclose(clipped, [[0, 0.1, 1, 0.5]], atol=1e-7)
 
 
-@pytest.mark.parametrize("pipeline", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("pipeline", ["detection", "dialogue"])
 @pytest.mark.parametrize("flip", [False, True])
 def test_boxes_move_with_the_image(pipeline, flip):
     image = np.zeros((64, 64, 3), dtype=np.uint8)
     image[16:32, 8:24] = 255
     augmented = sample(
-        "<bbox>", "x", image=image, boxes=[[8, 16, 24, 32]], picture_pipeline=pipeline,
+        "<bbox>", "x", image=image, boxes=[[8, 16, 24, 32]], image_pipeline=pipeline,
         augmentation=Augmentation((5, -3), flip),
     )  # fmt: skip
     encoded = make(image_size=64, image_mean=(0, 0, 0), image_std=(1, 1, 1)).encode(augmented)

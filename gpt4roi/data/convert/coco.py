@@ -174,7 +174,7 @@ class _CocoFile:
         name = entry["image"]
         if name not in self.images:
             (height, width), sideways = read_header(str(self.folder / name))
-            if sideways and entry["picture_pipeline"] == "bilinear":
+            if sideways and entry["image_pipeline"] == "detection":
                 height, width = width, height
             number = len(self.images) + 1
             self.images[name] = {"id": number, "file_name": name, "height": height, "width": width}

@@ -75,8 +75,8 @@ def as_object(sample: RegionSample, target: Conversion) -> dict[str, Any]:
         made["boxes"] = [[round(value, 2) for value in box] for box in _pixels(sample).tolist()]
     if any(sample.region_texts):
         made["region_texts"] = list(sample.region_texts)
-    if sample.picture_pipeline != "bicubic":
-        made["picture_pipeline"] = sample.picture_pipeline
+    if sample.image_pipeline != "dialogue":
+        made["image_pipeline"] = sample.image_pipeline
     if sample.independent_turns:
         made["independent"] = True
     made["conversations"] = [{"from": _SPEAKERS[turn.role], "value": turn.text} for turn in sample.turns]
@@ -87,7 +87,7 @@ def _pixels(sample: RegionSample) -> np.ndarray:
     if sample.box_frame == "pixels":
         return sample.boxes_px
     (height, width), sideways = read_header(str(sample.image), f" in {sample.source}")
-    if sideways and sample.picture_pipeline == "bilinear":
+    if sideways and sample.image_pipeline == "detection":
         height, width = width, height
     return sample.boxes_px * [width, height, width, height]
 

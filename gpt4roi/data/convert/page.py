@@ -42,7 +42,7 @@ def _object(file: Path, folder: Path, target: Conversion) -> dict[str, Any]:
     boxes = [numbers(region.get("box") if isinstance(region, dict) else None, 4) for region in record["regions"]]
     made: dict[str, Any] = {"id": file.stem, "image": target.image_name(str(image)), **shown, "boxes": boxes}
     if sideways:  # the page shows images upright
-        made["picture_pipeline"] = "bilinear"
+        made["image_pipeline"] = "detection"
     return made | {"conversations": _turns(record.get("rounds"))}
 
 

@@ -141,7 +141,7 @@ class CocoStyleDataset(IndexedDataset):
             image=self.image(index),
             turns=tuple(turns),
             boxes_px=boxes_px,
-            picture_pipeline="bilinear",
+            image_pipeline="detection",
             augmentation=augmentation,
             region_texts=tuple(texts),
             source=self.place(int(self.columns["position"][index])),
