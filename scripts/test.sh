@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
-# Makes or reuses the environment, then runs ruff and the test suite. Arguments go to pytest.
+# Makes or reuses the environment, then runs the linters and the test suite.
+#   bash scripts/test.sh [PYTEST ARGUMENTS]          everything, in two processes; `-n 8` after it takes eight
+#   bash scripts/test.sh --fast [PYTEST ARGUMENTS]   for every change, in under a minute: ruff, and what is not marked heavy
 set -euo pipefail
 cd "$(dirname "$0")/.."
+fast=0
+[[ ${1:-} != --fast ]] || { fast=1; shift; }
 bash scripts/environment.sh train,eval,demo,dev
-bash scripts/browser.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+pytest=(.venv/bin/python -m pytest -n 2 --dist loadfile)
+if [[ $fast == 1 ]]; then
+    exec "${pytest[@]}" -m "not heavy and not slow and not browser and not gpu" "$@"
+fi
+bash scripts/browser.sh
 # The island has its own tests; not installed, it tests its plain version.
 (cd mmcv-1.4.7 && ../.venv/bin/python -m pytest -q)
-exec .venv/bin/python -m pytest -m "not slow and not gpu" "$@"
+exec "${pytest[@]}" -m "not slow and not gpu" "$@"
