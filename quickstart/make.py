@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import remove_folder, write_whole
+from gpt4roi.io.atomic import atomic_write_text, remove_folder
 from quickstart import fetch, library, shapes
 from quickstart.splits import FORMAT, Material, StampArguments, image_count, write_splits
 
@@ -44,7 +44,7 @@ def make_stamps(out: Path, arguments: StampArguments, keep_downloads: bool = Tru
     if not keep_downloads:
         remove_folder(downloads)
     manifest["files"] = _describe_files(out)
-    write_whole(out / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    atomic_write_text(out / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
 
 

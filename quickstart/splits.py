@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import write_whole
+from gpt4roi.io.atomic import atomic_write_text
 from quickstart import questions, scenes
 from quickstart.library import Photograph, Stamp
 
@@ -79,7 +79,7 @@ def write_splits(out: Path, arguments: StampArguments, material: Material, worke
         for split in SEEDS:
             (out / f"{split}.jsonl").unlink(missing_ok=True)
             shutil.rmtree(out / "images" / split, ignore_errors=True)
-        write_whole(begun, json.dumps(asked_for, indent=1) + "\n")
+        atomic_write_text(begun, json.dumps(asked_for, indent=1) + "\n")
     groups = scenes.captions_to_stamps(material.stamps, range(len(material.stamps)))
     held_out = set(np.random.default_rng([arguments.seed, 99]).choice(len(groups), UNSEEN_CAPTIONS, False).tolist())
     seen = [group for i, group in enumerate(groups) if i not in held_out]
@@ -97,7 +97,7 @@ def write_splits(out: Path, arguments: StampArguments, material: Material, worke
             for _ in tqdm(written, desc=f"{split} scenes", total=len(laid), file=sys.stderr):
                 pass
             records = _records(split, arguments, laid, material.stamps)
-            write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+            atomic_write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
         splits[split] = _describe_split(path) | {"photographs": [photograph.name for photograph in photographs]}
         splits[split]["images_sha256"] = images_hash(out / "images" / split)
     unseen_captions = [material.stamps[group[0]].caption for group in unseen]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import append_lines, as_json, telling, write_whole
+from gpt4roi.io.atomic import append_lines, atomic_write_text, readable_write_errors
+from gpt4roi.io.json_files import as_json
 
 DESCRIPTION = "job.json"
 
@@ -26,7 +27,7 @@ class Journal:
 
     def __init__(self, folder: Path, job: dict[str, Any], rank: int = 0) -> None:
         self.folder, self.path = folder, folder / f"rank-{rank}.jsonl"
-        with telling(folder):
+        with readable_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._check(job, rank)
 
@@ -39,7 +40,7 @@ class Journal:
                 what = "; ".join(f"{name} was {before.get(name)!r:.60}, is {job.get(name)!r:.60}" for name in differ)
                 raise InputError(f"{self.folder} holds what is done of another job ({what}); remove it, or give --out")
         elif rank == 0:
-            write_whole(description, as_json(job))
+            atomic_write_text(description, as_json(job))
 
     def finished(self) -> dict[int, Any]:
         """Returns the groups that any process finished, by number; a line torn by a kill is passed over."""

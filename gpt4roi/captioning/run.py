@@ -20,7 +20,8 @@ from gpt4roi.distributed import World
 from gpt4roi.errors import InputError
 from gpt4roi.generation.many import View, describe_images, grouped, view_of
 from gpt4roi.generation.sampling import Decoding
-from gpt4roi.io.atomic import as_json, write_whole
+from gpt4roi.io.atomic import atomic_write_text
+from gpt4roi.io.json_files import as_json
 from gpt4roi.processing.images import load_image, read_header
 from gpt4roi.processing.user_input import one_region_question, open_image
 
@@ -75,7 +76,7 @@ def caption_file(
     outcome = None
     if world.rank == 0:
         content, outcome = _merge(source, groups, done, field, job)
-        write_whole(out, as_json(content), "what is done is kept")
+        atomic_write_text(out, as_json(content), "what is done is kept")
     world.all_gather(None)  # nobody clears away before the result is written
     journal.remove()
     return outcome

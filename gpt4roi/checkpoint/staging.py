@@ -18,7 +18,7 @@ from typing import Any
 
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import remove_folder, share, sync
+from gpt4roi.io.atomic import match_folder_permissions, remove_folder, sync
 
 _PLAN = "plan.json"
 _SPARE_BYTES = 16 * 1024 * 1024
@@ -110,7 +110,7 @@ class StagedFolder:
         """Renames the finished folder to `target`; an old folder there gives way only now."""
         (self.path / _PLAN).unlink(missing_ok=True)
         for file in self.path.rglob("*.safetensors"):
-            share(file)
+            match_folder_permissions(file)
         for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
             sync(folder)
         old = _replaced(self.target)

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt4roi.cli import output
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import whole
+from gpt4roi.io.atomic import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def _convert_detections(args: argparse.Namespace) -> int:
     if args.out.suffix != ".npz":
         raise InputError(f"{args.out}: detections are written as .npz; give such a name")
     found = read_detections(args.source, read_bytes(args.source))
-    with whole(args.out) as beside:
+    with atomic_path(args.out) as beside:
         found.save(beside)
     output.line(f"{args.out}: {len(found.names)} images, {len(found.labels)} boxes; name it as det_pkl_path")
     return 0

@@ -25,7 +25,7 @@ from gpt4roi.cli._regions import (
     save_drawing,
 )
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import as_json
+from gpt4roi.io.json_files import as_json
 
 HELP = "talk about an image in the terminal"
 EXAMPLE = """

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from gpt4roi.io.atomic import as_json
+from gpt4roi.io.json_files import as_json
 
 
 def line(text: str) -> None:

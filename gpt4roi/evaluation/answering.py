@@ -20,7 +20,8 @@ from typing import Any
 from gpt4roi.distributed import World
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.asking import Answerer, Ask, ModelAnswerer
-from gpt4roi.io.atomic import append_lines, as_json, telling
+from gpt4roi.io.atomic import append_lines, readable_write_errors
+from gpt4roi.io.json_files import as_json
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def answer_all(
     if fresh and world.local_rank == 0:
         shutil.rmtree(kept, ignore_errors=True)
     world.all_gather(None)
-    with telling(kept, KEPT):
+    with readable_write_errors(kept, KEPT):
         kept.mkdir(parents=True, exist_ok=True)
     known: dict[str, Reply] = {}
     for found in world.all_gather(read_replies(kept)):

@@ -24,7 +24,8 @@ from gpt4roi.evaluation.compare import compare_runs, read_run
 from gpt4roi.evaluation.items import Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
 from gpt4roi.evaluation.page import write_page
-from gpt4roi.io.atomic import as_json, write_whole
+from gpt4roi.io.atomic import atomic_write_text
+from gpt4roi.io.json_files import as_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def evaluate(
     if other is not None:
         metrics["compared"] = compare_runs(benchmark, source, items, other)
     write_predictions(out_dir / "predictions.jsonl", items, scores)
-    write_whole(out_dir / "metrics.json", as_json(metrics, 1) + "\n", KEPT)
+    atomic_write_text(out_dir / "metrics.json", as_json(metrics, 1) + "\n", KEPT)
     write_page(out_dir / "report.html", benchmark, metrics, items, scores, other)
     for note in metrics["notes"]:
         logger.warning("%s", note)
@@ -160,7 +161,7 @@ def write_predictions(path: Path, items: Sequence[Item], scores: Scores) -> None
         fields |= {key: value for key, value in optional.items() if value not in (None, "", [])}
         fields |= {key: value for key, value in item.facts.items() if isinstance(value, str | int | float)}
         lines.append(as_json(fields) + "\n")
-    write_whole(path, "".join(lines), KEPT)
+    atomic_write_text(path, "".join(lines), KEPT)
 
 
 def make_folder(folder: Path) -> None:

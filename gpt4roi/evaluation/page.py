@@ -16,7 +16,7 @@ from gpt4roi.evaluation.answering import KEPT
 from gpt4roi.evaluation.compare import OtherRun
 from gpt4roi.evaluation.items import Item, Scores
 from gpt4roi.evaluation.metrics import words
-from gpt4roi.io.atomic import telling
+from gpt4roi.io.atomic import readable_write_errors
 from gpt4roi.report.report import Answer, Bin, GalleryItem, Interval, Report, Share
 
 WORST, BEST, BETWEEN = 90, 30, 30
@@ -60,7 +60,7 @@ def write_page(
     else:
         page.gallery("Answers", *gallery(items, scores, other))
     page.table("How it was measured", ["", ""], _provenance(metrics), folded=True)
-    with telling(path, KEPT):
+    with readable_write_errors(path, KEPT):
         page.write(path)
 
 

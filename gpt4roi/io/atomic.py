@@ -1,23 +1,33 @@
-"""Results in files: a full disk costs one readable line, and a kill nothing of what was there before."""
+"""Atomic file writes, atomic folders, and locks between processes; a full disk costs one readable line."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 from gpt4roi.errors import InputError
 
+logger = logging.getLogger(__name__)
+
+BEFORE_IS_KEPT = "what was there before is kept"
+DONE_IS_KEPT = "what is done is kept"
+
 
 @contextlib.contextmanager
-def telling(path: Path, kept: str = "what is done is kept") -> Iterator[None]:
+def readable_write_errors(path: Path, kept: str = DONE_IS_KEPT) -> Iterator[None]:
     """Turns a disk that is full or may not be written into one readable line.
 
-    path: what is being written; kept: what is not lost. Only the writing belongs inside: any OSError is taken for it.
+    Only the writing belongs inside: any OSError is taken for it.
+
+    Args:
+        path: What is being written.
+        kept: What is not lost, for the message.
     """
     try:
         yield
@@ -28,44 +38,77 @@ def telling(path: Path, kept: str = "what is done is kept") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole(path: Path, kept: str = "what was there before is kept") -> Iterator[Path]:
-    """Gives a path beside this one to write to; that file takes its place when all went well, else nothing is left.
+def atomic_path(path: Path, kept: str = BEFORE_IS_KEPT) -> Iterator[Path]:
+    """Gives a path beside this one to write to; that file replaces it when all went well, else nothing is left.
 
-    A link is followed. Makes the folder. Raises InputError where the path is something else than a file, which would
-    be replaced, and where the file cannot be written.
+    A link is followed. Makes the folder.
+
+    Raises:
+        InputError: The path is something else than a file, which would be replaced, or the file cannot be written.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no file that could be replaced; give another name")
-    beside = path.with_name(f".{path.name}.part")
-    with telling(path, kept):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+    with readable_write_errors(path, kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, path.with_name(f".{path.name}.part")) as beside:
             yield beside
-            sync(beside)
-            beside.replace(path)
-            sync(path.parent)
-        finally:
-            beside.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str, kept: str = "what was there before is kept") -> None:
-    """Writes a text file whole or not at all. Raises InputError where it cannot be written."""
-    with whole(path, kept) as beside:
+@contextlib.contextmanager
+def replacing(path: Path, beside: Path | None = None) -> Iterator[Path]:
+    """Does the work of `atomic_path`, but raises OSError as it is.
+
+    Args:
+        path: The file, in a folder that exists.
+        beside: The path to write to; by default one that no other process on any machine has.
+    """
+    beside = beside or temporary_path(path)
+    try:
+        yield beside
+        sync(beside)
+        beside.replace(path)
+        sync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Returns a path beside a file that no other process on any machine has."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+
+
+def atomic_write_text(path: Path, text: str, kept: str = BEFORE_IS_KEPT) -> None:
+    """Writes a UTF-8 text file completely or not at all. Raises InputError as `atomic_path`."""
+    with atomic_path(path, kept) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
-def as_json(value: Any, indent: int | None = None, encoding: str = "utf-8") -> str:
-    """Returns JSON whose texts stay readable; with escapes, which mean the same, where the encoding cannot hold them.
+def atomic_write_bytes(path: Path, content: bytes, kept: str = BEFORE_IS_KEPT) -> None:
+    """Writes a file completely or not at all. Raises InputError as `atomic_path`."""
+    with atomic_path(path, kept) as beside:
+        beside.write_bytes(content)
 
-    Names of files may hold bytes that are no text, and JSON halves of characters: no encoding has these.
-    """
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder that is gone after the block; what a killed call left there goes first."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
     try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return json.dumps(value, indent=indent)
-    return text
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `target` that takes its place when the block ends well, and goes when it fails."""
+    with scratch_folder(target.with_name(target.name + ".partial")) as scratch:
+        yield scratch
+        remove_folder(target)
+        scratch.replace(target)
+        sync(target.parent)
 
 
 def sync(path: Path) -> None:
@@ -77,7 +120,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def share(path: Path) -> None:
+def match_folder_permissions(path: Path) -> None:
     """Lets everyone read a file who may list its folder: safetensors leaves what it writes to its owner alone.
 
     Where the file system has no such permissions, nothing happens.
@@ -89,8 +132,11 @@ def share(path: Path) -> None:
 def remove_folder(folder: Path, aside: Path | None = None) -> None:
     """Deletes a folder, if it is there; a kill on the way leaves no half of it under its name.
 
-    aside: the name that it has while it goes, `.<folder>.removed` by default. What a killed call left there goes too.
     Of a link to a folder, the link goes and the folder stays.
+
+    Args:
+        folder: What is deleted.
+        aside: Its name while it goes, `.<folder>.removed` by default. What a killed call left there goes too.
     """
     if folder.is_symlink():
         folder.unlink()
@@ -102,20 +148,76 @@ def remove_folder(folder: Path, aside: Path | None = None) -> None:
         shutil.rmtree(aside)
 
 
-def append_lines(path: Path, lines: str, kept: str = "what is done is kept") -> None:
-    """Appends whole lines to a file; after this call a kill no longer costs them.
+class FileLock:
+    """Lock between the processes of a machine, held as a context; it ends with the process, also by a crash.
 
-    A line that a kill or a full disk tore is ended first, so that it spoils none of these. Raises InputError where the
-    file cannot be written.
+    Raises OSError where the lock's file cannot be made, and InputError with `busy` where another process holds it.
+
+    Args:
+        path: The lock's file, which holds the number of the process. Its folder is made.
+        busy: Message when another process holds it; `{owner}` stands for that process. None waits for it.
+        waiting: What is logged before waiting.
+        remove: Delete the file at the end; the next process makes a new one.
+    """
+
+    def __init__(self, path: Path, busy: str | None = None, waiting: str = "", remove: bool = False) -> None:
+        from filelock import FileLock as Lock
+
+        self.path, self.busy, self.waiting, self.remove = path, busy, waiting, remove
+        self._lock = Lock(path)
+
+    def __enter__(self) -> FileLock:
+        from filelock import Timeout
+
+        owner = self._owner()  # before the attempt: older releases of filelock empty the file
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            if self.busy is not None:
+                raise InputError(self.busy.format(owner=owner)) from None
+            logger.info(self.waiting)
+            self._lock.acquire(timeout=-1)
+        try:
+            if self._owner() != str(os.getpid()):  # where the file system has no locks, filelock writes it
+                self._write_owner()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.remove:
+            self.path.unlink(missing_ok=True)
+        self._lock.release()
+
+    def _owner(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+        except OSError:
+            return ""
+
+    def _write_owner(self) -> None:
+        handle = os.open(self.path, os.O_WRONLY | os.O_TRUNC)
+        try:
+            os.write(handle, str(os.getpid()).encode())
+        finally:
+            os.close(handle)
+
+
+def append_lines(path: Path, lines: str, kept: str = DONE_IS_KEPT) -> None:
+    """Appends complete lines to a file; after this call a kill no longer costs them.
+
+    A line that a kill or a full disk cut off is ended first, so that it spoils none of these. Raises InputError where
+    the file cannot be written.
     """
     if not lines:
         return
-    with telling(path, kept), path.open("ab") as file:
-        torn = file.tell() and not _ends_whole(path)
-        file.write((b"\n" if torn else b"") + lines.encode())
+    with readable_write_errors(path, kept), path.open("ab") as file:
+        cut_off = file.tell() and not _ends_with_newline(path)
+        file.write((b"\n" if cut_off else b"") + lines.encode())
 
 
-def _ends_whole(path: Path) -> bool:
+def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import remove_folder, share, sync, telling
+from gpt4roi.io.atomic import match_folder_permissions, readable_write_errors, remove_folder, sync
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _settle(path: Path) -> None:
-    share(path)
+    match_folder_permissions(path)
     sync(path)
 
 
@@ -133,7 +133,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     Makes the folder. Raises InputError where it cannot be written.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with telling(path, "what was there before is kept"):
+    with readable_write_errors(path, "what was there before is kept"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, beside, metadata=metadata)

@@ -18,7 +18,7 @@ from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.devices import moved_to
 from gpt4roi.distributed import first_alone, share_from_first
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import write_whole
+from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.train import saving, sharding, work_dir
 from gpt4roi.train.adapters import add_adapters, keep_frozen
@@ -144,7 +144,7 @@ def _train(
     trainer.save_whole()
     if trainer.is_world_process_zero():
         facts = {"steps": trainer.state.global_step, "seconds": round(result.metrics["train_runtime"], 1)}
-        write_whole(folder / work_dir.DONE, json.dumps(facts))
+        atomic_write_text(folder / work_dir.DONE, json.dumps(facts))
     return folder
 
 

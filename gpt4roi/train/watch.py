@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.data.mixture import Mixture
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import as_json, write_whole
+from gpt4roi.io.atomic import atomic_write_text
+from gpt4roi.io.json_files import as_json
 from gpt4roi.processing.images import load_image
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.report.drawing import draw_boxes
@@ -98,8 +99,8 @@ class WatchRegions(TrainerCallback):
             "loss": loss,
             "answers": {one.key: answer for one, answer in zip(self.watched, answers, strict=True)},
         }
-        write_whole(folder / ANSWERS, as_json(history, 1))
-        write_whole(folder / PAGE, page(self.watched, history))
+        atomic_write_text(folder / ANSWERS, as_json(history, 1))
+        atomic_write_text(folder / PAGE, page(self.watched, history))
 
 
 @torch.no_grad()

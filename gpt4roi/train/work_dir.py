@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import telling, write_whole
+from gpt4roi.io.atomic import atomic_write_text, readable_write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,9 @@ def _refuse_strangers(folder: Path) -> None:
 
 def remember_arguments(folder: Path, stage: int, arguments: list[str], begun: bool = True) -> None:
     """Writes down what a run was asked for, so that the folder alone resumes it; begun: whether it learns already."""
-    write_whole(folder / ARGUMENTS, json.dumps({"stage": stage, "arguments": arguments, "begun": begun}, indent=1))
+    atomic_write_text(
+        folder / ARGUMENTS, json.dumps({"stage": stage, "arguments": arguments, "begun": begun}, indent=1)
+    )
 
 
 def write_settings(folder: Path, parts: list[Mapping[str, Any]], processes: int) -> None:
@@ -149,7 +151,7 @@ def write_settings(folder: Path, parts: list[Mapping[str, Any]], processes: int)
             continue
     settings = {name: value for part in parts for name, value in part.items()}
     facts = {"processes": processes, "versions": versions, "settings": settings}
-    write_whole(folder / SETTINGS, json.dumps(facts, indent=1, default=str))
+    atomic_write_text(folder / SETTINGS, json.dumps(facts, indent=1, default=str))
 
 
 def require_finished(folder: Path) -> None:
@@ -181,7 +183,7 @@ def held(folder: Path, needed: bool = True) -> Iterator[None]:
         except BlockingIOError:
             owner = os.read(handle, 32).decode(errors="replace").strip()
             raise InputError(f"another training runs in {folder} (process {owner}); wait for it or end it") from None
-        with telling(folder / LOCK, "the run is where it was"):
+        with readable_write_errors(folder / LOCK, "the run is where it was"):
             os.ftruncate(handle, 0)
             os.write(handle, str(os.getpid()).encode())
         yield

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import append_lines, remove_folder, share, whole, write_whole
+from gpt4roi.io.atomic import (
+    FileLock,
+    append_lines,
+    atomic_folder,
+    atomic_path,
+    atomic_write_bytes,
+    atomic_write_text,
+    match_folder_permissions,
+    remove_folder,
+)
 
 
 def test_a_file_takes_the_place_of_the_old_one_only_when_it_is_whole(tmp_path):
     path = tmp_path / "new" / "file.json"
-    write_whole(path, "old")
-    with pytest.raises(KeyboardInterrupt), whole(path) as beside:
+    atomic_write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as beside:
         beside.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "old"
-    write_whole(path, "new")
+    atomic_write_text(path, "new")
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
 
@@ -26,7 +40,7 @@ def test_a_link_is_followed(tmp_path):
     target, link = tmp_path / "target.json", tmp_path / "link.json"
     target.write_text("old")
     link.symlink_to(target)
-    write_whole(link, "new")
+    atomic_write_text(link, "new")
     assert link.is_symlink()
     assert target.read_text() == "new"
 
@@ -37,14 +51,14 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     folder.mkdir()
     for path in (pipe, folder):
         with pytest.raises(InputError, match="is no file that could be replaced; give another name"):
-            write_whole(path, "new")
+            atomic_write_text(path, "new")
     assert pipe.is_fifo()
 
 
 def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be written: .*; what was there before is kept: make room"):
-        write_whole(tmp_path / "file" / "below.json", "new")
+        atomic_write_text(tmp_path / "file" / "below.json", "new")
 
 
 def test_of_a_link_to_a_folder_the_link_is_removed(tmp_path):
@@ -61,9 +75,9 @@ def test_a_file_is_shared_with_those_who_may_read_its_folder(tmp_path):
         file.touch()
         file.chmod(before)
         tmp_path.chmod(folder)
-        share(file)
+        match_folder_permissions(file)
         assert file.stat().st_mode & 0o777 == after
-    share(tmp_path / "nothing")
+    match_folder_permissions(tmp_path / "nothing")
 
 
 def test_lines_come_after_a_torn_one(tmp_path):
@@ -72,3 +86,56 @@ def test_lines_come_after_a_torn_one(tmp_path):
     append_lines(path, "3\n4\n")
     append_lines(path, "")
     assert path.read_text() == "1\n2\n3\n4\n"
+
+
+def test_bytes_are_written_completely_or_not_at_all(tmp_path):
+    atomic_write_bytes(tmp_path / "file.bin", b"\xff\x00")
+    assert (tmp_path / "file.bin").read_bytes() == b"\xff\x00"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_folder_takes_the_place_of_the_old_one_only_when_it_is_complete(tmp_path):
+    target = tmp_path / "folder"
+    for name in ("old", "new"):
+        with atomic_folder(target) as scratch:
+            (scratch / name).touch()
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as scratch:
+        (scratch / "half").touch()
+        raise KeyboardInterrupt
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["folder", "folder/new"]
+
+
+def test_a_lock_that_another_process_holds_is_told_with_its_number(tmp_path):
+    code = "import sys; from pathlib import Path; from gpt4roi.io.atomic import FileLock\n"
+    code += "with FileLock(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(InputError, match=f"used by {other.pid}$"), FileLock(tmp_path / "lock", "used by {owner}"):
+            pass
+    finally:
+        other.kill()  # a crash frees the lock
+        other.wait()
+        other.stdin.close(), other.stdout.close()
+    with FileLock(tmp_path / "lock", "used by {owner}"):
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+
+
+def test_a_lock_without_a_message_is_waited_for(tmp_path, caplog):
+    handle = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    freed = threading.Timer(0.3, os.close, [handle])
+    freed.start()
+    with caplog.at_level(logging.INFO), FileLock(tmp_path / "lock", waiting="Waiting for the other one"):
+        assert freed.finished.is_set()
+    assert "Waiting for the other one" in caplog.text
+
+
+def test_a_lock_goes_with_its_file_and_where_it_cannot_be_made_the_error_says_why(tmp_path):
+    with FileLock(tmp_path / "lock", remove=True):
+        assert (tmp_path / "lock").exists()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), FileLock(tmp_path / "file" / "lock"):
+        pass

@@ -12,7 +12,7 @@ from gpt4roi.data.convert.objects import Conversion
 from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
-from gpt4roi.io.atomic import whole
+from gpt4roi.io.atomic import atomic_path
 from gpt4roi.processing.images import read_header
 
 QUESTION = "What is {region}?"
@@ -136,7 +136,7 @@ def write_coco(objects: Iterable[dict[str, Any]], path: Path, target: Conversion
     if not made.annotations:
         first = f"; the first: {target.examples[0]}" if target.examples else ""
         raise InputError(f"{path}: not written, because there is no box{first}")
-    with whole(path) as beside, beside.open("w", encoding="utf-8") as file:
+    with atomic_path(path) as beside, beside.open("w", encoding="utf-8") as file:
         json.dump(made.content(), file, ensure_ascii=False)
     return len(made.annotations)
 

@@ -15,7 +15,7 @@ import numpy as np
 from gpt4roi.data.base import RegionDataset
 from gpt4roi.data.unified_object import BadObjectError, check_object
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import whole
+from gpt4roi.io.atomic import atomic_path
 from gpt4roi.processing.images import read_header
 from gpt4roi.structures import RegionSample
 
@@ -106,7 +106,7 @@ def usable(objects: Iterable[dict[str, Any]], target: Conversion) -> Iterator[di
 def write_objects(objects: Iterable[dict[str, Any]], path: Path, target: Conversion) -> int:
     """Writes objects one a line; the file appears when it is whole. Returns how many there were."""
     count = 0
-    with whole(path) as beside, beside.open("w", encoding="utf-8") as file:
+    with atomic_path(path) as beside, beside.open("w", encoding="utf-8") as file:
         for entry in usable(objects, target):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             count += 1
