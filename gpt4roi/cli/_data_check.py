@@ -55,7 +55,7 @@ def check(args: argparse.Namespace) -> int:
     from gpt4roi.data_check import verdict as verdicts
     from gpt4roi.data_check.examine import examine
     from gpt4roi.data_check.lengths import open_ruler
-    from gpt4roi.data_check.page import write_page
+    from gpt4roi.data_check.html_report import write_page
 
     _check_numbers(args)
     entries = [(entry, _role(entry)) for entry in read_config(Path(args.config))]
@@ -72,10 +72,7 @@ def check(args: argparse.Namespace) -> int:
         for line in verdicts.as_lines(results, verdict, ruler):
             output.line(line)
     if args.html:
-        try:
-            write_page(args.html, results, verdict, ruler, settings)
-        except OSError as error:
-            raise InputError(f"--html {args.html}: cannot be written: {error.strerror or error}") from None
+        write_page(args.html, results, verdict, ruler, settings)
         logger.info("page: %s", args.html)
     return 0 if verdict.ready else NOT_READY
 

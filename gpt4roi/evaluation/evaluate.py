@@ -21,9 +21,9 @@ from gpt4roi.evaluation.answering import IMAGE_BATCH_SIZE, KEPT, Reply, answer_a
 from gpt4roi.evaluation.asking import Answerer
 from gpt4roi.evaluation.benchmarks import benchmark_name, open_benchmark
 from gpt4roi.evaluation.compare import compare_runs, read_run
+from gpt4roi.evaluation.html_report import write_page
 from gpt4roi.evaluation.items import Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
-from gpt4roi.evaluation.page import write_page
 from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.io.json_files import as_json
 

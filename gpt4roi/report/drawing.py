@@ -1,10 +1,14 @@
-"""Numbered boxes on an image."""
+"""Boxes drawn on an image with their numbers; images as JPEG data URLs."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 PALETTE = (
     "#e6194b", "#1f77d4", "#2e9e3f", "#f58231", "#911eb4", "#00a3a3", "#d6219c", "#8a6d00", "#5b4be0", "#7a4a2b",
@@ -17,10 +21,22 @@ def region_color(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
+def jpeg_data_url(image: Image.Image, max_side: int, quality: int = 82) -> str:
+    """Returns a JPEG of the image, scaled down to at most `max_side` pixels a side, as a `data:` URL."""
+    small = image.copy()
+    small.thumbnail((max_side, max_side))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
 def draw_boxes(image: Image.Image, boxes_px: Sequence, labels: Sequence[str] | None = None) -> Image.Image:
     """Returns a copy of the image, RGB, with every box in its colour and its number (or label) in a corner.
 
-    boxes_px: N boxes, xyxy in pixels of the image. labels: N texts; by default "1", "2", …
+    Args:
+        image: any mode.
+        boxes_px: N boxes, xyxy in pixels of the image.
+        labels: N texts; by default "1", "2", …
     """
     drawn = image.convert("RGB")
     pen = ImageDraw.Draw(drawn)
@@ -36,12 +52,19 @@ def draw_boxes(image: Image.Image, boxes_px: Sequence, labels: Sequence[str] | N
     return drawn
 
 
-def _draw_label(pen: ImageDraw.ImageDraw, corner, text: str, font, color: str, tower_image_size) -> None:
+def _draw_label(
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[float, float],
+    text: str,
+    font: Font,
+    color: str,
+    image_size: tuple[int, int],
+) -> None:
     """Writes a label on a filled plate whose top left is the corner, moved as far as needed to stay in the image."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     pad = max(2, (bottom - top) // 5)
     width, height = right - left + 2 * pad, bottom - top + 2 * pad
-    x = min(max(corner[0], 0), max(tower_image_size[0] - width, 0))
-    y = min(max(corner[1], 0), max(tower_image_size[1] - height, 0))
+    x = min(max(corner[0], 0), max(image_size[0] - width, 0))
+    y = min(max(corner[1], 0), max(image_size[1] - height, 0))
     pen.rectangle((x, y, x + width, y + height), fill=color)
     pen.text((x + pad - left, y + pad - top), text, fill="white", font=font)

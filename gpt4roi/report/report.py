@@ -1,8 +1,8 @@
-"""One HTML file that shows what was measured: figures, tables, images with their boxes, questions and answers.
+"""HTML report: one file with key figures, tables, histograms, and images with their boxes, questions and answers.
 
     page = Report("Held-out scenes", "SmolLM2-135M with lite0, stage 2")
     page.facts([("captions exact", "93.1 %", "450 regions")])
-    page.table("Accuracies", ["task", "right"], [["caption", Share(0.931, 0.91, 0.95, 450)]])
+    page.table("Accuracies", ["task", "right"], [["caption", Estimate(0.931, 0.91, 0.95, 450, percent=True)]])
     answers = [Answer("What is <region1>?", answer="a cat", truth="a cat", right=True, task="caption")]
     page.gallery("Scenes", [GalleryItem(image, boxes_px, "scene 17", answers)])
     page.write("report.html")
@@ -12,36 +12,33 @@ The file needs no network and no other file. Everything that comes from data is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt4roi.report.gallery import Answer, GalleryItem, gallery_html
-from gpt4roi.report.style import SCRIPT, STYLE
+from markupsafe import Markup
+from PIL import Image
 
-__all__ = ["Answer", "Bin", "GalleryItem", "Interval", "Report", "Share", "Tag"]
+from gpt4roi.errors import InputError
+from gpt4roi.io.atomic import BEFORE_IS_KEPT, atomic_path
+from gpt4roi.processing.user_input import open_image
+from gpt4roi.report.rendering import render
 
 
 @dataclass(frozen=True)
-class Share:
-    """A table cell with a share in [0, 1], its 95 % interval and how many items it is the mean of."""
+class Estimate:
+    """A table cell with an estimate, its 95 % interval and the number of items; percent: in [0, 1], with a bar."""
 
     value: float
     low: float | None = None
     high: float | None = None
     n: int | None = None
+    percent: bool = False
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A table cell with a figure that is no share, its 95 % interval and how many items it was made from."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
+    def format(self, value: float) -> str:
+        """Writes the value or an end of the interval."""
+        return f"{100 * min(max(value, 0.0), 1.0):.1f}" if self.percent else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
@@ -61,129 +58,144 @@ class Bin:
     mean: float | None = None
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One question about an image and its answer.
+
+    Attributes:
+        right: None where there is no truth to compare with.
+        references: all that count as right, where there are several.
+        scores: by name; the first one orders the gallery where nothing is right or wrong.
+        region: index of the box whose crop stands beside the answer.
+        before: what another run answered; before_score: its first score.
+    """
+
+    question: str
+    answer: str
+    truth: str | None = None
+    right: bool | None = None
+    task: str = ""
+    references: Sequence[str] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    region: int | None = None
+    before: str | None = None
+    before_score: float | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the other run answered something else."""
+        return self.before is not None and self.before != self.answer
+
+    @property
+    def quality(self) -> float | None:
+        """1 for right, 0 for wrong; without a verdict the first score; None where there is neither."""
+        return next(iter(self.scores.values()), None) if self.right is None else float(self.right)
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """An image with its regions and what was asked about them.
+
+    Attributes:
+        image: a PIL image, or a path or an encoded file's bytes, which are turned upright.
+        boxes_px: N boxes, xyxy, in its pixels; numbered from 1.
+        passages: a longer text to show below, as (text, whether it is highlighted); it counts as an answer of task "".
+    """
+
+    image: Any
+    boxes_px: Sequence = ()
+    title: str = ""
+    answers: Sequence[Answer] = ()
+    passages: Sequence[tuple[str, bool]] = ()
+
+    @property
+    def quality(self) -> float:
+        """The mean quality of the answers that have one; infinite where none has, so that they come last."""
+        known = [answer.quality for answer in self.answers if answer.quality is not None]
+        return sum(known) / len(known) if known else float("inf")
+
+    @property
+    def tally(self) -> str:
+        """How many of the judged answers are right, in words."""
+        judged = [answer.right for answer in self.answers if answer.right is not None]
+        return f"{sum(judged)} of {len(judged)} right" if judged else ""
+
+    def open(self) -> Image.Image:
+        """Returns the image, files upright as the model saw them; a grey one where it is damaged."""
+        if isinstance(self.image, Image.Image):
+            return self.image.convert("RGB")
+        try:
+            return open_image(self.image)
+        except InputError:
+            width, height = (max([0, *(min(int(box[end]), 4096) for box in self.boxes_px)]) for end in (2, 3))
+            return Image.new("RGB", (max(width, 64), max(height, 48)), "grey")
+
+    def crop(self, image: Image.Image, region: int) -> Image.Image:
+        """Returns the inside of a box, at least one pixel of it."""
+        x1, y1, x2, y2 = (float(value) for value in self.boxes_px[region])
+        left, top = min(max(int(x1), 0), image.width - 1), min(max(int(y1), 0), image.height - 1)
+        right, bottom = min(max(round(x2), left + 1), image.width), min(max(round(y2), top + 1), image.height)
+        return image.crop((left, top, right, bottom))
+
+
 class Report:
     """A page put together piece by piece; every method returns the report, so calls can be chained."""
 
     def __init__(self, title: str, lead: str = "") -> None:
-        self.title = title
-        self._parts = [f"<h1>{escape(title)}</h1>"]
-        if lead:
-            self._parts.append(f'<p class="soft">{escape(lead)}</p>')
+        self.title, self.lead = title, lead
+        self._parts: list[Markup] = []
 
     def facts(self, facts: Iterable[tuple[str, str, str]]) -> Report:
         """Adds a row of key figures: (what, value, small print)."""
-        tiles = (
-            f'<div class="fact"><b>{escape(value)}</b><span>{escape(what)}</span><small>{escape(note)}</small></div>'
-            for what, value, note in facts
-        )
-        return self._add(f'<div class="facts">{"".join(tiles)}</div>')
+        return self._add("facts.html", facts=facts)
 
     def text(self, text: str, title: str = "") -> Report:
         """Adds a paragraph, under a heading if one is given."""
-        return self._add(_heading(title) + f"<p>{escape(text)}</p>")
+        return self._add("text.html", title=title, text=text)
 
     def table(
         self, title: str, header: Sequence[str], rows: Iterable[Sequence], note: str = "", folded: bool = False
     ) -> Report:
-        """Adds a table. A cell is a text, number, None, Share, Interval or Tag. folded: shown after a click."""
+        """Adds a table. A cell is a text, number, None, Estimate or Tag. folded: shown after a click."""
         rows = [list(row) for row in rows]
-        numeric = [_is_numeric(column) for column in zip(*rows, strict=True)] if rows else []
-        classes = [' class="num"' if flag else "" for flag in numeric] or [""] * len(header)
-        head = "".join(f"<th{css}>{escape(name)}</th>" for name, css in zip(header, classes, strict=True))
-        lines = (
-            "<tr>" + "".join(f"<td{css}>{_cell(v)}</td>" for v, css in zip(row, classes, strict=True)) + "</tr>"
-            for row in rows
-        )
-        small = f'<p class="note">{escape(note)}</p>' if note else ""
-        body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-        sheet = f'<div class="sheet"><table>{body}</table></div>{small}'
-        if folded:
-            return self._add(f"<details><summary>{_heading(title)}</summary>{sheet}</details>")
-        return self._add(_heading(title) + sheet)
+        columns = enumerate(zip(*rows, strict=True))
+        numeric = {at for at, cells in columns if all(cell is None or isinstance(cell, (int, float)) for cell in cells)}
+        return self._add("table.html", title=title, header=header, rows=rows, numeric=numeric, note=note, folded=folded)
 
     def histograms(self, title: str, charts: Iterable[tuple[str, Sequence[Bin]]], note: str = "") -> Report:
         """Adds charts side by side, each of a name and its bins."""
-        small = f'<p class="note">{escape(note)}</p>' if note else ""
-        drawn = "".join(_chart(name, bins) for name, bins in charts)
-        return self._add(f'{_heading(title)}<div class="charts">{drawn}</div>{small}')
+        return self._add("histograms.html", title=title, charts=charts, note=note)
 
     def gallery(self, title: str, items: Iterable[GalleryItem], note: str = "") -> Report:
         """Adds images with numbered boxes and their answers, worst first, with filters by task and verdict."""
-        small = f'<p class="soft">{escape(note)}</p>' if note else ""
-        return self._add(f"{_heading(title)}{small}{gallery_html(list(items))}")
+        cards = sorted(enumerate(items), key=lambda card: card[1].quality)
+        answers = [answer for _, item in sorted(cards) for answer in item.answers]
+        verdicts = ["", *(["wrong", "right"] if any(answer.right is not None for answer in answers) else [])]
+        verdicts += ["changed"] if any(answer.before is not None for answer in answers) else []
+        tasks = dict.fromkeys(answer.task for answer in answers if answer.task)
+        scores = dict.fromkeys(name for answer in answers for name in answer.scores)
+        return self._add(
+            "gallery.html", title=title, note=note, cards=cards, verdicts=verdicts, tasks=tasks, scores=scores
+        )
 
     def html(self) -> str:
         """Returns the whole page."""
-        return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(self.title)}</title><style>{STYLE}</style></head>"
-            f"<body><main>{''.join(self._parts)}</main><script>{SCRIPT}</script></body></html>\n"
-        )
+        return render("report.html", title=self.title, lead=self.lead, parts=self._parts) + "\n"
 
-    def write(self, path: str | Path) -> Path:
-        """Writes the page and returns its path; folders on the way are made, bytes that are no text escaped."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html(), encoding="utf-8", errors="backslashreplace")
-        return path
+    def write(self, path: str | Path, kept: str = BEFORE_IS_KEPT) -> Path:
+        """Writes the page, whole or not at all, and returns its path; bytes that are no text are escaped.
 
-    def _add(self, part: str) -> Report:
-        self._parts.append(part)
+        Args:
+            path: folders on the way are made.
+            kept: what the message of an error says is not lost.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        with atomic_path(Path(path), kept) as beside:
+            beside.write_text(self.html(), encoding="utf-8", errors="backslashreplace")
+        return Path(path)
+
+    def _add(self, template: str, **values: Any) -> Report:
+        self._parts.append(Markup(render(template, **values)))
         return self
-
-
-def _heading(title: str) -> str:
-    return f"<h2>{escape(title)}</h2>" if title else ""
-
-
-def _is_numeric(column: Sequence) -> bool:
-    return all(value is None or isinstance(value, (int, float)) for value in column)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, Share):
-        return _share_cell(value)
-    if isinstance(value, Interval):
-        return _interval_cell(value)
-    if isinstance(value, Tag):
-        return f'<span class="tag {escape(value.tone)}">{escape(value.text)}</span>'
-    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
-
-
-def _share_cell(share: Share) -> str:
-    def percent(fraction: float) -> str:
-        return f"{100 * min(max(fraction, 0.0), 1.0):.1f}"
-
-    track, small = f'<i style="width:{percent(share.value)}%"></i>', ""
-    if share.low is not None and share.high is not None:
-        width = percent(share.high - share.low)
-        track += f'<u style="left:{percent(share.low)}%;width:{width}%"></u>'
-        small = f"{percent(share.low)}–{percent(share.high)}"
-    if share.n is not None:
-        small += f" · n={share.n}" if small else f"n={share.n}"
-    return (
-        f'<div class="share"><b>{percent(share.value)}</b><div class="track">{track}</div><small>{small}</small></div>'
-    )
-
-
-def _interval_cell(figure: Interval) -> str:
-    small = "" if figure.low is None or figure.high is None else f"{figure.low:.4g}–{figure.high:.4g}"
-    if figure.n is not None:
-        small += f" · n={figure.n}" if small else f"n={figure.n}"
-    return f'<div class="share"><b>{figure.value:.4g}</b><small>{small}</small></div>'
-
-
-def _chart(name: str, bins: Sequence[Bin]) -> str:
-    most = max((one.count for one in bins), default=0) or 1
-    scored = any(one.mean is not None for one in bins)
-    rows = "".join(
-        f'<tr><th>{escape(one.label)}</th><td class="track"><i style="width:{100 * one.count / most:.1f}%"></i></td>'
-        f'<td class="num">{one.count}</td>'
-        + (f'<td class="num">{"" if one.mean is None else f"{one.mean:.3g}"}</td></tr>' if scored else "</tr>")
-        for one in bins
-    )
-    head = '<tr><th></th><th></th><th class="num">n</th>' + ('<th class="num">mean</th></tr>' if scored else "</tr>")
-    return f'<div class="sheet chart"><table><caption>{escape(name)}</caption>{head}{rows}</table></div>'

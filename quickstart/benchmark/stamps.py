@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gpt4roi.evaluation.items import Item, Scores, Source
 from quickstart.benchmark import items as stamps
-from quickstart.benchmark.page import LEAD, galleries, key_figures, tables
+from quickstart.benchmark.html_report import LEAD, galleries, key_figures, tables
 from quickstart.benchmark.scores import figures, measures_of
 
 __all__ = [

@@ -136,7 +136,9 @@ def test_a_full_disk_is_told_in_one_line_and_what_was_answered_stays(tmp_path, m
     assert rest.answered <= 39 - before + 8, "at most the torn batch is answered again"
 
 
-@pytest.mark.parametrize(("name", "blocked"), [("metrics.json", ".metrics.json.part"), ("report.html", "report.html")])
+@pytest.mark.parametrize(
+    ("name", "blocked"), [("metrics.json", ".metrics.json.part"), ("report.html", ".report.html.part")]
+)
 def test_a_result_that_cannot_be_written_is_told_in_one_line(tmp_path, name, blocked):
     from gpt4roi.evaluation.evaluate import evaluate
     from gpt4roi.evaluation.items import Source

@@ -14,7 +14,7 @@ from gpt4roi.evaluation import captions
 from gpt4roi.evaluation.evaluate import evaluate
 from gpt4roi.evaluation.items import Source
 from gpt4roi.evaluation.metrics import Measure
-from gpt4roi.evaluation.page import BEST, BETWEEN, WORST, pick
+from gpt4roi.evaluation.html_report import BEST, BETWEEN, WORST, pick
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def test_the_page_shows_both_runs_histograms_crops_and_how_it_was_measured(runs)
     for chart in ("side of the box", "regions in the question", "length of the answer"):
         assert chart in html
     assert re.findall(r'(?:src|href)="(?!data:)', html) == []
-    assert "How it was measured" in html and "&#x27;draws&#x27;: 2000" in html
+    assert "How it was measured" in html and "&#39;draws&#39;: 2000" in html
 
 
 def test_captions_are_compared_by_corpus_measures_too(tmp_path):

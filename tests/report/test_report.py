@@ -6,7 +6,7 @@ import re
 
 from PIL import Image
 
-from gpt4roi.report.report import Answer, Bin, GalleryItem, Interval, Report, Share, Tag
+from gpt4roi.report.report import Answer, Bin, Estimate, GalleryItem, Report, Tag
 
 
 def image(color: str = "navy", size: tuple[int, int] = (64, 48)) -> Image.Image:
@@ -35,7 +35,7 @@ def test_everything_that_comes_from_data_is_escaped():
     assert "<script>alert" not in html
     assert html.count("<script>") == 1
     assert html.count("&lt;script&gt;alert") == html.count("alert(") > 15
-    assert html.count("&lt;/script&gt;&quot;&amp;") == html.count("alert(")
+    assert html.count("&lt;/script&gt;&#34;&amp;") == html.count("alert(")
 
 
 def test_images_are_embedded_as_small_jpegs_and_boxes_keep_the_pixels_of_the_original():
@@ -101,7 +101,11 @@ def test_mentions_of_a_region_carry_the_colour_of_its_box():
 
 
 def test_a_share_is_written_in_percent_with_its_interval_and_its_count():
-    html = Report("t").table("a", ["task", "right"], [["caption", Share(0.931, 0.905, 0.952, 450)]]).html()
+    html = (
+        Report("t")
+        .table("a", ["task", "right"], [["caption", Estimate(0.931, 0.905, 0.952, 450, percent=True)]])
+        .html()
+    )
 
     assert "<b>93.1</b>" in html and "90.5–95.2 · n=450" in html
 
@@ -159,7 +163,7 @@ def test_a_histogram_shows_counts_as_bars_and_the_mean_score_beside_them():
 
 
 def test_a_figure_that_is_no_share_is_written_as_it_is_with_its_interval():
-    html = Report("t").table("a", ["", "CIDEr"], [["val", Interval(1.3452, 1.30, 1.39, 80)]]).html()
+    html = Report("t").table("a", ["", "CIDEr"], [["val", Estimate(1.3452, 1.30, 1.39, 80)]]).html()
 
     assert "<b>1.345</b><small>1.3–1.39 · n=80</small>" in html
 

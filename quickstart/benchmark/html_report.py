@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gpt4roi.evaluation.compare import OtherRun
 from gpt4roi.evaluation.items import Item, Scores
 from gpt4roi.evaluation.metrics import exact_match
-from gpt4roi.report.report import Answer, GalleryItem, Interval, Report, Share
+from gpt4roi.report.report import Answer, Estimate, GalleryItem, Report
 from quickstart.benchmark.items import RELATIONS
 
 LEAD = (
@@ -65,27 +65,27 @@ def key_figures(metrics: dict) -> list[tuple[str, str, str]]:
     ]
 
 
-def _share(estimate: dict) -> Share:
-    return Share(estimate["value"], estimate["low"], estimate["high"], estimate["n"])
+def _percentage(estimate: dict) -> Estimate:
+    return Estimate(estimate["value"], estimate["low"], estimate["high"], estimate["n"], percent=True)
 
 
-def _cider(estimate: dict) -> Interval:
-    return Interval(*(100 * estimate[key] for key in ("value", "low", "high")), estimate["n"])
+def _cider(estimate: dict) -> Estimate:
+    return Estimate(*(100 * estimate[key] for key in ("value", "low", "high")), estimate["n"])
 
 
 def _caption_rows(metrics: dict) -> list[list]:
     captions = metrics["captions"]
     return [
-        ["exact", _share(captions["exact"])],
-        ["word overlap (F1)", _share(captions["word_overlap"])],
+        ["exact", _percentage(captions["exact"])],
+        ["word overlap (F1)", _percentage(captions["word_overlap"])],
         *(
             [["CIDEr × 100", _cider(metrics["estimates"]["captions_cider"])]]
             if "captions_cider" in metrics["estimates"]
             else []
         ),
-        ["boxes permuted: of the region asked about (should be near 0)", _share(captions["permuted"]["asked"])],
-        ["boxes permuted: of the box really shown (should be as above)", _share(captions["permuted"]["given"])],
-        ["regions blank (should be near 0)", _share(captions["blank"]["exact"])],
+        ["boxes permuted: of the region asked about (should be near 0)", _percentage(captions["permuted"]["asked"])],
+        ["boxes permuted: of the box really shown (should be as above)", _percentage(captions["permuted"]["given"])],
+        ["regions blank (should be near 0)", _percentage(captions["blank"]["exact"])],
     ]
 
 
@@ -94,10 +94,10 @@ def _relation_rows(metrics: dict) -> list[list]:
     for task in (*RELATIONS, "all"):
         of_task = metrics["relations"][task]
         if of_task["right"]["n"]:
-            swapped = _share(of_task["swapped"]["right"])
-            rows.append([task, _share(of_task["right"]), _percent(of_task["chance"]), swapped])
+            swapped = _percentage(of_task["swapped"]["right"])
+            rows.append([task, _percentage(of_task["right"]), _percent(of_task["chance"]), swapped])
     rows += [
-        [task, _share(found["right"]), _percent(found["chance"]), None] for task, found in metrics["other"].items()
+        [task, _percentage(found["right"]), _percent(found["chance"]), None] for task, found in metrics["other"].items()
     ]
     return rows
 
@@ -108,18 +108,18 @@ def _band_rows(metrics: dict) -> list[list]:
         for key, what in (("by_ratio", "ratio of areas"), ("by_offset", "offset, px"), ("by_distance", "distance, px")):
             for band in metrics["relations"][task].get(key, []):
                 reach = f"{band['from']:g} and more" if band["to"] is None else f"{band['from']:g} to {band['to']:g}"
-                rows.append([f"{task}: {what}", reach, _share(band)])
+                rows.append([f"{task}: {what}", reach, _percentage(band)])
     return rows
 
 
 def _unseen_rows(metrics: dict) -> list[list]:
     unseen = metrics["unseen"]
     return [
-        ["exact", _share(unseen["exact"])],
-        ["word overlap (F1)", _share(unseen["word_overlap"])],
-        ["word overlap with another region's caption (chance)", _share(unseen["word_overlap_of_another"])],
-        ["names a thing of the right kind (animal, food, …)", _share(unseen["kind"])],
-        ["of another region's kind (chance)", _share(unseen["kind_of_another"])],
+        ["exact", _percentage(unseen["exact"])],
+        ["word overlap (F1)", _percentage(unseen["word_overlap"])],
+        ["word overlap with another region's caption (chance)", _percentage(unseen["word_overlap_of_another"])],
+        ["names a thing of the right kind (animal, food, …)", _percentage(unseen["kind"])],
+        ["of another region's kind (chance)", _percentage(unseen["kind_of_another"])],
     ]
 
 

@@ -16,8 +16,7 @@ from gpt4roi.evaluation.answering import KEPT
 from gpt4roi.evaluation.compare import OtherRun
 from gpt4roi.evaluation.items import Item, Scores
 from gpt4roi.evaluation.metrics import words
-from gpt4roi.io.atomic import readable_write_errors
-from gpt4roi.report.report import Answer, Bin, GalleryItem, Interval, Report, Share
+from gpt4roi.report.report import Answer, Bin, Estimate, GalleryItem, Report
 
 WORST, BEST, BETWEEN = 90, 30, 30
 """How many images the gallery shows of each end, and drawn from the rest."""
@@ -60,16 +59,15 @@ def write_page(
     else:
         page.gallery("Answers", *gallery(items, scores, other))
     page.table("How it was measured", ["", ""], _provenance(metrics), folded=True)
-    with readable_write_errors(path, KEPT):
-        page.write(path)
+    page.write(path, KEPT)
 
 
-def figure(name: str, estimate: dict[str, Any]) -> Share | Interval:
-    """Returns the cell of an estimate; CIDEr may exceed 1 and is no share."""
+def figure(name: str, estimate: dict[str, Any]) -> Estimate:
+    """Returns the cell of an estimate; CIDEr may exceed 1 and is not shown in percent."""
     value, low, high, n = (estimate[key] for key in ("value", "low", "high", "n"))
     if name.startswith("CIDEr"):
-        return Interval(100 * value, 100 * low, 100 * high, n)
-    return Share(value, low, high, n)
+        return Estimate(100 * value, 100 * low, 100 * high, n)
+    return Estimate(value, low, high, n, percent=True)
 
 
 def _key_figures(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -93,7 +91,7 @@ def _tables(page: Report, metrics: dict[str, Any]) -> None:
     rows = [[name, figure(name, estimate)] for name, estimate in metrics["estimates"].items()]
     chance = metrics.get("chance")
     if isinstance(chance, float):
-        rows.append(["chance", Share(chance)])
+        rows.append(["chance", Estimate(chance, percent=True)])
     page.table("Figures", ["", "value"], rows, INTERVALS)
     if metrics["by_task"]:
         names = list(next(iter(metrics["by_task"].values())))
@@ -109,7 +107,7 @@ def _tables(page: Report, metrics: dict[str, Any]) -> None:
 def _comparison(page: Report, compared: dict[str, Any]) -> None:
     rows = []
     for name, one in compared["differences"].items():
-        difference = Interval(100 * one["value"], 100 * one["low"], 100 * one["high"], one["n"])
+        difference = Estimate(100 * one["value"], 100 * one["low"], 100 * one["high"], one["n"])
         rows.append([name, 100 * one["before"], 100 * (one["before"] + one["value"]), difference])
     note = (
         f"Before: {compared['with']} ({compared.get('model') or 'model not stated'}), {compared['items']} common "
