@@ -54,8 +54,8 @@ def check(args: argparse.Namespace) -> int:
     from gpt4roi.data.registry import read_config
     from gpt4roi.data_check import verdict as verdicts
     from gpt4roi.data_check.examine import examine
-    from gpt4roi.data_check.lengths import open_ruler
     from gpt4roi.data_check.html_report import write_page
+    from gpt4roi.data_check.lengths import open_ruler
 
     _check_numbers(args)
     entries = [(entry, _role(entry)) for entry in read_config(Path(args.config))]

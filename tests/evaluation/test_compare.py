@@ -12,9 +12,9 @@ from official import WRITERS
 from gpt4roi.cli import main
 from gpt4roi.evaluation import captions
 from gpt4roi.evaluation.evaluate import evaluate
+from gpt4roi.evaluation.html_report import BEST, BETWEEN, WORST, pick
 from gpt4roi.evaluation.items import Source
 from gpt4roi.evaluation.metrics import Measure
-from gpt4roi.evaluation.html_report import BEST, BETWEEN, WORST, pick
 
 
 @pytest.fixture(autouse=True)
