@@ -1,4 +1,4 @@
-"""Several processes on one task, as torchrun starts them; a single process is a world of one."""
+"""torch.distributed helpers: rank and world size, work that the main process does first, broadcast parameters."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ from gpt4roi.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)
 """How long a process waits for one that still answers."""
-_TURNS = count()
-"""Numbers what the first process did alone, alike in all processes."""
+_CALLS = count()
+"""Numbers what the main process did first, alike in all processes."""
 
 
 @dataclass(frozen=True)
-class World:
-    """Which of how many processes this is; local_rank: among those of this machine."""
+class DistributedContext:
+    """Which of how many processes this is, as torchrun starts them; a single process is a context of one.
+
+    Attributes:
+        rank: Number of the process among all.
+        size: How many there are.
+        local_rank: Number among those of this machine.
+    """
 
     rank: int = 0
     size: int = 1
@@ -46,40 +52,46 @@ class World:
         return name
 
 
-def join_world() -> World:
-    """Joins the processes that torchrun started, if it did. Images and answers travel through gloo."""
+def init_distributed() -> DistributedContext:
+    """Joins the process group where torchrun started several processes. Images and answers travel through gloo."""
     if not dist.is_torchelastic_launched():
-        return World()
+        return DistributedContext()
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=_PATIENCE)
-    return World(dist.get_rank(), dist.get_world_size(), dist.get_node_local_rank(0))
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), dist.get_node_local_rank(0))
 
 
-def leave_world() -> None:
-    """Takes leave of the other processes."""
+def destroy_distributed() -> None:
+    """Destroys the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
-def first_alone(what: str) -> Iterator[bool]:
-    """Lets the first process through alone, and the others once it is done; yields whether this one is the first.
+def main_process_first(what: str) -> Iterator[bool]:
+    """Lets the main process through first, and the others once it is done; yields whether this one is the main one.
 
-    what: what the others wait for, in the log. They wait for a word at the place where all processes met: a collective
-    would break off after its own timeout, however well the work goes. Raises InputError in them if the first one fails.
+    The others wait in the store where all processes met: a collective would break off after its own timeout, however
+    well the work goes.
+
+    Args:
+        what: What the others wait for, in the log.
+
+    Raises:
+        InputError: In the other processes, if the main one fails.
     """
-    if not _together():
+    if not _is_distributed():
         yield True
         return
-    store, key = dist.distributed_c10d._get_default_store(), f"gpt4roi/first_alone/{next(_TURNS)}"
+    store, key = dist.distributed_c10d._get_default_store(), f"gpt4roi/main_process_first/{next(_CALLS)}"
     if dist.get_rank():
         logger.info("Waiting for the first process: %s", what)
         try:
-            store.wait([key], _PATIENCE)
-            outcome = store.get(key)
-        except dist.DistError:  # it went, and the place with it
-            outcome = b"failed"
-        if outcome != b"done":
+            store.wait([key], _TIMEOUT)
+            done = store.get(key) == b"done"
+        except dist.DistError:  # it ended, and the store with it
+            done = False
+        if not done:
             raise InputError(f"the first process failed: {what}; it says why")
         yield False
         return
@@ -92,12 +104,14 @@ def first_alone(what: str) -> Iterator[bool]:
 
 
 @torch.no_grad()
-def share_from_first(tensors: Iterable[torch.Tensor], device: torch.device) -> None:
-    """Gives all processes the first one's values of some tensors, in place, and its random state of the CPU.
+def broadcast_parameters(tensors: Iterable[torch.Tensor], device: torch.device) -> None:
+    """Gives all processes the main one's values of some tensors, in place, and its random state of the CPU.
 
-    device: where the processes' backend takes tensors.
+    Args:
+        tensors: Parameters and buffers.
+        device: Where the processes' backend takes tensors.
     """
-    if not _together():
+    if not _is_distributed():
         return
     for tensor in (*tensors, state := torch.get_rng_state()):
         sent = tensor.to(device).contiguous()
@@ -106,5 +120,5 @@ def share_from_first(tensors: Iterable[torch.Tensor], device: torch.device) -> N
     torch.set_rng_state(state)
 
 
-def _together() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gpt4roi.distributed import World
+from gpt4roi.distributed import DistributedContext
 
 
 @pytest.fixture
@@ -15,19 +15,24 @@ def two_gpus(monkeypatch):
 
 @pytest.mark.parametrize("name", [None, "cuda"])
 def test_each_of_several_processes_has_a_gpu_of_its_own(two_gpus, name):
-    assert [World(rank, 4, rank).device(name) for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert [DistributedContext(rank, 4, rank).device(name) for rank in range(4)] == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:0",
+        "cuda:1",
+    ]
 
 
 @pytest.mark.parametrize("name", ["cuda:1", "cpu"])
 def test_a_device_that_is_named_is_taken_by_every_process(two_gpus, name):
-    assert [World(rank, 2, rank).device(name) for rank in range(2)] == [name, name]
+    assert [DistributedContext(rank, 2, rank).device(name) for rank in range(2)] == [name, name]
 
 
 @pytest.mark.parametrize("name", [None, "cuda"])
 def test_one_process_takes_the_device_as_it_is_named(two_gpus, name):
-    assert World().device(name) == name
+    assert DistributedContext().device(name) == name
 
 
 def test_without_a_gpu_the_name_is_left_to_be_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert World(1, 2, 1).device("cuda") == "cuda"
+    assert DistributedContext(1, 2, 1).device("cuda") == "cuda"

@@ -16,7 +16,7 @@ from PIL import Image
 
 from gpt4roi.captioning.journal import Journal, parts_folder
 from gpt4roi.captioning.source import Source, SourceImage, annotation_box
-from gpt4roi.distributed import World
+from gpt4roi.distributed import DistributedContext
 from gpt4roi.errors import InputError
 from gpt4roi.generation.many import View, describe_images, grouped, view_of
 from gpt4roi.generation.sampling import Decoding
@@ -48,7 +48,7 @@ def caption_file(
     decoding: Decoding,
     batch_size: int = 32,
     field: str = "caption",
-    world: World | None = None,
+    world: DistributedContext | None = None,
 ) -> Outcome | None:
     """Writes the source's tables to `out` with a text in `field` of every annotation.
 
@@ -56,7 +56,7 @@ def caption_file(
     world: the processes that share the work. Returns the outcome in the first process, None in the others.
     Images and boxes that cannot be used are reported and stay without the field.
     """
-    world = world or World()
+    world = world or DistributedContext()
     question = one_region_question(question)
     if any(field in annotation for annotation in source.content["annotations"]):
         raise InputError(f"annotations have a {field!r} already; name another field for the texts with --field")
@@ -134,7 +134,9 @@ def _open_as_annotated(image: SourceImage) -> Image.Image:
     )
 
 
-def _with_progress(own: Sequence[int], groups: Sequence[Sequence[SourceImage]], world: World) -> Iterator[int]:
+def _with_progress(
+    own: Sequence[int], groups: Sequence[Sequence[SourceImage]], world: DistributedContext
+) -> Iterator[int]:
     """Yields the numbers of groups; the first process says every few seconds how far it is and what is left."""
     weights = [sum(len(image.regions) for image in groups[number]) for number in own]
     total, done, started, said = sum(weights), 0, time.monotonic(), 0.0

@@ -87,10 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, Any], settings: dict[str, Any]) -> int:
     from gpt4roi.captioning.run import caption_file
-    from gpt4roi.distributed import join_world, leave_world
+    from gpt4roi.distributed import destroy_distributed, init_distributed
     from gpt4roi.generation.sampling import Decoding
 
-    world = join_world()
+    world = init_distributed()
     try:
         args.device = world.device(args.device)
         chat = open_chat(args)
@@ -99,7 +99,7 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
             chat, source, out, job, question, Decoding(**settings), args.batch_size, args.field, world
         )
     finally:
-        leave_world()
+        destroy_distributed()
     if outcome is not None:
         _say(args, out, outcome)
     return 0

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates and writes the main figures to stdout, one a line."""
     facts = check_arguments(args)
 
-    from gpt4roi.distributed import join_world, leave_world
+    from gpt4roi.distributed import destroy_distributed, init_distributed
     from gpt4roi.evaluation.compare import read_run
     from gpt4roi.evaluation.evaluate import evaluate, read_items
     from gpt4roi.evaluation.items import Source
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.compare is not None:
         read_run(args.compare, benchmark_name(args.benchmark))  # a wrong one is told before the model is opened
     items = read_items(args.benchmark, source)
-    world = join_world()
+    world = init_distributed()
     try:
         answer, settings = open_answerer(args, world)
         settings |= {"model": fingerprint(args.model), "batch_size": args.batch_size}
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             args.benchmark, answer, source, args.out, facts, settings, args.compare, world, args.fresh, items
         )
     finally:
-        leave_world()
+        destroy_distributed()
     if metrics is not None:
         write_figures(metrics, args)
     return 0

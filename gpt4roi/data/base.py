@@ -13,7 +13,7 @@ import numpy as np
 from gpt4roi.structures import RegionSample
 
 
-def too_many_lost(lost: int, whole: int, max_bad_fraction: float) -> bool:
+def exceeds_bad_fraction(lost: int, whole: int, max_bad_fraction: float) -> bool:
     """Tells whether a training stops because `lost` of `whole` samples or annotations cannot be used.
 
     A single one never stops it, however few there are.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt4roi.data.base import too_many_lost
+from gpt4roi.data.base import exceeds_bad_fraction
 from gpt4roi.data_check.examine import SetResult
 from gpt4roi.data_check.findings import Findings, kind_of
 from gpt4roi.data_check.lengths import Ruler
@@ -27,15 +27,15 @@ def judge(results: Sequence[SetResult], max_bad_fraction: float, strict: bool = 
     """Weighs the findings.
 
     Not ready: a set that cannot be opened, evaluation images in a training set, or so many annotations or samples of
-    a set lost that a training stops (too_many_lost, which lets a single one pass; a training holds the samples of all
-    sets together against it, here each set must do by itself); with strict, any error or warning.
+    a set lost that a training stops (exceeds_bad_fraction, which lets a single one pass; a training holds the samples
+    of all sets together against it, here each set must do by itself); with strict, any error or warning.
     """
     reasons = []
     for one in results:
         if "set_unreadable" in one.findings.counts:
             reasons.append(f"{one.name} cannot be opened")
         for lost, whole, what in _lost_of(one):
-            if too_many_lost(lost, whole, max_bad_fraction):
+            if exceeds_bad_fraction(lost, whole, max_bad_fraction):
                 allowed = f"{100 * lost / whole:.3g} %; one, or {100 * max_bad_fraction:.3g} %, is allowed"
                 reasons.append(f"{lost} of {whole} {what} in {one.name} cannot be used ({allowed})")
         if one.findings.counts["leakage"]:

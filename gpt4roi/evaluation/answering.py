@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt4roi.distributed import World
+from gpt4roi.distributed import DistributedContext
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.asking import Answerer, Ask, ModelAnswerer
 from gpt4roi.io.atomic import append_lines, readable_write_errors
@@ -45,7 +45,7 @@ def answer_all(
     answer: Answerer,
     folder: Path,
     settings: dict[str, Any],
-    world: World | None = None,
+    world: DistributedContext | None = None,
     fresh: bool = False,
     image_batch_size: int = IMAGE_BATCH_SIZE,
 ) -> list[Reply]:
@@ -56,7 +56,7 @@ def answer_all(
     image_batch_size: how many make a piece. Raises InputError where ids are not unique, and where the disk is full:
     what was answered before stays.
     """
-    world = world or World()
+    world = world or DistributedContext()
     numbers = {ask.id: number for number, ask in enumerate(asks)}
     if len(numbers) != len(asks):
         raise InputError(f"{len(asks) - len(numbers)} of {len(asks)} questions have the id of another")
@@ -169,7 +169,7 @@ def _joined(asks: Sequence[Ask], texts: Sequence[str], answer: Answerer) -> dict
 class Progress:
     """Says every few seconds how far this process is and how long it will take; only the first process speaks."""
 
-    def __init__(self, total: int, world: World) -> None:
+    def __init__(self, total: int, world: DistributedContext) -> None:
         self.total, self.world = total, world
         self.count, self.started, self.said = 0, time.monotonic(), 0.0
 

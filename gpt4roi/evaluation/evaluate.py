@@ -15,7 +15,7 @@ import numpy
 import torch
 import transformers
 
-from gpt4roi.distributed import World
+from gpt4roi.distributed import DistributedContext
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.answering import IMAGE_BATCH_SIZE, KEPT, Reply, answer_all
 from gpt4roi.evaluation.asking import Answerer
@@ -38,7 +38,7 @@ def evaluate(
     facts: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
     compare: str | Path | None = None,
-    world: World | None = None,
+    world: DistributedContext | None = None,
     fresh: bool = False,
     items: list[Item] | None = None,
 ) -> dict[str, Any] | None:
@@ -52,7 +52,7 @@ def evaluate(
     Raises InputError where the data cannot be used.
     """
     started = time.monotonic()
-    world, out_dir = world or World(), Path(out_dir)
+    world, out_dir = world or DistributedContext(), Path(out_dir)
     benchmark = open_benchmark(name)
     other = None if compare is None else read_run(compare, name)
     items = read_items(name, source) if items is None else items

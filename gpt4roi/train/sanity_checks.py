@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from gpt4roi.constants import IGNORE_INDEX
-from gpt4roi.data.base import RegionDataset, too_many_lost
+from gpt4roi.data.base import RegionDataset, exceeds_bad_fraction
 from gpt4roi.errors import InputError
 from gpt4roi.processing.processor import GPT4RoIProcessor
 
@@ -26,7 +26,7 @@ def check_drops(parts: Iterable[RegionDataset], max_bad_fraction: float) -> None
     """
     for part in parts:
         faults, whole = part.faults()
-        if too_many_lost(faults, whole, max_bad_fraction):
+        if exceeds_bad_fraction(faults, whole, max_bad_fraction):
             first = next(drop.detail for drop in part.drops() if drop.detail)
             raise InputError(
                 f"{part.name}: {faults} of {whole} cannot be used, more than --max_bad_fraction "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from gpt4roi.data.base import too_many_lost
+from gpt4roi.data.base import exceeds_bad_fraction
 from gpt4roi.errors import InputError
 from gpt4roi.train.alignment import AlignmentLoss
 from gpt4roi.train.nonfinite import GuardedSteps, StepGuard
@@ -123,7 +123,7 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
 
     def _judge(self, seen: int, skipped: int) -> None:
         """Raises InputError where too many samples were lost; several processes all ask, with the sums of all."""
-        if seen < ENOUGH_SEEN or not too_many_lost(skipped, seen, self.max_bad_fraction):
+        if seen < ENOUGH_SEEN or not exceeds_bad_fraction(skipped, seen, self.max_bad_fraction):
             return
         reasons = gather_object(self._reasons)
         # One sample that is skipped in every epoch is a single one still.

@@ -16,7 +16,7 @@ from gpt4roi.data.mixture import Mixture
 from gpt4roi.data.registry import build_mixture
 from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.devices import moved_to
-from gpt4roi.distributed import first_alone, share_from_first
+from gpt4roi.distributed import broadcast_parameters, main_process_first
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.processing.processor import GPT4RoIProcessor
@@ -85,7 +85,7 @@ def _train(
     features = None
     if data_args.picture_features:
         kept = Path(data_args.picture_features)
-        with first_alone("the images are looked at"):
+        with main_process_first("the images are looked at"):
             features = keep_features(kept, mixture, processor, model, bf16=args.bf16, device=args.device)
     texts = None
     if region_args.align_regions or region_args.align_weight:
@@ -93,7 +93,7 @@ def _train(
             raise InputError(
                 "--align_regions and --align_weight need --region_encoder_type light and --picture_features FOLDER"
             )
-        with first_alone("the texts that name regions are read"):
+        with main_process_first("the texts that name regions are read"):
             texts = _region_texts(folder, mixture, processor, model)
     dataset = EncodedDataset(mixture, processor, args.seed, features, texts.index if texts else None)
     alignment = AlignmentLoss(texts.targets) if texts else None
@@ -195,13 +195,13 @@ def _align(
     """Aligns the region encoder in the first process, and gives it to the others, equal to the bit."""
     encoder = model.region_encoder
     with moved_to(args.device, encoder):
-        with first_alone("the regions are aligned with words") as first:
+        with main_process_first("the regions are aligned with words") as first:
             if first:
                 epochs, rate = region_args.align_regions, region_args.align_learning_rate
                 batches = _batches_to_align(dataset, region_args.align_batch_size)
                 generator = torch.Generator().manual_seed(args.seed)
                 align_regions(model, loss.to(args.device), batches, epochs, rate, generator)
-        share_from_first([*encoder.parameters(), *encoder.buffers()], args.device)
+        broadcast_parameters([*encoder.parameters(), *encoder.buffers()], args.device)
 
 
 def _batches_to_align(dataset: EncodedDataset, size: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from gpt4roi import InputError
 from gpt4roi.captioning.run import caption_file, parts_folder
 from gpt4roi.captioning.source import read_source
-from gpt4roi.distributed import World
+from gpt4roi.distributed import DistributedContext
 from gpt4roi.generation.sampling import Decoding
 from gpt4roi.processing.user_input import open_image
 
@@ -111,7 +111,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_file(chat, source, whole, tmp_p
     assert not parts_folder(out).exists()
 
 
-class ThreadWorld(World):
+class ThreadContext(DistributedContext):
     """Ranks that are threads of one process."""
 
     def all_gather(self, value):
@@ -123,9 +123,9 @@ class ThreadWorld(World):
         return gathered
 
 
-def worlds(size: int) -> list[World]:
+def worlds(size: int) -> list[DistributedContext]:
     shared = {"values": [None] * size, "barrier": threading.Barrier(size)}
-    made = [ThreadWorld(rank, size, rank) for rank in range(size)]
+    made = [ThreadContext(rank, size, rank) for rank in range(size)]
     for world in made:
         object.__setattr__(world, "shared", shared)
     return made

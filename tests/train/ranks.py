@@ -185,7 +185,7 @@ def first(root: Path, parts: Path) -> dict:
 def wait_for_the_first(folder: Path) -> dict:
     dist.init_process_group("gloo", timeout=PATIENCE)
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=5))
-    with distributed.first_alone("a long work") as alone:
+    with distributed.main_process_first("a long work") as alone:
         began = time.monotonic()
         time.sleep(7 if alone else 0)
         waited = (folder / "done").exists()
@@ -193,7 +193,7 @@ def wait_for_the_first(folder: Path) -> dict:
     dist.distributed_c10d._set_pg_timeout(PATIENCE)
     dist.barrier()  # the first process takes the place where they met along when it ends
     try:
-        with distributed.first_alone("a work that fails") as alone:
+        with distributed.main_process_first("a work that fails") as alone:
             if alone:
                 raise InputError("it cannot be done")
     except InputError as error:
