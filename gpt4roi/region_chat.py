@@ -11,8 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from gpt4roi.checkpoint.loading import load_processor
-from gpt4roi.devices import open_model
+from gpt4roi.checkpoint.loading import load_processor, open_model
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import EncodedImage
 from gpt4roi.generation.engine import Prompt, stream

@@ -10,7 +10,8 @@ from test_region_chat import BOXES, chat_with, make_image
 from tiny import tiny_model, tiny_processor, tiny_text_config
 
 from gpt4roi import InputError, RegionChat
-from gpt4roi.devices import choose_dtype, compile_model, open_model
+from gpt4roi.checkpoint.loading import open_model
+from gpt4roi.devices import choose_dtype, compile_model
 
 
 @pytest.fixture(scope="module")

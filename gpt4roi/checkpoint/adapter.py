@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.checkpoint.loading import load_model, load_processor
-from gpt4roi.checkpoint.shards import DEFAULT_SHARD_SIZE, parse_size
+from gpt4roi.checkpoint.shards import DEFAULT_SHARD_SIZE
 from gpt4roi.checkpoint.staging import StagedFolder, check_space, check_target
 from gpt4roi.errors import InputError
+from gpt4roi.io.sizes import parse_size
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 

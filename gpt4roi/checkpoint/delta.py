@@ -18,7 +18,7 @@ import torch
 from gpt4roi.checkpoint import layout
 from gpt4roi.checkpoint.convert import original_files, our_files
 from gpt4roi.checkpoint.folder_plan import FolderPlan, plan_folder
-from gpt4roi.checkpoint.numbers import as_bytes, fingerprint, half_pieces, sample_digest, stored_digest
+from gpt4roi.checkpoint.numbers import as_bytes, half_pieces, sample_digest
 from gpt4roi.checkpoint.pairing import Pair, check_vocabulary, is_rotary, pair_up
 from gpt4roi.checkpoint.safetensors_stream import PlannedTensor
 from gpt4roi.checkpoint.shards import DEFAULT_SHARD_SIZE
@@ -26,6 +26,7 @@ from gpt4roi.checkpoint.stored import StoredTensor, chunk_buffer
 from gpt4roi.checkpoint.streams import WeightFolder, open_weights
 from gpt4roi.checkpoint.tower import find_tower
 from gpt4roi.errors import InputError
+from gpt4roi.io.digests import sha256_of, tensors_fingerprint
 
 RECORD = "delta.json"
 """Beside the weights of our deltas: digests of the base they were made from and of the model they give."""
@@ -182,7 +183,7 @@ def _subtracted(pair: Pair, buffers: _Buffers, record: dict[str, Any]):
 def _closing_record(record: dict[str, Any]) -> bytes:
     content = {
         "version": record["version"],
-        "result": fingerprint(record["results"].values()),
+        "result": tensors_fingerprint(record["results"].values()),
         "base": record["base"],
     }
     return json.dumps(content, indent=1).encode() + b"\n"
@@ -241,8 +242,8 @@ def model_fingerprint(folder: str | Path) -> str:
     """Returns the fingerprint of a model's numbers; names in either format, shards and file format do not matter."""
     buffer = chunk_buffer()
     tensors = layout.with_original_names(open_weights(folder)).tensors.values()
-    return fingerprint(
-        (layout.name_in(layout.OURS, tensor.name), tensor.dtype, tensor.shape, stored_digest(tensor, buffer))
+    return tensors_fingerprint(
+        (layout.name_in(layout.OURS, tensor.name), tensor.dtype, tensor.shape, sha256_of(tensor.read(buffer)))
         for tensor in tensors
         if not is_rotary(tensor.name)
     )

@@ -9,10 +9,10 @@ from typing import Any
 
 from gpt4roi.checkpoint.numbers import one_thread
 from gpt4roi.checkpoint.safetensors_stream import PlannedTensor
-from gpt4roi.checkpoint.shards import parse_size, plan_shards, write_shards
+from gpt4roi.checkpoint.shards import plan_shards, write_shards
 from gpt4roi.checkpoint.staging import StagedFolder, check_space, check_target
-from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.checkpoint.streams import WeightFolder
+from gpt4roi.io.sizes import parse_size, readable_size
 
 
 @dataclass

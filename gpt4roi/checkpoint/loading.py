@@ -11,6 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from gpt4roi.constants import ADDED_TOKENS, IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
+from gpt4roi.devices import (
+    check_quantization,
+    choose_device,
+    choose_dtype,
+    compile_model,
+    move_for_inference,
+    quantization_config,
+)
 from gpt4roi.errors import InputError
 from gpt4roi.io.hub import local_folder
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration, original_format
@@ -37,6 +45,44 @@ def load_model(path: str | Path, **kwargs: Any) -> GPT4RoIForConditionalGenerati
     """
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     return GPT4RoIForConditionalGeneration.from_pretrained(path, **kwargs)
+
+
+def open_model(
+    path: str | Path,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    vision_tower: str | Path | None = None,
+    quantize: str | None = None,
+    compiled: bool = False,
+) -> GPT4RoIForConditionalGeneration:
+    """Opens a saved model for inference on its device, and logs where and how it computes.
+
+    Args:
+        path: Folder or hub name.
+        device: As choose_device takes it.
+        dtype: As choose_dtype takes it.
+        vision_tower: Folder or hub name of the tower, for a model that was saved without it.
+        quantize: One of QUANTIZATIONS, for the language model.
+        compiled: Compiles the language model (torch.compile).
+
+    Raises:
+        InputError: The machine or the folder does not allow it.
+    """
+    target = choose_device(device)
+    precision = choose_dtype(target, dtype)
+    if quantize is None:
+        model = move_for_inference(load_model(path, vision_tower=vision_tower), target, precision)
+    else:
+        check_quantization(quantize, target)
+        config = quantization_config(quantize, precision)
+        model = load_model(
+            path, vision_tower=vision_tower, quantization_config=config, dtype=precision, device_map={"": str(target)}
+        )
+    if compiled:
+        compile_model(model)
+    extras = [f"the language model in {quantize}"] * bool(quantize) + ["compiled"] * compiled
+    logger.info("computing on %s", ", ".join([f"{target} in {str(precision).removeprefix('torch.')}", *extras]))
+    return model
 
 
 def load_processor(path: str | Path, vision_tower: str | Path | None = None, **access: Any) -> GPT4RoIProcessor:

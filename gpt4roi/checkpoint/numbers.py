@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -47,17 +47,3 @@ def sample_digest(tensor: StoredTensor, buffer: bytearray) -> str:
         for numbers in half_pieces(tensor, buffer, start, min(start + _SAMPLE, count)):
             digest.update(as_bytes(numbers))
     return digest.hexdigest()[:16]
-
-
-def stored_digest(tensor: StoredTensor, buffer: bytearray) -> str:
-    """Digests every byte of a tensor as it is stored."""
-    digest = hashlib.sha256()
-    for piece in tensor.read(buffer):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def fingerprint(records: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
-    """Makes one fingerprint of (name, dtype, shape, digest) records; their order does not matter, nor do files."""
-    lines = sorted(f"{name} {dtype} {list(shape)} {digest}\n" for name, dtype, shape, digest in records)
-    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()

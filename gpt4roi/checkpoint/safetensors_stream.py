@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt4roi.checkpoint.stored import DTYPE_SIZES, StoredTensor, readable_size
+from gpt4roi.checkpoint.stored import DTYPE_SIZES, StoredTensor
 from gpt4roi.errors import InputError
+from gpt4roi.io.sizes import readable_size
 
 _LENGTH_BYTES = 8
 _HEADER_LIMIT = 100_000_000

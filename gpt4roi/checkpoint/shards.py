@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 
 from gpt4roi.checkpoint.safetensors_stream import PlannedTensor, write_file
 from gpt4roi.checkpoint.staging import StagedFolder
 from gpt4roi.checkpoint.streams import INDEX_SUFFIX
-from gpt4roi.errors import InputError
 
 DEFAULT_SHARD_SIZE = "5GB"
 
 _SINGLE = "model.safetensors"
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _METADATA = {"format": "pt"}
-
-
-def parse_size(text: str) -> int:
-    """Reads a size such as `5GB`, `500MiB` or `1000000` as bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
-        raise InputError(f"--max-shard-size {text!r} is not a size; write it as 5GB, 500MiB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def plan_shards(tensors: Sequence[PlannedTensor], max_bytes: int) -> dict[str, list[PlannedTensor]]:

@@ -16,9 +16,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import match_folder_permissions, remove_folder, sync
+from gpt4roi.io.sizes import readable_size
 
 _PLAN = "plan.json"
 _SPARE_BYTES = 16 * 1024 * 1024

@@ -85,12 +85,3 @@ def _fill(file, piece: memoryview, tensor: StoredTensor) -> None:
 def describe(tensor: StoredTensor) -> str:
     """Says a tensor's name, numbers and kind in a few words, for messages."""
     return f"{tensor.name} {list(tensor.shape)} {tensor.dtype}"
-
-
-def readable_size(count: float) -> str:
-    """Writes a number of bytes for people: `13.5 GB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

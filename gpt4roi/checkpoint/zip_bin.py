@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt4roi.checkpoint.stored import DTYPE_SIZES, StoredTensor, readable_size
+from gpt4roi.checkpoint.stored import DTYPE_SIZES, StoredTensor
 from gpt4roi.errors import InputError
+from gpt4roi.io.sizes import readable_size
 
 _STORAGE_DTYPES = {
     "DoubleStorage": "F64",

@@ -108,7 +108,7 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
 def describe_job(args: argparse.Namespace) -> dict[str, Any]:
     """Returns what the texts depend on: boxes, images, model, question, and how answers are chosen."""
     from gpt4roi.data.annotations import read_bytes
-    from gpt4roi.evaluation.models import fingerprint
+    from gpt4roi.io.digests import path_fingerprint
 
     digest = hashlib.sha256(read_bytes(Path(args.annotations)))
     names = ("question", "field", "batch_size", "max_new_tokens", "temperature", "top_p", "seed", "stop")
@@ -117,7 +117,7 @@ def describe_job(args: argparse.Namespace) -> dict[str, Any]:
         "boxes": digest.hexdigest()[:16],
         "images": str(args.images),
         "model": str(args.model),
-        "weights": str(next(iter(fingerprint(args.model).values())))[:16],
+        "weights": str(next(iter(path_fingerprint(args.model).values())))[:16],
         "vision_tower": args.vision_tower,
         **{name: getattr(args, name) for name in names},
     }

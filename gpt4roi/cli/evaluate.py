@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     from gpt4roi.evaluation.compare import read_run
     from gpt4roi.evaluation.evaluate import evaluate, read_items
     from gpt4roi.evaluation.items import Source
-    from gpt4roi.evaluation.models import fingerprint
     from gpt4roi.evaluation.similarity import find_sentence_model
+    from gpt4roi.io.digests import path_fingerprint
 
     find_sentence_model(args.sentence_model)
     source = Source(
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
     world = init_distributed()
     try:
         answer, settings = open_answerer(args, world)
-        settings |= {"model": fingerprint(args.model), "batch_size": args.batch_size}
-        settings |= {"tower": None if args.vision_tower is None else fingerprint(args.vision_tower)}
+        settings |= {"model": path_fingerprint(args.model), "batch_size": args.batch_size}
+        settings |= {"tower": None if args.vision_tower is None else path_fingerprint(args.vision_tower)}
         metrics = evaluate(
             args.benchmark, answer, source, args.out, facts, settings, args.compare, world, args.fresh, items
         )

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from gpt4roi import devices
 from gpt4roi.errors import InputError
 from gpt4roi.models.vision_tower import VisionTower
 from gpt4roi.train.arguments import AdapterArguments
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BITS = ("4bit", "8bit")
 
 
 def check_adapters(given: AdapterArguments, modules: tuple[str, ...], starts_from_ours: bool) -> None:
@@ -26,8 +26,8 @@ def check_adapters(given: AdapterArguments, modules: tuple[str, ...], starts_fro
     """
     if given.frozen_dtype not in DTYPES:
         raise InputError(f"--frozen_dtype: got {given.frozen_dtype!r}, expected one of {', '.join(DTYPES)}")
-    if given.quantization not in (None, *BITS):
-        raise InputError(f"--quantization: got {given.quantization!r}, expected {' or '.join(BITS)}")
+    if given.quantization not in (None, *devices.QUANTIZATIONS):
+        raise InputError(f"--quantization: got {given.quantization!r}, expected {' or '.join(devices.QUANTIZATIONS)}")
     if given.lora_r < 0:
         raise InputError(f"--lora_r: got {given.lora_r}, expected a rank above 0, or 0 for no adapters")
     if not 0 <= given.lora_dropout < 1:
@@ -69,12 +69,8 @@ def quantization_config(given: AdapterArguments) -> Any:
             f"--quantization {given.quantization} needs bitsandbytes; install it with pip install "
             "'gpt4roi[bitsandbytes]'"
         ) from None
-    from transformers import BitsAndBytesConfig
-
-    if given.quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
     compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    return devices.quantization_config(given.quantization, compute)
 
 
 @torch.no_grad()

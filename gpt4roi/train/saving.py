@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from gpt4roi.checkpoint.stored import readable_size
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import match_folder_permissions, readable_write_errors, remove_folder, sync
+from gpt4roi.io.digests import sampled_crc32
+from gpt4roi.io.sizes import readable_size
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ PREFIX = "checkpoint-"
 PARTIAL = ".partial-"
 """What the unfinished are called, and what is about to be deleted; cleared away when the next run begins."""
 
-BLOCK = 1 << 20
-BLOCKS = 64
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "unexpected pos")
 
@@ -46,19 +44,6 @@ def step_of(checkpoint: Path) -> int:
 def checkpoints(folder: Path) -> list[Path]:
     """Lists the checkpoints of a work directory, whole or not, oldest first."""
     return sorted((path for path in folder.glob(f"{PREFIX}*") if step_of(path) >= 0), key=step_of)
-
-
-def check_sum(path: Path) -> int:
-    """Returns the CRC-32 of a file; of a file beyond 64 MiB, that of 64 blocks of 1 MiB spread over it."""
-    size = path.stat().st_size
-    stride = max(BLOCK, size // BLOCKS)
-    total = 0
-    with path.open("rb") as file:
-        for start in range(0, size, stride):
-            file.seek(start)
-            total = zlib.crc32(file.read(BLOCK), total)
-        file.seek(max(0, size - BLOCK))
-        return zlib.crc32(file.read(BLOCK), total)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -75,7 +60,7 @@ def seal(folder: Path) -> None:
     listed = {}
     for path in _files(folder):
         _settle(path)
-        listed[str(path.relative_to(folder))] = [path.stat().st_size, check_sum(path)]
+        listed[str(path.relative_to(folder))] = [path.stat().st_size, sampled_crc32(path)]
     (folder / LIST).write_text(json.dumps(listed))
     for path in (folder / LIST, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
@@ -96,7 +81,7 @@ def damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, not {size}"
-        if check_sum(path) != total:
+        if sampled_crc32(path) != total:
             return f"{name} has other bytes than were written"
     return None
 

@@ -13,10 +13,11 @@ from small_weights import assert_equal, llama, save
 
 from gpt4roi.checkpoint.numbers import TORCH_DTYPES
 from gpt4roi.checkpoint.safetensors_stream import PlannedTensor, write_file
-from gpt4roi.checkpoint.shards import parse_size, plan_shards
+from gpt4roi.checkpoint.shards import plan_shards
 from gpt4roi.checkpoint.stored import CHUNK_ELEMENTS, chunk_buffer
 from gpt4roi.checkpoint.streams import open_weights
 from gpt4roi.errors import InputError
+from gpt4roi.io.sizes import parse_size
 
 
 def read_all(folder) -> dict[str, torch.Tensor]:
