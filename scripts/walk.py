@@ -79,13 +79,13 @@ def training_sample() -> tuple[Walk, Walk]:
     """Returns the walk from the reader to the batch, and that from the batch to the loss."""
     from tiny import tiny_model, tiny_processor
 
+    from gpt4roi.data.collator import RegionCollator
     from gpt4roi.data.registry import build_mixture
     from gpt4roi.data.training_dataset import EncodedDataset
-    from gpt4roi.data.collator import RegionCollator
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        entry = {"image": _image(folder).name, "boxes": [[4, 4, 30, 40], [20, 8, 60, 44]]}
+        entry: dict[str, Any] = {"image": _image(folder).name, "boxes": [[4, 4, 30, 40], [20, 8, 60, 44]]}
         texts = [("human", "What is <region1>, left of <region2>?"), ("gpt", "a red apple")]
         entry["conversations"] = [{"from": role, "value": text} for role, text in texts]
         (folder / "a.jsonl").write_text(json.dumps(entry), encoding="utf-8")
