@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [--quick]
 
-Processor time of a whole process. `import torch` is what every --help would cost at least if the verbs imported it at
-once; `python -c pass` is the floor under everything written in Python.
+Processor time of a whole process. `import torch` is what every --help would cost at least if the commands imported it
+at once; `python -c pass` is the floor under everything written in Python.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from common import Row, children_seconds, main, rows
 FLOOR, TORCH = "python -c pass", "import torch"
 ALTERNATIVES = {FLOOR: ["-c", "pass"], TORCH: ["-c", "import torch"]}
 COMMANDS = {
-    "gpt4roi --help": (["--help"], 0, "usage: gpt4roi VERB"),
+    "gpt4roi --help": (["--help"], 0, "usage: gpt4roi COMMAND"),
     "gpt4roi describe --help": (["describe", "--help"], 0, "usage: gpt4roi describe"),
     "gpt4roi describe, wrong box": (["describe", "photo.jpg", "--box", "1,2,3"], 2, "box 1: expected four numbers"),
 }

@@ -1,15 +1,15 @@
-"""The `gpt4roi` command.
+"""The `gpt4roi` command: finds, parses and runs its subcommands.
 
-A verb is a module of this package, `gpt4roi/cli/<verb>.py` (`-` in the verb is `_` in the file), with
+A subcommand is a module of this package, `gpt4roi/cli/<name>.py` (`-` in the name is `_` in the file), with
 
-    HELP: str                                one line, shown in the list of verbs
-    EXAMPLE: str                             command lines, shown at the end of the verb's own --help
+    HELP: str                                one line, shown in the list of subcommands
+    EXAMPLE: str                             command lines, shown at the end of the subcommand's own --help
     add_arguments(parser) -> None
     run(args) -> int                         the exit code
-    TAKES_MORE = True                        where other arguments are taken too, as the list args.more
+    ALLOWS_EXTRA_ARGS = True                 where unknown arguments are taken too, as the list args.extra_args
 
-Verbs import torch and the like inside `run`, so that every --help answers at once. Answers go to stdout, logs to
-stderr. Exit codes: 0 done; 2 the input is wrong (one line says what and what to do); 130 interrupted.
+Subcommands import torch and the like inside `run`, so that every --help answers at once. Answers go to stdout, logs to
+stderr. Exit codes: 0 done; 2 wrong input (one line says what and what to do); 130 interrupted; 141 closed pipe.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gpt4roi.cli import output
 from gpt4roi.errors import InputError
 
 _DESCRIPTION = "Draw boxes on an image and talk about them."
-_NOT_VERBS = {"output"}
+_HELPERS = {"output"}
 
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -47,23 +47,23 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see `{self.prog} --help`)")
 
 
-def verb_names() -> list[str]:
-    """Lists the verbs, without importing them."""
+def subcommand_names() -> list[str]:
+    """Lists the subcommands, without importing them."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_") and name not in _NOT_VERBS)
+    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_") and name not in _HELPERS)
 
 
-def load_verb(verb: str) -> ModuleType:
-    """Imports the module of one verb."""
-    return import_module(f"{__name__}.{verb.replace('-', '_')}")
+def load_subcommand(name: str) -> ModuleType:
+    """Imports the module of one subcommand."""
+    return import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
-def build_parser(verb: str) -> argparse.ArgumentParser:
-    """Builds the argument parser of one verb."""
-    module = load_verb(verb)
+def build_parser(name: str) -> argparse.ArgumentParser:
+    """Builds the argument parser of one subcommand."""
+    module = load_subcommand(name)
     example = getattr(module, "EXAMPLE", "").strip("\n")
     parser = _Parser(
-        prog=f"gpt4roi {verb}",
+        prog=f"gpt4roi {name}",
         description=module.HELP,
         epilog=f"example:\n{example}" if example else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -74,70 +74,70 @@ def build_parser(verb: str) -> argparse.ArgumentParser:
 
 
 def overview() -> str:
-    """Returns what `gpt4roi --help` prints: every verb with its line."""
-    verbs = verb_names()
-    width = max(map(len, verbs), default=0)
-    lines = [f"  {verb:<{width}}  {load_verb(verb).HELP}" for verb in verbs]
+    """Returns what `gpt4roi --help` prints: every subcommand with its line."""
+    names = subcommand_names()
+    width = max(map(len, names), default=0)
+    lines = [f"  {name:<{width}}  {load_subcommand(name).HELP}" for name in names]
     return "\n".join(
         [
-            "usage: gpt4roi VERB [arguments]",
+            "usage: gpt4roi COMMAND [arguments]",
             "",
             _DESCRIPTION,
             "",
-            "verbs:",
+            "commands:",
             *lines,
             "",
-            "`gpt4roi VERB --help` explains one verb, with an example; `gpt4roi --version` prints the version.",
+            "`gpt4roi COMMAND --help` explains one command, with an example; `gpt4roi --version` prints the version.",
         ]
     )
 
 
-def _unknown(verb: str) -> InputError:
-    close = difflib.get_close_matches(verb, verb_names(), n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"verbs are {', '.join(verb_names())}"
-    return InputError(f"unknown verb {verb!r}; {hint}")
+def _unknown(name: str) -> InputError:
+    close = difflib.get_close_matches(name, subcommand_names(), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"commands are {', '.join(subcommand_names())}"
+    return InputError(f"unknown command {name!r}; {hint}")
 
 
-def _run_verb(verb: str, arguments: list[str]) -> int:
+def _run_subcommand(name: str, arguments: list[str]) -> int:
     try:
-        parser = build_parser(verb)
-        if getattr(load_verb(verb), "TAKES_MORE", False):
-            args, more = parser.parse_known_args(arguments)
-            args.more = more
+        parser = build_parser(name)
+        if getattr(load_subcommand(name), "ALLOWS_EXTRA_ARGS", False):
+            args, extra_args = parser.parse_known_args(arguments)
+            args.extra_args = extra_args
         else:
             args = parser.parse_args(arguments)
-    except SystemExit as leaving:  # argparse leaves this way after printing --help
-        return int(leaving.code or 0)
+    except SystemExit as exit_request:  # argparse exits after printing --help
+        return int(exit_request.code or 0)
     output.log_to_stderr()
-    return int(load_verb(verb).run(args) or 0)
+    return int(load_subcommand(name).run(args) or 0)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = "gpt4roi"
-    if sys.stdin is None:  # closed by who called: then there is nothing to read
+    prog = "gpt4roi"
+    if sys.stdin is None:  # closed by the caller: there is nothing to read
         sys.stdin = io.TextIOWrapper(io.BytesIO())
     try:
         if not arguments:
-            raise InputError(f"which verb? One of {', '.join(verb_names())} (see `gpt4roi --help`)")
-        verb, *rest = arguments
-        if verb in ("-h", "--help", "help"):
+            raise InputError(f"which command? One of {', '.join(subcommand_names())} (see `gpt4roi --help`)")
+        name, *rest = arguments
+        if name in ("-h", "--help", "help"):
             output.line(overview())
             return 0
-        if verb in ("-V", "--version"):
+        if name in ("-V", "--version"):
             output.line(f"gpt4roi {__version__}")
             return 0
-        if verb not in verb_names():
-            raise _unknown(verb)
-        name = f"gpt4roi {verb}"
-        return _run_verb(verb, rest)
+        if name not in subcommand_names():
+            raise _unknown(name)
+        prog = f"gpt4roi {name}"
+        return _run_subcommand(name, rest)
     except InputError as error:
-        output.error(name, str(error))
+        output.error(prog, str(error))
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
-        output.error(name, "interrupted")
+        output.error(prog, "interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has left, as in `gpt4roi … | head`
+    except BrokenPipeError:  # the reader of our output was closed, as in `gpt4roi … | head`
         output.silence_stdout()
         return EXIT_BROKEN_PIPE

@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 NOT_READY = 1
 
 
-def add_check(verbs: Any) -> None:
-    """Adds the sub-verb."""
-    parser = verbs.add_parser(
+def add_check(subcommands: Any) -> None:
+    """Adds the subcommand."""
+    parser = subcommands.add_parser(
         "check",
         help="look a data set over before training",
         description="Opens every annotation and image of a list of data sets, and says what training would skip, "

@@ -29,9 +29,9 @@ SETS = "RefCOCO, RefCOCOG, RefCOCOP, VGDATA, coco_det, det_llava, flickr30k, mul
 """The readers' names; written here, because help must not wait for the readers to be imported."""
 
 
-def add_convert(verbs: Any) -> None:
-    """Adds the sub-verb."""
-    parser = verbs.add_parser(
+def add_convert(subcommands: Any) -> None:
+    """Adds the subcommand."""
+    parser = subcommands.add_parser(
         "convert",
         help="turn other formats into the unified one, or into COCO's",
         description="Reads SOURCE and writes OUT, which appears when it is whole. What cannot be converted is counted "

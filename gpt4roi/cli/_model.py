@@ -1,4 +1,4 @@
-"""What the verbs that open a model have in common."""
+"""What the subcommands that open a model have in common."""
 
 from __future__ import annotations
 

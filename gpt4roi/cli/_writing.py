@@ -1,4 +1,4 @@
-"""What the verbs that write a folder of weights have in common."""
+"""What the subcommands that write a folder of weights have in common."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the module itself imports torch, for which no --help should
 
 
 def add_writing_arguments(parser: argparse.ArgumentParser, target: str) -> None:
-    """Declares how the folder is written; target: what the verb's help calls it."""
+    """Declares how the folder is written; target: what the subcommand's help calls it."""
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, such as 5GB (default)")
     parser.add_argument(
         "--overwrite", action="store_true", help=f"replace {target} if it exists, once the new one is whole"

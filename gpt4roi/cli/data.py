@@ -19,20 +19,20 @@ EXAMPLE = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sub-verbs and their options."""
-    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="VERB")
-    add_check(verbs)
-    add_convert(verbs)
+    """Adds the subcommands and their options."""
+    subcommands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    add_check(subcommands)
+    add_convert(subcommands)
     if QUICKSTART.is_file():  # in a checkout; the old name of `python -m quickstart`
         quickstart = import_file(QUICKSTART, "make-stamps")
-        stamps = verbs.add_parser(
+        stamps = subcommands.add_parser(
             "make-stamps", help="the same as python -m quickstart", description=quickstart.__doc__
         )
         quickstart.add_arguments(stamps)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the sub-verb and returns the exit code."""
-    if args.data_verb == "make-stamps":
+    """Runs the subcommand and returns the exit code."""
+    if args.data_command == "make-stamps":
         return import_file(QUICKSTART, "make-stamps").run(args)
-    return {"check": check, "convert": convert}[args.data_verb](args)
+    return {"check": check, "convert": convert}[args.data_command](args)

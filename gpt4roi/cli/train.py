@@ -16,7 +16,7 @@ EXAMPLE = """
 Every flag of the training is taken; `python -m gpt4roi.train --help` lists them all. On several GPUs start it with
 train_stage1.sh and train_stage2.sh, which find them.
 """
-TAKES_MORE = True
+ALLOWS_EXTRA_ARGS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from gpt4roi.train.estimate import estimated
     from gpt4roi.train.work_dir import is_on, options
 
-    words = [*args.more]
+    words = [*args.extra_args]
     for name in ("stage", "output_dir", "estimate"):
         if getattr(args, name) is not None:
             words += [f"--{name}", getattr(args, name)]

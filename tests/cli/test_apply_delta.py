@@ -1,4 +1,4 @@
-"""The verbs and the scripts of the delta take the original's flags, in both spellings."""
+"""The commands and the scripts of the delta take the original's flags, in both spellings."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_verify_prints_one_fingerprint_for_both_formats_and_any_shards(folders, 
 
 
 def test_the_help_names_both_spellings(capsys):
-    for verb in ("apply-delta", "make-delta"):
-        assert main([verb, "--help"]) == 0
+    for name in ("apply-delta", "make-delta"):
+        assert main([name, "--help"]) == 0
         said = capsys.readouterr().out
         for flag in ("--base", "--base-model-path", "--target", "--target-model-path", "--delta", "--delta-path"):
             assert f"{flag} " in said or f"{flag}," in said

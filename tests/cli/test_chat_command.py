@@ -8,12 +8,12 @@ import json
 import pytest
 
 from gpt4roi import RegionChat
-from gpt4roi.cli import load_verb, main
+from gpt4roi.cli import load_subcommand, main
 
 
 @pytest.fixture
 def talk(model_folder, image, monkeypatch, capsys):
-    """Runs the verb with lines on stdin; returns its exit code, stdout and stderr."""
+    """Runs the command with lines on stdin; returns its exit code, stdout and stderr."""
 
     def run(lines: list[str], *words: str):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
@@ -97,8 +97,10 @@ def test_commands_keep_boxes_and_files_in_step(talk, tmp_path, image):
 
 
 def test_an_interrupted_answer_is_no_part_of_the_conversation(chat, capsys, monkeypatch):
-    verb = load_verb("chat")
-    talk = verb.Conversation(chat, "p.png", chat._dialogue.image, [[5, 5, 40, 30]], {"max_new_tokens": 8}, False, None)
+    module = load_subcommand("chat")
+    talk = module.Conversation(
+        chat, "p.png", chat._dialogue.image, [[5, 5, 40, 30]], {"max_new_tokens": 8}, False, None
+    )
     steps = []
 
     def interrupt(*_):

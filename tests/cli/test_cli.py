@@ -1,4 +1,4 @@
-"""The frame of the command line: verbs, help, exit codes, streams."""
+"""The frame of the command line: subcommands, help, exit codes, streams."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ from gpt4roi.errors import InputError
 PYTHON = [sys.executable, "-c"]
 
 
-def test_help_lists_every_verb_with_its_line(capsys):
+def test_help_lists_every_subcommand_with_its_line(capsys):
     assert main(["--help"]) == 0
 
     listed = capsys.readouterr().out
-    for verb in cli.verb_names():
-        assert f"  {verb} " in listed
-        assert cli.load_verb(verb).HELP in listed
-    assert {"describe", "evaluate"} <= set(cli.verb_names())
+    for name in cli.subcommand_names():
+        assert f"  {name} " in listed
+        assert cli.load_subcommand(name).HELP in listed
+    assert {"describe", "evaluate"} <= set(cli.subcommand_names())
 
 
-def test_every_verb_explains_itself_with_an_example(capsys):
-    for verb in cli.verb_names():
-        assert main([verb, "--help"]) == 0
+def test_every_subcommand_explains_itself_with_an_example(capsys):
+    for name in cli.subcommand_names():
+        assert main([name, "--help"]) == 0
         explained = capsys.readouterr().out
-        assert explained.startswith(f"usage: gpt4roi {verb}")
-        assert f"\n  gpt4roi {verb} " in explained, f"{verb} --help shows no example"
+        assert explained.startswith(f"usage: gpt4roi {name}")
+        assert f"\n  gpt4roi {name} " in explained, f"{name} --help shows no example"
 
 
 def test_no_help_imports_torch():
-    program = "import sys; from gpt4roi.cli import main, verb_names\n"
-    program += "for words in [['--help'], *([verb, '--help'] for verb in verb_names())]: assert main(words) == 0\n"
+    program = "import sys; from gpt4roi.cli import main, subcommand_names\n"
+    program += (
+        "for words in [['--help'], *([name, '--help'] for name in subcommand_names())]: assert main(words) == 0\n"
+    )
     program += "heavy = {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules); assert not heavy, heavy"
 
     done = subprocess.run([*PYTHON, program], capture_output=True, text=True, check=False)
@@ -59,20 +61,20 @@ def test_python_m_is_the_same_command():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "gpt4roi: error: which verb? One of "),
-        (["descibe"], "gpt4roi: error: unknown verb 'descibe'; did you mean 'describe'?\n"),
-        (["xyzzy"], "gpt4roi: error: unknown verb 'xyzzy'; verbs are "),
-        (["output"], "gpt4roi: error: unknown verb 'output'"),
-        (["_model"], "gpt4roi: error: unknown verb '_model'"),
+        ([], "gpt4roi: error: which command? One of "),
+        (["descibe"], "gpt4roi: error: unknown command 'descibe'; did you mean 'describe'?\n"),
+        (["xyzzy"], "gpt4roi: error: unknown command 'xyzzy'; commands are "),
+        (["output"], "gpt4roi: error: unknown command 'output'"),
+        (["_model"], "gpt4roi: error: unknown command '_model'"),
     ],
 )
-def test_a_wrong_verb_is_one_line_and_exit_code_2(capsys, words, message):
+def test_a_wrong_command_is_one_line_and_exit_code_2(capsys, words, message):
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(message) and err.count("\n") == 1
 
 
-def run_verb(monkeypatch, raised: BaseException | None = None, returned=0) -> int:
+def run_subcommand(monkeypatch, raised: BaseException | None = None, returned=0) -> int:
     """Runs `describe` with its work replaced."""
 
     def run(args):
@@ -80,33 +82,35 @@ def run_verb(monkeypatch, raised: BaseException | None = None, returned=0) -> in
             raise raised
         return returned
 
-    monkeypatch.setattr(cli.load_verb("describe"), "run", run)
+    monkeypatch.setattr(cli.load_subcommand("describe"), "run", run)
     return main(["describe", "p.png", "--box", "1,2,3,4"])
 
 
 def test_a_wrong_input_is_one_line_even_if_its_message_has_several(monkeypatch, capsys):
-    assert run_verb(monkeypatch, InputError("first\n  second")) == 2
+    assert run_subcommand(monkeypatch, InputError("first\n  second")) == 2
     assert capsys.readouterr().err == "gpt4roi describe: error: first second\n"
 
 
 def test_an_interruption_exits_with_130(monkeypatch, capsys):
-    assert run_verb(monkeypatch, KeyboardInterrupt()) == 130
+    assert run_subcommand(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "gpt4roi describe: error: interrupted\n"
 
 
 def test_a_defect_of_ours_is_not_hidden(monkeypatch):
     with pytest.raises(ZeroDivisionError):
-        run_verb(monkeypatch, ZeroDivisionError())
+        run_subcommand(monkeypatch, ZeroDivisionError())
 
 
-def test_what_a_verb_returns_is_the_exit_code(monkeypatch):
-    assert run_verb(monkeypatch, returned=None) == 0
-    assert run_verb(monkeypatch, returned=7) == 7
+def test_what_a_subcommand_returns_is_the_exit_code(monkeypatch):
+    assert run_subcommand(monkeypatch, returned=None) == 0
+    assert run_subcommand(monkeypatch, returned=7) == 7
 
 
 def test_a_closed_pipe_ends_quietly():
-    program = "import sys; from gpt4roi.cli import main, output, load_verb; verb = load_verb('describe')\n"
-    program += "verb.run = lambda args: [output.line('x' * 99) for _ in range(9999)] and 0\n"
+    program = (
+        "import sys; from gpt4roi.cli import main, output, load_subcommand; command = load_subcommand('describe')\n"
+    )
+    program += "command.run = lambda args: [output.line('x' * 99) for _ in range(9999)] and 0\n"
     program += "sys.exit(main(['describe', 'p', '--box', '1']))"
     with subprocess.Popen([*PYTHON, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
@@ -117,8 +121,10 @@ def test_a_closed_pipe_ends_quietly():
 
 
 def test_nothing_is_read_where_the_caller_closed_the_input():
-    program = "import sys; from gpt4roi.cli import main, output, load_verb; verb = load_verb('describe')\n"
-    program += "verb.run = lambda args: output.line(f'[{sys.stdin.buffer.read()}]')\n"
+    program = (
+        "import sys; from gpt4roi.cli import main, output, load_subcommand; command = load_subcommand('describe')\n"
+    )
+    program += "command.run = lambda args: output.line(f'[{sys.stdin.buffer.read()}]')\n"
     program += "sys.exit(main(['describe', '-', '--box', '1']))"
     closed = ["bash", "-c", 'exec "$@" <&-', "bash", *PYTHON, program]
     done = subprocess.run(closed, capture_output=True, check=False)

@@ -36,7 +36,7 @@ def test_a_wrong_number_is_one_line_and_exit_code_two(capsys):
     assert capsys.readouterr().err == "gpt4roi data: error: scenes must be at least 1, got 0\n"
 
 
-def test_a_missing_sub_verb_is_one_line_and_exit_code_two(capsys):
+def test_a_missing_subcommand_is_one_line_and_exit_code_two(capsys):
     assert main(["data"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("gpt4roi data: error:") and error.count("\n") == 1

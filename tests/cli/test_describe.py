@@ -17,7 +17,7 @@ BOXES = ["5,5,40,30", "50, 2, 70, 62"]
 
 @pytest.fixture
 def describe(model_folder, image, capsys):
-    """Runs the verb on the image and returns what it wrote to stdout."""
+    """Runs the command on the image and returns what it wrote to stdout."""
 
     def run(*words: str, boxes=BOXES) -> str:
         arguments = [part for box in boxes for part in ("--box", box)]

@@ -1,4 +1,4 @@
-"""Wrong inputs of the verbs that answer: each is one readable line on stderr, nothing on stdout, exit code 2."""
+"""Wrong inputs of the commands that answer: each is one readable line on stderr, nothing on stdout, exit code 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpt4roi.cli import main
 
 BOX = ("--box", "5,5,40,30")
 OUT = ("--images", "FOLDER", "--out", "o.json")
-VERBS = ("chat", "caption", "completion")
+COMMANDS = ("chat", "caption", "completion")
 """Named where a case is not of `describe`."""
 
 WRONG = {
@@ -105,17 +105,17 @@ def places(tmp_path, image, model_folder):
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_input_is_one_readable_line_and_exit_code_2(case, places, model_folder, capsys):
     words, message = WRONG[case]
-    verb, words = (words[0], words[1:]) if words[0] in VERBS else ("describe", words)
+    command, words = (words[0], words[1:]) if words[0] in COMMANDS else ("describe", words)
     words = [str(places.get(word, word)) for word in words]
-    if "--model" not in words and verb != "completion":
+    if "--model" not in words and command != "completion":
         words += ["--model", str(model_folder)]
 
-    assert main([verb, *words]) == 2
+    assert main([command, *words]) == 2
 
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
-    assert err.startswith(f"gpt4roi {verb}: error: ") and err.count("\n") == 1 and len(err) < 400
+    assert err.startswith(f"gpt4roi {command}: error: ") and err.count("\n") == 1 and len(err) < 400
     assert not places["FOLDER"].joinpath("o.json").exists()
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tiny import tiny_model, tiny_processor
 
-from gpt4roi.cli import build_parser, verb_names
+from gpt4roi.cli import build_parser, subcommand_names
 from gpt4roi.data.registry import READERS, SHARE, read_config
 from gpt4roi.data.unified import UnifiedDataset
 from gpt4roi.train.defaults import STAGE_DEFAULTS
@@ -48,11 +48,11 @@ def test_every_file_that_a_page_links_to_exists(page):
     assert not missing
 
 
-def test_every_verb_that_a_page_shows_is_a_verb():
+def test_every_subcommand_that_a_page_shows_is_one():
     text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     shown = re.findall(r"`(?:\.venv/bin/)?gpt4roi ([a-z-]+)", text)
     shown += [words[1] for words in command_lines() if words[0] == "gpt4roi"]
-    assert {"describe", "apply-delta"} <= set(shown) <= set(verb_names())
+    assert {"describe", "apply-delta"} <= set(shown) <= set(subcommand_names())
 
 
 def test_every_command_line_of_the_readme_is_understood(tmp_path):
