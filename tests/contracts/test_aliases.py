@@ -1,0 +1,110 @@
+"""Contract: every old name in CHANGELOG.md's table for this version still works, as an alias of the new one.
+
+How a row is tried follows from what its left column shows: a dotted `gpt4roi.…` is imported, a `--flag` is looked up in
+the parsers of all subcommands; anything else has its own trial below, under its first old name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpt4roi import RegionSample, Turn
+from gpt4roi.data.registry import build_mixture
+from scripts.house_report import aliases
+
+ROWS = aliases()
+assert ROWS, "CHANGELOG.md has no table of old names"
+
+
+def codes(cell: str) -> list[str]:
+    """Returns what a cell of the table has between back quotes."""
+    return re.findall(r"`(.+?)`", cell)
+
+
+def resolve(dotted: str) -> Any:
+    """Imports the longest module of a dotted name and follows the rest as attributes."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[end:]:
+            found = getattr(found, name)
+        return found
+    raise ModuleNotFoundError(dotted)
+
+
+def one_object(tmp_path, **fields: Any):
+    """Writes a file in the unified format with one object of text alone, and returns its path."""
+    talk = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Hello."}]
+    tasks = {"tasks": ["greeting"], "independent": True}
+    (tmp_path / "one.jsonl").write_text(json.dumps({"conversations": talk, **tasks, **fields}), encoding="utf-8")
+    return tmp_path / "one.jsonl"
+
+
+def listed_sample(path, **settings: Any) -> RegionSample:
+    """Reads the first sample of a list of data sets that holds one file."""
+    mixture = build_mixture([{"type": "unified", "ann_file": str(path), **settings}], 0)
+    return mixture.sample(0, np.random.default_rng(0))
+
+
+def old_key_of_the_pipeline(tmp_path) -> None:
+    assert listed_sample(one_object(tmp_path), picture_pipeline="detection").image_pipeline == "detection"
+    assert listed_sample(one_object(tmp_path, picture_pipeline="detection")).image_pipeline == "detection"
+    turns = (Turn("user", "Hello?"), Turn("assistant", "Hello."))
+    assert RegionSample(None, turns, picture_pipeline="detection").image_pipeline == "detection"
+
+
+def old_names_of_the_pipelines(tmp_path) -> None:
+    for old, new in (("bilinear", "detection"), ("bicubic", "dialogue")):
+        assert listed_sample(one_object(tmp_path), image_pipeline=old).image_pipeline == new
+
+
+TRIALS: dict[str, Callable[[Any], None]] = {
+    "picture_pipeline": old_key_of_the_pipeline,
+    "bilinear": old_names_of_the_pipelines,
+}
+
+
+def option_groups() -> list[set[str]]:
+    """Returns the spellings of each flag of each subcommand, those of the training included."""
+    from transformers import HfArgumentParser
+
+    from gpt4roi import cli
+    from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
+
+    parsers: list[Any] = [HfArgumentParser((ModelArguments, DataArguments, RegionArguments, TrainingArguments))]
+    parsers += [cli.build_parser(name) for name in cli.verb_names()]
+    groups: list[set[str]] = []
+    while parsers:
+        for action in parsers.pop()._actions:
+            groups.append(set(action.option_strings))
+            if isinstance(action.choices, dict):  # the subcommands of a subcommand
+                parsers += action.choices.values()
+    return groups
+
+
+@pytest.mark.parametrize(("old", "new"), ROWS, ids=[codes(old)[0] for old, _ in ROWS])
+def test_an_old_name_still_works(old, new, tmp_path):
+    first = codes(old)[0]
+    if first.startswith("gpt4roi."):
+        assert [resolve(name) for name in codes(old)] == [resolve(name) for name in codes(new)]
+    elif first.startswith("--"):
+        groups = [group for group in option_groups() if group & set(codes(new))]
+        assert [flag for flag in codes(old) if not any(flag in group for group in groups)] == []
+    else:
+        if first not in TRIALS:
+            pytest.skip(f"no trial for {first!r} yet: write one into {__file__}")
+        TRIALS[first](tmp_path)
+
+
+def test_no_alias_is_tried_that_the_table_does_not_name():
+    assert set(TRIALS) <= {codes(old)[0] for old, _ in ROWS}
