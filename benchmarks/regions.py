@@ -26,10 +26,10 @@ from PIL import Image
 
 from gpt4roi import GPT4RoIConfig, GPT4RoIForConditionalGeneration, GPT4RoIProcessor, RegionSample, Turn
 from gpt4roi.checkpoint.loading import load_model, load_processor
-from gpt4roi.generation.encoded_image import encode_images
-from gpt4roi.generation.engine import Prompt, generate, stream
-from gpt4roi.generation.sampling import Decoding
-from gpt4roi.generation.stopping import answer_ended
+from gpt4roi.generation.encoded_image import PreparedImage, Prompt, encode_images, prepare_image
+from gpt4roi.generation.engine import generate, stream
+from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.generation.stopping import stopping_criterion
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from tiny import tiny_text_config, tiny_tokenizer, token_ids
@@ -45,11 +45,11 @@ def measure(quick: bool, model_folder: Path = MODEL, repeats: int = 3) -> Iterat
     for device in devices():
         if (model_folder / "config.json").is_file() and not quick:
             model, processor = load_model(model_folder, dtype=torch.float32), load_processor(model_folder)
-            yield from compare("quickstart", model.to(device).eval(), processor, counts, Decoding(24), repeats)
+            yield from compare("quickstart", model.to(device).eval(), processor, counts, SamplingParams(24), repeats)
         width = 16 if quick else 128
         model, processor = small_original(width)
         name = f"original's build, width {width}"
-        yield from compare(name, model.to(device).eval(), processor, counts, Decoding(8), 1 if quick else 2)
+        yield from compare(name, model.to(device).eval(), processor, counts, SamplingParams(8), 1 if quick else 2)
 
 
 def small_original(width: int) -> tuple[Any, GPT4RoIProcessor]:
@@ -85,29 +85,32 @@ def small_original(width: int) -> tuple[Any, GPT4RoIProcessor]:
 
 
 def compare(
-    name: str, model: Any, processor: GPT4RoIProcessor, counts: tuple[int, ...], decoding: Decoding, repeats: int
+    name: str, model: Any, processor: GPT4RoIProcessor, counts: tuple[int, ...], params: SamplingParams, repeats: int
 ) -> Iterator[Row]:
     """Times encoder and language model for each number of regions, after checking that the tokens are equal."""
     draw = np.random.default_rng(0)
     image = Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((256, 256))
-    pixels = processor.pixel_values(image)[None].to(model.device)
-    ended = answer_ended(processor)
+    prepared = prepare_image(processor, image)
+    stopping = stopping_criterion(processor)
     for count in counts:
         corners = np.sort(draw.uniform(0, 248, (count, 2, 2)), axis=1) + np.array([[0, 0], [8, 8]])
         boxes_px = corners.reshape(count, 4)
         texts = [text_about(processor, box) for box in boxes_px]
         boxes = torch.cat([text["boxes"] for text in texts])
-        encoders = {WAYS[0]: partial(encode_each, model, pixels, boxes), WAYS[1]: partial(encode, model, pixels, boxes)}
-        again, once = (write(texts, *encoder()) for encoder in encoders.values())
-        speakers = {
-            WAYS[0]: lambda again=again: [list(stream(model, prompt, decoding, ended)) for prompt in again],
-            WAYS[1]: lambda once=once: generate(model, once, decoding, ended, 32),
+        encoders = {
+            WAYS[0]: partial(encode_each, model, prepared, boxes),
+            WAYS[1]: partial(encode, model, prepared, boxes),
         }
-        separate, together = (speak() for speak in speakers.values())
+        again, once = (write(texts, *encoder()) for encoder in encoders.values())
+        decoders = {
+            WAYS[0]: lambda again=again: [list(stream(model, prompt, params, stopping)) for prompt in again],
+            WAYS[1]: lambda once=once: generate(model, once, params, stopping, 32),
+        }
+        separate, together = (decode() for decode in decoders.values())
         assert separate == together, f"{name}: tokens of {count} regions differ"
         equal = f"{sum(map(len, together))} tokens of {count} answers equal"
         case = f"{name}, {count} region{'s' * (count > 1)}"
-        for part, ways in (("encoder", encoders), ("language model", speakers)):
+        for part, ways in (("encoder", encoders), ("language model", decoders)):
             spent = time_in_turn(ways, repeats, warm_ups=0, device=model.device.type)
             yield from rows(f"{case}, {part}", spent, equal, device=model.device.type)
 
@@ -118,16 +121,16 @@ def text_about(processor: GPT4RoIProcessor, box_px: np.ndarray) -> dict[str, Any
     return processor.encode_text(sample, generation=True, image_size=(256, 256))
 
 
-def encode(model: Any, pixels: torch.Tensor, boxes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Looks at the image once; returns the image's and the region's embeddings for each box."""
-    (encoded,) = encode_images(model, pixels)
+def encode(model: Any, image: PreparedImage, boxes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Encodes the image once; returns the image's and the region's embeddings for each box."""
+    (encoded,) = encode_images(model, [image])
     regions = encoded.region_features(boxes)
     return [encoded.image_features] * len(boxes), list(regions[:, None])
 
 
-def encode_each(model: Any, pixels: torch.Tensor, boxes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Looks at the image again for each box."""
-    pairs = [encode(model, pixels, box[None]) for box in boxes]
+def encode_each(model: Any, image: PreparedImage, boxes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Encodes the image again for each box."""
+    pairs = [encode(model, image, box[None]) for box in boxes]
     return [images[0] for images, _ in pairs], [regions[0] for _, regions in pairs]
 
 

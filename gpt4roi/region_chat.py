@@ -1,4 +1,4 @@
-"""Conversations about regions of an image, and one answer for each of many regions."""
+"""RegionChat: conversations about regions of an image, and one answer for each of many regions."""
 
 from __future__ import annotations
 
@@ -13,39 +13,31 @@ from PIL import Image
 
 from gpt4roi.checkpoint.loading import load_processor, open_model
 from gpt4roi.errors import InputError
-from gpt4roi.generation.encoded_image import EncodedImage
-from gpt4roi.generation.engine import Prompt, stream
-from gpt4roi.generation.many import View, answer, describe_images, grouped, look_at, prompts_about, view_of
-from gpt4roi.generation.prompt_cache import Recall
-from gpt4roi.generation.sampling import Decoding
-from gpt4roi.generation.stopping import answer_ended, answer_text, settled_text
+from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images, prepare_image
+from gpt4roi.generation.engine import stream
+from gpt4roi.generation.many import answer_all, describe_images, region_prompts
+from gpt4roi.generation.prompt_cache import PromptCache
+from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.generation.stopping import answer_text, stable_text, stopping_criterion
 from gpt4roi.processing.mentions import as_plain_text
 from gpt4roi.processing.user_input import check_boxes, clean_question, one_region_question, open_image
 from gpt4roi.structures import RegionSample, Turn
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_QUESTION = "What is <region1>?"
-"""Asked about a box when nothing is asked; a processor may carry another, as `default_question`."""
-
 LongHistory = Literal["refuse", "drop"]
 
 
 @dataclass(frozen=True)
 class _Dialogue:
-    """An image, the boxes shown so far, what was said, and what the language model has read of it."""
+    """An image, the boxes given so far, the turns, and the KV cache of them; dropped_rounds: of the last prompt."""
 
-    image: Image.Image | None = None
-    encoded: EncodedImage | None = None
+    image: Image.Image
+    encoded: EncodedImage
     boxes_px: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
     turns: tuple[Turn, ...] = ()
-    recall: Recall | None = None
+    cache: PromptCache | None = None
     dropped_rounds: int = 0
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the image."""
-        return self.image.height, self.image.width
 
 
 class RegionChat:
@@ -56,25 +48,40 @@ class RegionChat:
         chat.ask("What is <region1>?", boxes_px=[[40, 30, 210, 190]])
 
     A box is introduced by `<region1>` (or `<1>`) in a question, and later only referred to. Boxes are numbered in the
-    order in which they were given, over all rounds. What the language model has read is kept, so that a round costs
-    what is new in it. Any number of chats may share one model, in threads of their own: each holds its own dialogue.
-    One chat answers one question at a time.
+    order in which they were given, over all rounds. The KV cache is reused, so that a round costs what is new in it.
+    Any number of chats may share one model, in threads of their own: each holds its own dialogue. One chat answers
+    one question at a time.
 
-    long_history: what happens when a conversation no longer fits into the context: `refuse` raises InputError, `drop`
-    leaves out the oldest rounds after the first. keep_cache: False reads every round anew, which spares memory between
-    rounds.
+    Every method that answers takes the fields of generation.sampling.SamplingParams as keyword arguments:
+    max_new_tokens, temperature, top_p, seed, stop. Without them it decodes greedily, at most 256 tokens.
+
+    Attributes:
+        model: The model, in evaluation mode.
+        processor: Its processor.
+        default_question: Asked about a box where no question is given.
     """
+
+    default_question = "What is <region1>?"
 
     def __init__(
         self, model: Any, processor: Any, long_history: LongHistory = "refuse", keep_cache: bool = True
     ) -> None:
+        """Starts without an image.
+
+        Args:
+            model: A GPT4RoI model.
+            processor: Its processor.
+            long_history: What happens when a conversation no longer fits into the context: `refuse` raises
+                InputError, `drop` leaves out the oldest rounds after the first.
+            keep_cache: False prefills every round anew, which saves memory between rounds.
+        """
         if long_history not in ("refuse", "drop"):
             raise InputError(f"long_history must be 'refuse' or 'drop', got {long_history!r}")
         self.model = model.eval()
         self.processor = processor
         self.long_history = long_history
         self.keep_cache = keep_cache
-        self._dialogue = _Dialogue()
+        self._dialogue: _Dialogue | None = None
 
     @classmethod
     def from_pretrained(
@@ -89,11 +96,17 @@ class RegionChat:
     ) -> RegionChat:
         """Opens a saved model with its processor.
 
-        path: folder or hub name. device: by default CUDA, then Apple's MPS, then the CPU. dtype: name or torch.dtype;
-        by default bfloat16 where the device computes in it, else float32. vision_tower: folder or hub name of the
-        tower, for a model that lies without it. quantize: `4bit` or `8bit` for the language model (bitsandbytes).
-        compile: lets torch.compile translate the language model; the first answers take a minute, later ones less.
-        settings: as the class takes. Raises InputError where there is no model or the machine cannot do it.
+        Args:
+            path: Folder or hub name.
+            device: By default CUDA, then Apple's MPS, then the CPU.
+            dtype: Name or torch.dtype; by default bfloat16 where the device computes in it, else float32.
+            vision_tower: Folder or hub name of the tower, for a model that was saved without it.
+            quantize: `4bit` or `8bit` for the language model (bitsandbytes).
+            compile: Compiles the language model; the first answers take a minute, later ones less.
+            settings: As the class takes.
+
+        Raises:
+            InputError: There is no model, or the machine cannot do it.
         """
         model = open_model(path, device, dtype, vision_tower, quantize, compile)
         return cls(model, load_processor(path, vision_tower=vision_tower), **settings)
@@ -101,192 +114,149 @@ class RegionChat:
     @property
     def boxes_px(self) -> np.ndarray:
         """The boxes of the conversation, float64[N, 4] xyxy in pixels; row 0 is region1."""
-        return self._dialogue.boxes_px.copy()
+        return np.zeros((0, 4)) if self._dialogue is None else self._dialogue.boxes_px.copy()
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """What was asked and answered so far."""
-        return self._dialogue.turns
+        """The questions and answers so far."""
+        return () if self._dialogue is None else self._dialogue.turns
 
     @property
     def dropped_rounds(self) -> int:
-        """How many rounds the model no longer saw when it gave the last answer."""
-        return self._dialogue.dropped_rounds
-
-    @property
-    def default_question(self) -> str:
-        """What is asked about a box when nothing else is."""
-        return getattr(self.processor, "default_question", None) or DEFAULT_QUESTION
+        """How many rounds were left out of the last prompt."""
+        return 0 if self._dialogue is None else self._dialogue.dropped_rounds
 
     def set_image(self, image: Any) -> None:
-        """Looks at an image, once for all questions about it, and begins a new conversation.
+        """Encodes an image, once for all questions about it, and begins a new conversation.
 
         image: path, data URL, PIL image, encoded file as bytes, or uint8 array [H, W, 3]. Raises InputError on
         anything else.
         """
         opened = open_image(image)
-        (encoded,) = look_at(self.model, self.processor, [opened])
+        (encoded,) = encode_images(self.model, [prepare_image(self.processor, opened)])
         self._dialogue = _Dialogue(opened, encoded)
 
     def reset(self) -> None:
         """Forgets the conversation and its boxes; the image stays."""
-        before = self._dialogue
-        self._dialogue = _Dialogue(before.image, before.encoded, recall=before.recall)
+        if self._dialogue is not None:
+            before = self._dialogue
+            self._dialogue = _Dialogue(before.image, before.encoded, cache=before.cache)
 
-    def ask(
-        self,
-        question: str,
-        boxes_px: Sequence | None = None,
-        max_new_tokens: int = 256,
-        temperature: float | None = None,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> str:
+    def ask(self, question: str, boxes_px: Sequence | None = None, **sampling: Any) -> str:
         """Answers the next question of the conversation.
 
-        question: mentions regions as `<region1>`, or none. boxes_px: the boxes that are new in this round, xyxy in
-        pixels of the image, or masks (see inputs.check_boxes); they are numbered on from those already there. The
-        rest: see Decoding.
-        Raises InputError on wrong boxes, on a region without a box, without an image; the conversation then stays as
-        it was.
-        """
-        decoding = Decoding(max_new_tokens, temperature, top_p, seed, stop)
-        before, after, prompt = self._prepare(question, boxes_px)
-        tokens = list(self._tokens(after, prompt, decoding))
-        return self._conclude(before, after, answer_text(self.processor, tokens, decoding.stop))
+        Args:
+            question: Mentions regions as `<region1>`, or none.
+            boxes_px: The boxes that are new in this round, xyxy in pixels of the image, or masks (as of
+                processing.user_input.check_boxes); they are numbered on from those already given.
+            sampling: As of SamplingParams.
 
-    def stream(
-        self,
-        question: str,
-        boxes_px: Sequence | None = None,
-        max_new_tokens: int = 256,
-        temperature: float | None = None,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> Iterator[str]:
+        Raises:
+            InputError: Invalid boxes, a region without a box, or no image; the conversation then stays as it was.
+        """
+        params = SamplingParams(**sampling)
+        before, after, prompt = self._prepare(question, boxes_px)
+        return self._conclude(before, after, list(self._tokens(after, prompt, params)), params)
+
+    def stream(self, question: str, boxes_px: Sequence | None = None, **sampling: Any) -> Iterator[str]:
         """Answers as `ask` does, piece by piece; the pieces join to the answer.
 
-        Wrong input raises at once. The turn becomes part of the conversation when the last piece was taken; closing
+        Invalid input raises at once. The turn becomes part of the conversation when the last piece was taken; closing
         the iterator earlier ends the computation and leaves the conversation as it was.
         """
-        decoding = Decoding(max_new_tokens, temperature, top_p, seed, stop)
-        return self._stream(*self._prepare(question, boxes_px), decoding)
+        params = SamplingParams(**sampling)
+        return self._stream(*self._prepare(question, boxes_px), params)
 
-    def _stream(self, before: _Dialogue, after: _Dialogue, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+    def _stream(self, before: _Dialogue, after: _Dialogue, prompt: Prompt, params: SamplingParams) -> Iterator[str]:
         tokens: list[int] = []
         shown = ""
-        for token in self._tokens(after, prompt, decoding):
+        for token in self._tokens(after, prompt, params):
             tokens.append(token)
-            text = settled_text(self.processor, tokens, decoding.stop)
+            text = stable_text(self.processor, tokens, params.stop)
             if len(text) > len(shown) and text.startswith(shown):
                 yield text[len(shown) :]
                 shown = text
-        text = self._conclude(before, after, answer_text(self.processor, tokens, decoding.stop))
+        text = self._conclude(before, after, tokens, params)
         if text[len(shown) :]:
             yield text[len(shown) :]
 
+    def _tokens(self, after: _Dialogue, prompt: Prompt, params: SamplingParams) -> Iterator[int]:
+        return stream(self.model, prompt, params, stopping_criterion(self.processor, params.stop), after.cache)
+
+    def _conclude(self, before: _Dialogue, after: _Dialogue, tokens: list[int], params: SamplingParams) -> str:
+        """Returns the answer, which becomes a turn unless the conversation was begun anew in the meantime."""
+        text = answer_text(self.processor, tokens, params.stop)
+        if self._dialogue is before:
+            turns = (*after.turns, Turn("assistant", as_plain_text(text)))
+            self._dialogue = replace(after, turns=turns, cache=after.cache if self.keep_cache else None)
+        return text
+
     def describe(
-        self,
-        image: Any,
-        boxes_px: Sequence,
-        question: str | None = None,
-        max_new_tokens: int = 256,
-        batch_size: int = 32,
-        temperature: float | None = None,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
+        self, image: Any, boxes_px: Sequence, question: str | None = None, batch_size: int = 32, **sampling: Any
     ) -> list[str]:
         """Asks one question about each box by itself and returns one answer a box; the conversation is not touched.
 
-        image: as of set_image; None: the image of the conversation. boxes_px: N boxes, xyxy in pixels of the
-        image, or masks. question: mentions one region, `<region1>`; by default the model's own. batch_size: boxes
-        answered at once; the answers do not depend on it. The rest: see Decoding.
+        Args:
+            image: As of set_image; None: the image of the conversation.
+            boxes_px: N boxes, xyxy in pixels of the image, or masks.
+            question: Mentions one region, `<region1>`; by default default_question.
+            batch_size: Boxes answered at once; the answers do not depend on it.
+            sampling: As of SamplingParams.
         """
-        decoding = Decoding(max_new_tokens, temperature, top_p, seed, stop)
-        if image is None:
-            return self._describe_shown(boxes_px, question, decoding, batch_size)
-        return next(self._describe_each([(image, boxes_px)], self._about_one(question), decoding, batch_size))
+        if image is not None:
+            return next(self.describe_many([image], [boxes_px], question, batch_size, **sampling))
+        params = SamplingParams(**sampling)
+        encoded = self._require_image().encoded
+        boxes = check_boxes(boxes_px, encoded.size)
+        prompts = region_prompts(self.processor, encoded, boxes, self._region_question(question))
+        return answer_all(self.model, self.processor, prompts, params, batch_size)
 
     def describe_many(
         self,
         images: Iterable[Any],
         boxes_px: Iterable[Sequence],
         question: str | None = None,
-        max_new_tokens: int = 256,
         batch_size: int = 32,
-        temperature: float | None = None,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
+        **sampling: Any,
     ) -> Iterator[list[str]]:
         """Does what `describe` does for many images, and yields the answers of one image after the other.
 
-        images and boxes_px: of the same length; they are taken as needed, so that long lists need no memory.
-        Consecutive images are answered together until they fill a batch.
+        images and boxes_px are of the same length and taken as needed, so that long lists need no memory. Consecutive
+        images are answered together until their boxes fill a batch.
         """
-        decoding = Decoding(max_new_tokens, temperature, top_p, seed, stop)
-        pairs = zip(images, boxes_px, strict=True)
-        return self._describe_each(pairs, self._about_one(question), decoding, batch_size)
+        params = SamplingParams(**sampling)
+        prepared = (self._open(image, boxes) for image, boxes in zip(images, boxes_px, strict=True))
+        asked = self._region_question(question)
+        return describe_images(self.model, self.processor, prepared, asked, params, batch_size)
 
-    def _about_one(self, question: str | None) -> str:
+    def _region_question(self, question: str | None) -> str:
         return one_region_question(self.default_question if question is None else question)
 
-    def _describe_each(
-        self, pairs: Iterable[tuple[Any, Sequence]], question: str, decoding: Decoding, batch_size: int
-    ) -> Iterator[list[str]]:
-        views = (self._view(image, boxes_px) for image, boxes_px in pairs)
-        for group in grouped(views, lambda view: len(view.boxes_px), batch_size):
-            yield from describe_images(self.model, self.processor, group, question, decoding, batch_size)
-
-    def _view(self, image: Any, boxes_px: Sequence) -> View:
+    def _open(self, image: Any, boxes_px: Sequence) -> tuple[PreparedImage | None, np.ndarray]:
         opened = open_image(image)
-        return view_of(self.processor, opened, check_boxes(boxes_px, (opened.height, opened.width)))
+        boxes = check_boxes(boxes_px, (opened.height, opened.width))
+        return prepare_image(self.processor, opened) if len(boxes) else None, boxes
 
-    def _describe_shown(
-        self, boxes_px: Sequence, question: str | None, decoding: Decoding, batch_size: int
-    ) -> list[str]:
-        dialogue = self._with_image()
-        boxes = check_boxes(boxes_px, dialogue.size)
-        asked = self._about_one(question)
-        prompts = prompts_about(self.processor, dialogue.encoded, dialogue.size, boxes, asked)
-        return answer(self.model, self.processor, prompts, decoding, batch_size)
-
-    def _with_image(self) -> _Dialogue:
-        if self._dialogue.image is None:
+    def _require_image(self) -> _Dialogue:
+        if self._dialogue is None:
             raise InputError("there is no image yet; call set_image first")
         return self._dialogue
 
     def _prepare(self, question: str, boxes_px: Sequence | None) -> tuple[_Dialogue, _Dialogue, Prompt]:
         """Returns the conversation, the same with the new question and boxes, and the prompt to answer."""
-        before = self._with_image()
+        before = self._require_image()
         turns = (*before.turns, Turn("user", clean_question(question)))
         known = before.boxes_px
-        boxes = np.concatenate([known, check_boxes(boxes_px, before.size, first_number=len(known) + 1)])
-        sample = RegionSample(before.image, turns, boxes)
-        text = self.processor.encode_text(sample, generation=True, image_size=before.size)
-        dropped = text["n_dropped_turns"]
-        if dropped and self.long_history == "refuse":
+        new = check_boxes(boxes_px, before.encoded.size, first_number=len(known) + 1)
+        boxes = np.concatenate([known, new])
+        (prompt,) = before.encoded.prompts(self.processor, [RegionSample("the image", turns, boxes)])
+        if prompt.dropped_rounds and self.long_history == "refuse":
             raise InputError(
                 f"the conversation no longer fits into the model's {self.processor.model_max_length} tokens; "
                 "begin a new one with reset(), or open the chat with long_history='drop'"
             )
-        if dropped:
-            logger.info("the conversation is too long: %d rounds after the first are left out", dropped)
-        recall = Recall(self.model) if before.recall is None else before.recall.copy()
-        after = replace(before, boxes_px=boxes, turns=turns, recall=recall, dropped_rounds=dropped)
-        regions = before.encoded.region_features(text["boxes"])
-        return before, after, Prompt(text["input_ids"], 0, before.encoded.image_features, regions)
-
-    def _tokens(self, after: _Dialogue, prompt: Prompt, decoding: Decoding) -> Iterator[int]:
-        ended = answer_ended(self.processor, decoding.stop)
-        return stream(self.model, prompt, decoding, ended, after.recall)
-
-    def _conclude(self, before: _Dialogue, after: _Dialogue, text: str) -> str:
-        """Makes the answer a turn, unless the conversation was begun anew while it was computed."""
-        if self._dialogue is before:
-            turns = (*after.turns, Turn("assistant", as_plain_text(text)))
-            self._dialogue = replace(after, turns=turns, recall=after.recall if self.keep_cache else None)
-        return text
+        if prompt.dropped_rounds:
+            logger.info("the conversation is too long: %d rounds after the first are left out", prompt.dropped_rounds)
+        cache = PromptCache(self.model) if before.cache is None else before.cache.copy()
+        after = replace(before, boxes_px=boxes, turns=turns, cache=cache, dropped_rounds=prompt.dropped_rounds)
+        return before, after, prompt

@@ -273,7 +273,7 @@ def test_an_answer_ends_where_the_positions_of_the_language_model_do():
 
     chat.ask("Go on", max_new_tokens=256, temperature=5.0, seed=1)
 
-    assert len(chat._dialogue.recall) <= 100
+    assert len(chat._dialogue.cache) <= 100
     with pytest.raises(InputError, match=r"the prompt has \d+ tokens and the language model 100 positions"):
         chat.ask("x" * (100 - prompt_tokens))
 

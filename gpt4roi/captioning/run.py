@@ -18,8 +18,9 @@ from gpt4roi.captioning.journal import Journal, parts_folder
 from gpt4roi.captioning.source import Source, SourceImage, annotation_box
 from gpt4roi.distributed import DistributedContext
 from gpt4roi.errors import InputError
-from gpt4roi.generation.many import View, describe_images, grouped, view_of
-from gpt4roi.generation.sampling import Decoding
+from gpt4roi.generation.encoded_image import PreparedImage, prepare_image
+from gpt4roi.generation.many import batched_by_size, describe_images
+from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.io.json_files import as_json
 from gpt4roi.processing.images import load_image, read_header
@@ -45,7 +46,7 @@ def caption_file(
     out: Path,
     job: dict[str, Any],
     question: str,
-    decoding: Decoding,
+    params: SamplingParams,
     batch_size: int = 32,
     field: str = "caption",
     world: DistributedContext | None = None,
@@ -60,7 +61,7 @@ def caption_file(
     question = one_region_question(question)
     if any(field in annotation for annotation in source.content["annotations"]):
         raise InputError(f"annotations have a {field!r} already; name another field for the texts with --field")
-    groups = list(grouped(source.images, lambda image: len(image.regions), batch_size))
+    groups = list(batched_by_size(source.images, lambda image: len(image.regions), batch_size))
     journal = Journal(parts_folder(out), job, world.rank)
     done: dict[int, Any] = {}
     for found in world.all_gather(journal.finished()):
@@ -69,7 +70,7 @@ def caption_file(
         logger.info("going on: %d of %d groups are there", len(done), len(groups))
     own = [number for number in range(len(groups)) if number not in done][world.rank :: world.size]
     for number in _with_progress(own, groups, world):
-        done[number] = _caption_group(chat, source, groups[number], question, decoding, batch_size)
+        done[number] = _caption_group(chat, source, groups[number], question, params, batch_size)
         journal.write(number, done[number])
     for found in world.all_gather({number: done[number] for number in own}):
         done |= found
@@ -83,25 +84,31 @@ def caption_file(
 
 
 def _caption_group(
-    chat: Any, source: Source, group: Sequence[SourceImage], question: str, decoding: Decoding, batch_size: int
+    chat: Any, source: Source, group: Sequence[SourceImage], question: str, params: SamplingParams, batch_size: int
 ) -> list[dict[str, Any]]:
     """Returns, for each image, its size and the text of each box; errors where there is none."""
     results: list[dict[str, Any]] = []
-    views: dict[int, View] = {}
-    for place, image in enumerate(group):
-        view, result = _open(chat.processor, source, image)
-        results.append(result)
-        if view is not None and len(view.boxes_px):
-            views[place] = view
-    answers = describe_images(chat.model, chat.processor, list(views.values()), question, decoding, batch_size)
-    for place, texts in zip(views, answers, strict=True):
+    described: list[dict[str, Any]] = []
+
+    def prepared() -> Iterator[tuple[PreparedImage, np.ndarray]]:
+        for image in group:
+            pair, result = _prepare(chat.processor, source, image)
+            results.append(result)
+            if pair is not None:
+                described.append(result)
+                yield pair
+
+    answers = list(describe_images(chat.model, chat.processor, prepared(), question, params, batch_size))
+    for result, texts in zip(described, answers, strict=True):
         remaining = iter(texts)
-        results[place]["texts"] = [next(remaining) if text is None else text for text in results[place]["texts"]]
+        result["texts"] = [next(remaining) if text is None else text for text in result["texts"]]
     return results
 
 
-def _open(processor: Any, source: Source, image: SourceImage) -> tuple[View | None, dict[str, Any]]:
-    """Returns what the model sees of the image with its usable boxes, and the beginnings of its result."""
+def _prepare(
+    processor: Any, source: Source, image: SourceImage
+) -> tuple[tuple[PreparedImage, np.ndarray] | None, dict[str, Any]]:
+    """Returns the image with its usable boxes, if it has any, and the beginnings of its result."""
     try:
         opened = _open_as_annotated(image)
     except InputError as error:
@@ -116,7 +123,7 @@ def _open(processor: Any, source: Source, image: SourceImage) -> tuple[View | No
         except InputError as error:
             result["texts"].append(False)
             result.setdefault("errors", []).append([index, str(error)])
-    return view_of(processor, opened, np.asarray(usable, dtype=np.float64).reshape(-1, 4)), result
+    return (prepare_image(processor, opened), np.asarray(usable, dtype=np.float64)) if usable else None, result
 
 
 def _open_as_annotated(image: SourceImage) -> Image.Image:

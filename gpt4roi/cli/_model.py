@@ -46,11 +46,11 @@ def decoding_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Returns what RegionChat's methods take. Raises InputError on a number out of range."""
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
-    from gpt4roi.generation.sampling import Decoding
+    from gpt4roi.generation.sampling import SamplingParams
 
     names = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
     settings = {name: getattr(args, name) for name in names}
-    Decoding(**settings)
+    SamplingParams(**settings)
     return settings
 
 

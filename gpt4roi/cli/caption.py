@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, Any], settings: dict[str, Any]) -> int:
     from gpt4roi.captioning.run import caption_file
     from gpt4roi.distributed import destroy_distributed, init_distributed
-    from gpt4roi.generation.sampling import Decoding
+    from gpt4roi.generation.sampling import SamplingParams
 
     world = init_distributed()
     try:
@@ -96,7 +96,7 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
         chat = open_chat(args)
         question = args.question or chat.default_question
         outcome = caption_file(
-            chat, source, out, job, question, Decoding(**settings), args.batch_size, args.field, world
+            chat, source, out, job, question, SamplingParams(**settings), args.batch_size, args.field, world
         )
     finally:
         destroy_distributed()

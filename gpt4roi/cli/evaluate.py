@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     items = read_items(args.benchmark, source)
     world = init_distributed()
     try:
-        answer, settings = open_answerer(args, world)
+        answer, settings = open_predictor(args, world)
         settings |= {"model": path_fingerprint(args.model), "batch_size": args.batch_size}
         settings |= {"tower": None if args.vision_tower is None else path_fingerprint(args.vision_tower)}
         metrics = evaluate(
@@ -124,10 +124,10 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return facts
 
 
-def open_answerer(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, Any]]:
+def open_predictor(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, Any]]:
     """Opens the model, and returns it with the settings that its answers depend on."""
-    from gpt4roi.evaluation.asking import ModelAnswerer
     from gpt4roi.evaluation.models import WrappedModel, is_wrapper
+    from gpt4roi.evaluation.predictor import ModelPredictor
 
     if is_wrapper(args.model):
         return WrappedModel(args.model), {}
@@ -135,7 +135,7 @@ def open_answerer(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, 
     chat = open_chat(args)
     length = args.max_new_tokens or getattr(open_benchmark(args.benchmark), "MAX_NEW_TOKENS", 64)
     dtype = str(next(chat.model.language_model.parameters()).dtype)
-    answer = ModelAnswerer(chat.model, chat.processor, args.batch_size, length)
+    answer = ModelPredictor(chat.model, chat.processor, args.batch_size, length)
     settings = {"dtype": dtype, "device": chat.model.device.type, "max_new_tokens": length}
     return answer, settings if args.quantize is None else {**settings, "quantize": args.quantize}
 

@@ -16,7 +16,7 @@ import gradio as gr
 
 from gpt4roi.demo.examples import open_example
 from gpt4roi.demo.export import conversation_image
-from gpt4roi.demo.handlers import Handlers, decoding_of, find_session
+from gpt4roi.demo.handlers import Handlers, find_session, sampling_of
 from gpt4roi.demo.session import NO_IMAGE, Session
 from gpt4roi.demo.uploads import as_data_url, open_upload, scaled
 from gpt4roi.errors import InputError
@@ -75,7 +75,7 @@ class Interface:
         """Asks the next question and streams the answer. boxes: the new ones, [x1, y1, x2, y2] in pixels."""
         with one_line_errors():
             session = self._session(request)
-            yield from session.ask(question, boxes, decoding_of(temperature, max_new_tokens, seed), anyway=True)
+            yield from session.ask(question, boxes, sampling_of(temperature, max_new_tokens, seed), anyway=True)
 
     def stop(self, request: gr.Request) -> dict:
         """Stops the answer being written; the conversation stays as it was. Returns the conversation."""

@@ -22,7 +22,7 @@ from gpt4roi.demo.session import NO_IMAGE, Session
 from gpt4roi.demo.store import SessionStore
 from gpt4roi.demo.uploads import Limits, as_data_url, open_upload, scaled
 from gpt4roi.errors import InputError
-from gpt4roi.generation.sampling import Decoding
+from gpt4roi.generation.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def find_session(store: SessionStore, request: gr.Request) -> Session:
     return store.get(key)
 
 
-def decoding_of(temperature: Any, max_new_tokens: Any, seed: Any) -> Decoding:
+def sampling_of(temperature: Any, max_new_tokens: Any, seed: Any) -> SamplingParams:
     """Reads the settings; a seed below 0 is none. Raises InputError on what is no number, or out of range."""
     for name, value in (("temperature", temperature), ("max_new_tokens", max_new_tokens)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -54,7 +54,7 @@ def decoding_of(temperature: Any, max_new_tokens: Any, seed: Any) -> Decoding:
         raise InputError(f"max_new_tokens is between 1 and {MAX_NEW_TOKENS}, got {max_new_tokens!r:.40}")
     if not 0 <= temperature <= 10:
         raise InputError(f"temperature is between 0 and 10, got {temperature!r:.40}")
-    return Decoding(
+    return SamplingParams(
         int(max_new_tokens), float(temperature), seed=None if seed is None or seed < 0 else int(seed) % 2**63
     )
 
@@ -120,7 +120,7 @@ class Handlers:
             session = find_session(self.store, request)
             drawn = drawn_boxes(stage, session)
             session.check(question, drawn, anyway)
-            answers = session.ask(question, drawn, decoding_of(*settings), anyway)
+            answers = session.ask(question, drawn, sampling_of(*settings), anyway)
             busy = gr.update(interactive=False), gr.update(interactive=True)
             said, typed = conversation(session), question
             yield skip, conversation(session, question, "", drawn), no_hints(), "", *busy

@@ -15,7 +15,7 @@ from PIL import Image
 from gpt4roi.demo.hints import Hint, UnclearError, find_hints, tidy
 from gpt4roi.demo.uploads import Upload
 from gpt4roi.errors import InputError
-from gpt4roi.generation.sampling import Decoding
+from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.processing.user_input import check_boxes, mentioned_regions
 from gpt4roi.region_chat import RegionChat
 
@@ -127,7 +127,7 @@ class Session:
         )
 
     def ask(
-        self, question: str, drawn_px: Any = (), decoding: Decoding | None = None, anyway: bool = False
+        self, question: str, drawn_px: Any = (), decoding: SamplingParams | None = None, anyway: bool = False
     ) -> Iterator[str]:
         """Answers a question and yields the answer as far as it is there, again and again until it is whole.
 
@@ -136,7 +136,7 @@ class Session:
         Raises UnclearError where something is missing, InputError on wrong boxes or values; nothing has changed then,
         nor where the answer is stopped.
         """
-        decoding = decoding or Decoding()
+        decoding = decoding or SamplingParams()
         checked, known = self.image_id, len(self.boxes_px)
         drawn = self.check(question, drawn_px, anyway)
         asked = tidy(question)

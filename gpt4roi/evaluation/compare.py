@@ -72,8 +72,8 @@ def _same(item: Item, line: dict | None) -> bool:
     """Tells whether both runs asked about the same regions in the same words."""
     return (
         line is not None
-        and line.get("question") == item.ask.question
-        and json.dumps(line.get("boxes")) == json.dumps(item.ask.boxes_px.tolist())
+        and line.get("question") == item.query.question
+        and json.dumps(line.get("boxes")) == json.dumps(item.query.boxes_px.tolist())
     )
 
 

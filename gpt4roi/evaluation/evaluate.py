@@ -17,13 +17,13 @@ import transformers
 
 from gpt4roi.distributed import DistributedContext
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.answering import IMAGE_BATCH_SIZE, KEPT, Reply, answer_all
-from gpt4roi.evaluation.asking import Answerer
 from gpt4roi.evaluation.benchmarks import benchmark_name, open_benchmark
 from gpt4roi.evaluation.compare import compare_runs, read_run
 from gpt4roi.evaluation.html_report import write_page
 from gpt4roi.evaluation.items import Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
+from gpt4roi.evaluation.predictions import IMAGE_BATCH_SIZE, KEPT, Prediction, predict_all
+from gpt4roi.evaluation.predictor import Predictor
 from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.io.json_files import as_json
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 def evaluate(
     name: str,
-    answer: Answerer,
+    answer: Predictor,
     source: Source,
     out_dir: str | Path,
     facts: dict[str, Any] | None = None,
@@ -44,7 +44,7 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """Asks everything, writes the files into out_dir and returns the metrics; None in all processes but the first.
 
-    name: as in BENCHMARKS. answer: a ModelAnswerer or anything that answers. facts: what else belongs into
+    name: as in BENCHMARKS. answer: a ModelPredictor or anything that answers. facts: what else belongs into
     metrics.json and the report, such as the command, or `phases`, minutes by phase. settings: what answers depend on
     beside the questions, such as the model's fingerprint; answers kept under other settings are not taken over.
     compare: metrics.json of another run, or its folder. fresh: asks again what was answered before. items: what
@@ -60,10 +60,10 @@ def evaluate(
     name = benchmark_name(name)
     settings = {"benchmark": name, **(settings or {})}
     at_once = getattr(benchmark, "IMAGE_BATCH_SIZE", IMAGE_BATCH_SIZE)
-    replies = answer_all([item.ask for item in items], answer, out_dir, settings, world, fresh, at_once)
+    predictions = predict_all([item.query for item in items], answer, out_dir, settings, world, fresh, at_once)
     if world.rank != 0:
         return None
-    items = take_over(items, replies)
+    items = merge_predictions(items, predictions)
     scores = benchmark.score(items, source)
     metrics = assemble(name, benchmark, source, items, scores)
     metrics |= {"seconds": round(time.monotonic() - started, 1), "processes": world.size, **(facts or {})}
@@ -92,7 +92,7 @@ def check_images(items: Sequence[Item]) -> None:
     """Raises InputError where nothing is asked, or where most images are not there; a few missing ones are logged."""
     if not items:
         raise InputError("there is nothing to ask: the data hold no question (or --limit leaves none)")
-    images = list(dict.fromkeys(item.ask.image for item in items))
+    images = list(dict.fromkeys(item.query.image for item in items))
     missing = [image for image in images if not image.is_file()]
     if len(missing) * 2 > len(images):
         raise InputError(
@@ -102,11 +102,11 @@ def check_images(items: Sequence[Item]) -> None:
         logger.warning("%d of %d images are not there, such as %s", len(missing), len(images), missing[0])
 
 
-def take_over(items: Sequence[Item], replies: Sequence[Reply]) -> list[Item]:
+def merge_predictions(items: Sequence[Item], predictions: Sequence[Prediction]) -> list[Item]:
     """Returns the items with what was answered."""
     return [
-        replace(item, answer=reply.answer, likelihoods=reply.likelihoods, error=reply.error)
-        for item, reply in zip(items, replies, strict=True)
+        replace(item, answer=prediction.answer, likelihoods=prediction.likelihoods, error=prediction.error)
+        for item, prediction in zip(items, predictions, strict=True)
     ]
 
 
@@ -153,8 +153,12 @@ def write_predictions(path: Path, items: Sequence[Item], scores: Scores) -> None
     """Writes one line for each item: question, references, answer, scores."""
     lines = []
     for item, row, right in zip(items, scores.per_item, scores.right, strict=True):
-        fields: dict[str, Any] = {"id": item.id, "picture": str(item.ask.image), "boxes": item.ask.boxes_px.tolist()}
-        fields |= {"question": item.ask.question, "references": list(item.references), "answer": item.answer}
+        fields: dict[str, Any] = {
+            "id": item.id,
+            "picture": str(item.query.image),
+            "boxes": item.query.boxes_px.tolist(),
+        }
+        fields |= {"question": item.query.question, "references": list(item.references), "answer": item.answer}
         fields |= {"scores": row} | ({"right": right} if right is not None else {})
         optional = {"task": item.task, "options": list(item.options), "label": item.label, "error": item.error}
         optional |= {"likelihoods": item.likelihoods}

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gpt4roi.evaluation.answering import KEPT
 from gpt4roi.evaluation.compare import OtherRun
 from gpt4roi.evaluation.items import Item, Scores
 from gpt4roi.evaluation.metrics import words
+from gpt4roi.evaluation.predictions import KEPT
 from gpt4roi.report.report import Answer, Bin, Estimate, GalleryItem, Report
 
 WORST, BEST, BETWEEN = 90, 30, 30
@@ -126,11 +126,11 @@ def histograms(items: Sequence[Item], scores: Scores) -> list[tuple[str, list[Bi
     """Returns the bins by box size, number of regions and answer length; controls do not belong there."""
     rows = [row for row, item in enumerate(items) if not item.facts.get("control")]
     values, items = [quality(scores, row) for row in rows], [items[row] for row in rows]
-    several = any(len(item.ask.boxes_px) != 1 for item in items)
+    several = any(len(item.query.boxes_px) != 1 for item in items)
     of_image: dict[str, int] = {}
     for item in items:
         of_image[item.group] = of_image.get(item.group, 0) + 1
-    counts = [len(item.ask.boxes_px) if several else of_image[item.group] for item in items]
+    counts = [len(item.query.boxes_px) if several else of_image[item.group] for item in items]
     name = "regions in the question" if several else "regions asked about on the image"
     lengths = [len(words(item.answer)) for item in items]
     return [
@@ -141,7 +141,7 @@ def histograms(items: Sequence[Item], scores: Scores) -> list[tuple[str, list[Bi
 
 
 def _side(item: Item) -> float:
-    boxes = item.ask.boxes_px if item.shown is None else item.ask.boxes_px[item.shown : item.shown + 1]
+    boxes = item.query.boxes_px if item.shown is None else item.query.boxes_px[item.shown : item.shown + 1]
     if not len(boxes):
         return 0.0
     return float(np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 0)).mean())
@@ -164,9 +164,9 @@ def gallery(items: Sequence[Item], scores: Scores, other: OtherRun | None = None
     """Returns the cards of the worst, the best and some images in between, and a word on which those are."""
     cards: dict[tuple, list[int]] = {}
     for row, item in enumerate(items):
-        alone = item.shown is not None and len(item.ask.boxes_px) == 1
-        key = (item.group,) if alone else (item.group, str(item.ask.boxes_px.tolist()))
-        if item.ask.image.is_file():
+        alone = item.shown is not None and len(item.query.boxes_px) == 1
+        key = (item.group,) if alone else (item.group, str(item.query.boxes_px.tolist()))
+        if item.query.image.is_file():
             cards.setdefault(key, []).append(row)
     ordered = sorted(cards.values(), key=lambda rows: float(np.mean([quality(scores, row) for row in rows])))
     kept = pick(ordered)
@@ -187,13 +187,13 @@ def pick(ordered: list) -> list:
 def _card(items: Sequence[Item], rows: Sequence[int], scores: Scores, other: OtherRun | None) -> GalleryItem:
     worst = sorted(range(len(items)), key=lambda place: quality(scores, rows[place]))[:MOST_ANSWERS]
     shown = sorted(worst)
-    merged = all(items[place].shown is not None and len(items[place].ask.boxes_px) == 1 for place in shown)
-    boxes = [items[place].ask.boxes_px[0] for place in shown] if merged else list(items[0].ask.boxes_px)
+    merged = all(items[place].shown is not None and len(items[place].query.boxes_px) == 1 for place in shown)
+    boxes = [items[place].query.boxes_px[0] for place in shown] if merged else list(items[0].query.boxes_px)
     answers = [
         to_answer(items[place], scores, rows[place], other, number if merged else None)
         for number, place in enumerate(shown)
     ]
-    return GalleryItem(items[0].ask.image, boxes, items[0].ask.image.name, answers)
+    return GalleryItem(items[0].query.image, boxes, items[0].query.image.name, answers)
 
 
 def to_answer(item: Item, scores: Scores, row: int, other: OtherRun | None, number: int | None) -> Answer:
@@ -205,7 +205,7 @@ def to_answer(item: Item, scores: Scores, row: int, other: OtherRun | None, numb
 
     said = item.answer if not item.error else f"(not answered: {item.error})"
     return Answer(
-        text(_shortened(item.ask.question)),
+        text(_shortened(item.query.question)),
         text(said),
         item.references[0] if scores.right[row] is not None else None,
         scores.right[row],

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.metrics import Measure
+from gpt4roi.evaluation.predictor import Query
 
 Record = TypeVar("Record")
 
@@ -51,11 +51,11 @@ class Item:
     references: what is right, one or several texts; of a multiple-choice question the right option.
     options: what the choices stand for; label: the index of the right one. task: kind of question, for the tables.
     shown: index of the box that the question is about, for the report; None where it is about several.
-    likelihoods: of each choice, where the answerer gives them. error: why nothing was answered.
+    likelihoods: of each choice, where the predictor gives them. error: why nothing was answered.
     """
 
     id: str
-    ask: Ask
+    query: Query
     references: tuple[str, ...]
     task: str = ""
     options: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Item:
     @property
     def group(self) -> str:
         """What is resampled together: the image."""
-        return str(self.ask.image)
+        return str(self.query.image)
 
 
 @dataclass

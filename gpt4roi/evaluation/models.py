@@ -6,25 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.asking import Ask
+from gpt4roi.evaluation.predictor import Query
 from gpt4roi.io.python_files import import_file
 
 
 class WrappedModel:
-    """A Python file as an answerer: its `answer(asks)`, and its `likelihoods(asks)` if it has one."""
+    """A Python file as a predictor: its `answer(queries)`, and its `likelihoods(queries)` if it has one."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         module = import_file(self.path, "--model")
         if not callable(getattr(module, "answer", None)):
-            raise InputError(f"--model {path}: defines no function answer(asks) that returns a text for each question")
+            raise InputError(
+                f"--model {path}: defines no function answer(queries) that returns a text for each question"
+            )
         self._answer = module.answer
         if callable(getattr(module, "likelihoods", None)):
             self.likelihoods = module.likelihoods
 
-    def __call__(self, asks: Sequence[Ask]) -> list[str]:
+    def __call__(self, queries: Sequence[Query]) -> list[str]:
         """Returns what the file's function answers."""
-        return list(self._answer(asks))
+        return list(self._answer(queries))
 
 
 def is_wrapper(model: str) -> bool:

@@ -116,7 +116,7 @@ def score_choices(items: Sequence[Item], parse: Parse = parse_options) -> Scores
 
 
 def _missing(ways: dict[str, list[bool]]) -> list[str]:
-    return [] if LIKELIHOOD in ways else ["no likelihoods: this answerer gives none, so only parsed answers count"]
+    return [] if LIKELIHOOD in ways else ["no likelihoods: this predictor gives none, so only parsed answers count"]
 
 
 def _rows_by_task(items: Sequence[Item]) -> dict[str, list[int]]:

@@ -1,1 +1,1 @@
-"""Generation: one engine for chat, description, captioning, evaluation, watched regions and the API."""
+"""Text generation: one engine for chat, describe, caption, evaluate, watched regions and the API."""

@@ -1,29 +1,104 @@
-"""What the model needs to know of an image, computed once and kept for every question about it."""
+"""EncodedImage: image features and cached region embeddings of one image, and the prompts about it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
+from PIL import Image
 
 from gpt4roi.models.compat import execution_device_and_dtype
+from gpt4roi.models.placeholders import scatter
+from gpt4roi.structures import RegionSample
 
-REGIONS_AT_ONCE = 64
+IMAGE_BATCH_SIZE = 8
+"""How many images the vision tower encodes together."""
+
+REGION_BATCH_SIZE = 64
 """How many boxes are pooled together at most, which bounds the memory for an image with many."""
 
-REGIONS_KEPT = 1024
-"""How many embeddings are kept for later questions: more than one call may ask about (inputs.MAX_BOXES)."""
+REGION_CACHE_SIZE = 1024
+"""How many embeddings are cached for later questions: more than one call may ask about (user_input.MAX_BOXES)."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of a prompt and the embeddings that belong at its placeholder tokens.
+
+    Attributes:
+        input_ids: int64[T], on the CPU.
+        image: Number of its image; prompts of one image share their prefix.
+        image_features: float[P, D], or None without an image.
+        region_features: float[M, D], row k for the k-th `<bbox>`.
+        dropped_rounds: Rounds of the conversation that were left out because it is too long.
+    """
+
+    input_ids: torch.Tensor
+    image: int = 0
+    image_features: torch.Tensor | None = None
+    region_features: torch.Tensor | None = None
+    dropped_rounds: int = 0
+
+    def embed(self, model: Any) -> torch.Tensor:
+        """Returns float[T, D]: the token embeddings, with those of image and regions scattered among them."""
+        ids = self.input_ids.to(model.device)
+        embeddings = model.get_input_embeddings()(ids)
+        for token, features in (
+            (model.config.image_token_id, self.image_features),
+            (model.config.region_token_id, self.region_features),
+        ):
+            mask = ids == token
+            expected, given = int(mask.sum()), 0 if features is None else len(features)
+            if expected != given:
+                raise ValueError(f"the prompt has {expected} tokens {token} but {given} embeddings for them")
+            if features is not None and expected:
+                embeddings = scatter(embeddings[None], mask[None], features)[0]
+        return embeddings
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """Pixel values float32[3, S, S] of an image of any size, and that size, (height, width)."""
+
+    pixel_values: torch.Tensor
+    size: tuple[int, int]
+
+
+def prepare_image(processor: Any, image: Image.Image) -> PreparedImage:
+    """Prepares an opened image, RGB, for encode_images; the image may then be closed."""
+    return PreparedImage(processor.pixel_values(image, "dialogue"), (image.height, image.width))
+
+
+@torch.inference_mode()
+def encode_images(
+    model: Any, images: Iterable[PreparedImage], batch_size: int = IMAGE_BATCH_SIZE
+) -> Iterator[EncodedImage]:
+    """Runs the vision tower over batches of images, taken as needed, and yields each image encoded."""
+    remaining = iter(images)
+    while batch := list(islice(remaining, batch_size)):
+        image_tokens, feature_maps = model.encode_image(
+            torch.stack([image.pixel_values for image in batch]).to(model.device)
+        )
+        features = model.mm_projector(image_tokens.to(*execution_device_and_dtype(model.mm_projector)))
+        for row, image in enumerate(batch):
+            yield EncodedImage(model, features[row], [level[row : row + 1] for level in feature_maps], image.size)
 
 
 class EncodedImage:
-    """The image tokens of an image, its pyramid, and the embeddings of the regions asked about last.
+    """What the model computes once of an image: its features float[P, D], its pyramid, its regions' embeddings.
 
-    image_features: float[P, D]. The pyramid is computed with the first box and replaces the tower's maps.
+    The pyramid is computed with the first box and replaces the tower's feature maps. The embeddings are an LRU cache.
     """
 
-    def __init__(self, model: Any, image_features: torch.Tensor, feature_maps: list[torch.Tensor]) -> None:
+    def __init__(
+        self, model: Any, image_features: torch.Tensor, feature_maps: list[torch.Tensor], size: tuple[int, int]
+    ) -> None:
         self.model = model
         self.image_features = image_features
+        self.size = size
         self._feature_maps = feature_maps
         self._pyramid: list[torch.Tensor] | None = None
         self._regions: dict[tuple[float, ...], torch.Tensor] = {}
@@ -32,22 +107,23 @@ class EncodedImage:
     def region_features(self, boxes: torch.Tensor) -> torch.Tensor:
         """Returns the embeddings float[M, D] of boxes float[M, 4], xyxy in [0, 1].
 
-        Each box is computed once, unless REGIONS_KEPT others were asked about in between.
+        Each box is computed once, unless REGION_CACHE_SIZE others were asked about in between.
         """
         rows = [tuple(row) for row in boxes.tolist()]
         if not rows:
             return self.image_features.new_zeros(0, self.image_features.shape[-1])
-        known = self._regions
-        used = {row: known.get(row) for row in rows}
-        new = [row for row, features in used.items() if features is None]
-        for start in range(0, len(new), REGIONS_AT_ONCE):
-            portion = new[start : start + REGIONS_AT_ONCE]
-            wanted = torch.tensor(portion, dtype=torch.float32, device=self.image_features.device)
-            features = self.model.region_encoder.embed_boxes(self._fused(), [wanted])
-            # Copies, so that one that is kept does not hold the memory of all that were computed with it.
-            used.update(zip(portion, (row.clone() for row in features), strict=True))
-        latest = [*((row, features) for row, features in known.items() if row not in used), *used.items()]
-        self._regions = dict(latest[-REGIONS_KEPT:])
+        cached = self._regions
+        computed: dict[tuple[float, ...], torch.Tensor] = {}
+        new = [row for row in dict.fromkeys(rows) if row not in cached]
+        for start in range(0, len(new), REGION_BATCH_SIZE):
+            batch = new[start : start + REGION_BATCH_SIZE]
+            batch_boxes = torch.tensor(batch, dtype=torch.float32, device=self.image_features.device)
+            features = self.model.region_encoder.embed_boxes(self._fused(), [batch_boxes])
+            # Copies, so that one that stays cached does not hold the memory of all that were computed with it.
+            computed.update(zip(batch, (row.clone() for row in features), strict=True))
+        used = {row: computed[row] if row in computed else cached[row] for row in rows}
+        latest = [*((row, features) for row, features in cached.items() if row not in used), *used.items()]
+        self._regions = dict(latest[-REGION_CACHE_SIZE:])
         return torch.stack([used[row] for row in rows])
 
     def _fused(self) -> list[torch.Tensor]:
@@ -57,13 +133,17 @@ class EncodedImage:
             self._feature_maps = []
         return self._pyramid
 
+    def prompts(self, processor: Any, samples: Sequence[RegionSample], number: int = 0) -> list[Prompt]:
+        """Writes the prompt of each sample, a conversation about this image up to the next answer.
 
-@torch.inference_mode()
-def encode_images(model: Any, pixel_values: torch.Tensor) -> list[EncodedImage]:
-    """Looks at K images at once; pixel_values: float[K, 3, S, S]."""
-    image_tokens, feature_maps = model.encode_image(pixel_values.to(model.device))
-    features = model.mm_projector(image_tokens.to(*execution_device_and_dtype(model.mm_projector)))
-    return [
-        EncodedImage(model, features[row], [level[row : row + 1] for level in feature_maps])
-        for row in range(len(pixel_values))
-    ]
+        Their regions are embedded together. number: the image's, for Prompt.image.
+        """
+        encoded = [processor.encode_text(sample, generation=True, image_size=self.size) for sample in samples]
+        if encoded:
+            self.region_features(torch.cat([one["boxes"] for one in encoded]))
+        return [self.prompt(one, number) for one in encoded]
+
+    def prompt(self, encoded: Mapping[str, Any], number: int = 0) -> Prompt:
+        """Returns the prompt of one encoded sample about this image (input_ids, boxes, n_dropped_turns)."""
+        regions = self.region_features(encoded["boxes"])
+        return Prompt(encoded["input_ids"], number, self.image_features, regions, encoded["n_dropped_turns"])

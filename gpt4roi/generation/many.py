@@ -1,111 +1,95 @@
-"""One question about each of many regions, on one image or many: the engine behind `describe` and `caption`."""
+"""Answers to many prompts as text, and one question about each region of many images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from PIL import Image
 
 from gpt4roi.errors import InputError
-from gpt4roi.generation.encoded_image import EncodedImage, encode_images
-from gpt4roi.generation.engine import Prompt, generate
-from gpt4roi.generation.sampling import Decoding
-from gpt4roi.generation.stopping import answer_ended, answer_text
+from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images
+from gpt4roi.generation.engine import generate, generate_batches
+from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.generation.stopping import answer_text, stopping_criterion
 from gpt4roi.structures import RegionSample, Turn
-
-IMAGE_BATCH_SIZE = 8
-"""How many images the tower looks at together."""
 
 Item = TypeVar("Item")
 
 
-def grouped(items: Iterable[Item], weigh: Callable[[Item], int], enough: int) -> Iterator[list[Item]]:
-    """Yields consecutive items in groups that weigh enough together; each item weighs 1 at least."""
-    group: list[Item] = []
-    weight = 0
+def batched_by_size(items: Iterable[Item], size: Callable[[Item], int], max_size: int) -> Iterator[list[Item]]:
+    """Yields consecutive items in batches that end as soon as they reach max_size; an item counts 1 at least."""
+    batch: list[Item] = []
+    total = 0
     for item in items:
-        group.append(item)
-        weight += max(weigh(item), 1)
-        if weight >= enough:
-            yield group
-            group, weight = [], 0
-    if group:
-        yield group
+        batch.append(item)
+        total += max(size(item), 1)
+        if total >= max_size:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
-@dataclass(frozen=True)
-class View:
-    """What is kept of an image until its group is whole: as large as the model's own, however large the image.
-
-    size: (height, width) of the image; boxes_px: float[N, 4], checked; pixel_values: float32[3, S, S], None where
-    there is no box.
-    """
-
-    size: tuple[int, int]
-    boxes_px: np.ndarray
-    pixel_values: torch.Tensor | None
-
-
-def view_of(processor: Any, image: Image.Image, boxes_px: np.ndarray) -> View:
-    """Prepares an opened image, RGB, and its boxes for describe_images; the image may then be forgotten."""
-    pixel_values = processor.pixel_values(image, "dialogue") if len(boxes_px) else None
-    return View((image.height, image.width), boxes_px, pixel_values)
+def answer_batches(
+    model: Any,
+    processor: Any,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    batch_size: int,
+    selects: Callable[[list[int]], bool] = lambda batch: True,
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Yields the indices of each batch of prompts with their answers; selects: as of engine.generate_batches."""
+    stopping = stopping_criterion(processor, params.stop)
+    for batch, tokens in generate_batches(model, prompts, params, stopping, batch_size, selects):
+        yield batch, [answer_text(processor, row, params.stop) for row in tokens]
 
 
-def look_at(model: Any, processor: Any, images: Sequence[Image.Image]) -> list[EncodedImage]:
-    """Runs the tower over opened images together."""
-    return encode_images(model, torch.stack([processor.pixel_values(image, "dialogue") for image in images]))
+def answer_all(
+    model: Any, processor: Any, prompts: Sequence[Prompt], params: SamplingParams, batch_size: int = 32
+) -> list[str]:
+    """Answers prompts in batches; returns one text for each."""
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    tokens = generate(model, prompts, params, stopping_criterion(processor, params.stop), batch_size)
+    return [answer_text(processor, row, params.stop) for row in tokens]
 
 
-def prompts_about(
-    processor: Any, encoded: EncodedImage, size: tuple[int, int], boxes_px: np.ndarray, question: str, number: int = 0
+def region_prompts(
+    processor: Any, image: EncodedImage, boxes_px: np.ndarray, question: str, number: int = 0
 ) -> list[Prompt]:
-    """Writes the question once for each box of an image, as a conversation of its own.
-
-    size: (height, width) of the image; boxes_px: float[N, 4]; question: about `<region1>`; number: the image's.
-    """
+    """Writes a question about `<region1>` once for each box float[N, 4] of an image, as a conversation of its own."""
     turns = (Turn("user", question),)
-    texts = []
-    for box in boxes_px:
-        sample = RegionSample("the image", turns, box[None])
-        texts.append(processor.encode_text(sample, generation=True, image_size=size))
-    if not texts:
-        return []
-    regions = encoded.region_features(torch.cat([text["boxes"] for text in texts]))
-    return [
-        Prompt(text["input_ids"], number, encoded.image_features, row[None])
-        for text, row in zip(texts, regions, strict=True)
-    ]
+    return image.prompts(processor, [RegionSample("the image", turns, box[None]) for box in boxes_px], number)
 
 
 def describe_images(
-    model: Any, processor: Any, views: Sequence[View], question: str, decoding: Decoding, batch_size: int
-) -> list[list[str]]:
-    """Asks the question about every box of every image; returns a list of answers for each image.
+    model: Any,
+    processor: Any,
+    images: Iterable[tuple[PreparedImage | None, np.ndarray]],
+    question: str,
+    params: SamplingParams,
+    batch_size: int,
+) -> Iterator[list[str]]:
+    """Asks a question about every box of every image; yields the answers of one image after the other.
 
-    Looks at each image once, reads what its prompts share once, and answers all regions together in batches of
-    batch_size.
+    Every image is encoded once and its shared prefix prefilled once. Consecutive images are answered together until
+    their boxes fill a batch.
+
+    Args:
+        model: A GPT4RoI model.
+        processor: Its processor.
+        images: Each prepared, with its boxes float[N, 4] in pixels; None where it has no box. Taken as needed.
+        question: Mentions `<region1>`.
+        params: How answers are chosen.
+        batch_size: Boxes answered at once.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    prompts: list[Prompt] = []
-    for start in range(0, len(views), IMAGE_BATCH_SIZE):
-        portion = range(start, min(start + IMAGE_BATCH_SIZE, len(views)))
-        asked = [number for number in portion if views[number].pixel_values is not None]
-        if not asked:
-            continue
-        seen = encode_images(model, torch.stack([views[number].pixel_values for number in asked]))
-        for number, encoded in zip(asked, seen, strict=True):
-            prompts += prompts_about(processor, encoded, views[number].size, views[number].boxes_px, question, number)
-    texts = iter(answer(model, processor, prompts, decoding, batch_size))
-    return [[next(texts) for _ in view.boxes_px] for view in views]
-
-
-def answer(model: Any, processor: Any, prompts: Sequence[Prompt], decoding: Decoding, batch_size: int) -> list[str]:
-    """Answers prompts in batches; returns one text for each."""
-    tokens = generate(model, prompts, decoding, answer_ended(processor, decoding.stop), batch_size)
-    return [answer_text(processor, row, decoding.stop) for row in tokens]
+    for group in batched_by_size(images, lambda pair: len(pair[1]), batch_size):
+        shown = [(number, image, boxes) for number, (image, boxes) in enumerate(group) if image is not None]
+        prompts: list[Prompt] = []
+        encoded = encode_images(model, (image for _, image, _ in shown))
+        for (number, _, boxes), one in zip(shown, encoded, strict=True):
+            prompts += region_prompts(processor, one, boxes, question, number)
+        answers = iter(answer_all(model, processor, prompts, params, batch_size))
+        for _, boxes in group:
+            yield [next(answers) for _ in boxes]

@@ -1,70 +1,77 @@
-"""What a language model has read of a conversation, so that the next round reads only what is new."""
+"""PromptCache: the KV cache of a conversation, so that the next round prefills only what is new."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from gpt4roi.generation.encoded_image import Prompt
+from gpt4roi.processing.dialogue import common_prefix_length
 
-class Recall:
-    """Keys and values of the prompt and answer read last.
 
-    A later prompt about the same image goes on from them where it begins with the same tokens and regions. Caches
-    grow by new tensors, never in place, so a copy shares its memory with the original and leaves it as it is.
+class PromptCache:
+    """Keys and values of the last prompt and its answer.
+
+    A later prompt about the same image reuses them as far as it begins with the same tokens and regions. Layers grow
+    by new tensors, never in place, so a copy shares its memory with the original and leaves it as it is.
     """
 
     def __init__(self, model: Any) -> None:
         self._region_token_id: int = model.config.region_token_id
         self._config = model.language_model.config
-        self._read: list[int] = []
-        self._image: torch.Tensor | None = None
-        self._regions: torch.Tensor | None = None
+        self._ids: list[int] = []
+        self._prompt: Prompt | None = None
         self.cache = DynamicCache(config=self._config)
 
     def __len__(self) -> int:
         """How many tokens the cache holds."""
         return self.cache.get_seq_length()
 
-    def copy(self) -> Recall:
-        """Returns one that may go on by itself."""
+    def copy(self) -> PromptCache:
+        """Returns one that may grow by itself."""
         other = copy.copy(self)
-        other._read = list(self._read)
-        other.cache = copy.copy(self.cache)
-        other.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        other._ids = list(self._ids)
+        other.cache = copy_cache(self.cache)
         return other
 
-    def turn_to(self, prompt: Any) -> int:
-        """Keeps what a prompt (decoding.Prompt) has in common with what was read; returns its number of tokens.
+    def reuse_prefix(self, prompt: Prompt) -> int:
+        """Crops the cache to what it has in common with a prompt; returns the number of those tokens.
 
         At least the prompt's last token is left to be read, because its logits give the answer's first.
         """
-        common = self._common(prompt)
+        common = self._common_length(prompt)
         if common < len(self):
-            # Layers that forget (sliding windows, states) cannot go back.
+            # Layers that forget (sliding windows, states) cannot be cropped.
             if common and all(type(layer) is DynamicLayer for layer in self.cache.layers):
                 self.cache.crop(common - len(self))
             else:
                 common, self.cache = 0, DynamicCache(config=self._config)
-        self._read = prompt.input_ids.tolist()
-        self._image, self._regions = prompt.image_features, prompt.region_features
+        self._ids, self._prompt = prompt.input_ids.tolist(), prompt
         return common
 
-    def said(self, token: int) -> None:
+    def append_token(self, token: int) -> None:
         """Notes a token of the answer; it is in the cache once the next one was computed."""
-        self._read.append(token)
+        self._ids.append(token)
 
-    def _common(self, prompt: Any) -> int:
-        if self._image is not prompt.image_features:
+    def _common_length(self, prompt: Prompt) -> int:
+        if self._prompt is None or self._prompt.image_features is not prompt.image_features:
             return 0
-        ids = prompt.input_ids.tolist()
-        limit = min(len(self), len(ids) - 1)
-        common = next((place for place in range(limit) if self._read[place] != ids[place]), limit)
-        regions = [place for place in range(common) if ids[place] == self._region_token_id]
-        for number, place in enumerate(regions):
-            if not torch.equal(self._regions[number], prompt.region_features[number]):
-                return place
+        ids = prompt.input_ids.numpy()
+        common = min(common_prefix_length([np.asarray(self._ids), ids]), len(self), len(ids) - 1)
+        before, now = self._prompt.region_features, prompt.region_features
+        for number, position in enumerate(np.flatnonzero(ids[:common] == self._region_token_id).tolist()):
+            if before is None or now is None or not torch.equal(before[number], now[number]):
+                return position
         return common
+
+
+def copy_cache(cache: DynamicCache) -> DynamicCache:
+    """Returns a cache with the same keys and values that may grow by itself."""
+    other = copy.copy(cache)
+    other.layers = [copy.copy(layer) for layer in cache.layers]
+    return other

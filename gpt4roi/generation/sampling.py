@@ -1,4 +1,4 @@
-"""How the next token is chosen: the likeliest, or drawn, repeatable by a seed."""
+"""SamplingParams: greedy decoding or seeded temperature and top-p sampling, and stop strings."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ import torch
 
 from gpt4roi.errors import InputError
 
-Choose = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+Sampler = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """From logits float[R, V] and the numbers of their R prompts to tokens int64[R]."""
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How answers are chosen, and where they end.
+class SamplingParams:
+    """How the tokens of an answer are chosen, and where it ends.
 
-    max_new_tokens: where an answer is cut at the latest. temperature: None or 0 takes the likeliest token; above 0
-    draws from the softmax at this temperature, from the smallest set of tokens whose probabilities reach top_p.
-    seed: makes draws repeatable. Every prompt draws from a sequence of its own, so that neither other prompts nor
-    other threads change its answer. stop: texts before which an answer ends, beside those of the prompt format.
+    Every prompt draws from a random sequence of its own: neither other prompts nor other threads change its answer.
+
+    Attributes:
+        max_new_tokens: The length at which an answer is cut.
+        temperature: None or 0 is greedy; above 0 samples from the softmax at this temperature.
+        top_p: Samples from the smallest set of tokens whose probabilities reach this.
+        seed: Makes samples repeatable.
+        stop: Strings before which an answer ends, beside those of the prompt format; a tuple after construction.
     """
 
     max_new_tokens: int = 256
     temperature: float | None = None
     top_p: float = 1.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
@@ -44,33 +48,34 @@ class Decoding:
             raise InputError(f"stop must be texts that are not empty, got {self.stop!r}")
         object.__setattr__(self, "stop", stop)
 
-    def chooser(self) -> Choose:
+    def sampler(self) -> Sampler:
         """Returns the function that chooses tokens, with the random sequences of one call."""
-        if not self.temperature:
+        temperature = self.temperature
+        if not temperature:
             return lambda logits, _prompts: logits.argmax(dim=-1)
-        sequences: dict[int, torch.Generator] = {}
+        generators: dict[int, torch.Generator] = {}
         start = torch.Generator().seed() % 2**63 if self.seed is None else int(self.seed)
 
-        def draw(logits: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
+        def sample(logits: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
             for prompt in prompts:
-                if prompt not in sequences:
-                    sequences[prompt] = torch.Generator().manual_seed((start + prompt) % 2**63)
-            uniform = torch.cat([torch.rand(1, generator=sequences[prompt]) for prompt in prompts])
-            return _draw(logits.float() / self.temperature, self.top_p, uniform.to(logits.device))
+                if prompt not in generators:
+                    generators[prompt] = torch.Generator().manual_seed((start + prompt) % 2**63)
+            uniform = torch.cat([torch.rand(1, generator=generators[prompt]) for prompt in prompts])
+            return _sample(logits.float() / temperature, self.top_p, uniform.to(logits.device))
 
-        return draw
+        return sample
 
 
 def _is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _draw(logits: torch.Tensor, top_p: float, uniform: torch.Tensor) -> torch.Tensor:
+def _sample(logits: torch.Tensor, top_p: float, uniform: torch.Tensor) -> torch.Tensor:
     """Returns the tokens int64[R] at which the cumulated probabilities pass numbers from [0, 1), uniform: float[R]."""
     probabilities, tokens = logits.softmax(dim=-1).sort(dim=-1, descending=True)
     before = probabilities.cumsum(dim=-1) - probabilities
     probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    reached = probabilities.cumsum(dim=-1)
-    place = (reached <= uniform[:, None] * reached[:, -1:]).sum(dim=-1, keepdim=True)
+    cumulated = probabilities.cumsum(dim=-1)
+    index = (cumulated <= uniform[:, None] * cumulated[:, -1:]).sum(dim=-1, keepdim=True)
     last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
-    return tokens.gather(-1, place.minimum(last)).squeeze(-1)
+    return tokens.gather(-1, index.minimum(last)).squeeze(-1)

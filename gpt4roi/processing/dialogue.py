@@ -97,7 +97,7 @@ class DialogueEncoder:
         if any([step.role for step in pair] != ["user", "assistant"] for pair in pairs):
             raise InputError(f"independent turns must be pairs of a question and an answer{where}")
         singles = [self._encode(pair, False, where) for pair in pairs]
-        shared = _common_length([single.ids[:limit] for single, limit in singles])
+        shared = common_prefix_length([single.ids[:limit] for single, limit in singles])
         prefix = singles[0][0].ids[:shared]
         ids, labels = [prefix], [np.full_like(prefix, IGNORE_INDEX)]
         segments, positions = [np.zeros_like(prefix)], [np.arange(shared)]
@@ -196,7 +196,7 @@ def _with(encoded: Encoded, dropped: int, cut: bool = False) -> Encoded:
     return Encoded(encoded.ids, encoded.labels, encoded.boxes, dropped=dropped, cut=cut)
 
 
-def _common_length(rows: list[np.ndarray]) -> int:
+def common_prefix_length(rows: list[np.ndarray]) -> int:
     """Returns how many ids all rows begin with alike."""
     length = min(len(row) for row in rows)
     differs = np.zeros(length, dtype=bool)

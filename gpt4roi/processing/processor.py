@@ -117,6 +117,11 @@ class GPT4RoIProcessor(ProcessorMixin):
         return list(self._template.stops(self.tokenizer.eos_token))
 
     @property
+    def answer_prefix(self) -> str:
+        """What an answer begins with in this prompt format and is no part of it; may be empty."""
+        return self._template.answer_prefix
+
+    @property
     def stop_token_ids(self) -> list[int]:
         """Ids at which generation stops: the end token, and stop strings that are one token of their own."""
         known = self._text_encoder.added
@@ -258,7 +263,7 @@ class GPT4RoIProcessor(ProcessorMixin):
         text = self._text_encoder.decode([token for token in tokens[:end] if token not in added]).strip()
         for stop in self.stop_strings:
             text = text.partition(stop)[0]
-        return text.strip().removeprefix(self._template.answer_prefix).strip()
+        return text.strip().removeprefix(self.answer_prefix).strip()
 
 
 def _where(sample: RegionSample) -> str:

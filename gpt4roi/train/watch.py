@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import TrainerCallback
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.data.mixture import Mixture
 from gpt4roi.errors import InputError
+from gpt4roi.generation.encoded_image import PreparedImage, Prompt, encode_images
+from gpt4roi.generation.many import answer_all
+from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.io.json_files import as_json
 from gpt4roi.processing.images import load_image
@@ -28,7 +30,7 @@ from gpt4roi.structures import RegionSample
 logger = logging.getLogger(__name__)
 
 PAGE, ANSWERS = "watch.html", "watch.json"
-LONGEST_ANSWER, IMAGE_SIDE = 48, 240
+MAX_NEW_TOKENS, IMAGE_SIDE = 48, 240
 STYLE = (
     "body{font:15px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
     "td,th{border:1px solid #ccc;padding:.4em .6em;text-align:left;vertical-align:top}td.right{background:#e3f4e3}"
@@ -103,29 +105,26 @@ class WatchRegions(TrainerCallback):
         atomic_write_text(folder / PAGE, page(self.watched, history))
 
 
-@torch.no_grad()
 def ask(model: Any, processor: GPT4RoIProcessor, samples: list[RegionSample]) -> list[str]:
-    """Returns the greedy answers of a model to the last question of each sample."""
+    """Returns the greedy answers of a model to the last question of each sample, as users get them."""
     was_training = model.training
     model.eval()
-    answers = []
-    for sample in samples:
-        try:
-            inputs = processor(sample, generation=True)
-        except InputError as error:
-            answers.append(f"[{error}]")
-            continue
-        device = next(model.parameters()).device
-        inputs = {name: value.to(device) for name, value in inputs.items() if isinstance(value, torch.Tensor)} | {
-            "boxes": [rows.to(device) for rows in inputs["boxes"]]
-        }
-        length = inputs["input_ids"].shape[1]
-        ids = model.generate(
-            **inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False, eos_token_id=processor.stop_token_ids or None
-        )
-        answers.append(processor.decode(ids[0, length:]))
-    model.train(was_training)
-    return answers
+    answers: dict[int, str] = {}
+    prompts: dict[int, Prompt] = {}
+    try:
+        for number, sample in enumerate(samples):
+            try:
+                encoded = processor.encode(sample, generation=True)
+            except InputError as error:
+                answers[number] = f"[{error}]"
+                continue
+            (image,) = encode_images(model, [PreparedImage(encoded["pixel_values"], (1, 1))])
+            prompts[number] = image.prompt(encoded, number)
+        texts = answer_all(model, processor, list(prompts.values()), SamplingParams(MAX_NEW_TOKENS))
+    finally:
+        model.train(was_training)
+    answers.update(zip(prompts, texts, strict=True))
+    return [answers[number] for number in range(len(samples))]
 
 
 def _history(folder: Path) -> dict[str, Any]:

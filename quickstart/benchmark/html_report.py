@@ -129,7 +129,9 @@ def _gallery(items: Sequence[Item], split: str, other: OtherRun | None) -> list[
         if item.facts["split"] == split and not item.facts["control"]:
             scenes.setdefault(item.facts["scene"], []).append(item)
     return [
-        GalleryItem(of_scene[0].ask.image, of_scene[0].ask.boxes_px, scene, [_answer(item, other) for item in of_scene])
+        GalleryItem(
+            of_scene[0].query.image, of_scene[0].query.boxes_px, scene, [_answer(item, other) for item in of_scene]
+        )
         for scene, of_scene in scenes.items()
     ]
 
@@ -139,4 +141,4 @@ def _answer(item: Item, other: OtherRun | None) -> Answer:
     truth = item.references[0]
     said = None if before is None else str(before.get("answer", ""))
     right = exact_match(item.answer, truth)
-    return Answer(item.ask.question, item.answer, truth, right, item.task, region=item.shown, before=said)
+    return Answer(item.query.question, item.answer, truth, right, item.task, region=item.shown, before=said)

@@ -10,9 +10,9 @@ import numpy as np
 
 from gpt4roi.data.unified import read_objects
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.items import Source
 from gpt4roi.evaluation.metrics import exact_match
+from gpt4roi.evaluation.predictor import Query
 from gpt4roi.processing.mentions import MENTION
 
 RELATIONS = ("larger", "left", "above")
@@ -33,7 +33,7 @@ class Item:
     scene: str
     task: str
     truth: str
-    ask: Ask
+    query: Query
     control: str = ""
     given: str | None = None
     pair: dict | None = None
@@ -44,7 +44,7 @@ class Item:
     @property
     def regions(self) -> list[int]:
         """Indices of the regions that the question mentions, in order."""
-        return [int(number) - 1 for number in MENTION.findall(self.ask.question)]
+        return [int(number) - 1 for number in MENTION.findall(self.query.question)]
 
     @property
     def right(self) -> bool:
@@ -94,8 +94,8 @@ def _items_of(split: str, source: str, record: dict, data_dir: Path) -> list[Ite
         regions = [int(number) - 1 for number in MENTION.findall(question)]
         kind = kinds[regions[0]] if task == "caption" else None
         name = f"{split}/{record['id']}/{len(plain)}"
-        ask = Ask(image, question, boxes, id=name)
-        base = Item(name, split, record["id"], task, truth, ask, pair=pair, kind=kind, asked_as=name)
+        query = Query(image, question, boxes, id=name)
+        base = Item(name, split, record["id"], task, truth, query, pair=pair, kind=kind, asked_as=name)
         plain.append(base)
         if split == "test" and task in ("caption", *RELATIONS):
             controls += _controls(base, regions, captions, in_half)
@@ -104,7 +104,7 @@ def _items_of(split: str, source: str, record: dict, data_dir: Path) -> list[Ite
 
 def _controls(base: Item, regions: Sequence[int], captions: Sequence[str], in_half: bool) -> list[Item]:
     """Returns the controls of one question; to save time, `blank` and `swapped` only where it is in the half."""
-    boxes = base.ask.boxes_px
+    boxes = base.query.boxes_px
     controls = []
     if base.task != "caption" and in_half:
         first, second = regions
@@ -112,22 +112,22 @@ def _controls(base: Item, regions: Sequence[int], captions: Sequence[str], in_ha
         swapped[[first, second]] = boxes[[second, first]]
         other = second if base.truth == f"region{first + 1}" else first
         truth = _OPPOSITE.get(base.truth) or f"region{other + 1}"
-        controls.append(replace(base, truth=truth, control="swapped", ask=replace(base.ask, boxes_px=swapped)))
+        controls.append(replace(base, truth=truth, control="swapped", query=replace(base.query, boxes_px=swapped)))
     if base.task == "caption" and in_half:
-        controls.append(replace(base, control="blank", ask=replace(base.ask, blank=True)))
+        controls.append(replace(base, control="blank", query=replace(base.query, blank=True)))
     if base.task == "caption":
         order = _derangement(len(captions), base.scene)
         given = captions[order[regions[0]]]
         if given != base.truth:
             controls.append(
-                replace(base, control="permuted", ask=replace(base.ask, boxes_px=boxes[order]), given=given)
+                replace(base, control="permuted", query=replace(base.query, boxes_px=boxes[order]), given=given)
             )
     return [_named(control) for control in controls]
 
 
 def _named(control: Item) -> Item:
     name = f"{control.asked_as}:{control.control}"
-    return replace(control, id=name, ask=replace(control.ask, id=name))
+    return replace(control, id=name, query=replace(control.query, id=name))
 
 
 def _random_half(length: int, scene: str) -> np.ndarray:

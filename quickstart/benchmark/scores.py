@@ -100,7 +100,7 @@ def _chance(items: Sequence[Item]) -> float:
 
 
 def _position(item: Item) -> str:
-    mentioned = [f"region{number}" for number in MENTION.findall(item.ask.question)]
+    mentioned = [f"region{number}" for number in MENTION.findall(item.query.question)]
     return f"region at place {mentioned.index(item.truth)}" if item.truth in mentioned else item.truth
 
 

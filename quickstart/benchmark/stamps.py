@@ -53,7 +53,7 @@ def _as_item(stamp: stamps.Item) -> Item:
     facts = {"split": stamp.split, "scene": stamp.scene, "control": stamp.control, "truth": stamp.truth}
     facts |= {"stamp": stamp} | ({"given": stamp.given} if stamp.given is not None else {})
     shown = stamp.regions[0] if stamp.task == "caption" else None
-    return Item(stamp.id, stamp.ask, (stamp.truth,), stamp.task, shown=shown, facts=facts)
+    return Item(stamp.id, stamp.query, (stamp.truth,), stamp.task, shown=shown, facts=facts)
 
 
 def score(items: Sequence[Item], source: Source) -> Scores:

@@ -16,7 +16,7 @@ from gpt4roi import InputError
 from gpt4roi.captioning.run import caption_file, parts_folder
 from gpt4roi.captioning.source import read_source
 from gpt4roi.distributed import DistributedContext
-from gpt4roi.generation.sampling import Decoding
+from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.processing.user_input import open_image
 
 QUESTION = "What is <region1>?"
@@ -28,7 +28,7 @@ class Killed(BaseException):
 
 
 def caption(chat, source, out, world=None, job=JOB, **settings):
-    return caption_file(chat, source, out, job, QUESTION, Decoding(6), batch_size=3, world=world, **settings)
+    return caption_file(chat, source, out, job, QUESTION, SamplingParams(6), batch_size=3, world=world, **settings)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_one_image_at_a_time_is_held_open(chat, source, tmp_path, monkeypatch):
         return image
 
     monkeypatch.setattr(run, "open_image", open_and_count)
-    caption_file(chat, source, tmp_path / "out.json", JOB, QUESTION, Decoding(2), batch_size=100)
+    caption_file(chat, source, tmp_path / "out.json", JOB, QUESTION, SamplingParams(2), batch_size=100)
 
     assert held == [1] * 5
 

@@ -18,11 +18,11 @@ from gpt4roi.demo.hints import UnclearError
 from gpt4roi.demo.session import MAX_BOXES, Round, Session
 from gpt4roi.demo.store import SessionStore
 from gpt4roi.demo.uploads import scaled
-from gpt4roi.generation.sampling import Decoding
+from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.report.drawing import region_color
 
 BOXES = [[5, 5, 40, 30], [30, 10, 90, 60], [50, 2, 70, 62]]
-SHORT = Decoding(max_new_tokens=8)
+SHORT = SamplingParams(max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_session_answers_as_region_chat_does(parts, session):
 
 
 def test_the_answer_grows_until_it_is_whole(session):
-    grown = list(session.ask("What is <region1>?", BOXES[:1], Decoding(max_new_tokens=24)))
+    grown = list(session.ask("What is <region1>?", BOXES[:1], SamplingParams(max_new_tokens=24)))
     assert len(grown) > 2
     assert all(later.startswith(earlier) for earlier, later in pairwise(grown))
     assert session.rounds[0].answer == grown[-1]
@@ -141,7 +141,7 @@ def test_without_an_image_the_hint_says_so(parts):
 
 
 def test_a_stopped_answer_leaves_the_conversation_as_it_was(session):
-    answers = session.ask("What is <region1>?", BOXES[:1], Decoding(max_new_tokens=200))
+    answers = session.ask("What is <region1>?", BOXES[:1], SamplingParams(max_new_tokens=200))
     next(answers)
     assert session.asking == "What is <region1>?"
     with pytest.raises(InputError, match="still being written"):
@@ -154,7 +154,7 @@ def test_a_stopped_answer_leaves_the_conversation_as_it_was(session):
 
 
 def test_an_abandoned_answer_frees_the_session(session):
-    answers = session.ask("What is <region1>?", BOXES[:1], Decoding(max_new_tokens=200))
+    answers = session.ask("What is <region1>?", BOXES[:1], SamplingParams(max_new_tokens=200))
     next(answers)
     answers.close()
     assert session.rounds == []
@@ -162,7 +162,7 @@ def test_an_abandoned_answer_frees_the_session(session):
 
 
 def test_a_new_image_stops_the_answer_about_the_old_one(session):
-    answers = session.ask("What is <region1>?", BOXES[:1], Decoding(max_new_tokens=200))
+    answers = session.ask("What is <region1>?", BOXES[:1], SamplingParams(max_new_tokens=200))
     next(answers)
     clearing = threading.Thread(target=session.show, args=(scaled(image(3)),))
     clearing.start()
@@ -275,7 +275,7 @@ def test_the_store_stops_an_answer_whose_session_is_dropped(parts):
     store = SessionStore(lambda: Session(*parts))
     session = store.get("a")
     session.show(scaled(image()))
-    answers = session.ask("What is <region1>?", BOXES[:1], Decoding(max_new_tokens=200))
+    answers = session.ask("What is <region1>?", BOXES[:1], SamplingParams(max_new_tokens=200))
     next(answers)
     store.drop("a")
     assert list(answers) == []
@@ -317,7 +317,7 @@ def test_a_session_whose_answer_is_being_written_is_not_swept_unless_its_page_wa
     store = SessionStore(lambda: Session(*parts), idle_seconds=60, grace_seconds=10, clock=clock)
     session = store.get("a")
     session.show(scaled(image()))
-    answers = session.ask("What is <region1>?", BOXES[:1], Decoding(max_new_tokens=200))
+    answers = session.ask("What is <region1>?", BOXES[:1], SamplingParams(max_new_tokens=200))
     next(answers)
     clock.now = 61
     assert store.sweep() == 0 and next(answers)

@@ -20,16 +20,17 @@ from pathlib import Path
 from gpt4roi.evaluation.benchmarks import open_benchmark
 from gpt4roi.evaluation.items import Source
 ITEMS = {item.id: item for item in open_benchmark(NAME).load(Source(Path(DATA)))}
-def answer(asks):
-    return [ask.choices[ITEMS[ask.id].label] if ask.choices else ITEMS[ask.id].references[0] for ask in asks]
-def likelihoods(asks):
-    return [[float(place == ITEMS[ask.id].label) for place in range(len(ask.choices))] for ask in asks]
+def answer(queries):
+    items = [ITEMS[query.id] for query in queries]
+    return [item.query.choices[item.label] if item.query.choices else item.references[0] for item in items]
+def likelihoods(queries):
+    return [[float(place == ITEMS[query.id].label) for place in range(len(query.choices))] for query in queries]
 """
 CONSTANT = """
-def answer(asks):
-    return [ask.choices[0] if ask.choices else "something" for ask in asks]
-def likelihoods(asks):
-    return [[0.0] * len(ask.choices) for ask in asks]
+def answer(queries):
+    return [query.choices[0] if query.choices else "something" for query in queries]
+def likelihoods(queries):
+    return [[0.0] * len(query.choices) for query in queries]
 """
 CHANCE = {"vcr": 0.25, "v7w-pointing": 0.25, "v7w-telling": 0.25, "coco-two-way": 0.5, "lvis-two-way": 0.5}
 
@@ -130,8 +131,8 @@ def test_a_box_is_asked_about_once_and_has_all_its_expressions(tmp_path):
 
     assert len(items) == 4
     assert items[0].references == (CAPTIONS[0], "that same man")
-    assert items[0].ask.boxes_px.tolist() == [[2, 3, 32, 43]]
-    assert items[0].ask.image.name == "000000000000.jpg" and items[0].ask.image.exists()
+    assert items[0].query.boxes_px.tolist() == [[2, 3, 32, 43]]
+    assert items[0].query.image.name == "000000000000.jpg" and items[0].query.image.exists()
 
 
 def test_phrases_of_all_sentences_about_a_box_of_flickr_are_its_references(tmp_path):
@@ -144,16 +145,16 @@ def test_phrases_of_all_sentences_about_a_box_of_flickr_are_its_references(tmp_p
 def test_vcr_numbers_objects_from_the_token_lists_and_leaves_plain_numbers_alone(tmp_path):
     first, second = load("vcr", tmp_path)[:2]
 
-    assert "Question: Why is person at <region1> near dog at <region2>?" in first.ask.question
-    assert "(B) Because dog at <region2> is 20 years old." in first.ask.question
-    assert "(C) person at <region1> and dog at <region2> sit" in first.ask.question
-    assert first.ask.boxes_px.shape == (2, 4) and first.id == "val-0:qa" and second.id == "val-0:qar"
-    assert "Answer: person at <region1> smiles." in second.ask.question and second.options[0] == "No."
+    assert "Question: Why is person at <region1> near dog at <region2>?" in first.query.question
+    assert "(B) Because dog at <region2> is 20 years old." in first.query.question
+    assert "(C) person at <region1> and dog at <region2> sit" in first.query.question
+    assert first.query.boxes_px.shape == (2, 4) and first.id == "val-0:qa" and second.id == "val-0:qar"
+    assert "Answer: person at <region1> smiles." in second.query.question and second.options[0] == "No."
 
 
 def test_vcr_counts_both_right_by_annotation_and_not_by_order(tmp_path):
     items = load("vcr", tmp_path)
-    right = [replace(item, answer=item.ask.choices[item.label]) for item in items]
+    right = [replace(item, answer=item.query.choices[item.label]) for item in items]
     wrong = [replace(item, answer="(A)" if item.label else "(B)") for item in items]
     mixed = [(right if (number % 3 == 0 or item.task == "Q→A") else wrong)[number] for number, item in enumerate(items)]
     measures = open_benchmark("vcr").score(mixed[::-1], Source(tmp_path)).measures
@@ -172,19 +173,19 @@ def test_the_right_option_of_visual7w_stands_anywhere_and_always_at_the_same_pla
     assert len(items) == QUESTIONS
     assert {item.label for item in items} == {0, 1, 2, 3}
     assert [item.label for item in items] == [item.label for item in load("v7w-pointing", tmp_path)]
-    assert all(item.ask.boxes_px.shape == (4, 4) for item in items)
-    assert "(D) <region4>" in items[0].ask.question
+    assert all(item.query.boxes_px.shape == (4, 4) for item in items)
+    assert "(D) <region4>" in items[0].query.question
 
 
 def test_telling_questions_get_the_boxes_they_are_about(tmp_path):
     items = load("v7w-telling", tmp_path)
 
-    assert items[0].ask.boxes_px.tolist() == [[1, 2, 31, 22]] and "about <region1>." in items[0].ask.question
-    assert len(items[-1].ask.boxes_px) == 0 and "<region" not in items[-1].ask.question
+    assert items[0].query.boxes_px.tolist() == [[1, 2, 31, 22]] and "about <region1>." in items[0].query.question
+    assert len(items[-1].query.boxes_px) == 0 and "<region" not in items[-1].query.question
 
 
 def test_masks_of_both_forms_become_boxes(tmp_path):
-    boxes = [item.ask.boxes_px[0].tolist() for item in load("lvis", tmp_path)]
+    boxes = [item.query.boxes_px[0].tolist() for item in load("lvis", tmp_path)]
 
     assert boxes[0] == [5, 5, 40, 30] and boxes[1] == [10, 5, 11, 25]
 

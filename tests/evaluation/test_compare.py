@@ -41,11 +41,11 @@ def telling(tmp_path_factory):
 
 
 def right_of(share: float, items):
-    """An answerer that is right in the first so many of a hundred questions."""
-    truth = {item.id: item.ask.choices[item.label] for item in items}
-    wrong = {item.id: item.ask.choices[item.label - 1] for item in items}
+    """An predictor that is right in the first so many of a hundred questions."""
+    truth = {item.id: item.query.choices[item.label] for item in items}
+    wrong = {item.id: item.query.choices[item.label - 1] for item in items}
     good = set(list(truth)[: round(share * len(truth))])
-    return lambda asks: [truth[ask.id] if ask.id in good else wrong[ask.id] for ask in asks]
+    return lambda queries: [truth[query.id] if query.id in good else wrong[query.id] for query in queries]
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,10 @@ def test_the_page_shows_both_runs_histograms_crops_and_how_it_was_measured(runs)
 def test_captions_are_compared_by_corpus_measures_too(tmp_path):
     data, source = WRITERS["vg"](tmp_path / "data"), Source(tmp_path / "data")
     assert data.is_dir()
-    evaluate("vg", lambda asks: ["a tall man"] * len(asks), source, tmp_path / "a", settings={"model": "A"})
+    evaluate("vg", lambda queries: ["a tall man"] * len(queries), source, tmp_path / "a", settings={"model": "A"})
     metrics = evaluate(
         "vg",
-        lambda asks: ["a red coat waits"] * len(asks),
+        lambda queries: ["a red coat waits"] * len(queries),
         source,
         tmp_path / "b",
         settings={"model": "B"},
@@ -153,7 +153,7 @@ def test_figures_that_are_formulas_of_sums_are_resampled_as_such():
 )
 def test_wrong_arguments_are_one_line(words, message, telling, tmp_path, capsys):
     model = tmp_path / "model.py"
-    model.write_text("def answer(asks):\n    return ['(A)'] * len(asks)\n")
+    model.write_text("def answer(queries):\n    return ['(A)'] * len(queries)\n")
     given = {
         "--benchmark": "v7w-telling",
         "--data": str(telling),
@@ -171,7 +171,7 @@ def test_wrong_arguments_are_one_line(words, message, telling, tmp_path, capsys)
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [("x = 1", "defines no function answer(asks)"), ("def answer(", "'(' was never closed")],
+    [("x = 1", "defines no function answer(queries)"), ("def answer(", "'(' was never closed")],
 )
 def test_a_file_that_wraps_no_model_is_refused(code, message, telling, tmp_path, capsys):
     model = tmp_path / "model.py"
@@ -195,7 +195,7 @@ def test_a_run_of_another_benchmark_is_no_comparison(runs, tmp_path, capsys):
     out, _ = runs
     data = WRITERS["vg"](tmp_path / "data")
     model = tmp_path / "model.py"
-    model.write_text("def answer(asks):\n    return ['x'] * len(asks)\n")
+    model.write_text("def answer(queries):\n    return ['x'] * len(queries)\n")
     words = ["--benchmark", "vg", "--data", str(data), "--out", str(tmp_path / "out"), "--model", str(model)]
 
     assert main(["evaluate", *words, "--compare", str(out / "a")]) == 2
@@ -203,10 +203,10 @@ def test_a_run_of_another_benchmark_is_no_comparison(runs, tmp_path, capsys):
 
 
 def test_data_that_cannot_be_read_are_told_before_the_model_is_opened(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("gpt4roi.cli.evaluate.open_answerer", lambda *given: pytest.fail("the model was opened"))
+    monkeypatch.setattr("gpt4roi.cli.evaluate.open_predictor", lambda *given: pytest.fail("the model was opened"))
     (tmp_path / "data.json").write_text("no JSON")
     model = tmp_path / "model.py"
-    model.write_text("def answer(asks):\n    return ['x'] * len(asks)\n")
+    model.write_text("def answer(queries):\n    return ['x'] * len(queries)\n")
     words = ["--benchmark", "vg", "--data", str(tmp_path / "data.json"), "--out", str(tmp_path / "out")]
 
     assert main(["evaluate", *words, "--model", str(model)]) == 2
@@ -216,7 +216,7 @@ def test_data_that_cannot_be_read_are_told_before_the_model_is_opened(tmp_path, 
 def test_images_that_are_not_there_are_said_before_anything_is_asked(telling, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     model = tmp_path / "model.py"
-    model.write_text("def answer(asks):\n    raise AssertionError('asked')\n")
+    model.write_text("def answer(queries):\n    raise AssertionError('asked')\n")
     words = [
         "--benchmark",
         "v7w-telling",

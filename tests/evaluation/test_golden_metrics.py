@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.benchmarks import open_benchmark
 from gpt4roi.evaluation.benchmarks.vcr import ANSWER, RATIONALE
 from gpt4roi.evaluation.captions import PTB, has_java, score_captions, tokenize_all
 from gpt4roi.evaluation.choices import letters
 from gpt4roi.evaluation.items import Item, Source
+from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import ALL_REFERENCES, PER_EXPRESSION, score_names, score_texts
 from gpt4roi.evaluation.similarity import clean_category, clean_name, find_sentence_model
 
@@ -24,8 +24,8 @@ needs_minilm = pytest.mark.skipif(find_sentence_model() is None, reason="gt-all-
 
 def item(name: str, answer: str, references, task: str = "", options=(), label=None, **facts) -> Item:
     """An answered item about no image in particular."""
-    ask = Ask(Path(f"{name}.png"), "What is <region1>?", np.asarray([[0, 0, 9, 9]]), id=name)
-    return Item(name, ask, tuple(references), task, tuple(options), label, facts=facts, answer=answer)
+    query = Query(Path(f"{name}.png"), "What is <region1>?", np.asarray([[0, 0, 9, 9]]), id=name)
+    return Item(name, query, tuple(references), task, tuple(options), label, facts=facts, answer=answer)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from tiny import tiny_model, tiny_processor, tiny_tokenizer
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from gpt4roi.generation.engine import Decoding, Prompt, generate, shared_length, stream
-from gpt4roi.generation.stopping import answer_ended
+from gpt4roi.generation.engine import Prompt, SamplingParams, generate, shared_prefix_length, stream
+from gpt4roi.generation.stopping import stopping_criterion
 from gpt4roi.region_chat import RegionChat
 from gpt4roi.structures import Turn
 
@@ -39,9 +39,9 @@ IMAGES = [0, 0, 0, 1, 1, 1]
 def test_shared_beginnings_and_batches_change_no_token(batch_size):
     model = tiny_model()
     prompts = prompts_of(model, TEXTS, IMAGES)
-    alone = [generate(model, [prompt], Decoding(10), never)[0] for prompt in prompts]
+    alone = [generate(model, [prompt], SamplingParams(10), never)[0] for prompt in prompts]
 
-    assert generate(model, prompts, Decoding(10), never, batch_size) == alone
+    assert generate(model, prompts, SamplingParams(10), never, batch_size) == alone
     assert len({tuple(answer) for answer in alone}) > 3
 
 
@@ -49,18 +49,18 @@ def test_the_beginning_is_shared_up_to_the_first_difference_and_never_beyond_a_r
     model = tiny_model()
     up_to_question = 2 + model.config.image_seq_length + 3
 
-    assert shared_length(model, prompts_of(model, TEXTS, IMAGES)) == up_to_question
-    assert shared_length(model, prompts_of(model, [[50, 51], [50, 51]], [0, 0])) == up_to_question + 1
-    assert shared_length(model, prompts_of(model, [[50, 51], [50, 51]], [0, 1])) == 0
+    assert shared_prefix_length(model, prompts_of(model, TEXTS, IMAGES)) == up_to_question
+    assert shared_prefix_length(model, prompts_of(model, [[50, 51], [50, 51]], [0, 0])) == up_to_question + 1
+    assert shared_prefix_length(model, prompts_of(model, [[50, 51], [50, 51]], [0, 1])) == 0
 
 
 def test_an_answer_ends_by_itself_while_others_go_on():
     model = tiny_model()
     prompts = prompts_of(model, TEXTS, IMAGES)
-    full = generate(model, prompts, Decoding(12), never)
+    full = generate(model, prompts, SamplingParams(12), never)
     stop = full[0][4]
 
-    answers = generate(model, prompts, Decoding(12), lambda tokens: tokens[-1] == stop)
+    answers = generate(model, prompts, SamplingParams(12), lambda tokens: tokens[-1] == stop)
 
     for answer, whole in zip(answers, full, strict=True):
         end = whole.index(stop) + 1 if stop in whole else 12
@@ -71,7 +71,10 @@ def test_a_stream_yields_the_tokens_of_the_batched_answer():
     model = tiny_model()
     prompts = prompts_of(model, TEXTS, IMAGES)
 
-    assert list(stream(model, prompts[2], Decoding(10), never)) == generate(model, prompts, Decoding(10), never)[2]
+    assert (
+        list(stream(model, prompts[2], SamplingParams(10), never))
+        == generate(model, prompts, SamplingParams(10), never)[2]
+    )
 
 
 def test_missing_region_embeddings_are_an_error_with_both_counts():
@@ -79,7 +82,7 @@ def test_missing_region_embeddings_are_an_error_with_both_counts():
     whole = prompts_of(model, TEXTS[:1], [0])[0]
 
     with pytest.raises(ValueError, match=r"the prompt has 1 tokens .* but 0 embeddings"):
-        generate(model, [Prompt(whole.input_ids, 0, whole.image_features, None)], Decoding(2), never)
+        generate(model, [Prompt(whole.input_ids, 0, whole.image_features, None)], SamplingParams(2), never)
 
 
 class Reciter(nn.Module):
@@ -141,7 +144,7 @@ def test_a_character_of_several_tokens_comes_whole():
 
 def test_an_end_token_ends_an_answer_and_so_does_a_stop_word_across_tokens():
     processor = tiny_processor(prompt_format="v0")
-    ended = answer_ended(processor)
+    ended = stopping_criterion(processor)
     tokens = processor.tokenizer("so ## and ###", add_special_tokens=False)["input_ids"]
 
     assert [ended(tokens[: n + 1]) for n in range(len(tokens))] == [False] * (len(tokens) - 1) + [True]

@@ -9,8 +9,8 @@ from official import write_image
 from tiny import tiny_model, tiny_processor
 
 from gpt4roi.constants import IGNORE_INDEX
-from gpt4roi.evaluation.asking import Ask, ModelAnswerer
 from gpt4roi.evaluation.choices import parse_choice
+from gpt4roi.evaluation.predictor import ModelPredictor, Query
 from gpt4roi.structures import RegionSample, Turn
 
 
@@ -20,7 +20,7 @@ def asked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     model = tiny_model("pyramid")
     processor = tiny_processor(model.config)
-    asks = []
+    queries = []
     for number, (choices, boxes) in enumerate(
         [
             (("(A)", "(B)", "(C)"), [[2, 3, 40, 50]]),
@@ -31,18 +31,18 @@ def asked(tmp_path_factory):
         path = folder / f"{number % 2}.png"
         write_image(path, number % 2)
         mentions = " and ".join(f"<region{k + 1}>" for k in range(len(boxes)))
-        asks.append(
-            Ask(path, f"What about {mentions}?", np.asarray(boxes, dtype=float), choices=choices, id=str(number))
+        queries.append(
+            Query(path, f"What about {mentions}?", np.asarray(boxes, dtype=float), choices=choices, id=str(number))
         )
-    return model, processor, asks
+    return model, processor, queries
 
 
-def by_whole_forward(model, processor, ask: Ask) -> list[float]:
+def by_whole_forward(model, processor, query: Query) -> list[float]:
     """The log-likelihood of every choice's learnt tokens, one forward pass each."""
     found = []
-    for choice in ask.choices:
-        turns = (Turn("user", ask.question), Turn("assistant", choice))
-        inputs = processor(RegionSample(str(ask.image), turns, ask.boxes_px))
+    for choice in query.choices:
+        turns = (Turn("user", query.question), Turn("assistant", choice))
+        inputs = processor(RegionSample(str(query.image), turns, query.boxes_px))
         labels = inputs.pop("labels")[0, 1:]
         names = ("input_ids", "attention_mask", "pixel_values", "boxes")
         with torch.no_grad():
@@ -53,13 +53,13 @@ def by_whole_forward(model, processor, ask: Ask) -> list[float]:
 
 
 def test_likelihoods_equal_those_of_whole_forward_passes_up_to_a_constant(asked):
-    model, processor, asks = asked
+    model, processor, queries = asked
 
-    together = ModelAnswerer(model, processor, batch_size=16).likelihoods(asks)
-    alone = [ModelAnswerer(model, processor, batch_size=1).likelihoods([ask])[0] for ask in asks]
+    together = ModelPredictor(model, processor, batch_size=16).likelihoods(queries)
+    alone = [ModelPredictor(model, processor, batch_size=1).likelihoods([query])[0] for query in queries]
 
-    for ask, batched, single in zip(asks, together, alone, strict=True):
-        expected = np.asarray(by_whole_forward(model, processor, ask))
+    for query, batched, single in zip(queries, together, alone, strict=True):
+        expected = np.asarray(by_whole_forward(model, processor, query))
         for found in (np.asarray(batched), np.asarray(single)):
             assert found - found[0] == pytest.approx(expected - expected[0], abs=1e-4)
         assert np.ptp(expected) > 0.1

@@ -10,7 +10,7 @@ import torch
 from test_region_chat import BOXES, chat_with, make_image
 
 from gpt4roi import InputError
-from gpt4roi.generation.many import grouped
+from gpt4roi.generation.many import batched_by_size
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_only_the_regions_asked_about_last_are_kept_of_an_image(monkeypatch):
     expected = chat.describe(None, BOXES, max_new_tokens=4)
     encoded = chat._dialogue.encoded
     one_region = encoded.region_features(torch.tensor([BOXES[0]]) / 100).nbytes
-    monkeypatch.setattr("gpt4roi.generation.encoded_image.REGIONS_KEPT", 3)
+    monkeypatch.setattr("gpt4roi.generation.encoded_image.REGION_CACHE_SIZE", 3)
 
     for corner in range(20):
         chat.ask("What is <region1>?", [[corner, corner, 60, 60]], max_new_tokens=1)
@@ -141,9 +141,9 @@ def test_only_the_regions_asked_about_last_are_kept_of_an_image(monkeypatch):
     assert chat.describe(None, BOXES, max_new_tokens=4) == expected, "a call may ask about more than are kept"
 
 
-def test_items_are_grouped_until_they_weigh_enough():
-    assert list(grouped([3, 0, 2, 9, 1], int, 4)) == [[3, 0], [2, 9], [1]]
-    assert list(grouped([], int, 4)) == []
+def test_a_batch_ends_once_it_is_large_enough():
+    assert list(batched_by_size([3, 0, 2, 9, 1], int, 4)) == [[3, 0], [2, 9], [1]]
+    assert list(batched_by_size([], int, 4)) == []
 
 
 def test_a_batch_of_nothing_is_refused(chat):

@@ -9,8 +9,8 @@ from tiny import tiny_model, tiny_processor, tiny_text_config
 
 from gpt4roi import RegionChat
 from gpt4roi.generation.engine import Prompt, stream
-from gpt4roi.generation.prompt_cache import Recall
-from gpt4roi.generation.sampling import Decoding
+from gpt4roi.generation.prompt_cache import PromptCache
+from gpt4roi.generation.sampling import SamplingParams
 
 
 def never(tokens: list[int]) -> bool:
@@ -47,26 +47,26 @@ def read_lengths(model):
 
 
 def test_the_next_round_reads_only_what_is_new(model, prompt_of):
-    recall = Recall(model)
+    cache = PromptCache(model)
     first = prompt_of([40, "R", 41], [7])
-    answer = list(stream(model, first, Decoding(4), never, recall))
+    answer = list(stream(model, first, SamplingParams(4), never, cache))
     second = prompt_of([40, "R", 41, *answer, 50, 51], [7])
     lengths, hook = read_lengths(model)
 
-    list(stream(model, second, Decoding(3), never, recall))
+    list(stream(model, second, SamplingParams(3), never, cache))
 
     hook.remove()
     assert lengths == [3, 1, 1]  # the answer's last token had not been read, and two new ones
 
 
 def test_tokens_are_those_of_a_fresh_prompt(model, prompt_of):
-    recall = Recall(model)
+    cache = PromptCache(model)
     text: list[int | str] = [40, "R", 41]
     regions = [7]
     for new, region in ([50, "R", 51], 8), ([60, 61], None), ([62, "R"], 9):
         prompt = prompt_of(text, regions)
-        answer = list(stream(model, prompt, Decoding(6), never, recall))
-        assert answer == list(stream(model, prompt, Decoding(6), never))
+        answer = list(stream(model, prompt, SamplingParams(6), never, cache))
+        assert answer == list(stream(model, prompt, SamplingParams(6), never))
         text = [*text, *answer, *new]
         regions = regions if region is None else [*regions, region]
 
@@ -83,50 +83,58 @@ def test_tokens_are_those_of_a_fresh_prompt(model, prompt_of):
     ids=["the same", "another word", "another region", "shorter", "another beginning"],
 )
 def test_it_is_kept_up_to_the_first_token_or_region_that_differs(model, prompt_of, text, regions, kept):
-    recall = Recall(model)
-    list(stream(model, prompt_of([40, "R", 41, 42], [7]), Decoding(3), never, recall))
+    cache = PromptCache(model)
+    list(stream(model, prompt_of([40, "R", 41, 42], [7]), SamplingParams(3), never, cache))
     before = 1 + model.config.image_seq_length
 
     prompt = prompt_of(text, regions)
 
-    assert recall.turn_to(prompt) == before + kept
-    assert list(stream(model, prompt, Decoding(5), never, recall)) == list(stream(model, prompt, Decoding(5), never))
+    assert cache.reuse_prefix(prompt) == before + kept
+    assert list(stream(model, prompt, SamplingParams(5), never, cache)) == list(
+        stream(model, prompt, SamplingParams(5), never)
+    )
 
 
 def test_another_image_begins_anew(model, prompt_of):
-    recall = Recall(model)
+    cache = PromptCache(model)
     prompt = prompt_of([40, 41])
-    list(stream(model, prompt, Decoding(3), never, recall))
+    list(stream(model, prompt, SamplingParams(3), never, cache))
 
     other = Prompt(prompt.input_ids, 0, prompt.image_features + 1)
 
-    assert recall.turn_to(other) == 0
-    assert list(stream(model, other, Decoding(5), never, recall)) == list(stream(model, other, Decoding(5), never))
+    assert cache.reuse_prefix(other) == 0
+    assert list(stream(model, other, SamplingParams(5), never, cache)) == list(
+        stream(model, other, SamplingParams(5), never)
+    )
 
 
 def test_a_copy_that_goes_on_leaves_the_original_as_it_was(model, prompt_of):
-    recall = Recall(model)
+    cache = PromptCache(model)
     first = prompt_of([40, 41])
-    list(stream(model, first, Decoding(3), never, recall))
-    length, values = len(recall), recall.cache.layers[0].keys.clone()
+    list(stream(model, first, SamplingParams(3), never, cache))
+    length, values = len(cache), cache.cache.layers[0].keys.clone()
 
-    tokens = stream(model, prompt_of([40, 44, 45]), Decoding(9), never, recall.copy())
+    tokens = stream(model, prompt_of([40, 44, 45]), SamplingParams(9), never, cache.copy())
     next(tokens), next(tokens)
     tokens.close()
 
-    assert len(recall) == length and torch.equal(recall.cache.layers[0].keys, values)
-    assert list(stream(model, first, Decoding(5), never, recall)) == list(stream(model, first, Decoding(5), never))
+    assert len(cache) == length and torch.equal(cache.cache.layers[0].keys, values)
+    assert list(stream(model, first, SamplingParams(5), never, cache)) == list(
+        stream(model, first, SamplingParams(5), never)
+    )
 
 
 def test_layers_that_cannot_go_back_are_read_anew(prompt_of):
     text_config = tiny_text_config("mistral", sliding_window=8)  # every token sees the last eight
     model = tiny_model("pyramid", text_config=text_config)
-    recall = Recall(model)
-    list(stream(model, prompt_of([40, 41, 42, 43]), Decoding(3), never, recall))
+    cache = PromptCache(model)
+    list(stream(model, prompt_of([40, 41, 42, 43]), SamplingParams(3), never, cache))
     prompt = prompt_of([40, 41, 50, 51])
 
-    assert recall.turn_to(prompt) == 0
-    assert list(stream(model, prompt, Decoding(5), never, recall)) == list(stream(model, prompt, Decoding(5), never))
+    assert cache.reuse_prefix(prompt) == 0
+    assert list(stream(model, prompt, SamplingParams(5), never, cache)) == list(
+        stream(model, prompt, SamplingParams(5), never)
+    )
 
 
 def test_a_chat_without_a_kept_cache_answers_the_same():
@@ -138,4 +146,4 @@ def test_a_chat_without_a_kept_cache_answers_the_same():
         chat.ask("And <region2>?", BOXES[1:2], max_new_tokens=6)
 
     assert chats[0].turns == chats[1].turns
-    assert chats[0]._dialogue.recall is not None and chats[1]._dialogue.recall is None
+    assert chats[0]._dialogue.cache is not None and chats[1]._dialogue.cache is None

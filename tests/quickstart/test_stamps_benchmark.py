@@ -14,9 +14,9 @@ from tiny import tiny_model, tiny_processor
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation import captions
-from gpt4roi.evaluation.asking import Ask, ModelAnswerer
 from gpt4roi.evaluation.evaluate import evaluate
 from gpt4roi.evaluation.items import Source
+from gpt4roi.evaluation.predictor import ModelPredictor, Query
 from quickstart import questions
 from quickstart.benchmark import items as stamps
 
@@ -100,18 +100,18 @@ class Seer:
                 for box, thing in zip(record["boxes"], record["objects"], strict=True):
                     self.shown[str(data / record["image"]), tuple(map(float, box))] = thing["caption"]
 
-    def __call__(self, asks: list[Ask]) -> list[str]:
-        return [self.answer(ask) for ask in asks]
+    def __call__(self, queries: list[Query]) -> list[str]:
+        return [self.answer(query) for query in queries]
 
-    def answer(self, ask: Ask) -> str:
-        if ask.blank:
+    def answer(self, query: Query) -> str:
+        if query.blank:
             return "nothing"
-        boxes = ask.boxes_px.tolist()
-        captions = [self.shown[str(ask.image), tuple(box)] for box in boxes]
-        task = next(t for t, words in questions.WORDING.items() if ask.question.startswith(words.split("{")[0]))
-        if task == "left" and "above" in ask.question:
+        boxes = query.boxes_px.tolist()
+        captions = [self.shown[str(query.image), tuple(box)] for box in boxes]
+        task = next(t for t, words in questions.WORDING.items() if query.question.startswith(words.split("{")[0]))
+        if task == "left" and "above" in query.question:
             task = "above"
-        return questions.answer(task, boxes, captions, [int(number) - 1 for number in NUMBERS.findall(ask.question)])
+        return questions.answer(task, boxes, captions, [int(number) - 1 for number in NUMBERS.findall(query.question)])
 
 
 class Reader(Seer):
@@ -119,11 +119,11 @@ class Reader(Seer):
 
     def __init__(self, data) -> None:
         self.remembered = {
-            (item.ask.image, item.ask.question): item.truth for item in load_items(data) if not item.control
+            (item.query.image, item.query.question): item.truth for item in load_items(data) if not item.control
         }
 
-    def answer(self, ask: Ask) -> str:
-        return self.remembered[ask.image, ask.question]
+    def answer(self, query: Query) -> str:
+        return self.remembered[query.image, query.question]
 
 
 def test_a_perfect_model_is_right_everywhere_and_the_controls_agree(data, tmp_path):
@@ -144,7 +144,7 @@ def test_a_model_that_does_not_look_at_boxes_is_caught_by_every_control(data, tm
 
 
 def test_a_constant_answer_scores_the_chance_level(data, tmp_path):
-    metrics = evaluate_answerer(lambda asks: ["yes"] * len(asks), data, tmp_path / "out")
+    metrics = evaluate_answerer(lambda queries: ["yes"] * len(queries), data, tmp_path / "out")
 
     truths = [item.truth for item in load_items(data) if item.task == "left" and not item.control]
     assert metrics["relations"]["left"]["right"]["value"] == pytest.approx(truths.count("yes") / len(truths))
@@ -153,8 +153,10 @@ def test_a_constant_answer_scores_the_chance_level(data, tmp_path):
 
 
 def test_naming_always_the_first_region_is_the_chance_level_of_larger(data, tmp_path):
-    def first(asks):
-        return [f"region{NUMBERS.findall(ask.question)[0]}" if "larger" in ask.question else "" for ask in asks]
+    def first(queries):
+        return [
+            f"region{NUMBERS.findall(query.question)[0]}" if "larger" in query.question else "" for query in queries
+        ]
 
     larger = evaluate_answerer(first, data, tmp_path / "out")["relations"]["larger"]
 
@@ -168,13 +170,13 @@ def test_permuting_leaves_no_region_its_box_and_swapping_exchanges_two(data):
     by_id = {item.id: item for item in items}
 
     for item in items:
-        boxes, before = item.ask.boxes_px, by_id[item.asked_as].ask.boxes_px
+        boxes, before = item.query.boxes_px, by_id[item.asked_as].query.boxes_px
         moved = (boxes != before).any(axis=1)
-        assert by_id[item.asked_as].ask.question == item.ask.question
+        assert by_id[item.asked_as].query.question == item.query.question
         if item.control == "permuted":
             assert moved.all() and sorted(boxes.tolist()) == sorted(before.tolist())
         elif item.control == "swapped":
-            assert set(np.flatnonzero(moved) + 1) == set(map(int, NUMBERS.findall(item.ask.question)))
+            assert set(np.flatnonzero(moved) + 1) == set(map(int, NUMBERS.findall(item.query.question)))
             assert item.truth != by_id[item.asked_as].truth
         else:
             assert not moved.any()
@@ -183,7 +185,7 @@ def test_permuting_leaves_no_region_its_box_and_swapping_exchanges_two(data):
 def test_the_controls_are_the_same_every_time(data):
     first, second = load_items(data), load_items(data)
 
-    assert [item.ask.boxes_px.tolist() for item in first] == [item.ask.boxes_px.tolist() for item in second]
+    assert [item.query.boxes_px.tolist() for item in first] == [item.query.boxes_px.tolist() for item in second]
     assert {item.scene for item in load_items(data, limit=2)} == {"test-0", "test-1", "test_unseen-0", "test_unseen-1"}
 
 
@@ -195,8 +197,8 @@ def test_difficulty_bands_hold_every_question_once(data, tmp_path):
 
 
 def test_unseen_things_are_scored_by_words_and_kind_with_their_chance(data, tmp_path):
-    def nearly(asks):
-        return [answer.replace("red", "green") for answer in Seer(data)(asks)]
+    def nearly(queries):
+        return [answer.replace("red", "green") for answer in Seer(data)(queries)]
 
     unseen = evaluate_answerer(nearly, data, tmp_path / "out")["unseen"]
 
@@ -225,29 +227,29 @@ def test_the_files_tell_numbers_answers_and_what_the_data_set_says_of_itself(dat
 def test_a_model_answers_as_one_question_at_a_time(data):
     model = tiny_model("pyramid")
     processor = tiny_processor(model.config)
-    asks = [item.ask for item in load_items(data, limit=2) if item.control != "blank"]
-    one_by_one = ModelAnswerer(model, processor, batch_size=1, max_new_tokens=6)
+    queries = [item.query for item in load_items(data, limit=2) if item.control != "blank"]
+    one_by_one = ModelPredictor(model, processor, batch_size=1, max_new_tokens=6)
 
-    together = ModelAnswerer(model, processor, batch_size=16, max_new_tokens=6)(asks)
+    together = ModelPredictor(model, processor, batch_size=16, max_new_tokens=6)(queries)
 
-    assert together == [one_by_one([ask])[0] for ask in asks]
+    assert together == [one_by_one([query])[0] for query in queries]
 
 
 def test_blank_regions_all_look_the_same(data):
     model = tiny_model("pyramid")
-    answerer = ModelAnswerer(model, tiny_processor(model.config), max_new_tokens=6)
-    image, boxes = load_items(data)[0].ask.image, load_items(data)[0].ask.boxes_px
+    predictor = ModelPredictor(model, tiny_processor(model.config), max_new_tokens=6)
+    image, boxes = load_items(data)[0].query.image, load_items(data)[0].query.boxes_px
 
-    def ask(blank):
-        return answerer([Ask(image, "What is <region1>?", boxes[[row, 1, 2]], blank) for row in range(3)])
+    def query(blank):
+        return predictor([Query(image, "What is <region1>?", boxes[[row, 1, 2]], blank) for row in range(3)])
 
-    assert len(set(ask(blank=True))) == 1
+    assert len(set(query(blank=True))) == 1
 
 
 def test_a_tiny_model_runs_through_everything(data, tmp_path):
     model = tiny_model("pyramid")
 
-    answer = ModelAnswerer(model, tiny_processor(model.config), batch_size=32, max_new_tokens=24)
+    answer = ModelPredictor(model, tiny_processor(model.config), batch_size=32, max_new_tokens=24)
     metrics = evaluate("stamps", answer, Source(data, limit=2), tmp_path / "out")
 
     assert metrics["captions"]["exact"]["n"] == 6 and metrics["limit"] == 2

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images, read_json
 from gpt4roi.evaluation.items import Item, Scores, Source
 from gpt4roi.evaluation.metrics import Measure, exact_match, words
+from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.similarity import MISSING, SentenceModel, find_sentence_model
 
 COCO_FILES = ("instances_val2017.json", "annotations/instances_val2017.json", "coco/annotations/instances_val2017.json")
@@ -84,15 +84,17 @@ def _instance(annotation: dict, image: Path, absent: tuple[int, ...], where: str
     return Instance(str(number), image, box_of_xywh(corners, where), category, absent)
 
 
-def load_classes(source: Source, names: Sequence[str], ask: Callable[[dict[int, tuple[str, ...]]], str]) -> list[Item]:
+def load_classes(
+    source: Source, names: Sequence[str], prompt: Callable[[dict[int, tuple[str, ...]]], str]
+) -> list[Item]:
     """Returns one item for each object; its references are all names of its category."""
     named, images = read_instances(source, names)
-    question = source.question or ask(named)
+    question = source.question or prompt(named)
     main = [names[0] for names in named.values()]
     return [
         Item(
             one.id,
-            Ask(one.image, question, one.box[None], id=one.id),
+            Query(one.image, question, one.box[None], id=one.id),
             named[one.category],
             facts={"categories": main},
         )
@@ -139,8 +141,8 @@ def _two_way(one: Instance, named: dict[int, tuple[str, ...]]) -> Item:
     label = int(draw.integers(2))
     options = (named[one.category][0], wrong) if label == 0 else (wrong, named[one.category][0])
     question = TWO_WAY.format(first=options[0], second=options[1])
-    ask = Ask(one.image, question, one.box[None], choices=options, id=one.id)
-    return Item(one.id, ask, named[one.category], "", options, label)
+    query = Query(one.image, question, one.box[None], choices=options, id=one.id)
+    return Item(one.id, query, named[one.category], "", options, label)
 
 
 def names_right(item: Item) -> int | None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images, read_json
 from gpt4roi.evaluation.items import Item, Source
+from gpt4roi.evaluation.predictor import Query
 
 COCO_FOLDERS = ("coco_all", "coco_imgs", "coco/train2014", "coco/train2017", "train2014", "images")
 
@@ -50,8 +50,8 @@ def read_boxes(
         if name in of_image:
             of_image[name] = replace(of_image[name], references=(*of_image[name].references, text.strip()))
         else:
-            ask = Ask(image_path(folder, file_name), question, box_of_xywh(corners, where)[None], id=name)
-            of_image[name] = Item(name, ask, (text.strip(),))
+            query = Query(image_path(folder, file_name), question, box_of_xywh(corners, where)[None], id=name)
+            of_image[name] = Item(name, query, (text.strip(),))
     return [item for of_image in source.choose(list(found.values())) for item in of_image.values()]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.files import fields, find_annotations, find_images, read_json
 from gpt4roi.evaluation.items import Item, Source
+from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.similarity import clean_category
 from gpt4roi.geometry.masks import to_box
 
@@ -33,6 +33,6 @@ def load_objects(source: Source, file_name: str) -> list[Item]:
         for place, (category, annotation) in enumerate(zip(categories, annotations, strict=True)):
             (mask,) = fields(annotation, ["segmentation"], f"{where}, annotation {place}")
             box = to_box(mask, f" in {where}, annotation {place}")
-            ask = Ask(image, source.question or QUESTION, box[None], id=f"{name}#{row}.{place}")
-            items.append(Item(ask.id, ask, (clean_category(str(category)),)))
+            query = Query(image, source.question or QUESTION, box[None], id=f"{name}#{row}.{place}")
+            items.append(Item(query.id, query, (clean_category(str(category)),)))
     return items

@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.files import box_of_xywh, fields, find_annotations, find_images
 from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_texts
 
 TITLE = "Ref-L4 descriptions"
@@ -43,8 +43,8 @@ def load(source: Source) -> list[Item]:
                 found[name] = replace(found[name], references=(*found[name].references, str(caption)))
             else:
                 image = folder / file_name if (folder / file_name).exists() else folder / Path(file_name).name
-                ask = Ask(image, source.question or QUESTION, box_of_xywh(corners, where)[None], id=name)
-                found[name] = Item(name, ask, (str(caption),))
+                query = Query(image, source.question or QUESTION, box_of_xywh(corners, where)[None], id=name)
+                found[name] = Item(name, query, (str(caption),))
     return [item for found in source.choose(list(of_image.values())) for item in found.values()]
 
 

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.benchmarks._visual7w import mix, read_questions
 from gpt4roi.evaluation.choices import letters, write_options
 from gpt4roi.evaluation.files import by_id, fields
 from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_choices
 
 TITLE = "Visual7W pointing"
@@ -43,9 +43,9 @@ def load(source: Source) -> list[Item]:
         listed = write_options([f"<region{number}>" for number in range(1, len(candidates) + 1)])
         text = PROMPT.format(question=pair["question"], options=listed)
         options = tuple(f"region{number}" for number in range(1, len(candidates) + 1))
-        ask = Ask(image, text, corners, choices=letters(len(candidates)), id=str(pair["qa_id"]))
+        query = Query(image, text, corners, choices=letters(len(candidates)), id=str(pair["qa_id"]))
         task = pair.get("type", "which")
-        items.append(Item(ask.id, ask, (options[label],), task, options, label, None))
+        items.append(Item(query.id, query, (options[label],), task, options, label, None))
     return items
 
 

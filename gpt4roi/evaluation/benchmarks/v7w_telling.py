@@ -17,11 +17,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.benchmarks._visual7w import mix, read_questions
 from gpt4roi.evaluation.choices import letters, write_options
 from gpt4roi.evaluation.files import fields, read_json
 from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_choices
 
 TITLE = "Visual7W telling"
@@ -49,16 +49,16 @@ def load(source: Source) -> list[Item]:
         listed = ", ".join(f"<region{number}>" for number in range(1, len(corners) + 1))
         regions = f"The question is about {listed}.\n" if listed else ""
         text = PROMPT.format(regions=regions, question=pair["question"], options=write_options(options))
-        ask = Ask(image, text, corners, choices=letters(len(options)), id=str(pair["qa_id"]))
+        query = Query(image, text, corners, choices=letters(len(options)), id=str(pair["qa_id"]))
         facts = {"grounded": grounding is not None}
-        items.append(Item(ask.id, ask, (options[label],), pair.get("type", ""), tuple(options), label, None, facts))
+        items.append(Item(query.id, query, (options[label],), pair.get("type", ""), tuple(options), label, None, facts))
     return items
 
 
 def score(items: Sequence[Item], source: Source) -> Scores:
     """Scores the choices, and by kind of question."""
     scores = score_choices(items)
-    scores.details["with_boxes"] = sum(len(item.ask.boxes_px) > 0 for item in items)
+    scores.details["with_boxes"] = sum(len(item.query.boxes_px) > 0 for item in items)
     if items and not items[0].facts["grounded"]:
         scores.notes.append(_NO_BOXES)
     return scores

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.choices import letters, write_options
 from gpt4roi.evaluation.files import fields, find_annotations, find_images, read_json, read_json_lines
 from gpt4roi.evaluation.items import Item, Scores, Source
 from gpt4roi.evaluation.metrics import Measure
+from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import choose, score_choices
 
 TITLE = "Visual Commonsense Reasoning"
@@ -63,8 +63,10 @@ def _items(record: dict, folder: Path, where: str) -> list[Item]:
 
     def asked(prompt: str, options: Sequence[str], kind: str, label: int, **parts: str) -> Item:
         text = prompt.format(regions=introduce(objects), options=write_options(options), **parts)
-        ask = Ask(folder / img_fn, text, boxes.reshape(len(boxes), -1)[:, :4], choices=letters(len(options)), id=kind)
-        return Item(kind, ask, (options[label],), parts_of[kind], tuple(options), label, None, {"annot_id": name})
+        query = Query(
+            folder / img_fn, text, boxes.reshape(len(boxes), -1)[:, :4], choices=letters(len(options)), id=kind
+        )
+        return Item(kind, query, (options[label],), parts_of[kind], tuple(options), label, None, {"annot_id": name})
 
     parts_of = {f"{name}:qa": ANSWER, f"{name}:qar": RATIONALE}
     said = write_tokens(question, objects, where)

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpt4roi.evaluation.asking import Ask
 from gpt4roi.evaluation.benchmarks._expressions import found_nothing, image_path
 from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images, read_json
 from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_texts
 
 TITLE = "Visual Genome region captions"
@@ -38,8 +38,8 @@ def load(source: Source) -> list[Item]:
             raise found_nothing(where, image_id)
         name = str(annotation.get("id", row))
         box, image_file = box_of_xywh(corners, where), image_path(folder, file_names[image_id])
-        ask = Ask(image_file, source.question or QUESTION, box[None], id=name)
-        of_image.setdefault(file_names[image_id], []).append(Item(name, ask, (str(caption),)))
+        query = Query(image_file, source.question or QUESTION, box[None], id=name)
+        of_image.setdefault(file_names[image_id], []).append(Item(name, query, (str(caption),)))
     return [item for items in source.choose(list(of_image.values())) for item in items]
 
 

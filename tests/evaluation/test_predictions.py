@@ -17,11 +17,18 @@ from tiny import tiny_model, tiny_processor
 
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.answering import Share, answer_all, ask_piece, cut, read_replies, run_key
-from gpt4roi.evaluation.asking import Ask, ModelAnswerer
+from gpt4roi.evaluation.predictions import (
+    BatchShard,
+    chunk_by_image,
+    predict_all,
+    predict_chunk,
+    read_predictions,
+    run_key,
+)
+from gpt4roi.evaluation.predictor import ModelPredictor, Query
 
 
-def asks_about(folder: Path, images: int, each: int = 3) -> list[Ask]:
+def queries_about(folder: Path, images: int, each: int = 3) -> list[Query]:
     """Questions of different lengths about noise images."""
     made = []
     for number in range(images):
@@ -29,7 +36,7 @@ def asks_about(folder: Path, images: int, each: int = 3) -> list[Ask]:
         write_image(path, number)
         for k in range(each):
             box = np.asarray([[2.0 + k, 3, 40 + number % 7, 50]])
-            made.append(Ask(path, f"What is {'very ' * k}<region1>?", box, id=f"{number}.{k}"))
+            made.append(Query(path, f"What is {'very ' * k}<region1>?", box, id=f"{number}.{k}"))
     return made
 
 
@@ -37,31 +44,31 @@ def asks_about(folder: Path, images: int, each: int = 3) -> list[Ask]:
 def model():
     """A tiny model that answers in batches."""
     built = tiny_model("pyramid")
-    return ModelAnswerer(built, tiny_processor(built.config), batch_size=8, max_new_tokens=5)
+    return ModelPredictor(built, tiny_processor(built.config), batch_size=8, max_new_tokens=5)
 
 
 def test_pieces_are_whole_images_and_hold_every_question_once(tmp_path):
-    asks = asks_about(tmp_path, 10)
-    mixed = [asks[place] for place in np.random.default_rng(0).permutation(len(asks))]
+    queries = queries_about(tmp_path, 10)
+    mixed = [queries[place] for place in np.random.default_rng(0).permutation(len(queries))]
 
-    pieces = cut(mixed, image_batch_size=4)
+    chunks = chunk_by_image(mixed, image_batch_size=4)
 
-    assert sorted(number for piece in pieces for number in piece) == list(range(30))
-    assert [len(piece) for piece in pieces] == [12, 12, 6]
-    for piece in pieces:
-        inside = {mixed[number].image for number in piece}
-        assert not inside & {ask.image for number, ask in enumerate(mixed) if number not in piece}
+    assert sorted(number for chunk in chunks for number in chunk) == list(range(30))
+    assert [len(chunk) for chunk in chunks] == [12, 12, 6]
+    for chunk in chunks:
+        inside = {mixed[number].image for number in chunk}
+        assert not inside & {query.image for number, query in enumerate(mixed) if number not in chunk}
 
 
-class Watched(ModelAnswerer):
+class Watched(ModelPredictor):
     """Remembers what it answered, and is killed, without a chance to do anything, after so many batches."""
 
-    def __init__(self, model: ModelAnswerer, batches: int = 1000) -> None:
-        super().__init__(model.model, model.processor, model.batch_size, model.decoding.max_new_tokens)
+    def __init__(self, model: ModelPredictor, batches: int = 1000) -> None:
+        super().__init__(model.model, model.processor, model.batch_size, model.params.max_new_tokens)
         self.left, self.answered = batches, 0
 
-    def in_batches(self, asks, wanted):
-        for batch, texts in super().in_batches(asks, wanted):
+    def in_batches(self, queries, selects):
+        for batch, texts in super().in_batches(queries, selects):
             if self.left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.left -= 1
@@ -69,45 +76,45 @@ class Watched(ModelAnswerer):
             yield batch, texts
 
 
-def killed_run(asks: list[Ask], model: ModelAnswerer, folder: Path, batches: int, at_once: int) -> int:
+def killed_run(queries: list[Query], model: ModelPredictor, folder: Path, batches: int, at_once: int) -> int:
     """Answers in a process of its own that is killed in the batch after so many; returns its exit code."""
     child = os.fork()
     if child == 0:
-        answer_all(asks, Watched(model, batches), folder, {}, image_batch_size=at_once)
+        predict_all(queries, Watched(model, batches), folder, {}, image_batch_size=at_once)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("at_once", [4, 100])
 def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model, at_once):
-    asks = asks_about(tmp_path, 13)
-    whole = answer_all(asks, model, tmp_path / "whole", {}, image_batch_size=at_once)
+    queries = queries_about(tmp_path, 13)
+    whole = predict_all(queries, model, tmp_path / "whole", {}, image_batch_size=at_once)
     killed = tmp_path / "killed"
 
     counts = []
     for batches in (1, 2, 1):
-        assert killed_run(asks, model, killed, batches, at_once) == -signal.SIGKILL
+        assert killed_run(queries, model, killed, batches, at_once) == -signal.SIGKILL
         (kept,) = killed.glob("*/0.jsonl")
         with kept.open("a") as file:  # a line that a kill tore
             file.write('{"id": "12.2", "answ')
-        counts.append(len(read_replies(kept.parent)))
+        counts.append(len(read_predictions(kept.parent)))
 
     assert 0 < counts[0] < counts[1] < counts[2] < 39
     rest = Watched(model)
-    assert answer_all(asks, rest, killed, {}, image_batch_size=at_once) == whole
+    assert predict_all(queries, rest, killed, {}, image_batch_size=at_once) == whole
     assert rest.answered == 39 - counts[-1]
     again = Watched(model)
-    assert answer_all(asks, again, killed, {}, image_batch_size=at_once) == whole and again.answered == 0
+    assert predict_all(queries, again, killed, {}, image_batch_size=at_once) == whole and again.answered == 0
 
 
-def limited_run(asks: list[Ask], model: ModelAnswerer, folder: Path, num_bytes: int) -> str:
+def limited_run(queries: list[Query], model: ModelPredictor, folder: Path, num_bytes: int) -> str:
     """Answers in a process of its own whose files may not grow beyond so many bytes; returns what it died of."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
         try:
-            answer_all(asks, model, folder, {}, image_batch_size=4)
+            predict_all(queries, model, folder, {}, image_batch_size=4)
         except Exception as error:
             os.write(writing, f"{type(error).__name__}: {error}".encode())
         os._exit(0)
@@ -118,21 +125,21 @@ def limited_run(asks: list[Ask], model: ModelAnswerer, folder: Path, num_bytes: 
 
 
 def test_a_full_disk_is_told_in_one_line_and_what_was_answered_stays(tmp_path, model):
-    asks = asks_about(tmp_path, 13)
-    whole = answer_all(asks, model, tmp_path / "whole", {}, image_batch_size=4)
+    queries = queries_about(tmp_path, 13)
+    whole = predict_all(queries, model, tmp_path / "whole", {}, image_batch_size=4)
     (written,) = (tmp_path / "whole").glob("*/0.jsonl")
     half = written.stat().st_size // 2 + 3
 
-    told = limited_run(asks, model, tmp_path / "full", half)
+    told = limited_run(queries, model, tmp_path / "full", half)
 
     assert told.startswith("InputError: ") and "\n" not in told
     assert "0.jsonl cannot be written: File too large; the answers so far are kept: make room, and run it again" in told
     (kept,) = (tmp_path / "full").glob("*/0.jsonl")
     assert kept.stat().st_size == half and not kept.read_bytes().endswith(b"\n"), "the last line is torn"
-    before = len(read_replies(kept.parent))
+    before = len(read_predictions(kept.parent))
     assert before > 10
     rest = Watched(model)
-    assert answer_all(asks, rest, tmp_path / "full", {}, image_batch_size=4) == whole
+    assert predict_all(queries, rest, tmp_path / "full", {}, image_batch_size=4) == whole
     assert rest.answered <= 39 - before + 8, "at most the torn batch is answered again"
 
 
@@ -146,7 +153,7 @@ def test_a_result_that_cannot_be_written_is_told_in_one_line(tmp_path, name, blo
     folder = visual7w(tmp_path, "telling")
     (tmp_path / "out" / blocked).mkdir(parents=True)
     with pytest.raises(InputError, match=rf"{name} cannot be written: Is a directory; the answers so far are kept"):
-        evaluate("v7w-telling", lambda asks: ["a"] * len(asks), Source(folder), tmp_path / "out")
+        evaluate("v7w-telling", lambda queries: ["a"] * len(queries), Source(folder), tmp_path / "out")
 
 
 def test_an_image_whose_name_is_no_text_costs_no_file_of_the_evaluation(tmp_path):
@@ -161,7 +168,7 @@ def test_an_image_whose_name_is_no_text_costs_no_file_of_the_evaluation(tmp_path
     (folder / "visual7w_images" / name).rename(folder / "visual7w_images" / os.fsdecode(b"caf\xe9.jpg"))
     path.write_text(json.dumps(content))
 
-    evaluate("v7w-telling", lambda asks: ["a"] * len(asks), Source(folder), tmp_path / "out")
+    evaluate("v7w-telling", lambda queries: ["a"] * len(queries), Source(folder), tmp_path / "out")
 
     lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
     assert any("caf\\udce9.jpg" in line for line in lines)
@@ -169,45 +176,47 @@ def test_an_image_whose_name_is_no_text_costs_no_file_of_the_evaluation(tmp_path
 
 
 def test_the_batches_of_a_piece_can_be_shared_and_get_the_same_answers(tmp_path, model):
-    asks = asks_about(tmp_path, 5)
-    (alone,) = [dict(pair for found in ask_piece(asks, model, Share()) for pair in found.items())]
+    queries = queries_about(tmp_path, 5)
+    (alone,) = [dict(pair for found in predict_chunk(queries, model, BatchShard()) for pair in found.items())]
 
-    shares = [list(ask_piece(asks, model, Share((), rank, 3))) for rank in range(3)]
+    shares = [list(predict_chunk(queries, model, BatchShard((), rank, 3))) for rank in range(3)]
 
     joined = [pair for share in shares for found in share for pair in found.items()]
-    assert dict(joined) == alone and len(joined) == len(asks)
+    assert dict(joined) == alone and len(joined) == len(queries)
     assert all(shares)
 
 
 def test_answers_under_other_settings_or_to_other_questions_are_not_taken_over(tmp_path):
-    asks = asks_about(tmp_path, 2)
+    queries = queries_about(tmp_path, 2)
 
     def says(word):
-        return lambda piece: [word] * len(piece)
+        return lambda chunk: [word] * len(chunk)
 
-    assert {reply.answer for reply in answer_all(asks, says("a"), tmp_path, {"model": 1})} == {"a"}
-    assert {reply.answer for reply in answer_all(asks, says("b"), tmp_path, {"model": 1})} == {"a"}
-    assert {reply.answer for reply in answer_all(asks, says("b"), tmp_path, {"model": 2})} == {"b"}
-    assert {reply.answer for reply in answer_all(asks[:4], says("c"), tmp_path, {"model": 1})} == {"c"}
-    assert {reply.answer for reply in answer_all(asks, says("d"), tmp_path, {"model": 1}, fresh=True)} == {"d"}
-    assert run_key(asks, {"model": 1}) != run_key(asks[::-1], {"model": 1})
+    assert {prediction.answer for prediction in predict_all(queries, says("a"), tmp_path, {"model": 1})} == {"a"}
+    assert {prediction.answer for prediction in predict_all(queries, says("b"), tmp_path, {"model": 1})} == {"a"}
+    assert {prediction.answer for prediction in predict_all(queries, says("b"), tmp_path, {"model": 2})} == {"b"}
+    assert {prediction.answer for prediction in predict_all(queries[:4], says("c"), tmp_path, {"model": 1})} == {"c"}
+    assert {
+        prediction.answer for prediction in predict_all(queries, says("d"), tmp_path, {"model": 1}, fresh=True)
+    } == {"d"}
+    assert run_key(queries, {"model": 1}) != run_key(queries[::-1], {"model": 1})
 
 
 def test_an_image_that_cannot_be_read_costs_only_its_own_questions(tmp_path, model):
-    asks = asks_about(tmp_path, 3)
-    asks[3].image.write_text("no image")
+    queries = queries_about(tmp_path, 3)
+    queries[3].image.write_text("no image")
 
-    replies = answer_all(asks, model, tmp_path / "out", {})
+    predictions = predict_all(queries, model, tmp_path / "out", {})
 
-    assert [bool(reply.error) for reply in replies] == [False] * 3 + [True] * 3 + [False] * 3
-    assert "1.png" in replies[3].error and replies[3].answer == ""
+    assert [bool(prediction.error) for prediction in predictions] == [False] * 3 + [True] * 3 + [False] * 3
+    assert "1.png" in predictions[3].error and predictions[3].answer == ""
 
 
 def test_two_questions_of_the_same_name_are_refused(tmp_path):
-    asks = asks_about(tmp_path, 1)
+    queries = queries_about(tmp_path, 1)
 
     with pytest.raises(InputError, match="3 of 6 questions have the id of another"):
-        answer_all(asks + asks, lambda piece: [""] * len(piece), tmp_path, {})
+        predict_all(queries + queries, lambda chunk: [""] * len(chunk), tmp_path, {})
 
 
 @pytest.fixture(scope="module")

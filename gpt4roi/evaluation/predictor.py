@@ -1,0 +1,129 @@
+"""Questions of a benchmark, and a model that answers all of them in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from gpt4roi.constants import IGNORE_INDEX
+from gpt4roi.errors import InputError
+from gpt4roi.generation.encoded_image import EncodedImage, Prompt, encode_images, prepare_image
+from gpt4roi.generation.likelihood import AnsweredPrompt, log_likelihoods
+from gpt4roi.generation.many import answer_batches
+from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.processing.user_input import open_image
+from gpt4roi.structures import RegionSample, Turn
+
+IMAGE_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question about an image, on its own.
+
+    Attributes:
+        image: Path.
+        question: Mentions regions as `<region1>`.
+        boxes_px: float[N, 4], xyxy in pixels; row 0 is region1.
+        blank: The regions' embeddings are replaced by the mean over all regions of the queries at hand, so that they
+            hold no information.
+        choices: The possible answers of a multiple-choice question.
+        id: The item's, unique in a benchmark.
+    """
+
+    image: Path
+    question: str
+    boxes_px: np.ndarray
+    blank: bool = False
+    choices: tuple[str, ...] = ()
+    id: str = ""
+
+    def sample(self, *answer: Turn) -> RegionSample:
+        """Returns the dialogue of the question, and of an answer."""
+        turns = (Turn("user", self.question), *answer)
+        return RegionSample(str(self.image), turns, self.boxes_px, source=str(self.image))
+
+
+class Predictor(Protocol):
+    """Answers every query, in order. Anything that can be called like this can be evaluated.
+
+    It may also have a method `likelihoods(queries)`, which returns for each query the log-likelihood of each of its
+    choices (up to a constant); without it multiple choice is scored by parsing the answer alone.
+    """
+
+    def __call__(self, queries: Sequence[Query]) -> list[str]:
+        """Returns one answer for each query."""
+        ...
+
+
+class ModelPredictor:
+    """Answers greedily with a GPT4RoI model: every image is encoded once, everything else runs in batches."""
+
+    def __init__(self, model: Any, processor: Any, batch_size: int = 64, max_new_tokens: int = 24) -> None:
+        """batch_size: prompts at once; max_new_tokens: where an answer is cut."""
+        self.model, self.processor = model.eval(), processor
+        self.batch_size, self.params = batch_size, SamplingParams(max_new_tokens)
+        self._encoded: dict[Path, EncodedImage] = {}
+
+    def __call__(self, queries: Sequence[Query]) -> list[str]:
+        """Returns one answer for each query."""
+        answers = [""] * len(queries)
+        for batch, texts in self.in_batches(queries, lambda batch: True):
+            for number, text in zip(batch, texts, strict=True):
+                answers[number] = text
+        return answers
+
+    def in_batches(
+        self, queries: Sequence[Query], selects: Callable[[list[int]], bool]
+    ) -> Iterator[tuple[list[int], list[str]]]:
+        """Yields the indices of each selected batch of queries with their answers, as generate_batches does."""
+        prompts = self._prompts(queries)
+        regions = [prompt.region_features for prompt in prompts if prompt.region_features is not None]
+        if any(query.blank for query in queries):
+            mean = torch.cat(regions).mean(dim=0)
+            prompts = [
+                replace(prompt, region_features=mean.expand_as(rows)) if query.blank else prompt
+                for query, prompt, rows in zip(queries, prompts, regions, strict=True)
+            ]
+        yield from answer_batches(self.model, self.processor, prompts, self.params, self.batch_size, selects)
+
+    def likelihoods(self, queries: Sequence[Query]) -> list[list[float]]:
+        """Returns for each query the log-likelihood of each of its choices, up to a constant of the query."""
+        self._encode([query.image for query in queries])
+        questions = [[self._answered(query, choice) for choice in query.choices] for query in queries]
+        return log_likelihoods(self.model, questions, self.batch_size)
+
+    def _answered(self, query: Query, choice: str) -> AnsweredPrompt:
+        image = self._encoded[query.image]
+        text = self.processor.encode_text(query.sample(Turn("assistant", choice)), image_size=image.size)
+        if text["n_cut_answers"]:
+            raise InputError(
+                f"{query.id or query.image}: the question is too long for the model: {query.question!r:.80}"
+            )
+        return AnsweredPrompt(image.prompt(text), text["labels"] != IGNORE_INDEX)
+
+    def _prompts(self, queries: Sequence[Query]) -> list[Prompt]:
+        """Returns the prompt of each query; all regions of an image are embedded together."""
+        self._encode([query.image for query in queries])
+        of_image: dict[Path, list[int]] = {}
+        for index, query in enumerate(queries):
+            of_image.setdefault(query.image, []).append(index)
+        prompts: dict[int, Prompt] = {}
+        for number, (path, members) in enumerate(of_image.items()):
+            samples = [queries[index].sample() for index in members]
+            prompts |= zip(members, self._encoded[path].prompts(self.processor, samples, number), strict=True)
+        return [prompts[index] for index in range(len(queries))]
+
+    def _encode(self, paths: Sequence[Path]) -> None:
+        """Encodes images, and forgets all others unless these are all cached."""
+        distinct = list(dict.fromkeys(paths))
+        if all(path in self._encoded for path in distinct):
+            return
+        # Large images are held one at a time.
+        prepared = (prepare_image(self.processor, open_image(path)) for path in distinct)
+        self._encoded = dict(zip(distinct, encode_images(self.model, prepared, IMAGE_BATCH_SIZE), strict=True))
