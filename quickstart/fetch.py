@@ -256,7 +256,10 @@ def unpack_tar(stream, package: Path, target: Path, below: str, suffixes: tuple[
                 continue
             place = target / path.relative_to(below)
             place.parent.mkdir(parents=True, exist_ok=True)
+            content = archive.extractfile(member)
+            if content is None:  # cannot be: the member is a file
+                continue
             with place.open("wb") as sink:
-                shutil.copyfileobj(archive.extractfile(member), sink, CHUNK_BYTES)
+                shutil.copyfileobj(content, sink, CHUNK_BYTES)
             count += 1
     return count

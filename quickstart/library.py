@@ -77,8 +77,8 @@ def crop_to_opaque(image: Image.Image, kept_side: int = KEPT_SIDE) -> Image.Imag
     image = image.crop(bounds)
     scale = kept_side / max(image.size)
     if scale < 1:
-        size = tuple(max(1, round(side * scale)) for side in image.size)
-        image = image.resize(size, Image.Resampling.LANCZOS)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
     return image
 
 
@@ -108,7 +108,9 @@ def load_stamps(folder: Path) -> list[Stamp]:
             cropped = crop_to_opaque(opened, kept_side=1 << 16)
         if cropped is None or not _usable(cropped, cropped.size):
             continue
-        stamps.append(Stamp(name, name.split("/")[0], caption, crop_to_opaque(cropped)))
+        reduced = crop_to_opaque(cropped)
+        if reduced is not None:
+            stamps.append(Stamp(name, name.split("/")[0], caption, reduced))
     if len(stamps) < 50:
         raise InputError(
             f"{len(stamps)} usable stamps under {folder}, expected some 340; delete the folder and run again"

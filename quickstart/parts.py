@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -32,7 +33,7 @@ def convert_language_model(gguf: Path, target: Path) -> None:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        opened = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        opened: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     except ImportError as error:
         raise InputError(
             f"{gguf.name} needs the package gguf ({error}); run `pip install gguf` and try again"
@@ -47,7 +48,7 @@ def convert_language_model(gguf: Path, target: Path) -> None:
     model.tie_weights()
     model.generation_config = opened.generation_config
     # The precision in which the model was published; the quantisation is far coarser.
-    model.to(torch.bfloat16).save_pretrained(target)
+    model.bfloat16().save_pretrained(target)
     tokenizer.save_pretrained(target)
 
 
@@ -60,12 +61,12 @@ def check_language_model(folder: Path) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     question, known = KNOWN_ANSWER
-    inputs = tokenizer.apply_chat_template(
+    inputs: Any = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     with torch.inference_mode():
         ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
-    given = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    given = str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
     if known not in given:
         raise InputError(
             f"{folder} answers {given!r} to {question!r}, expected {known!r} in it: its conversion went wrong"
@@ -122,10 +123,8 @@ def save_vision_tower(classifier: torch.nn.Module, target: Path, name: str = TOW
 
     The folder opens with `TimmBackbone(TimmBackboneConfig.from_pretrained(folder))` and its tensors.
     """
-    config = TimmBackboneConfig(
-        backbone=name, out_indices=TOWER_LEVELS, use_pretrained_backbone=False, features_only=True
-    )
-    tower = TimmBackbone(config).eval()
+    settings: dict[str, Any] = {"out_indices": TOWER_LEVELS, "use_pretrained_backbone": False, "features_only": True}
+    tower = TimmBackbone(TimmBackboneConfig(backbone=name, **settings)).eval()
     weights = classifier.state_dict()
     tower._backbone.load_state_dict({key: weights[key] for key in tower._backbone.state_dict()})
     tower.save_pretrained(target)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -29,6 +30,8 @@ MAX_COVERED = 0.15
 """Part of a stamp's box that the boxes of other stamps may share."""
 SMALLEST_CROP = 0.5
 """Smallest side of the crop of a photograph, as a part of its shorter side."""
+Box: TypeAlias = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in whole pixels."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Placed:
     """One stamp in a scene. stamp: its index; box: x1, y1, x2, y2 in whole pixels; layer: 0 is drawn first."""
 
     stamp: int
-    box: tuple[int, int, int, int]
+    box: Box
     flip: bool
     layer: int
 
@@ -127,9 +130,9 @@ def _shared_area(a: Sequence[int], b: Sequence[int]) -> int:
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _place(rng: np.random.Generator, sizes: Sequence[tuple[int, int]], size: int) -> list[tuple[int, ...]] | None:
+def _place(rng: np.random.Generator, sizes: Sequence[tuple[int, int]], size: int) -> list[Box] | None:
     """Finds a place for every stamp, the largest first; None where some stamp finds none in 40 tries."""
-    boxes: list[tuple[int, ...] | None] = [None] * len(sizes)
+    boxes: dict[int, Box] = {}
     room = [MAX_COVERED * w * h for w, h in sizes]
     for index in np.argsort([-w * h for w, h in sizes], kind="stable"):
         width, height = sizes[index]
@@ -138,7 +141,7 @@ def _place(rng: np.random.Generator, sizes: Sequence[tuple[int, int]], size: int
         for _ in range(40):
             x, y = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
             box = (x, y, x + width, y + height)
-            shared = [0 if other is None else _shared_area(box, other) for other in boxes]
+            shared = [_shared_area(box, boxes[other]) if other in boxes else 0 for other in range(len(sizes))]
             if sum(shared) <= room[index] and all(s <= r for s, r in zip(shared, room, strict=True)):
                 room = [r - s for r, s in zip(room, shared, strict=True)]
                 room[index] -= sum(shared)
@@ -146,7 +149,7 @@ def _place(rng: np.random.Generator, sizes: Sequence[tuple[int, int]], size: int
                 break
         else:
             return None
-    return boxes
+    return [boxes[index] for index in range(len(sizes))]
 
 
 def _draw_background(rng: np.random.Generator, photographs: Sequence[Photograph]) -> Background:
@@ -155,8 +158,8 @@ def _draw_background(rng: np.random.Generator, photographs: Sequence[Photograph]
     side = int(min(width, height) * rng.uniform(SMALLEST_CROP, 1.0))
     crop = (int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1)), side)
     brightness = rng.uniform(0.7, 1.25)
-    gains = tuple(float(brightness * gain) for gain in rng.uniform(0.8, 1.2, size=3))
-    return Background(photograph, crop, bool(rng.integers(2)), float(rng.uniform(0.6, 1.1)), gains)
+    red, green, blue = (float(brightness * gain) for gain in rng.uniform(0.8, 1.2, size=3))
+    return Background(photograph, crop, bool(rng.integers(2)), float(rng.uniform(0.6, 1.1)), (red, green, blue))
 
 
 def paint_background(background: Background, photographs: Sequence[Photograph], size: int) -> Image.Image:

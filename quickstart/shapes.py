@@ -36,7 +36,7 @@ def _polygon(corners: int, inner: float = 1.0, turn: float = 0.0) -> list[tuple[
 
 _CROSS = ((-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1))
 
-POLYGONS = {
+POLYGONS: dict[str, list[tuple[float, float]]] = {
     "square": _polygon(4, turn=math.pi / 4),
     "triangle": _polygon(3),
     "hexagon": _polygon(6),
@@ -62,7 +62,9 @@ def _draw(shape: str, colour: tuple[int, int, int]) -> Image.Image:
     else:
         corners = [(half + radius * x, half + radius * y) for x, y in POLYGONS[shape]]
         pen.polygon(corners, fill=(*colour, 255), outline=(*rim, 255), width=line)
-    return crop_to_opaque(image.resize((DRAWN_SIDE, DRAWN_SIDE), Image.Resampling.LANCZOS))
+    cropped = crop_to_opaque(image.resize((DRAWN_SIDE, DRAWN_SIDE), Image.Resampling.LANCZOS))
+    assert cropped is not None, "a shape is opaque"
+    return cropped
 
 
 def draw_stamps() -> list[Stamp]:

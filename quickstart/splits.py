@@ -72,8 +72,8 @@ class Material:
 
 def write_splits(out: Path, arguments: StampArguments, material: Material, workers: int) -> dict:
     """Writes images and questions of the splits that are not there yet, and returns the manifest's part on them."""
-    asked_for = {"format": FORMAT, "arguments": asdict(arguments), "stamps": material.stamps_from}
-    asked_for["arguments"].pop("parts")
+    settings = {name: value for name, value in asdict(arguments).items() if name != "parts"}
+    asked_for = {"format": FORMAT, "arguments": settings, "stamps": material.stamps_from}
     begun = out / "scenes.json"
     if not begun.exists() or json.loads(begun.read_text(encoding="utf-8")) != asked_for:
         for split in SEEDS:

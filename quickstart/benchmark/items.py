@@ -85,7 +85,8 @@ def _items_of(split: str, source: str, record: dict, data_dir: Path) -> list[Ite
         image = data_dir / record["image"]
     except KeyError as missing:
         raise InputError(f"{source}: no {missing}; expected an object that `gpt4roi data make-stamps` wrote") from None
-    plain, controls = [], []
+    plain: list[Item] = []
+    controls: list[Item] = []
     half = _random_half(len(tasks), record["id"])
     spoken = zip(turns[::2], turns[1::2], tasks, pairs, half, strict=True)
     for question, truth, task, pair, in_half in spoken:

@@ -18,6 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gpt4roi.evaluation.items import Item, Scores, Source
 from quickstart.benchmark import items as stamps
@@ -50,7 +51,7 @@ def load(source: Source) -> list[Item]:
 
 
 def _as_item(stamp: stamps.Item) -> Item:
-    facts = {"split": stamp.split, "scene": stamp.scene, "control": stamp.control, "truth": stamp.truth}
+    facts: dict[str, Any] = {"split": stamp.split, "scene": stamp.scene, "control": stamp.control, "truth": stamp.truth}
     facts |= {"stamp": stamp} | ({"given": stamp.given} if stamp.given is not None else {})
     shown = stamp.regions[0] if stamp.task == "caption" else None
     return Item(stamp.id, stamp.query, (stamp.truth,), stamp.task, shown=shown, facts=facts)
