@@ -1,10 +1,9 @@
-"""Captions a file of boxes: in groups that depend on the file alone, shared among processes, resumable at each."""
+"""Captioning job: boxes in groups that depend on the file alone, sharded over processes, resumable at each."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -14,21 +13,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gpt4roi.captioning.journal import Journal, parts_folder
 from gpt4roi.captioning.source import Source, SourceImage, annotation_box
 from gpt4roi.distributed import DistributedContext
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import PreparedImage, prepare_image
 from gpt4roi.generation.many import batched_by_size, describe_images
 from gpt4roi.generation.sampling import SamplingParams
-from gpt4roi.io.atomic import atomic_write_text
-from gpt4roi.io.json_files import as_json
+from gpt4roi.io.atomic import DONE_IS_KEPT
+from gpt4roi.io.coco import image_file_name
+from gpt4roi.io.journal import Journal, read_job
+from gpt4roi.io.json_files import write_json
+from gpt4roi.io.progress import Progress
 from gpt4roi.processing.images import load_image, read_header
 from gpt4roi.processing.user_input import one_region_question, open_image
 
 logger = logging.getLogger(__name__)
-
-SECONDS_BETWEEN_LINES = 10
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def caption_file(
     params: SamplingParams,
     batch_size: int = 32,
     field: str = "caption",
-    world: DistributedContext | None = None,
+    context: DistributedContext | None = None,
 ) -> Outcome | None:
     """Writes the source's tables to `out` with a text in `field` of every annotation.
 
@@ -57,30 +56,52 @@ def caption_file(
     world: the processes that share the work. Returns the outcome in the first process, None in the others.
     Images and boxes that cannot be used are reported and stay without the field.
     """
-    world = world or DistributedContext()
+    context = context or DistributedContext()
     question = one_region_question(question)
     if any(field in annotation for annotation in source.content["annotations"]):
         raise InputError(f"annotations have a {field!r} already; name another field for the texts with --field")
     groups = list(batched_by_size(source.images, lambda image: len(image.regions), batch_size))
-    journal = Journal(parts_folder(out), job, world.rank)
+    journal = Journal(parts_folder(out), context.rank, "rank-", job)
     done: dict[int, Any] = {}
-    for found in world.all_gather(journal.finished()):
+    for found in context.all_gather(_finished(journal)):
         done |= found
     if done:
-        logger.info("going on: %d of %d groups are there", len(done), len(groups))
-    own = [number for number in range(len(groups)) if number not in done][world.rank :: world.size]
-    for number in _with_progress(own, groups, world):
+        logger.info("resuming: %d of %d groups are done", len(done), len(groups))
+    own = [number for number in range(len(groups)) if number not in done][context.rank :: context.size]
+    sizes = {number: sum(len(image.regions) for image in groups[number]) for number in own}
+    progress = Progress(sum(sizes.values()), "regions", context.rank, context.size)
+    for number in own:
         done[number] = _caption_group(chat, source, groups[number], question, params, batch_size)
-        journal.write(number, done[number])
-    for found in world.all_gather({number: done[number] for number in own}):
+        journal.append([{"group": number, "result": done[number]}])
+        progress.update(sizes[number])
+    for found in context.all_gather({number: done[number] for number in own}):
         done |= found
     outcome = None
-    if world.rank == 0:
+    if context.rank == 0:
         content, outcome = _merge(source, groups, done, field, job)
-        atomic_write_text(out, as_json(content), "what is done is kept")
-    world.all_gather(None)  # nobody clears away before the result is written
+        write_json(out, content, kept=DONE_IS_KEPT)
+    context.all_gather(None)  # no process removes the journal before the result is written
     journal.remove()
     return outcome
+
+
+def parts_folder(out: Path) -> Path:
+    """Returns where a job that is under way keeps its journal."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def remove_finished_journal(out: Path, job: dict[str, Any]) -> None:
+    """Removes the journal of a job that was killed after its result was written; another job's stays."""
+    folder = parts_folder(out)
+    with contextlib.suppress(InputError):
+        if folder.is_dir() and read_job(folder) == job:
+            Journal(folder).remove()
+
+
+def _finished(journal: Journal) -> dict[int, Any]:
+    """Returns the results of the groups that any process finished, by number."""
+    records = journal.records()
+    return {one["group"]: one["result"] for one in records if isinstance(one.get("group"), int) and "result" in one}
 
 
 def _caption_group(
@@ -141,30 +162,6 @@ def _open_as_annotated(image: SourceImage) -> Image.Image:
     )
 
 
-def _with_progress(
-    own: Sequence[int], groups: Sequence[Sequence[SourceImage]], world: DistributedContext
-) -> Iterator[int]:
-    """Yields the numbers of groups; the first process says every few seconds how far it is and what is left."""
-    weights = [sum(len(image.regions) for image in groups[number]) for number in own]
-    total, done, started, said = sum(weights), 0, time.monotonic(), 0.0
-    for number, weight in zip(own, weights, strict=True):
-        yield number
-        done += weight
-        passed = time.monotonic() - started
-        if world.rank == 0 and (passed - said > SECONDS_BETWEEN_LINES or done == total):
-            said = passed
-            rate = done / max(passed, 1e-9)
-            left = (total - done) / max(rate, 1e-9)
-            shared = f" (of {world.size} processes)" if world.size > 1 else ""
-            logger.info("%d of %d regions%s, %.1f a second, %s left", done, total, shared, rate, _duration(left))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def _merge(
     source: Source, groups: Sequence[Sequence[SourceImage]], done: dict[int, Any], field: str, job: dict[str, Any]
 ) -> tuple[dict[str, Any], Outcome]:
@@ -206,7 +203,7 @@ def _complete(images: list[dict[str, Any]], annotations: list[dict[str, Any]], r
     """
     for image in images:
         if "file_name" not in image and "coco_url" in image:
-            image["file_name"] = "/".join(str(image["coco_url"]).split("/")[-2:])
+            image["file_name"] = image_file_name(image)
     free = _free(_values(annotations, "id"))
     for annotation in annotations:
         if not annotation.get("bbox") and annotation.get("segmentation"):

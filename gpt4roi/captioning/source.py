@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -10,10 +9,12 @@ from typing import Any
 
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.boxes import xyxy_to_xywh
-from gpt4roi.geometry.masks import size_of, to_box
-from gpt4roi.processing.regions_file import coco_box, file_name, read_json
+from gpt4roi.io import coco
+from gpt4roi.io.coco import image_file_name, image_size
+from gpt4roi.io.images_on_disk import find_image, index_images
+from gpt4roi.io.json_files import read_json, read_jsonl
+from gpt4roi.processing.regions_file import coco_box
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _EXPECTED = "COCO or LVIS annotations, a detector's results in COCO form, or the unified format"
 
 
@@ -56,7 +57,7 @@ def read_source(path: str | Path, images: str | Path) -> Source:
     folder = Path(images)
     if not folder.is_dir():
         raise InputError(f"--images {images}: no such folder; give the folder of the images")
-    content = _read_lines(path) if Path(path).suffix == ".jsonl" else read_json(path)
+    content = read_jsonl(path) if Path(path).suffix == ".jsonl" else read_json(path)
     if isinstance(content, dict) and "image" in content and "annotations" not in content:
         content = [content]  # the unified format with one image
     if isinstance(content, dict):
@@ -77,23 +78,6 @@ def read_source(path: str | Path, images: str | Path) -> Source:
     return source
 
 
-def _read_lines(path: str | Path) -> list[Any]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    values = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                values.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}#{number}: not valid JSON: {error}") from None
-    return values
-
-
 def _checked_tables(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
     for name in ("images", "annotations"):
         table = content.get(name)
@@ -105,13 +89,7 @@ def _checked_tables(content: dict[str, Any], path: str | Path) -> dict[str, Any]
 
 def _tables_of_results(results: list[dict[str, Any]], folder: Path, path: str | Path) -> dict[str, Any]:
     """Makes tables of a detector's results; an image_id is a file's name, its name without ending, or its number."""
-    files = sorted(found for found in folder.rglob("*") if found.suffix.lower() in IMAGE_ENDINGS)
-    known: dict[Any, Path] = {}
-    for found in files:
-        relative = found.relative_to(folder)
-        for key in (int(found.stem) if found.stem.isdecimal() else None, found.stem, found.name, relative.as_posix()):
-            if key is not None:
-                known.setdefault(key, relative)
+    known = index_images(folder)
     wanted = list(dict.fromkeys(str(result["image_id"]) for result in results))
     identities = {str(result["image_id"]): result["image_id"] for result in results}
     lacking = [key for key in wanted if identities[key] not in known]
@@ -170,7 +148,7 @@ def _images(content: dict[str, Any], folder: Path, path: str | Path) -> list[Sou
     for index, image in enumerate(content["images"]):
         if not isinstance(image.get("id"), (int, float, str)) or image["id"] in rows:
             raise InputError(f"{path}: images[{index}] has the id {image.get('id')!r}; expected one of its own")
-        if not file_name(image):
+        if not image_file_name(image):
             raise InputError(f"{path}: images[{index}] has no file_name")
         rows[image["id"]] = []
     for index, annotation in enumerate(content["annotations"]):
@@ -179,20 +157,9 @@ def _images(content: dict[str, Any], folder: Path, path: str | Path) -> list[Sou
             raise InputError(f"{path}: annotations[{index}] is on image {identity!r}, which is not among its images")
         rows[identity].append(index)
     return [
-        SourceImage(_find(folder, file_name(image)), index, tuple(rows[image["id"]]), _size(image))
+        SourceImage(find_image(folder, image_file_name(image)), index, tuple(rows[image["id"]]), image_size(image))
         for index, image in enumerate(content["images"])
     ]
-
-
-def _find(folder: Path, name: str) -> Path:
-    """Returns where an image lies: by its relative path, else by its name alone."""
-    path = folder / name.lstrip("/")
-    return path if path.exists() else folder / PurePath(name).name
-
-
-def _size(image: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = image.get("height"), image.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) and height and width else None
 
 
 def annotation_box(annotation: dict[str, Any], size: tuple[int, int]) -> list[float]:
@@ -205,12 +172,7 @@ def annotation_box(annotation: dict[str, Any], size: tuple[int, int]) -> list[fl
     if annotation.get("bbox"):
         box = coco_box(annotation["bbox"], "the annotation")
     elif annotation.get("segmentation"):
-        box = [float(value) for value in to_box(annotation["segmentation"])]
-        made_for = size_of(annotation["segmentation"])
-        if made_for not in (None, (height, width)):
-            raise InputError(
-                f"the mask is {made_for[1]}x{made_for[0]} but the image is {width}x{height} pixels (width x height)"
-            )
+        box = coco.annotation_box(annotation, size)
     else:
         raise InputError("the annotation has neither bbox nor segmentation")
     inside = [_clamp(value, limit) for value, limit in zip(box, (width, height, width, height), strict=True)]

@@ -125,7 +125,7 @@ def describe_job(args: argparse.Namespace) -> dict[str, Any]:
 
 def _already_there(out: Path, job: dict[str, Any]) -> int:
     """Says that a finished job has nothing left to do. Raises InputError where the file is of another."""
-    from gpt4roi.captioning.journal import clear_finished
+    from gpt4roi.captioning.run import remove_finished_journal
 
     try:
         before = json.loads(out.read_text(encoding="utf-8"))["info"]["gpt4roi"]
@@ -134,7 +134,7 @@ def _already_there(out: Path, job: dict[str, Any]) -> int:
         before = None
     if before != job:
         raise InputError(f"--out {out} exists and is of another job; give another name, or --overwrite")
-    clear_finished(out, job)
+    remove_finished_journal(out, job)
     logger.info("%s is there already, of just this job: nothing to do", out)
     return 0
 

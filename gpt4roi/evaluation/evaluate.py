@@ -22,7 +22,7 @@ from gpt4roi.evaluation.compare import compare_runs, read_run
 from gpt4roi.evaluation.html_report import write_page
 from gpt4roi.evaluation.items import Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
-from gpt4roi.evaluation.predictions import IMAGE_BATCH_SIZE, KEPT, Prediction, predict_all
+from gpt4roi.evaluation.predictions import CHUNK_IMAGES, KEPT, Prediction, predict_all
 from gpt4roi.evaluation.predictor import Predictor
 from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.io.json_files import as_json
@@ -59,7 +59,7 @@ def evaluate(
     make_folder(out_dir)
     name = benchmark_name(name)
     settings = {"benchmark": name, **(settings or {})}
-    at_once = getattr(benchmark, "IMAGE_BATCH_SIZE", IMAGE_BATCH_SIZE)
+    at_once = getattr(benchmark, "IMAGE_BATCH_SIZE", CHUNK_IMAGES)
     predictions = predict_all([item.query for item in items], answer, out_dir, settings, world, fresh, at_once)
     if world.rank != 0:
         return None

@@ -1,8 +1,8 @@
-"""Asks all questions of a benchmark: in chunks, kept as they come, shared among processes.
+"""Predictions: the answers to all queries of a benchmark, in journaled chunks, sharded over processes.
 
-A chunk is some whole images with their questions; a model of ours answers it in batches. Which questions stand
-together depends on the questions alone, so neither a kill nor the number of processes changes an answer. Every process
-appends its batches to a file of its own; what lies there when a run starts again is not asked again.
+A chunk is some complete images with their queries; a GPT4RoI model answers it in batches. Which queries form a batch
+depends on the queries alone, so neither a kill nor the number of processes changes an answer. Every process appends its
+batches to a journal of its own; what is in there when a run starts again is not asked again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import shutil
-import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +19,19 @@ from typing import Any
 from gpt4roi.distributed import DistributedContext
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.predictor import ModelPredictor, Predictor, Query
-from gpt4roi.io.atomic import append_lines, readable_write_errors
-from gpt4roi.io.json_files import as_json
+from gpt4roi.io.journal import Journal
+from gpt4roi.io.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-IMAGE_BATCH_SIZE = 32
-QUESTIONS_AT_ONCE = 8192
+CHUNK_IMAGES, CHUNK_QUERIES = 32, 8192
+"""How many images and queries make a chunk at most."""
 KEPT = "the answers so far are kept"
-_SECONDS_BETWEEN_WORDS = 10
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What came back for one question; error: why nothing did."""
+    """The answer to one query, and the likelihoods of its choices; error: why there is no answer."""
 
     answer: str
     likelihoods: tuple[float, ...] | None = None
@@ -42,65 +40,72 @@ class Prediction:
 
 def predict_all(
     queries: Sequence[Query],
-    answer: Predictor,
+    predictor: Predictor,
     folder: Path,
     settings: dict[str, Any],
-    world: DistributedContext | None = None,
+    context: DistributedContext | None = None,
     fresh: bool = False,
-    image_batch_size: int = IMAGE_BATCH_SIZE,
+    image_batch_size: int = CHUNK_IMAGES,
 ) -> list[Prediction]:
-    """Returns a prediction to every question, in order, to every process.
+    """Returns a prediction for every query, in order, to every process.
 
-    folder: gets `answers-<key>/<rank>.jsonl`; the key stands for questions and settings, so that answers to other
-    questions or of another model are never taken for these. fresh: forgets what is kept there.
-    image_batch_size: how many make a chunk. Raises InputError where ids are not unique, and where the disk is full:
-    what was answered before stays.
+    Args:
+        queries: What is asked.
+        predictor: What answers.
+        folder: Gets `answers-<key>/<rank>.jsonl`; the key stands for queries and settings, so that answers to other
+            queries or of another model are never taken for these.
+        settings: What answers depend on beside the queries.
+        context: The processes that share the work.
+        fresh: Forgets the journal.
+        image_batch_size: Images in a chunk.
+
+    Raises:
+        InputError: Ids are not unique, or the disk is full; what was answered before stays.
     """
-    world = world or DistributedContext()
-    numbers = {query.id: number for number, query in enumerate(queries)}
-    if len(numbers) != len(queries):
-        raise InputError(f"{len(queries) - len(numbers)} of {len(queries)} questions have the id of another")
-    kept = folder / f"answers-{run_key(queries, {**settings, 'image_batch_size': image_batch_size})}"
-    if fresh and world.local_rank == 0:
-        shutil.rmtree(kept, ignore_errors=True)
-    world.all_gather(None)
-    with readable_write_errors(kept, KEPT):
-        kept.mkdir(parents=True, exist_ok=True)
+    context = context or DistributedContext()
+    distinct = len({query.id for query in queries})
+    if distinct != len(queries):
+        raise InputError(f"{len(queries) - distinct} of {len(queries)} questions have the id of another")
+    journal_folder = folder / f"answers-{run_key(queries, {**settings, 'image_batch_size': image_batch_size})}"
+    if fresh and context.local_rank == 0:
+        shutil.rmtree(journal_folder, ignore_errors=True)
+    context.all_gather(None)
+    journal = Journal(journal_folder, context.rank, kept=KEPT)
     known: dict[str, Prediction] = {}
-    for found in world.all_gather(read_predictions(kept)):
+    for found in context.all_gather(read_predictions(journal)):
         known |= found
     chunks = [
-        chunk
+        [queries[number] for number in chunk]
         for chunk in chunk_by_image(queries, image_batch_size)
         if not all(queries[number].id in known for number in chunk)
     ]
     if known and chunks:
-        logger.info("going on: %d of %d answers are there", len(known), len(queries))
-    # Few chunks are shared batch by batch, many chunk by chunk, which spares looking at images twice.
-    together = len(chunks) < world.size
-    own = chunks if together else chunks[world.rank :: world.size]
-    share = BatchShard(frozenset(known), world.rank if together else 0, world.size if together else 1)
+        logger.info("resuming: %d of %d answers are there", len(known), len(queries))
+    # Few chunks are shared batch by batch, many chunk by chunk, which spares encoding images twice.
+    together = len(chunks) < context.size
+    own = chunks if together else chunks[context.rank :: context.size]
+    shard = BatchShard(frozenset(known), context.rank if together else 0, context.size if together else 1)
     new: dict[str, Prediction] = {}
-    progress = Progress(sum(queries[number].id not in known for chunk in own for number in chunk), world)
+    unanswered = sum(query.id not in known for chunk in own for query in chunk)
+    progress = Progress(unanswered, "questions", context.rank, context.size)
     for chunk in own:
-        for predictions in predict_chunk([queries[number] for number in chunk], answer, share):
+        for predictions in predict_chunk(chunk, predictor, shard):
             new |= predictions
-            lines = "".join(_line(name, prediction) for name, prediction in predictions.items())
-            append_lines(kept / f"{world.rank}.jsonl", lines, KEPT)
-            progress.done(len(predictions))
-    for found in world.all_gather(new):
+            journal.append(_record(name, prediction) for name, prediction in predictions.items())
+            progress.update(len(predictions))
+    for found in context.all_gather(new):
         known |= found
     return [known[query.id] for query in queries]
 
 
 class BatchShard:
-    """Which batches of questions are this process's: of those not wholly known, every so many-th."""
+    """Which batches of queries are this process's: of those not completely known, every so many-th."""
 
     def __init__(self, known: Collection[str] = (), rank: int = 0, size: int = 1) -> None:
         self.known, self.rank, self.size = known, rank, size
         self.open = 0
 
-    def wants(self, names: Sequence[str]) -> bool:
+    def selects(self, names: Sequence[str]) -> bool:
         """Tells whether a batch with these ids is to be answered here; asked about all batches, in order."""
         if all(name in self.known for name in names):
             return False
@@ -109,23 +114,23 @@ class BatchShard:
 
 
 def run_key(queries: Sequence[Query], settings: dict[str, Any]) -> str:
-    """Returns a name for these questions under these settings."""
+    """Returns a name for these queries under these settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for query in queries:
-        asked = [query.id, str(query.image), query.question, query.boxes_px.tolist(), query.blank, query.choices]
-        digest.update(json.dumps(asked).encode())
+    for one in queries:
+        fields = [one.id, str(one.image), one.question, one.boxes_px.tolist(), one.blank, one.choices]
+        digest.update(json.dumps(fields).encode())
     return digest.hexdigest()[:12]
 
 
-def chunk_by_image(queries: Sequence[Query], image_batch_size: int = IMAGE_BATCH_SIZE) -> list[list[int]]:
-    """Returns the indices of the questions in chunks: whole images, in the order of their first question."""
+def chunk_by_image(queries: Sequence[Query], image_batch_size: int = CHUNK_IMAGES) -> list[list[int]]:
+    """Returns the indices of the queries in chunks: complete images, in the order of their first query."""
     of_image: dict[Path, list[int]] = {}
     for number, query in enumerate(queries):
         of_image.setdefault(query.image, []).append(number)
     chunks: list[list[int]] = []
     images = 0
     for members in of_image.values():
-        if not chunks or images == image_batch_size or len(chunks[-1]) + len(members) > QUESTIONS_AT_ONCE:
+        if not chunks or images == image_batch_size or len(chunks[-1]) + len(members) > CHUNK_QUERIES:
             chunks.append([])
             images = 0
         chunks[-1] += members
@@ -133,10 +138,10 @@ def chunk_by_image(queries: Sequence[Query], image_batch_size: int = IMAGE_BATCH
     return chunks
 
 
-def predict_chunk(queries: Sequence[Query], answer: Predictor, share: BatchShard) -> Iterator[dict[str, Prediction]]:
-    """Yields predictions by id; where something cannot be used, the questions about its image carry the reason."""
+def predict_chunk(queries: Sequence[Query], predictor: Predictor, shard: BatchShard) -> Iterator[dict[str, Prediction]]:
+    """Yields predictions by id; where something cannot be used, the queries about its image carry the reason."""
     try:
-        yield from _predictions(queries, answer, share)
+        yield from _predict_batches(queries, predictor, shard)
         return
     except InputError as error:
         images = list(dict.fromkeys(query.image for query in queries))
@@ -144,72 +149,48 @@ def predict_chunk(queries: Sequence[Query], answer: Predictor, share: BatchShard
             logger.warning("not answered: %s", error)
             yield {query.id: Prediction("", error=str(error)) for query in queries}
             return
-    for image in images:  # by every process alike: then nobody waits for what another could not use
-        yield from predict_chunk([query for query in queries if query.image == image], answer, BatchShard())
+    for image in images:  # by every process alike: then none waits for what another could not use
+        yield from predict_chunk([query for query in queries if query.image == image], predictor, BatchShard())
 
 
-def _predictions(queries: Sequence[Query], answer: Predictor, share: BatchShard) -> Iterator[dict[str, Prediction]]:
-    if not isinstance(answer, ModelPredictor):
-        if share.wants([query.id for query in queries]):
-            yield _joined(queries, answer(queries), answer)
+def _predict_batches(
+    queries: Sequence[Query], predictor: Predictor, shard: BatchShard
+) -> Iterator[dict[str, Prediction]]:
+    if not isinstance(predictor, ModelPredictor):
+        if shard.selects([query.id for query in queries]):
+            yield _with_likelihoods(queries, predictor(queries), predictor)
         return
-    for batch, texts in answer.in_batches(queries, lambda batch: share.wants([queries[number].id for number in batch])):
-        yield _joined([queries[number] for number in batch], texts, answer)
+    for batch, texts in predictor.in_batches(queries, lambda rows: shard.selects([queries[row].id for row in rows])):
+        yield _with_likelihoods([queries[row] for row in batch], texts, predictor)
 
 
-def _joined(queries: Sequence[Query], texts: Sequence[str], answer: Predictor) -> dict[str, Prediction]:
+def _with_likelihoods(queries: Sequence[Query], texts: Sequence[str], predictor: Predictor) -> dict[str, Prediction]:
     if len(texts) != len(queries):
         raise ValueError(f"{len(texts)} answers to {len(queries)} questions; expected one for each, in order")
     of_choices = [query for query in queries if query.choices]
     likely: dict[str, Sequence[float]] = {}
-    if of_choices and hasattr(answer, "likelihoods"):
-        likely = dict(zip((query.id for query in of_choices), answer.likelihoods(of_choices), strict=True))
+    if of_choices and hasattr(predictor, "likelihoods"):
+        likely = dict(zip((query.id for query in of_choices), predictor.likelihoods(of_choices), strict=True))
     return {
         query.id: Prediction(str(text), tuple(map(float, likely[query.id])) if query.id in likely else None)
         for query, text in zip(queries, texts, strict=True)
     }
 
 
-class Progress:
-    """Says every few seconds how far this process is and how long it will take; only the first process speaks."""
-
-    def __init__(self, total: int, world: DistributedContext) -> None:
-        self.total, self.world = total, world
-        self.count, self.started, self.said = 0, time.monotonic(), 0.0
-
-    def done(self, number: int) -> None:
-        """Counts answers."""
-        self.count += number
-        passed = time.monotonic() - self.started
-        if self.world.rank == 0 and (passed - self.said > _SECONDS_BETWEEN_WORDS or self.count == self.total):
-            self.said, rate = passed, self.count / max(passed, 1e-9)
-            left = max(self.total - self.count, 0) / rate
-            logger.info("answered %d of %d, %.1f a second, %.0f s left", self.count, self.total, rate, left)
-
-
-def _line(name: str, prediction: Prediction) -> str:
-    fields: dict[str, Any] = {"id": name, "answer": prediction.answer}
+def _record(name: str, prediction: Prediction) -> dict[str, Any]:
+    record: dict[str, Any] = {"id": name, "answer": prediction.answer}
     if prediction.likelihoods is not None:
-        fields["likelihoods"] = list(prediction.likelihoods)
-    if prediction.error:
-        fields["error"] = prediction.error
-    return as_json(fields) + "\n"
+        record["likelihoods"] = list(prediction.likelihoods)
+    return record | ({"error": prediction.error} if prediction.error else {})
 
 
-def read_predictions(folder: Path) -> dict[str, Prediction]:
-    """Reads what was kept; a line that a kill tore is passed over, and what could not be answered is asked again."""
-    predictions: dict[str, Prediction] = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
-            try:
-                fields = json.loads(line)
-                prediction = Prediction(fields["answer"], _floats(fields.get("likelihoods")), fields.get("error", ""))
-            except (ValueError, KeyError, TypeError):
-                continue
-            if not prediction.error:
-                predictions[fields["id"]] = prediction
-    return predictions
-
-
-def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(map(float, values))
+def read_predictions(journal: Journal) -> dict[str, Prediction]:
+    """Returns the predictions of a journal by id; what could not be answered is left out, and so asked again."""
+    found: dict[str, Prediction] = {}
+    for record in journal.records():
+        likelihoods = record.get("likelihoods")
+        if "id" in record and "answer" in record and not record.get("error"):
+            found[record["id"]] = Prediction(
+                record["answer"], None if likelihoods is None else tuple(map(float, likelihoods))
+            )
+    return found

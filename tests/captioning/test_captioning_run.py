@@ -27,8 +27,8 @@ class Killed(BaseException):
     """What a kill is to a process: nothing after it runs."""
 
 
-def caption(chat, source, out, world=None, job=JOB, **settings):
-    return caption_file(chat, source, out, job, QUESTION, SamplingParams(6), batch_size=3, world=world, **settings)
+def caption(chat, source, out, context=None, job=JOB, **settings):
+    return caption_file(chat, source, out, job, QUESTION, SamplingParams(6), batch_size=3, context=context, **settings)
 
 
 @pytest.fixture

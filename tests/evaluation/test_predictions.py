@@ -26,6 +26,7 @@ from gpt4roi.evaluation.predictions import (
     run_key,
 )
 from gpt4roi.evaluation.predictor import ModelPredictor, Query
+from gpt4roi.io.journal import Journal
 
 
 def queries_about(folder: Path, images: int, each: int = 3) -> list[Query]:
@@ -97,7 +98,7 @@ def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model, 
         (kept,) = killed.glob("*/0.jsonl")
         with kept.open("a") as file:  # a line that a kill tore
             file.write('{"id": "12.2", "answ')
-        counts.append(len(read_predictions(kept.parent)))
+        counts.append(len(read_predictions(Journal(kept.parent))))
 
     assert 0 < counts[0] < counts[1] < counts[2] < 39
     rest = Watched(model)
@@ -136,7 +137,7 @@ def test_a_full_disk_is_told_in_one_line_and_what_was_answered_stays(tmp_path, m
     assert "0.jsonl cannot be written: File too large; the answers so far are kept: make room, and run it again" in told
     (kept,) = (tmp_path / "full").glob("*/0.jsonl")
     assert kept.stat().st_size == half and not kept.read_bytes().endswith(b"\n"), "the last line is torn"
-    before = len(read_predictions(kept.parent))
+    before = len(read_predictions(Journal(kept.parent)))
     assert before > 10
     rest = Watched(model)
     assert predict_all(queries, rest, tmp_path / "full", {}, image_batch_size=4) == whole
