@@ -22,11 +22,11 @@ gpt4roi=.venv/bin/gpt4roi
 phase "data: fetch the parts, compose the scenes" .venv/bin/python -m quickstart --out "$folder/data"
 cat > "$folder/stage1.json" <<JSON
 [{"type": "unified", "ann_file": "$folder/data/train.jsonl", "image_pipeline": "detection",
-  "pairs_per_visit": {"caption": 4}}]
+  "pairs_per_epoch": {"caption": 4}}]
 JSON
 cat > "$folder/stage2.json" <<JSON
 [{"type": "unified", "ann_file": "$folder/data/train.jsonl", "image_pipeline": "detection",
-  "pairs_per_visit": {"caption": 3, "larger": 3, "left": 2, "above": 2, "count": 1}}]
+  "pairs_per_epoch": {"caption": 3, "larger": 3, "left": 2, "above": 2, "count": 1}}]
 JSON
 common=(--picture_features "$folder/features" --attn_implementation eager --seed 0 --report_to none
     --save_total_limit 1 --align_weight 1.0)

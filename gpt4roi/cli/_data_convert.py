@@ -34,9 +34,11 @@ def add_convert(subcommands: Any) -> None:
     parser = subcommands.add_parser(
         "convert",
         help="turn other formats into the unified one, or into COCO's",
-        description="Reads SOURCE and writes OUT, which appears when it is whole. What cannot be converted is counted "
-        "and named. Formats: " + "; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + f"; and {SETS}: as "
-        "`type` in a list of data sets says, one draw of its dialogues for each visit.",
+        description="Reads SOURCE and writes OUT, which appears when it is complete. What cannot be converted is "
+        "counted and named. Formats: "
+        + "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+        + f"; and {SETS}: as "
+        "`type` in a list of data sets says, one draw of its dialogues for each epoch.",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="annotation file, or a list of data sets")
     parser.add_argument(
@@ -51,7 +53,7 @@ def add_convert(subcommands: Any) -> None:
     parser.add_argument("--question", metavar="TEXT", help="coco, lvis: the question, with {region} for the box")
     parser.add_argument("--labels", action="store_true", help="to COCO: every different text becomes a category")
     parser.add_argument(
-        "--visits", type=int, default=1, metavar="N", help="draws of each sample (default: %(default)s)"
+        "--epochs", "--visits", type=int, default=1, metavar="N", help="draws of each sample (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of these draws (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
@@ -91,8 +93,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.out.exists() and (args.out.samefile(args.source) or not args.overwrite):
         hint = "it is the source" if args.out.samefile(args.source) else "give --overwrite to replace it"
         raise InputError(f"{args.out}: exists already; {hint}")
-    if args.visits < 1:
-        raise InputError(f"--visits must be at least 1, got {args.visits}")
+    if args.epochs < 1:
+        raise InputError(f"--epochs must be at least 1, got {args.epochs}")
 
 
 def _objects(args: argparse.Namespace, target: Any) -> Iterator[dict[str, Any]]:
@@ -114,7 +116,7 @@ def _objects(args: argparse.Namespace, target: Any) -> Iterator[dict[str, Any]]:
     else:
         config = str(args.source) if args.from_ == "list" else [_entry(args)]
         for part in build_mixture(config, args.seed).parts:
-            yield from objects_of(part, target, args.visits, args.seed)
+            yield from objects_of(part, target, args.epochs, args.seed)
 
 
 def _entry(args: argparse.Namespace) -> dict[str, Any]:
@@ -134,8 +136,8 @@ def _entry(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert_detections(args: argparse.Namespace) -> int:
-    from gpt4roi.data.annotations import read_bytes
     from gpt4roi.data.readers.detections import read_detections
+    from gpt4roi.io.json_files import read_bytes
 
     if args.out.suffix != ".npz":
         raise InputError(f"{args.out}: detections are written as .npz; give such a name")

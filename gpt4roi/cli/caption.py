@@ -107,8 +107,8 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
 
 def describe_job(args: argparse.Namespace) -> dict[str, Any]:
     """Returns what the texts depend on: boxes, images, model, question, and how answers are chosen."""
-    from gpt4roi.data.annotations import read_bytes
     from gpt4roi.io.digests import path_fingerprint
+    from gpt4roi.io.json_files import read_bytes
 
     digest = hashlib.sha256(read_bytes(Path(args.annotations)))
     names = ("question", "field", "batch_size", "max_new_tokens", "temperature", "top_p", "seed", "stop")

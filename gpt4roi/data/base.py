@@ -1,4 +1,4 @@
-"""What every reader of a data set is: an index made once, and samples drawn from it."""
+"""RegionDataset, the interface of every data set reader, and the records it returns."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ import numpy as np
 from gpt4roi.structures import RegionSample
 
 
-def exceeds_bad_fraction(lost: int, whole: int, max_bad_fraction: float) -> bool:
-    """Tells whether a training stops because `lost` of `whole` samples or annotations cannot be used.
+def exceeds_bad_fraction(lost: int, total: int, max_bad_fraction: float) -> bool:
+    """Tells whether a training stops because `lost` of `total` samples or annotations cannot be used.
 
     A single one never stops it, however few there are.
     """
-    return lost > max(1, max_bad_fraction * whole)
+    return lost > max(1, max_bad_fraction * total)
 
 
 @dataclass(frozen=True)
 class Drop:
     """One thing of an annotation file that was left out when the index was made.
 
-    reason: the same words for the same kind of fault, as counted in `dropped`.
-    where: `file#annotations[17]`, `file#images[3]` or, in files of lines, `file#12`.
-    detail: for an annotation that is wrong in itself, the whole message: place, what came, what was expected; empty
-        where only a rule of the data set left it out (crowds, captions of one word).
+    Attributes:
+        reason: The same words for the same kind of fault, as counted in `dropped`.
+        where: `file#annotations[17]`, `file#images[3]` or, in files of lines, `file#12`.
+        detail: For an annotation that is wrong in itself, the whole message: place, what came, what was expected;
+            empty where only a rule of the data set left it out (crowds, captions of one word).
     """
 
     reason: str
@@ -40,12 +41,15 @@ class Drop:
 class Item:
     """What the annotation files say about one item, before anything is drawn: for checks, statistics and converters.
 
-    image: path of the image; None for text alone. image_size: (height, width) as the file tells it, None if it
-    does not. boxes_px: float64[N, 4] xyxy, in pixels, or in fractions of the image where box_frame is "unit"; the
-    numbers as the file has them, neither clipped nor rounded.
-    region_texts: one text a box, what the data call it; "" where they do not; empty where no box is named.
-    box_sources: one place a box, as `Drop.where`. caption: a text about the whole image or expression, or "".
-    source: the item's own place, as `Drop.where`.
+    Attributes:
+        image: Path of the image; None for text alone.
+        boxes_px: float64[N, 4] xyxy, in pixels, or in fractions of the image where box_frame is "unit"; the numbers as
+            the file has them, neither clipped nor rounded.
+        image_size: (height, width) as the file tells it, None if it does not.
+        region_texts: One text a box, what the data call it; "" where they do not; empty where no box is named.
+        box_sources: One place a box, as `Drop.where`.
+        caption: A text about the whole image or expression, or "".
+        source: The item's own place, as `Drop.where`.
     """
 
     image: str | None

@@ -1,4 +1,4 @@
-"""Makes one batch of several encoded samples."""
+"""Data collator: pads encoded samples to one batch."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ _STACKED = ("image_tokens",)
 class RegionCollator:
     """Pads encoded samples to one batch for training; what could not be encoded is left out.
 
-    features: outputs of GPT4RoIProcessor.encode; instead of `pixel_values` they may hold what the vision tower made of
-        the image: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
+    Called with outputs of GPT4RoIProcessor.encode; instead of `pixel_values` they may hold what the vision tower made
+    of the image: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
+
     Returns the model's arguments, plus `text_ids` (int64[M], one for each `<bbox>` of the batch) where the samples
     have them, `n_dropped_turns` and `sources` of each sample used, `skipped`: the reasons of those left out, and
-    `n_tokens` and `n_supervised`: how many tokens there are and how many are learnt, so that nobody asks a GPU for it.
-    Where all were, one row without a label stands in, so that the batches of a step, and all processes, stay together.
+    `n_tokens` and `n_supervised`: how many tokens there are and how many are supervised, to avoid a device sync.
+    Where all are left out, one row without a label stands in, so that the batches of a step, and all processes, stay
+    together.
     """
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        whole = [feature for feature in features if "input_ids" in feature]
+        encoded = [feature for feature in features if "input_ids" in feature]
         skipped = [feature["skipped"] for feature in features if "input_ids" not in feature]
-        if not whole:
+        if not encoded:
             return _counted(self._nothing() | {"skipped": skipped})
-        cached = [{key: f[key] for key in (*_TENSOR_LISTS, *_STACKED) if key in f} for f in whole]
+        cached = [{key: f[key] for key in (*_TENSOR_LISTS, *_STACKED) if key in f} for f in encoded]
         batch = pad_features(
-            [{key: value for key, value in f.items() if key not in (*_TENSOR_LISTS, *_STACKED)} for f in whole],
+            [{key: value for key, value in f.items() if key not in (*_TENSOR_LISTS, *_STACKED)} for f in encoded],
             pad_token_id=self.pad_token_id,
             side="right",
         )
@@ -45,10 +47,10 @@ class RegionCollator:
             batch["feature_maps"] = [
                 torch.stack(level) for level in zip(*(e["feature_maps"] for e in with_image), strict=True)
             ]
-        if all("text_ids" in feature for feature in whole):
-            batch["text_ids"] = torch.cat([feature["text_ids"] for feature in whole])
-        batch["n_dropped_turns"] = [feature["n_dropped_turns"] for feature in whole]
-        batch["sources"] = [feature["source"] for feature in whole]
+        if all("text_ids" in feature for feature in encoded):
+            batch["text_ids"] = torch.cat([feature["text_ids"] for feature in encoded])
+        batch["n_dropped_turns"] = [feature["n_dropped_turns"] for feature in encoded]
+        batch["sources"] = [feature["source"] for feature in encoded]
         if skipped:
             batch["skipped"] = skipped
         return _counted(batch)

@@ -1,7 +1,7 @@
-"""Where the index of an annotation file is kept: made once, by one process, and mapped by all others.
+"""Index of annotation files: built once, by one process, memory-mapped by all others; and the data set over it.
 
 An index is found by the content of its files and by the recipe it was made with (reader, version, options), so a file
-that changes gets a new one and a copied or touched file does not. What a file held when it was last looked at is
+that changes gets a new one and a copied or touched file does not. What a file held when it was last read is
 remembered with its size and times in a stamp, so that an opening need not read the file; unless the file had changed
 just before, and might change again within one tick of its file system's clock.
 """
@@ -9,29 +9,45 @@ just before, and might change again within one tick of its file system's clock.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gpt4roi.data.annotations import read_bytes
-from gpt4roi.data.columns import Columns, ColumnsError, part_of
+import numpy as np
+
+from gpt4roi.data.annotations import Drops, count_drops, iter_drops, location, summary
+from gpt4roi.data.base import Drop, RegionDataset
+from gpt4roi.data.columns import Columns, ColumnsError, text_column
+from gpt4roi.errors import InputError
+from gpt4roi.io.atomic import FileLock, replacing
+from gpt4roi.io.json_files import read_bytes
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Raised where the meaning of any index changes; a reader has a version of its own."""
+"""Bump when the meaning of any index changes; a reader has a version of its own."""
+
+MIN_BYTES = 1_000_000
+"""Files of fewer bytes than this are read anew each time, which takes no longer than to open an index."""
+
+MIN_AGE = 2 * 10**9
+"""Nanoseconds since a file's last change for its times to be trusted: clocks of file systems tick up to so slowly."""
+
+Build = Callable[[list[bytes]], Columns]
+"""Makes the index of the contents of the files."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an index depends on beside its files. options: `name=value` of what changes the result."""
+    """What an index depends on beside its files; options: `name=value` of what changes the result."""
 
     reader: str
     version: int
@@ -41,22 +57,76 @@ class Recipe:
         return f"{self.reader}-{FORMAT}.{self.version}-{self.options}"
 
 
-SMALL = 1_000_000
-"""Files of fewer bytes than this are read anew each time, which takes no longer than to look for an index."""
+class IndexedDataset(RegionDataset):
+    """A reader whose annotations lie in a memory-mapped index.
 
-SETTLED = 2 * 10**9
-"""Nanoseconds that a file must have rested for its times to be trusted: clocks of file systems tick up to so slowly."""
+    A subclass says in `version` when its index changes its meaning, and makes the index in `build`; `columns` then
+    holds it. Column `position` is each item's place in section 0.
+    """
 
-Build = Callable[[list[bytes]], Columns]
-"""Makes the index of the contents of the files."""
+    version = 1
+    what = "image"
+    """What an item is called in messages."""
+
+    def __init__(self, files: Sequence[str | Path], img_prefix: str | Path, options: str = "") -> None:
+        self.files = tuple(Path(file) for file in files)
+        self.img_prefix = str(img_prefix)
+        self.name = str(files[0])
+        self.columns = open_index(self.files, Recipe(type(self).__name__, self.version, options), self.build)
+        self.dropped: Counter[str] = count_drops(self.columns["drops"], self.columns.metadata)
+        if not len(self):
+            first = next(self.drops(), None)
+            at = f"; the first: {first.detail or first.where}" if first else ""
+            raise InputError(f"{self.name}: no {self.what} can be used; left out: {summary(self.dropped)}{at}")
+
+    def build(self, contents: list[bytes]) -> Columns:
+        """Makes the index of what the files hold."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.columns["position"])
+
+    def drops(self) -> Iterator[Drop]:
+        details = self.columns.all_texts("drop_detail")
+        return iter_drops(self.columns["drops"], details, self.columns.metadata, self.files)
+
+    def faults(self) -> tuple[int, int]:
+        rows, is_fault = self.columns["drops"], np.asarray(self.columns.metadata["drop_faults"], dtype=bool)
+        wrong = int(is_fault[rows[:, 2]].sum()) if len(rows) else 0
+        return wrong, len(self) + len(self.columns.get("boxes", ())) + len(rows)
+
+    def location(self, position: int, section: int = 0) -> str:
+        """Returns the place of something in the files, as `Drop.where`."""
+        return location(self.files, self.columns.metadata["drop_sections"][section], position)
+
+    def source(self, index: int) -> str:
+        """Returns the place of an item, as `Drop.where`."""
+        return self.location(int(self.columns["position"][index]))
+
+    def image(self, index: int, column: str = "image") -> str:
+        """Returns the path of an item's image."""
+        return os.path.join(self.img_prefix, self.columns.text(column, index))
+
+
+def make_columns(
+    arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[str]], drops: Drops, **metadata: Any
+) -> Columns:
+    """Joins arrays, columns of texts and the drops to an index."""
+    dropped, of_drops = drops.columns()
+    joined = {**arrays}
+    for name, column in texts.items():
+        joined |= text_column(name, column)
+    return Columns(joined | dropped, metadata | of_drops)
 
 
 def open_index(files: Sequence[Path], recipe: Recipe, build: Build) -> Columns:
     """Opens the index of some annotation files, and makes it first where there is none.
 
-    Small files have none, only what is made of them.
-    Where no folder can keep it (read-only, full), it stays in the memory of this process, with a warning.
-    Raises InputError where a file cannot be read or used.
+    Small files have none, only what is made of them. Where no folder can keep it (read-only, full), it stays in the
+    memory of this process, with a warning.
+
+    Raises:
+        InputError: A file cannot be read or used.
     """
     made: list[Columns] = []
 
@@ -67,8 +137,8 @@ def open_index(files: Sequence[Path], recipe: Recipe, build: Build) -> Columns:
         return made[0]
 
     states = _states(files)
-    if states is None or sum(size for size, *_ in states) < SMALL:
-        return build([read_bytes(path) for path in files])
+    if states is None or sum(size for size, *_ in states) < MIN_BYTES:
+        return build(_contents(files))
     refused = []
     for folder in index_folders():
         try:
@@ -76,21 +146,25 @@ def open_index(files: Sequence[Path], recipe: Recipe, build: Build) -> Columns:
         except (OSError, ColumnsError) as error:
             refused.append(f"{folder}: {error}")
     logger.warning("The index of %s stays in memory, as no folder can keep it: %s", files[0], "; ".join(refused))
-    return build_once([] if made else [read_bytes(path) for path in files])
+    return build_once([] if made else _contents(files))
 
 
 def index_folders() -> list[Path]:
-    """Returns where indexes are kept: the user's cache, or else a folder of temporary files."""
+    """Returns where indexes are cached: the user's cache, or else a folder of temporary files."""
     folders = [Path(tempfile.gettempdir()) / f"gpt4roi-{os.getuid()}" / "annotations"]
     with contextlib.suppress(RuntimeError):  # no home
         folders.insert(0, Path.home() / ".cache" / "gpt4roi" / "annotations")
     return folders
 
 
+def _contents(files: Sequence[Path]) -> list[bytes]:
+    return [read_bytes(path, "the annotation file of a data set") for path in files]
+
+
 def _open_in(folder: Path, files: Sequence[Path], recipe: Recipe, build: Build) -> Columns:
     names = [str(path.absolute()) for path in files]
-    place = hashlib.blake2b("\n".join([*names, str(recipe)]).encode(), digest_size=12).hexdigest()
-    stamp = folder / f"{recipe.reader}-{place}.stamp"
+    key = hashlib.blake2b("\n".join([*names, str(recipe)]).encode(), digest_size=12).hexdigest()
+    stamp = folder / f"{recipe.reader}-{key}.stamp"
     if folder.exists() and folder.stat().st_uid != os.getuid():
         raise PermissionError("belongs to another user")
     known = _read_stamp(stamp)
@@ -98,13 +172,14 @@ def _open_in(folder: Path, files: Sequence[Path], recipe: Recipe, build: Build) 
         with contextlib.suppress(OSError, ColumnsError):
             return Columns.open(folder / known["index"])
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _alone(folder / f"{recipe.reader}-{place}.lock", files[0]):
-        looked, states = time.time_ns(), _states(files)
+    waiting = f"Waiting for another process that makes the index of {files[0]} …"
+    with FileLock(folder / f"{recipe.reader}-{key}.lock", waiting=waiting):
+        now, states = time.time_ns(), _states(files)
         known = _read_stamp(stamp)
         if known and known["files"] == states:  # made while this process waited
             with contextlib.suppress(OSError, ColumnsError):
                 return Columns.open(folder / known["index"])
-        contents = [read_bytes(path) for path in files]
+        contents = _contents(files)
         index = folder / f"{recipe.reader}-{_digest(contents, recipe)}.columns"
         try:
             columns = Columns.open(index)
@@ -113,13 +188,14 @@ def _open_in(folder: Path, files: Sequence[Path], recipe: Recipe, build: Build) 
             columns = Columns.open(index)
         if known and known["index"] != index.name:
             (folder / known["index"]).unlink(missing_ok=True)
-        rested = states and max(changed for *_, changed in states) + SETTLED <= looked
-        _write_stamp(stamp, {"files": states if rested else [], "index": index.name})
+        trusted = states and max(changed for *_, changed in states) + MIN_AGE <= now
+        with replacing(stamp) as beside:
+            beside.write_text(json.dumps({"files": states if trusted else [], "index": index.name}), encoding="utf-8")
         return columns
 
 
 def _states(files: Sequence[Path]) -> list[list[int]] | None:
-    """Returns size and times of the files; None, which equals no stamp, where one cannot be looked at."""
+    """Returns size and times of the files; None, which equals no stamp, where one cannot be read."""
     try:
         return [[status.st_size, status.st_mtime_ns, status.st_ctime_ns] for status in map(os.stat, files)]
     except OSError:
@@ -134,30 +210,9 @@ def _digest(contents: Sequence[bytes], recipe: Recipe) -> str:
     return digest.hexdigest()
 
 
-def _read_stamp(path: Path) -> dict | None:
+def _read_stamp(path: Path) -> dict[str, Any] | None:
     try:
         stamp = json.loads(path.read_bytes())
         return stamp if isinstance(stamp["files"], list) and Path(stamp["index"]).name == stamp["index"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _write_stamp(path: Path, stamp: dict) -> None:
-    part = part_of(path)
-    try:
-        part.write_text(json.dumps(stamp), encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _alone(lock: Path, what: Path) -> Iterator[None]:
-    """Keeps other processes of the machine out until the block ends, also where it ends by a crash."""
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("Waiting for another process that makes the index of %s …", what)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,4 +1,4 @@
-"""Several data sets read as one, each more or less often."""
+"""Mixture of data sets, each taken in part or several times."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from gpt4roi.structures import RegionSample
 class Mixture:
     """Joins data sets end to end; `ratio` 0.5 takes a seeded half of one, 2 takes it twice.
 
-    caps: how many samples of each set are taken at most, chosen like a part of it; None for no limit.
-    seeds: a seed of its own for the choice from a set, which then does not depend on the sets beside it.
-    Raises InputError for a ratio that is not positive or that leaves a set without a sample.
+    Args:
+        parts: The data sets.
+        ratios: How often each is taken.
+        seed: Of the choices.
+        caps: How many samples of each set are taken at most, chosen like a part of it; None for no limit.
+        seeds: A seed of its own for the choice from a set, which then does not depend on the sets beside it.
+
+    Raises:
+        InputError: A ratio is not positive, or leaves a set without a sample.
     """
 
     def __init__(
@@ -31,11 +37,11 @@ class Mixture:
         count = len(self.parts)
         ratios, caps, seeds = ratios or [1.0] * count, caps or [None] * count, seeds or [None] * count
         chosen = [
-            _choose(part, ratios[place], caps[place], [seed, place] if seeds[place] is None else [seeds[place]])
-            for place, part in enumerate(self.parts)
+            _choose(part, ratio, cap, [seed, number] if own is None else [own])
+            for number, (part, ratio, cap, own) in enumerate(zip(self.parts, ratios, caps, seeds, strict=True))
         ]
         self.order = np.concatenate(
-            [np.stack([np.full_like(indices, place), indices], axis=1) for place, indices in enumerate(chosen)]
+            [np.stack([np.full_like(indices, number), indices], axis=1) for number, indices in enumerate(chosen)]
         )
 
     def __len__(self) -> int:
@@ -53,11 +59,11 @@ class Mixture:
 
 
 def _choose(part: RegionDataset, ratio: float, cap: int | None, seed: list[int]) -> np.ndarray:
-    """Returns which items of a set are taken, int64[N], in its order; whole rounds of it first."""
+    """Returns which items of a set are taken, int64[N], in its order; complete passes over it first."""
     size = len(part)
     wanted = round(size * ratio)
     if ratio <= 0 or wanted == 0:
         raise InputError(f"{part.name}: ratio {ratio} leaves none of {size} samples; give one above 0")
-    whole, rest = divmod(wanted if cap is None else min(wanted, cap), size)
+    passes, rest = divmod(wanted if cap is None else min(wanted, cap), size)
     chosen = np.sort(np.random.default_rng(seed).permutation(size)[:rest])
-    return np.concatenate([np.tile(np.arange(size), whole), chosen]).astype(np.int64)
+    return np.concatenate([np.tile(np.arange(size), passes), chosen]).astype(np.int64)

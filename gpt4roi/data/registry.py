@@ -1,10 +1,9 @@
-"""From a list of data sets, as people write it, to the mixture that is read."""
+"""Dataset config: the registry of readers, and the mixture that a list of data sets stands for."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from gpt4roi.data.readers.vcr import VCR, MultiVCR, SingleVCR
 from gpt4roi.data.readers.vg import VisualGenome
 from gpt4roi.data.unified import UnifiedDataset
 from gpt4roi.errors import InputError
+from gpt4roi.io.json_files import kind_of, read_bytes, read_json
 
 READERS: dict[str, type[RegionDataset]] = {
     "coco_det": CocoDetection,
@@ -32,35 +32,44 @@ READERS: dict[str, type[RegionDataset]] = {
     "multi_vcr": MultiVCR,
     "unified": UnifiedDataset,
 }
-"""What `type` in a list of data sets can say. The keys beside it are the reader's own parameters, and SHARE."""
+"""What `type` in a list of data sets can say. The keys beside it are the reader's own parameters, and SUBSET_KEYS."""
 
-SHARE = ("ratio", "max_samples", "seed")
-"""How much of a set is taken: a part of it or several times, at most so many, chosen by a seed of its own."""
+SUBSET_KEYS = ("ratio", "max_samples", "seed")
+"""Which subset is taken: a part of a set or all of it several times, at most so many, chosen by a seed of its own."""
 
-LARGEST_RATIO = 1000
+MAX_RATIO = 1000
 
-_SAME_KEYS = {"ann_path": "ann_file", "vis_root": "img_prefix", "picture_pipeline": "image_pipeline"}
+_SAME_KEYS = {
+    "ann_path": "ann_file",
+    "vis_root": "img_prefix",
+    "picture_pipeline": "image_pipeline",
+    "pairs_per_visit": "pairs_per_epoch",
+}
 _SAME_FOLDERS = {"coco_det": "coco", "coco": "coco_det", "coco_imgs": "coco_all", "coco_all": "coco_imgs"}
-"""The original spelt some keys and folders in two ways, and version 0.1 said picture; either is understood."""
+"""The original spelt some keys and folders in two ways, and version 0.1 said picture and visit; all are understood."""
 _PATHS = ("ann_file", "img_prefix", "det_pkl_path")
 
 
 def build_mixture(config: str | Path | list[dict[str, Any]], seed: int = 0) -> Mixture:
     """Opens every data set of a list.
 
-    config: the list itself; a .json file or .py file that holds it (a .py file is read as a literal, never executed);
-        or a single file in the unified format (.jsonl, or a .json list of images).
-    Raises InputError naming the entry for an unknown type or key and for a file that can't be read.
+    Args:
+        config: The list itself; a .json file or .py file that holds it (a .py file is read as a literal, never
+            executed); or a single file in the unified format (.jsonl, or a .json list of images).
+        seed: Of the subsets that are taken.
+
+    Raises:
+        InputError: An unknown type or key, or a file that can't be read; the message names the entry.
     """
     where, entries = ("the list", config) if isinstance(config, list) else (str(config), read_config(Path(config)))
-    parts, shares = [], []
+    parts, subsets = [], []
     for position, entry in enumerate(entries):
         label = f"{where}, data set {position}"
-        shares.append([_share(entry, key, label) for key in SHARE] if isinstance(entry, dict) else [])
+        subsets.append([_subset_value(entry, key, label) for key in SUBSET_KEYS] if isinstance(entry, dict) else [])
         parts.append(open_reader(entry, label))
     if not parts:
         raise InputError(f"{where}: names no data set")
-    ratios, caps, seeds = zip(*shares, strict=True)
+    ratios, caps, seeds = zip(*subsets, strict=True)
     return Mixture(parts, [1.0 if ratio is None else ratio for ratio in ratios], seed, caps, seeds)
 
 
@@ -71,11 +80,11 @@ def open_reader(entry: Any, label: str = "the data set") -> RegionDataset:
     reader = READERS.get(entry["type"])
     if reader is None:
         raise InputError(f"{label}: unknown type {entry['type']!r:.80}; known are {', '.join(sorted(READERS))}")
-    keys = _spelt(entry, label)
+    keys = _normalize_keys(entry, label)
     parameters = inspect.signature(reader).parameters
     unknown = sorted(set(keys) - set(parameters))
     if unknown:
-        accepted = ", ".join([*parameters, *SHARE])
+        accepted = ", ".join([*parameters, *SUBSET_KEYS])
         raise InputError(f"{label}: unknown keys {unknown!s:.200} for {entry['type']}; accepted are {accepted}")
     for name, parameter in parameters.items():
         if name not in keys and parameter.default is parameter.empty:
@@ -85,17 +94,17 @@ def open_reader(entry: Any, label: str = "the data set") -> RegionDataset:
     return reader(**keys)
 
 
-def _spelt(entry: dict[str, Any], label: str) -> dict[str, Any]:
+def _normalize_keys(entry: dict[str, Any], label: str) -> dict[str, Any]:
     """Returns the reader's keys of an entry in one spelling, with folders in the spelling that is there."""
     keys: dict[str, Any] = {}
     for key, value in entry.items():
-        if key == "type" or key in SHARE:
+        if key == "type" or key in SUBSET_KEYS:
             continue
         name = _SAME_KEYS.get(key, key)
         if key == "data_path":
             name = "ann_file" if str(value).endswith((".json", ".jsonl")) else "img_prefix"
         try:
-            value = _there(value) if name in _PATHS and isinstance(value, str) else value
+            value = _existing_path(value) if name in _PATHS and isinstance(value, str) else value
         except (OSError, ValueError):  # too long, or with characters that no name has
             raise InputError(f"{label}: {key} cannot be a path: {value!r:.80}") from None
         if keys.setdefault(name, value) != value:
@@ -103,7 +112,7 @@ def _spelt(entry: dict[str, Any], label: str) -> dict[str, Any]:
     return keys
 
 
-def _there(path: str) -> str:
+def _existing_path(path: str) -> str:
     """Returns a path with coco_det for coco, coco_imgs for coco_all or the other way, where only that folder exists.
 
     Raises OSError or ValueError where it can be no path.
@@ -130,13 +139,13 @@ def _check(value: Any, annotation: str, label: str) -> None:
         raise InputError(f"{label} must be a whole number above 0, got {value!r:.80}")
 
 
-def _share(entry: dict[str, Any], key: str, label: str) -> Any:
+def _subset_value(entry: dict[str, Any], key: str, label: str) -> Any:
     value = entry.get(key)
     if value is None:
         return None
     if key == "ratio":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value <= LARGEST_RATIO:
-            raise InputError(f"{label}: ratio must be a number above 0, at most {LARGEST_RATIO}, got {value!r:.40}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value <= MAX_RATIO:
+            raise InputError(f"{label}: ratio must be a number above 0, at most {MAX_RATIO}, got {value!r:.40}")
         return float(value)
     if type(value) is not int or value < (1 if key == "max_samples" else 0):
         raise InputError(f"{label}: {key} must be a whole number, got {value!r:.80}")
@@ -151,29 +160,18 @@ def read_config(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: no such file; --dataset_config takes a list of data sets or a .jsonl of images")
     if path.suffix == ".jsonl":
         return [{"type": "unified", "ann_file": str(path)}]
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text at byte {error.start}; expected JSON") from None
-    entries = _literal(path, text) if path.suffix == ".py" else _json(path, text)
+    entries = _read_literal(path) if path.suffix == ".py" else read_json(path)
     if not isinstance(entries, list):
-        raise InputError(f"{path}: expected a list of data sets, got {type(entries).__name__}")
+        raise InputError(f"{path}: expected a list of data sets, got {kind_of(entries)}")
     if entries and isinstance(entries[0], dict) and "conversations" in entries[0]:
         return [{"type": "unified", "ann_file": str(path)}]
     return entries
 
 
-def _json(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
-
-
-def _literal(path: Path, text: str) -> Any:
+def _read_literal(path: Path) -> Any:
     """Returns the value of the only assignment in a Python file that holds literals alone."""
     try:
-        statements = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+        statements = [node for node in ast.parse(read_bytes(path)).body if isinstance(node, ast.Assign)]
         if len(statements) != 1:
             raise InputError(f"{path}: expected one assignment of a list of data sets, got {len(statements)}")
         return ast.literal_eval(statements[0].value)

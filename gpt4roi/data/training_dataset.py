@@ -1,4 +1,4 @@
-"""What the training reads: samples drawn by seed, epoch and index, and encoded."""
+"""Training dataset: samples drawn by seed, epoch and index, and encoded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.structures import RegionSample
 
 
-class PictureFeatures(Protocol):
-    """Keeps what a frozen tower made of each image."""
+class CachedFeatures(Protocol):
+    """Cache of what a frozen tower made of each image."""
 
     def __contains__(self, image: str) -> bool:
         """Tells whether the tower saw this image, which it did if the image could be read."""
@@ -31,9 +31,13 @@ class PictureFeatures(Protocol):
 class EncodedDataset(Dataset):
     """Encodes sample `index` of a mixture; the same seed, epoch and index give the same tensors on every worker.
 
-    features: where given, images are not opened: the tower's outputs are taken from there.
-    text_index: where given, every sample says in `text_ids` int64[M] which text names the region of each `<bbox>`,
-        as a number of this table; -1 where none does.
+    Args:
+        mixture: Where samples are drawn from.
+        processor: Encodes them.
+        seed: Of the draws.
+        features: Where given, images are not opened: the tower's outputs are taken from there.
+        text_index: Where given, every sample says in `text_ids` int64[M] which text names the region of each `<bbox>`,
+            as a number of this table; -1 where none does.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class EncodedDataset(Dataset):
         mixture: Mixture,
         processor: GPT4RoIProcessor,
         seed: int,
-        features: PictureFeatures | None = None,
+        features: CachedFeatures | None = None,
         text_index: Mapping[str, int] | None = None,
     ) -> None:
         self.mixture, self.processor, self.seed = mixture, processor, seed
@@ -58,7 +62,7 @@ class EncodedDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns one encoded sample, or `skipped` with the reason when what it was drawn from cannot be used."""
         try:
-            sample = self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
+            sample = self._sample(index)
             encoded = self._encode(sample)
         except InputError as error:
             return {"skipped": str(error)}
@@ -71,19 +75,22 @@ class EncodedDataset(Dataset):
     def text_length(self, index: int) -> int:
         """Returns how many characters sample `index` has in this epoch, without opening its image."""
         try:
-            sample = self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
+            sample = self._sample(index)
         except InputError:
             return 0
         return sum(len(turn.text) for turn in sample.turns)
+
+    def _sample(self, index: int) -> RegionSample:
+        return self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
 
     def _encode(self, sample: RegionSample) -> dict[str, Any]:
         if self.features is None or sample.image is None:
             return self.processor.encode(sample)
         if sample.image not in self.features:
-            self.processor.encode(sample)  # says what is wrong, as it does where nothing is kept
+            self.processor.encode(sample)  # says what is wrong, as it does where nothing is cached
             raise InputError(
-                f"image {sample.image!r} in {sample.source} could not be read when the images were looked at, but "
-                "now it can; begin the training anew to use it"
+                f"image {sample.image!r} in {sample.source} was unreadable when features were cached but is "
+                "readable now; restart the training to include it"
             )
         size = self.features.image_size(sample.image)
         return self.processor.encode_text(sample, image_size=size) | self.features.get(sample.image)

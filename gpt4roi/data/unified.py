@@ -1,154 +1,160 @@
-"""The one-line-a-image format: everybody's own boxes, LLaVA's files as they are, and the embedded data set."""
+"""Data set in the unified format, one line an image: users' own boxes, LLaVA's files as they are, the quickstart's."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from gpt4roi.data.annotations import read_bytes
-from gpt4roi.data.base import Drop, Item
-from gpt4roi.data.columns import Columns, text_column
-from gpt4roi.data.indexed import IndexedDataset
+from gpt4roi.data.annotations import Drops
+from gpt4roi.data.base import Item
+from gpt4roi.data.columns import Columns, make_offsets
+from gpt4roi.data.index import IndexedDataset, make_columns
 from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
-from gpt4roi.structures import RegionSample, Turn, accepts_old_names, as_image_pipeline
+from gpt4roi.io.json_files import kind_of, parse_json, parse_jsonl, read_bytes
+from gpt4roi.structures import ImagePipeline, RegionSample, Turn, accepts_old_names, as_image_pipeline
 
 logger = logging.getLogger(__name__)
 
-NO_CONVERSATION = "no conversation"
-_TOLD = 5
-_FILE = "\ue000"
-"""Stands for the file's path in what the index keeps, which is the same wherever the file lies."""
+_LOGGED = 5
+_PIPELINES = (None, *get_args(ImagePipeline))
+_MAX_SIDE = np.iinfo(np.int32).max
 
 
 class UnifiedDataset(IndexedDataset):
     """Reads a JSON-lines file, or a JSON list, of images with boxes and conversations.
 
-    ann_file: one object an image: `image` (absent for text alone), `boxes` (pixels, xyxy) or `masks` (run lengths or
-        polygons, which become their bounding boxes), `conversations` (`from`: human or gpt; `value`: text with
-        `<region1>` for box 1), `independent` (every question stands alone).
-    img_prefix: where `image` is looked up; the file's own folder by default.
-    pairs_per_visit: how many question-answer pairs of each task one visit draws, without replacement, where the
-        object has a parallel list `tasks`; all pairs by default. Only for `independent` objects.
-    image_pipeline: see RegionSample; an object may have its own.
-    An object that cannot be used is left out, counted in `dropped` and listed by `drops()`. n_masks: how many boxes
-    come from masks. Raises InputError for a file that is not of this form at all, or has no object left.
+    An object that cannot be used is left out, counted in `dropped` and listed by `drops()`.
+
+    Args:
+        ann_file: One object an image: `image` (absent for text alone), `boxes` (pixels, xyxy) or `masks` (run lengths
+            or polygons, which become their bounding boxes), `conversations` (`from`: human or gpt; `value`: text with
+            `<region1>` for box 1), `independent` (every question stands alone).
+        img_prefix: Where `image` is looked up; the file's own folder by default.
+        pairs_per_epoch: How many question-answer pairs of each task one epoch draws, without replacement, where the
+            object has a parallel list `tasks`; all pairs by default. Only for `independent` objects.
+        image_pipeline: See RegionSample; an object may have its own.
+
+    Attributes:
+        n_masks: How many boxes come from masks.
+
+    Raises:
+        InputError: The file is not of this form at all, or has no object left.
     """
 
-    version = 2
+    version = 3
     what = "object"
 
-    @accepts_old_names(picture_pipeline="image_pipeline")
+    @accepts_old_names(picture_pipeline="image_pipeline", pairs_per_visit="pairs_per_epoch")
     def __init__(
         self,
         ann_file: str | Path,
         img_prefix: str | Path | None = None,
-        pairs_per_visit: Mapping[str, int] | None = None,
+        pairs_per_epoch: Mapping[str, int] | None = None,
         image_pipeline: str = "dialogue",
     ) -> None:
         self.path = Path(ann_file)
-        if not isinstance(pairs_per_visit, Mapping | None):
-            raise InputError(f"{ann_file}: pairs_per_visit must be task -> number, got {pairs_per_visit!r}")
-        self.pairs_per_visit = dict(pairs_per_visit or {})
+        if not isinstance(pairs_per_epoch, Mapping | None):
+            raise InputError(f"{ann_file}: pairs_per_epoch must be task -> number, got {pairs_per_epoch!r}")
+        self.pairs_per_epoch = dict(pairs_per_epoch or {})
         self.image_pipeline = as_image_pipeline(image_pipeline, f"{ann_file}: ")
         super().__init__([self.path], img_prefix or self.path.parent)
-        self.n_masks: int = self.columns.facts["n_masks"]
+        self.n_masks: int = self.columns.metadata["n_masks"]
         dependent = self.columns["dependent"]
-        if self.pairs_per_visit and len(dependent):
-            first = self.place(int(dependent[0]))
-            raise InputError(f'{first}: pairs_per_visit needs independent questions; add "independent": true')
-        self._tell()
+        if self.pairs_per_epoch and len(dependent):
+            first = self.location(int(dependent[0]))
+            raise InputError(f'{first}: pairs_per_epoch needs independent questions; add "independent": true')
+        self._log_drops()
 
     def build(self, contents: list[bytes]) -> Columns:
-        positions, objects, dependent, drops, n_masks = [], [], [], [], 0
-        for position, item in parsed_entries(self.path, contents.pop()):
+        drops, positions, objects = Drops([(0, "")]), [], []
+        for position, item in parse_entries(self.path, contents.pop()):
             try:
-                checked = self._checked(item, f"{self.path}#{position}")
+                objects.append(_checked(item, f"{self.path}#{position}"))
+                positions.append(position)
             except BadObjectError as error:
-                told = str(error).replace(str(self.path), _FILE) if error.kind != NO_CONVERSATION else ""
-                drops.append((position, error.kind, told))
-                continue
-            n_masks += checked["n_masks"]
-            if checked["tasks"] and not checked["independent"]:
-                dependent.append(position)
-            positions.append(position)
-            objects.append(json.dumps(checked | {"boxes": checked["boxes"].tolist()}, ensure_ascii=False))
-        arrays = {
+                drops.add(error, position, path=self.path)
+        turns = list(chain.from_iterable(one["conversations"] for one in objects))
+        dependent = [
+            where for where, one in zip(positions, objects, strict=True) if one["tasks"] and not one["independent"]
+        ]
+        sizes = [[min(side, _MAX_SIDE) for side in one["image_size"] or (0, 0)] for one in objects]
+        arrays: dict[str, np.ndarray] = {
             "position": np.asarray(positions, dtype=np.int64),
             "dependent": np.asarray(dependent, dtype=np.int64),
-            "drop_position": np.asarray([position for position, _, _ in drops], dtype=np.int64),
-            **text_column("object", objects),
-            **text_column("drop_reason", [reason for _, reason, _ in drops]),
-            **text_column("drop_detail", [detail for _, _, detail in drops]),
+            "size": np.asarray(sizes, dtype=np.int32).reshape(-1, 2),
+            "independent": np.asarray([one["independent"] for one in objects], dtype=bool),
+            "pipeline": np.asarray([_PIPELINES.index(one["image_pipeline"]) for one in objects], dtype=np.uint8),
+            "box": np.concatenate([np.zeros((0, 4)), *(one["boxes"] for one in objects)]),
+            "asked": np.asarray([role == "user" for role, _ in turns], dtype=bool),
         }
-        return Columns(arrays, {"n_masks": n_masks, "drop_sections": [(0, "")]})
+        parallel = {"box": "boxes", "turn": "conversations", "task": "tasks", "region_text": "texts"}
+        for column, key in parallel.items():
+            arrays[f"first_{column}"] = make_offsets(0 if one[key] is None else len(one[key]) for one in objects)
+        texts = {
+            "image": [one["image"] or "" for one in objects],
+            "turn": [text for _, text in turns],
+            "task": list(chain.from_iterable(one["tasks"] or () for one in objects)),
+            "region_text": list(chain.from_iterable(one["texts"] or () for one in objects)),
+        }
+        return make_columns(arrays, texts, drops, n_masks=sum(one["n_masks"] for one in objects))
 
-    def _checked(self, item: Any, source: str) -> dict[str, Any]:
-        if isinstance(item, BadObjectError):
-            raise item
-        if isinstance(item, dict) and not item.get("conversations"):
-            raise BadObjectError(NO_CONVERSATION, source)
-        return check_object(item, source)
-
-    def _tell(self) -> None:
+    def _log_drops(self) -> None:
         """Logs what was left out and what became of masks."""
         faults = [drop.detail for drop in self.drops() if drop.detail]
         if faults:
-            told = "\n  ".join(faults[:_TOLD])
-            more = f"\n  and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
-            whole = len(self) + sum(self.dropped.values())
-            logger.warning("%s: %d of %d objects are left out:\n  %s%s", self.path, len(faults), whole, told, more)
+            first = "\n  ".join(faults[:_LOGGED])
+            more = f"\n  and {len(faults) - _LOGGED} more" if len(faults) > _LOGGED else ""
+            total = len(self) + sum(self.dropped.values())
+            logger.warning("%s: %d of %d objects are left out:\n  %s%s", self.path, len(faults), total, first, more)
         if self.n_masks:
             logger.info("%s: %d masks became their bounding boxes", self.path, self.n_masks)
 
-    def count_drops(self) -> Counter[str]:
-        """Counts the objects that were left out, by the kind of their fault."""
-        return Counter(self.columns.texts("drop_reason", 0, len(self.columns["drop_position"])))
-
     def faults(self) -> tuple[int, int]:
-        """Returns how many objects were left out because they are wrong in themselves, and how many there are."""
-        lengths = np.diff(self.columns["drop_detail.limits"])
-        return int(np.count_nonzero(lengths)), len(self) + len(lengths)
-
-    def drops(self) -> Iterator[Drop]:
-        """Lists the objects that were left out, in the order of the file."""
-        for number, position in enumerate(self.columns["drop_position"].tolist()):
-            detail = self.columns.text("drop_detail", number).replace(_FILE, str(self.path))
-            yield Drop(self.columns.text("drop_reason", number), self.place(position), detail)
+        wrong, _ = super().faults()
+        return wrong, len(self) + len(self.columns["drops"])
 
     def entry(self, index: int) -> dict[str, Any]:
-        """Returns object `index` as check_object made it, with its source."""
-        entry = json.loads(self.columns.text("object", index))
-        boxes = np.asarray(entry["boxes"], dtype=np.float64).reshape(-1, 4)
-        size = entry["image_size"] and tuple(entry["image_size"])
-        return entry | {"boxes": boxes, "image_size": size, "source": self.place(int(self.columns["position"][index]))}
+        """Returns object `index` as check_object made it."""
+        columns = self.columns
+        height, width = columns["size"][index].tolist()
+        turns = columns.rows("first_turn", index)
+        roles = ["user" if asked else "assistant" for asked in columns["asked"][turns].tolist()]
+        return {
+            "image": columns.text("image", index) or None,
+            "image_size": (height, width) if height else None,
+            "boxes": columns["box"][columns.rows("first_box", index)].copy(),
+            "conversations": list(zip(roles, columns.texts("turn", turns), strict=True)),
+            "independent": bool(columns["independent"][index]),
+            "tasks": columns.texts("task", columns.rows("first_task", index)) or None,
+            "texts": tuple(columns.texts("region_text", columns.rows("first_region_text", index))) or None,
+            "image_pipeline": _PIPELINES[columns["pipeline"][index]],
+        }
 
     def item(self, index: int) -> Item:
-        """Returns what the file says about object `index`."""
-        entry = self.entry(index)
+        entry, source = self.entry(index), self.source(index)
         return Item(
             image=self._path(entry),
             boxes_px=entry["boxes"],
             image_size=entry["image_size"],
-            region_texts=_one_a_box(entry),
-            box_sources=(entry["source"],) * len(entry["boxes"]),
-            source=entry["source"],
+            region_texts=_text_per_box(entry),
+            box_sources=(source,) * len(entry["boxes"]),
+            source=source,
         )
 
     def _path(self, entry: Mapping[str, Any]) -> str | None:
         return str(Path(self.img_prefix, entry["image"])) if entry["image"] else None
 
     def sample(self, index: int, rng: np.random.Generator) -> RegionSample:
-        """Draws item `index`; which pairs are asked, and their order, come from `rng` where pairs_per_visit is set."""
+        """Draws item `index`; which pairs are asked, and their order, come from `rng` where pairs_per_epoch is set."""
         entry = self.entry(index)
         turns = [Turn(role, text) for role, text in entry["conversations"]]
-        if self.pairs_per_visit and entry["tasks"]:
+        if self.pairs_per_epoch and entry["tasks"]:
             turns = self._draw_pairs(turns, entry["tasks"], rng)
         return RegionSample(
             image=self._path(entry),
@@ -156,12 +162,11 @@ class UnifiedDataset(IndexedDataset):
             boxes_px=entry["boxes"],
             image_pipeline=entry["image_pipeline"] or self.image_pipeline,
             independent_turns=entry["independent"],
-            region_texts=_one_a_box(entry),
-            source=entry["source"],
+            region_texts=_text_per_box(entry),
+            source=self.source(index),
         )
 
     def region_texts(self, index: int) -> dict[int, str]:
-        """Returns what the boxes are called (box number from 0 -> text), as far as the object says so."""
         return texts_of(self.entry(index))
 
     def _draw_pairs(self, turns: list[Turn], tasks: list[str], rng: np.random.Generator) -> list[Turn]:
@@ -169,13 +174,19 @@ class UnifiedDataset(IndexedDataset):
         for pair, task in enumerate(tasks):
             of_task.setdefault(task, []).append(pair)
         drawn: list[int] = []
-        for task, wanted in self.pairs_per_visit.items():
+        for task, wanted in self.pairs_per_epoch.items():
             pairs = of_task.get(task, [])
             drawn.extend(rng.permutation(pairs)[:wanted].tolist() if pairs else [])
         return [turns[2 * pair + step] for pair in rng.permutation(drawn).astype(int) for step in (0, 1)]
 
 
-def _one_a_box(entry: dict[str, Any]) -> tuple[str, ...]:
+def _checked(item: Any, source: str) -> dict[str, Any]:
+    if isinstance(item, BadObjectError):
+        raise item
+    return check_object(item, source)
+
+
+def _text_per_box(entry: dict[str, Any]) -> tuple[str, ...]:
     texts = texts_of(entry)
     return tuple(texts.get(box, "") for box in range(len(entry["boxes"])))
 
@@ -183,38 +194,27 @@ def _one_a_box(entry: dict[str, Any]) -> tuple[str, ...]:
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (source, object) for every object of a .jsonl file or of a .json list, in the file's order.
 
-    Raises InputError, with the place, at the first one that is none.
+    Raises:
+        InputError: At the first one that is none, with its place.
     """
-    for position, entry in parsed_entries(path, read_bytes(path)):
+    for position, entry in parse_entries(path, read_bytes(path, "a file in the unified format")):
         if isinstance(entry, BadObjectError):
             raise entry
         if not isinstance(entry, dict):
-            raise InputError(f"{path}#{position}: expected an object, got {type(entry).__name__}")
+            raise InputError(f"{path}#{position}: expected an object, got {kind_of(entry)}")
         yield f"{path}#{position}", entry
 
 
-def parsed_entries(path: Path, data: bytes) -> Iterator[tuple[int, Any]]:
+def parse_entries(path: Path, data: bytes) -> Iterator[tuple[int, Any]]:
     """Yields (line from 1, or number in the list from 0; value) as read_objects does, whatever the values are.
 
     A line that is not JSON is yielded as the BadObjectError that says so, and the next ones follow.
-    Raises InputError where a list is not JSON.
+
+    Raises:
+        InputError: A list is not JSON.
     """
     if data.lstrip()[:1] == b"[":
-        yield from enumerate(_parsed(data, str(path)))
+        yield from enumerate(parse_json(data, path))
         return
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            try:
-                yield number, _parsed(line, f"{path}#{number}")
-            except BadObjectError as error:
-                yield number, error
-
-
-def _parsed(data: bytes, where: str) -> Any:
-    """Reads JSON; raises BadObjectError beginning with where."""
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise BadObjectError("broken JSON", f"{where}: not UTF-8 text at byte {error.start}; expected JSON") from None
-    except (ValueError, RecursionError) as error:
-        raise BadObjectError("broken JSON", f"{where}: not valid JSON: {error}") from None
+    for number, value in parse_jsonl(data, path):
+        yield number, BadObjectError("broken JSON", str(value)) if isinstance(value, InputError) else value

@@ -1,4 +1,4 @@
-"""One object of the unified format, checked: everything that would otherwise fail in the middle of a training."""
+"""Validation of one object of the unified format: all that would otherwise fail in the middle of a training."""
 
 from __future__ import annotations
 
@@ -8,40 +8,55 @@ from typing import Any
 import numpy as np
 
 from gpt4roi.constants import IMAGE_TOKEN, REGION_TOKEN
+from gpt4roi.data.annotations import is_unicode
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
+from gpt4roi.io.coco import InvalidAnnotationError
 from gpt4roi.processing.mentions import MENTION, number_boxes
 from gpt4roi.structures import as_image_pipeline
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 FIELD, MASK, BOX = "wrong field", "mask that cannot be used", "box that is not four numbers"
 TURN, REFERENCE = "turn that is not text", "mention that fits no box"
+NO_CONVERSATION = "no conversation"
 MAX_COORDINATE = 1_000_000
 """Boxes reach beyond their image now and then, but not this far."""
 
 
-class BadObjectError(InputError):
-    """An object that cannot be used; `kind` says in a few words what is wrong."""
+class BadObjectError(InvalidAnnotationError):
+    """An object that cannot be used.
+
+    Attributes:
+        kind: What is wrong, in a few words; no fault where nothing is asked about the image.
+    """
 
     def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+        super().__init__(message, kind)
+        self.kind, self.fault = kind, kind != NO_CONVERSATION
 
 
 def check_object(item: Any, source: str) -> dict[str, Any]:
-    """Returns an object in one form: image, image_size, boxes, conversations, tasks, independent, texts,
-    image_pipeline, n_masks.
+    """Returns an object in one form.
 
-    image: None for text alone; image_size: (height, width) as masks or the object say, else None; boxes: float64[N, 4];
-    conversations: list of (role, text), roles as of Turn; texts: what each box is called, or None;
-    n_masks: how many of the boxes come from masks.
-    Raises BadObjectError whose message begins with the source.
+    Args:
+        item: The object as the file has it.
+        source: Its place, which every message begins with.
+
+    Returns:
+        image: None for text alone. image_size: (height, width) as masks or the object say, else None.
+        boxes: float64[N, 4], xyxy in pixels. conversations: list of (role, text), roles as of Turn. tasks, independent.
+        texts: what each box is called, or None. image_pipeline. n_masks: how many of the boxes come from masks.
+
+    Raises:
+        BadObjectError: The object cannot be used.
     """
     if not isinstance(item, dict):
         got = type(item).__name__
         raise BadObjectError(
             "not an object", f"{source}: expected an object with image, boxes, conversations; got {got}"
         )
+    if not item.get("conversations"):
+        raise BadObjectError(NO_CONVERSATION, source)
     image = _image(item, source)
     boxes, n_masks = _boxes(item, source)
     turns = _turns(item["conversations"], source)
@@ -83,7 +98,7 @@ def _image(item: dict[str, Any], source: str) -> str | None:
     image = item.get("image")
     if image in (None, ""):
         return None
-    if not isinstance(image, str) or not _is_text(image) or "\x00" in image:
+    if not isinstance(image, str) or not is_unicode(image) or "\x00" in image:
         raise BadObjectError(FIELD, f"{source}: image must be a path, got {image!r:.80}")
     return image
 
@@ -111,8 +126,10 @@ def _boxes(item: dict[str, Any], source: str) -> tuple[np.ndarray, int]:
 def _image_size(item: dict[str, Any], n_masks: int) -> tuple[int, int] | None:
     """Returns the (height, width) that the boxes were made for, as far as the object says."""
     of_masks = (masks.size_of(mask) for mask in item["masks"]) if n_masks else ()
-    told = next((size for size in of_masks if size), (item.get("height"), item.get("width")))
-    return told if all(isinstance(side, int) and side > 0 for side in told) else None
+    height, width = next((size for size in of_masks if size), (item.get("height"), item.get("width")))
+    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
+        return height, width
+    return None
 
 
 def _is_coordinate(value: Any) -> bool:
@@ -128,7 +145,7 @@ def _turns(turns: Any, source: str) -> list[tuple[str, str]]:
         speaker, text = turn.get("from"), turn.get("value")
         if not isinstance(speaker, str) or speaker not in ROLES:
             raise BadObjectError("unknown speaker", f"{source}: a turn is from {sorted(ROLES)}, got {speaker!r:.60}")
-        if not isinstance(text, str) or not _is_text(text):
+        if not isinstance(text, str) or not is_unicode(text):
             raise BadObjectError(TURN, f"{source}: a turn's value must be text, got {text!r:.80}")
         if not text.strip():
             kind = "empty answer" if ROLES[speaker] == "assistant" else "empty question"
@@ -137,15 +154,6 @@ def _turns(turns: Any, source: str) -> list[tuple[str, str]]:
     if all(role != "assistant" for role, _ in checked):
         raise BadObjectError("no answer", f"{source}: there is no answer to learn from: no turn is from gpt")
     return checked
-
-
-def _is_text(text: str) -> bool:
-    """False for halves of surrogate pairs, which JSON can hold and nothing can write."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_mentions(texts: list[str], image: str | None, num_boxes: int, source: str) -> None:
@@ -165,7 +173,7 @@ def _tasks(item: dict[str, Any], num_turns: int, source: str) -> list[str] | Non
     tasks = item.get("tasks")
     if not tasks:
         return None
-    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+    if not isinstance(tasks, list) or not all(isinstance(task, str) and is_unicode(task) for task in tasks):
         raise BadObjectError(FIELD, f"{source}: tasks must be a list of names, got {tasks!r:.80}")
     if 2 * len(tasks) != num_turns:
         got = f"{len(tasks)} tasks for {num_turns} turns"
@@ -177,7 +185,7 @@ def _region_texts(item: dict[str, Any], num_boxes: int, source: str) -> tuple[st
     texts = item.get("region_texts")
     if not texts:
         return None
-    if not isinstance(texts, list) or not all(isinstance(text, str) and _is_text(text) for text in texts):
+    if not isinstance(texts, list) or not all(isinstance(text, str) and is_unicode(text) for text in texts):
         raise BadObjectError(FIELD, f"{source}: region_texts must be a list of texts, got {texts!r:.80}")
     if len(texts) != num_boxes:
         raise BadObjectError(FIELD, f"{source}: {len(texts)} region_texts for {num_boxes} boxes")

@@ -21,13 +21,18 @@ _KIND = "a file in COCO's form"
 
 
 class InvalidAnnotationError(InputError):
-    """One image or region cannot be used; the text is the reason it is counted under.
+    """One image or region cannot be used.
 
     Attributes:
+        reason: What it is counted under, the same words for the same kind of fault; the message by default.
         fault: Whether it is wrong in itself; else a rule of the data set leaves it out.
     """
 
     fault = True
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class FilteredOutError(InvalidAnnotationError):
@@ -43,7 +48,7 @@ class CocoTables:
     images: list[Any]
     annotations: list[Any]
     categories: dict[Id, str] | None
-    """Names by id, None where the file has no such table."""
+    """Names by id, in the order of the ids; None where the file has no such table."""
 
 
 def read_tables(content: Any, path: Any) -> CocoTables:
@@ -53,14 +58,14 @@ def read_tables(content: Any, path: Any) -> CocoTables:
 
 
 def category_names(content: Mapping[str, Any], path: Any) -> dict[Id, str] | None:
-    """Returns the names of the categories that a file lists, by id and in its order; None where it lists none."""
-    if "categories" not in content:
+    """Returns the names of the categories that a file lists, by id and in their order; None where it lists none."""
+    if content.get("categories") is None:
         return None
-    names = {}
+    names: dict[Id, str] = {}
     for category in require_list(path, content, "categories", _KIND):
         if isinstance(category, dict) and is_id(category.get("id")) and isinstance(category.get("name"), str):
             names[category["id"]] = category["name"]
-    return names
+    return dict(sorted(names.items(), key=lambda entry: (isinstance(entry[0], str), entry[0])))
 
 
 def is_id(value: Any) -> bool:
@@ -101,29 +106,34 @@ def annotation_box(annotation: Mapping[str, Any], size: tuple[int, int] | None =
         size: (height, width) of the image; a mask that was made for another one is refused.
 
     Raises:
-        InvalidAnnotationError: The box is not four numbers.
-        InputError: The mask cannot be used.
+        InvalidAnnotationError: The box is not four numbers, or the mask cannot be used.
     """
-    bbox, mask = annotation.get("bbox"), annotation.get("segmentation")
-    if bbox or not mask:
-        return xywh_to_box(bbox)
-    box = masks.to_box(mask).tolist()
-    made_for = masks.size_of(mask)
-    if size is not None and made_for not in (None, size):
+    mask = annotation.get("segmentation")
+    if annotation.get("bbox") or not mask:
+        x, y, width, height = parse_floats(annotation.get("bbox"), 4)
+        return [x, y, x + width, y + height]
+    try:
+        box, made_for = masks.to_box(mask).tolist(), masks.size_of(mask)
+    except InputError as error:
+        raise InvalidAnnotationError(str(error), "mask that cannot be used") from None
+    if size is not None and made_for is not None and made_for != size:
         given, expected = (f"{width}x{height}" for height, width in (made_for, size))
-        raise InputError(f"the mask is {given} but the image is {expected} pixels (width x height)")
+        message = f"the mask is {given} but the image is {expected} pixels (width x height)"
+        raise InvalidAnnotationError(message, "mask of another size than its image")
     return box
+
+
+def annotation_xywh(annotation: Mapping[str, Any]) -> list[float]:
+    """Returns the box of an annotation as COCO writes it, x, y, width, height, to the digit; as `annotation_box`."""
+    if annotation.get("bbox") or not annotation.get("segmentation"):
+        return parse_floats(annotation.get("bbox"), 4)
+    x1, y1, x2, y2 = annotation_box(annotation)
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> bool:
     """Tells whether an annotation marks a crowd."""
     return bool(annotation.get("iscrowd"))
-
-
-def xywh_to_box(bbox: Any) -> list[float]:
-    """Turns COCO's x, y, width, height into xyxy; raises InvalidAnnotationError where it is not four numbers."""
-    x, y, width, height = parse_floats(bbox, 4)
-    return [x, y, x + width, y + height]
 
 
 def parse_floats(value: Any, count: int) -> list[float]:

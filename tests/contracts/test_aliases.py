@@ -17,6 +17,7 @@ import pytest
 
 from gpt4roi import RegionSample, Turn
 from gpt4roi.data.registry import build_mixture
+from gpt4roi.data.unified import UnifiedDataset
 from scripts.house_report import aliases
 
 ROWS = aliases()
@@ -68,9 +69,16 @@ def old_names_of_the_pipelines(tmp_path) -> None:
         assert listed_sample(one_object(tmp_path), image_pipeline=old).image_pipeline == new
 
 
+def old_key_of_the_pairs(tmp_path) -> None:
+    for pairs, turns in ((1, 2), (0, 0)):
+        assert len(listed_sample(one_object(tmp_path), pairs_per_visit={"greeting": pairs}).turns) == turns
+    assert UnifiedDataset(one_object(tmp_path), pairs_per_visit={"greeting": 3}).pairs_per_epoch == {"greeting": 3}
+
+
 TRIALS: dict[str, Callable[[Any], None]] = {
     "picture_pipeline": old_key_of_the_pipeline,
     "bilinear": old_names_of_the_pipelines,
+    "pairs_per_visit": old_key_of_the_pairs,
 }
 
 
@@ -82,7 +90,7 @@ def option_groups() -> list[set[str]]:
     from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
 
     parsers: list[Any] = [HfArgumentParser((ModelArguments, DataArguments, RegionArguments, TrainingArguments))]
-    parsers += [cli.build_parser(name) for name in cli.verb_names()]
+    parsers += [cli.build_parser(name) for name in cli.subcommand_names()]
     groups: list[set[str]] = []
     while parsers:
         for action in parsers.pop()._actions:

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import tiny_model, tiny_processor
 
 from gpt4roi.cli import build_parser, subcommand_names
-from gpt4roi.data.registry import READERS, SHARE, read_config
+from gpt4roi.data.registry import READERS, SUBSET_KEYS, read_config
 from gpt4roi.data.unified import UnifiedDataset
 from gpt4roi.train.defaults import STAGE_DEFAULTS
 from gpt4roi.train.training import parse
@@ -115,7 +115,7 @@ def test_the_line_of_json_in_the_readme_is_read(tmp_path):
 def test_the_list_on_the_page_of_data_sets_has_only_keys_that_are_accepted():
     (shown,) = blocks((ROOT / "docs" / "data_sets.md").read_text(encoding="utf-8"), "json")
     for entry in json.loads(shown):
-        accepted = {"type", *inspect.signature(READERS[entry["type"]]).parameters, *SHARE}
+        accepted = {"type", *inspect.signature(READERS[entry["type"]]).parameters, *SUBSET_KEYS}
         assert set(entry) <= accepted
 
 

@@ -90,11 +90,11 @@ def test_each_of_the_ten_sets_reads_as_the_same_samples_after_conversion(name, t
         pyramid_processor.encode(after)  # the image is found from the new file's folder
 
 
-def test_several_visits_draw_anew(tmp_path):
+def test_several_epochs_draw_anew(tmp_path):
     entry = ENTRIES["vg"]
     more = ["--from", "VGDATA", "--img-prefix", entry["img_prefix"]]
     once = convert(entry["ann_file"], tmp_path / "once.jsonl", *more)
-    thrice = convert(entry["ann_file"], tmp_path / "thrice.jsonl", *more, "--visits", "3")
+    thrice = convert(entry["ann_file"], tmp_path / "thrice.jsonl", *more, "--epochs", "3")
     assert len(thrice) == 3 * len(once)
     assert thrice[: len(once)] == once
     assert thrice[len(once) : 2 * len(once)] != once
@@ -267,9 +267,9 @@ def test_boxes_that_a_shift_would_cost_are_converted_too(tmp_path):
     }
     (tmp_path / "c.json").write_text(json.dumps(content))
     dataset = build_mixture([{"type": "coco_det", "ann_file": str(tmp_path / "c.json")}]).parts[0]
-    drawn = [len(dataset.sample(0, np.random.default_rng([0, visit, 0])).boxes_px) for visit in range(12)]
+    drawn = [len(dataset.sample(0, np.random.default_rng([0, epoch, 0])).boxes_px) for epoch in range(12)]
     assert min(drawn) < 4
-    assert [len(one["boxes"]) for one in objects_of(dataset, Conversion(tmp_path), visits=12)] == [4] * 12
+    assert [len(one["boxes"]) for one in objects_of(dataset, Conversion(tmp_path), epochs=12)] == [4] * 12
     assert not dataset.test_mode
 
 
@@ -306,7 +306,7 @@ def test_converted_detections_with_labels_or_boxes_that_cannot_be_are_refused(tm
         ("{tmp}/c.json {tmp}/there.jsonl --from coco", "exists already; give --overwrite"),
         ("{tmp}/c.json {tmp} --from coco", "is a folder; give the file to write"),
         ("{tmp}/c.json {tmp}/o.jsonl --from coco --question What?", "the question must hold {{region}}"),
-        ("{tmp}/c.json {tmp}/o.jsonl --from coco --visits 0", "--visits must be at least 1"),
+        ("{tmp}/c.json {tmp}/o.jsonl --from coco --epochs 0", "--epochs must be at least 1"),
         ("{tmp}/c.json {tmp}/o.jsonl --from vcr --option x", "--option takes KEY=VALUE, got 'x'"),
         ("{tmp}/c.json {tmp}/o.jsonl --from osprey", "expected a list (Osprey's form), got an object"),
         ("{tmp}/there.jsonl {tmp}/o.jsonl --from coco", "not valid JSON"),

@@ -20,7 +20,7 @@ def draws(name, index, count=DRAWS):
     return [reader.sample(index, np.random.default_rng(seed)) for seed in range(count)]
 
 
-def test_half_of_the_visits_are_shifted_by_at_most_32_pixels_and_half_mirrored():
+def test_half_of_the_samples_are_shifted_by_at_most_32_pixels_and_half_mirrored():
     augmentations = [sample.augmentation for sample in draws("coco_det_train", 0)]
     shifts = np.array([one.shift for one in augmentations])
     assert abs((shifts != 0).any(axis=1).mean() - 0.5) < 0.05
@@ -29,7 +29,7 @@ def test_half_of_the_visits_are_shifted_by_at_most_32_pixels_and_half_mirrored()
     assert abs(shifts[(shifts != 0).any(axis=1)].mean()) < 3
 
 
-def test_a_visit_in_test_mode_is_neither_shifted_nor_mirrored():
+def test_a_sample_in_test_mode_is_neither_shifted_nor_mirrored():
     assert {sample.augmentation for sample in draws("coco_det_test", 0, 20)} == {None}
 
 
@@ -72,7 +72,7 @@ def test_every_question_of_a_bank_is_drawn_and_every_order_of_boxes():
     assert len(orders) == 2 and min(orders.values()) > 150
 
 
-def test_half_of_the_visits_to_a_dialogue_list_the_detections():
+def test_half_of_the_samples_of_a_dialogue_list_the_detections():
     listed = [len(sample.boxes_px) for sample in draws("det_llava", 0)]
     assert set(listed) == {0, 2} and abs(np.mean(listed) / 2 - 0.5) < 0.05
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from recordings import ENTRIES
 
-from gpt4roi.data import columns as columns_module
 from gpt4roi.data import index
 from gpt4roi.data.columns import Columns, ColumnsError, text_column
 from gpt4roi.data.index import Recipe, open_index
 from gpt4roi.data.registry import open_reader
 from gpt4roi.errors import InputError
+from gpt4roi.io import atomic
 
 RECIPE = Recipe("Test", 1)
 
@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
     """Where indexes are kept during a test."""
     place = tmp_path / "cache"
     monkeypatch.setattr(index, "index_folders", lambda: [place])
-    monkeypatch.setattr(index, "SMALL", 0)
+    monkeypatch.setattr(index, "MIN_BYTES", 0)
     return place
 
 
@@ -59,11 +59,11 @@ def test_columns_come_back_as_they_were(tmp_path):
     made = Columns(arrays | text_column("t", ["", "ü😀", "abc"]) | text_column("no", []), {"x": [1, "é"]})
     made.save(tmp_path / "c")
     opened = Columns.open(tmp_path / "c")
-    assert opened.facts == {"x": [1, "é"]}
+    assert opened.metadata == {"x": [1, "é"]}
     for name in arrays:
         assert opened[name].dtype == arrays[name].dtype
         np.testing.assert_array_equal(opened[name], arrays[name])
-    assert opened.texts("t", 0, 3) == ["", "ü😀", "abc"] and opened.text("t", 1) == "ü😀"
+    assert opened.texts("t", slice(0, 3)) == ["", "ü😀", "abc"] and opened.text("t", 1) == "ü😀"
     assert os.listdir(tmp_path) == ["c"]
 
 
@@ -97,7 +97,7 @@ def test_a_file_of_columns_that_is_not_whole_is_refused(tmp_path, damage):
 
 def test_the_second_opening_makes_nothing_and_does_not_read_the_file(folder, file, monkeypatch):
     build = Builder()
-    monkeypatch.setattr(index, "SETTLED", 0)
+    monkeypatch.setattr(index, "MIN_AGE", 0)
     assert open_index([file], RECIPE, build).text("text", 0) == "one"
     monkeypatch.setattr(index, "read_bytes", lambda path: pytest.fail("read again"))
     assert open_index([file], RECIPE, build).text("text", 0) == "one"
@@ -176,7 +176,7 @@ def test_of_several_processes_one_makes_the_index_and_the_others_wait(folder, fi
 
 
 def test_where_no_folder_can_be_written_the_index_stays_in_memory_and_says_so(tmp_path, file, monkeypatch, caplog):
-    monkeypatch.setattr(index, "SMALL", 0)
+    monkeypatch.setattr(index, "MIN_BYTES", 0)
     (tmp_path / "a file").write_text("")
     monkeypatch.setattr(index, "index_folders", lambda: [tmp_path / "a file" / "below", tmp_path / "a file"])
     build = Builder()
@@ -187,7 +187,7 @@ def test_where_no_folder_can_be_written_the_index_stays_in_memory_and_says_so(tm
 
 
 def test_a_full_disk_leaves_nothing_behind_and_the_next_folder_is_taken(tmp_path, file, monkeypatch):
-    monkeypatch.setattr(index, "SMALL", 0)
+    monkeypatch.setattr(index, "MIN_BYTES", 0)
     full, other = tmp_path / "full", tmp_path / "other"
     monkeypatch.setattr(index, "index_folders", lambda: [full, other])
     save = Columns.save
@@ -215,7 +215,7 @@ def test_a_real_full_device_is_told_from_a_written_file(tmp_path, monkeypatch):
     (tmp_path / "c").write_bytes(b"before")
     part = tmp_path / "c.part"
     part.symlink_to("/dev/full")
-    monkeypatch.setattr(columns_module, "part_of", lambda path: part)
+    monkeypatch.setattr(atomic, "temporary_path", lambda path: part)
     with pytest.raises(OSError, match="No space left"):
         columns.save(tmp_path / "c")
     assert (tmp_path / "c").read_bytes() == b"before" and not part.is_symlink()
@@ -230,7 +230,7 @@ def test_a_folder_of_another_user_is_not_trusted(tmp_path, file, folder, monkeyp
 
 
 def test_a_small_file_is_read_without_an_index(folder, file, monkeypatch):
-    monkeypatch.setattr(index, "SMALL", 4)
+    monkeypatch.setattr(index, "MIN_BYTES", 4)
     build = Builder()
     assert [open_index([file], RECIPE, build).text("text", 0) for _ in range(2)] == ["one", "one"]
     assert len(build.contents) == 2 and not folder.exists()

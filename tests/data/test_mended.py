@@ -10,10 +10,10 @@ import pytest
 from recordings import DATA, ENTRIES, EXPECTED, MDETR, boxes_of, rounds_of
 
 import gpt4roi
-from gpt4roi.data.readers import vcr_tags
+from gpt4roi.data.readers import vcr
 from gpt4roi.data.readers.detections import read_detections
-from gpt4roi.data.readers.labels import coco_names, lvis_names, lvis_names_as_released
 from gpt4roi.data.registry import build_mixture, open_reader
+from gpt4roi.data.tables import coco_names, lvis_names, lvis_names_as_released
 from gpt4roi.errors import InputError
 
 
@@ -48,7 +48,7 @@ def test_b5_as_released_gives_the_next_objects_name():
     assert answer["value"] == "chair at region3 is sitting on the floor ."  # region 3 is the dog
 
 
-def test_b6_every_visit_has_one_pair_of_presence_rounds_and_none_piles_up():
+def test_b6_every_sample_has_one_pair_of_presence_rounds_and_none_piles_up():
     reader = open_reader(ENTRIES["det_llava"])
     assert {len(sample.turns) for sample in draws(reader, 0)} == {4 + 4}
     for sample in draws(reader, 0):
@@ -174,12 +174,12 @@ def test_n2_detection_boxes_are_measured_on_the_turned_image_and_dialogue_boxes_
 
 def test_n3_a_plain_number_is_no_object_where_the_words_say_so_and_where_a_unit_follows():
     words = ["Where", "will", [0], "be", "in", "2", "rooms", "?"]
-    assert vcr_tags.tags(vcr_tags.mark("Where will 1 be in 2 rooms ?", words, 22)) == [1]
-    assert vcr_tags.tags(vcr_tags.mark("Where will 1 be in 2 rooms ?", None, 22)) == [1, 2]
-    assert vcr_tags.tags(vcr_tags.mark("What will 1 do in 20 minutes ?", None, 22)) == [1]
-    assert vcr_tags.tags(vcr_tags.mark("Is person1 the 2nd guest of 3's , 0 or 23 ?", None, 22)) == [3]
+    assert vcr.tags(vcr.mark("Where will 1 be in 2 rooms ?", words, 22)) == [1]
+    assert vcr.tags(vcr.mark("Where will 1 be in 2 rooms ?", None, 22)) == [1, 2]
+    assert vcr.tags(vcr.mark("What will 1 do in 20 minutes ?", None, 22)) == [1]
+    assert vcr.tags(vcr.mark("Is person1 the 2nd guest of 3's , 0 or 23 ?", None, 22)) == [3]
     # Words that do not say the same as the text are not believed.
-    assert vcr_tags.tags(vcr_tags.mark("Is 1 here ?", ["Is", [4], "here", "?"], 22)) == [1]
+    assert vcr.tags(vcr.mark("Is 1 here ?", ["Is", [4], "here", "?"], 22)) == [1]
 
 
 @pytest.mark.parametrize("token", ["<bbox>", "<image>", "<im_patch>", "<region1>"])

@@ -83,7 +83,7 @@ def test_building_does_not_change_the_list(tmp_path):
         ("[]", "names no data set"),
         ('[{"type": "unifid"}]', "unknown type 'unifid'; known are"),
         ('[{"type": "unified", "ann": 1}]', r"unknown keys \['ann'\] for unified; accepted are ann_file, img_prefix"),
-        ('{"type": 1}', "expected a list of data sets, got dict"),
+        ('{"type": 1}', "expected a list of data sets, got an object"),
         ("[1]", "data set 0: expected an object with 'type'"),
         ("nonsense", "not valid JSON"),
     ],
@@ -108,7 +108,7 @@ def test_a_python_list_is_read_and_never_executed(tmp_path):
         ({"ratio": "x"}, "data set 0: ratio must be a number above 0, at most 1000, got 'x'"),
         ({"ratio": float("nan")}, "data set 0: ratio must be a number above 0, at most 1000, got nan"),
         ({"ann_file": None}, "data set 0: ann_file is missing"),
-        ({"pairs_per_visit": 5}, "pairs_per_visit must be task -> number, got 5"),
+        ({"pairs_per_epoch": 5}, "pairs_per_epoch must be task -> number, got 5"),
         ({"type": ["unified"]}, "data set 0: expected an object with 'type'"),
     ],
 )

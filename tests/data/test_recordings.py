@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from recordings import DATA, ENTRIES, EXPECTED, boxes_of, pixels_of, rounds_of
 
-from gpt4roi.data.readers.labels import coco_names
 from gpt4roi.data.registry import open_reader
+from gpt4roi.data.tables import coco_names
 from gpt4roi.processing import prompts
 from gpt4roi.structures import Augmentation
 

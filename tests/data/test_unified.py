@@ -39,9 +39,9 @@ def test_a_sample_holds_the_image_the_boxes_and_all_turns(tmp_path):
     assert sample.source == f"{tmp_path / 'train.jsonl'}#1"
 
 
-def test_a_visit_draws_as_many_pairs_of_each_task_as_asked_and_keeps_pairs_together(tmp_path):
+def test_an_epoch_draws_as_many_pairs_of_each_task_as_asked_and_keeps_pairs_together(tmp_path):
     path = write(tmp_path / "train.jsonl", item())
-    data = UnifiedDataset(path, pairs_per_visit={"caption": 1, "left": 3})
+    data = UnifiedDataset(path, pairs_per_epoch={"caption": 1, "left": 3})
     seen = set()
     for seed in range(20):
         turns = data.sample(0, np.random.default_rng(seed)).turns
@@ -53,7 +53,7 @@ def test_a_visit_draws_as_many_pairs_of_each_task_as_asked_and_keeps_pairs_toget
 
 
 def test_the_same_seed_draws_the_same_pairs(tmp_path):
-    data = UnifiedDataset(write(tmp_path / "train.jsonl", item()), pairs_per_visit={"caption": 1, "larger": 1})
+    data = UnifiedDataset(write(tmp_path / "train.jsonl", item()), pairs_per_epoch={"caption": 1, "larger": 1})
     assert data.sample(0, np.random.default_rng(3)).turns == data.sample(0, np.random.default_rng(3)).turns
 
 
@@ -158,10 +158,10 @@ def test_a_line_that_is_not_json_costs_only_itself(tmp_path):
     assert [drop.where.split("#")[1] for drop in data.drops()] == ["2", "3", "5", "6", "7"]
 
 
-def test_pairs_per_visit_for_turns_that_see_each_other_is_refused(tmp_path):
+def test_pairs_per_epoch_for_turns_that_see_each_other_is_refused(tmp_path):
     path = write(tmp_path / "train.jsonl", item(), item(independent=False))
-    with pytest.raises(InputError, match=r"train.jsonl#2: pairs_per_visit needs independent questions"):
-        UnifiedDataset(path, pairs_per_visit={"caption": 1})
+    with pytest.raises(InputError, match=r"train.jsonl#2: pairs_per_epoch needs independent questions"):
+        UnifiedDataset(path, pairs_per_epoch={"caption": 1})
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_objects_are_read_up_to_the_first_that_is_none(tmp_path):
     path.write_text(json.dumps(item()) + "\n[1]\n")
     objects = read_objects(path)
     assert next(objects)[0] == f"{path}#1"
-    with pytest.raises(InputError, match=r"train.jsonl#2: expected an object, got list"):
+    with pytest.raises(InputError, match=r"train.jsonl#2: expected an object, got a list"):
         next(objects)
 
 

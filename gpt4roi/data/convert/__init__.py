@@ -1,1 +1,1 @@
-"""Other formats become the unified one, and that becomes COCO's."""
+"""Conversion of other formats to the unified one, and of that to COCO's."""

@@ -1,4 +1,4 @@
-"""COCO's and LVIS's files become objects with a question for each box, and objects become COCO's files."""
+"""Conversion from COCO and LVIS to the unified format, with a question for each box, and back to COCO."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt4roi.data.annotations import UnusableError, listed, numbers, parse_json, read_bytes, text
+from gpt4roi.data.annotations import require_text
 from gpt4roi.data.convert.objects import Conversion
 from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
-from gpt4roi.geometry import masks
+from gpt4roi.geometry.frames import oriented_size
 from gpt4roi.io.atomic import atomic_path
+from gpt4roi.io.coco import (
+    Id,
+    InvalidAnnotationError,
+    annotation_box,
+    image_file_name,
+    is_crowd,
+    is_id,
+    parse_id,
+    read_tables,
+)
+from gpt4roi.io.json_files import read_json
 from gpt4roi.processing.images import read_header
 
 QUESTION = "What is {region}?"
@@ -24,30 +35,36 @@ def objects_of_coco(
 ) -> Iterator[dict[str, Any]]:
     """Yields one object an image, with one question for each of its boxes.
 
-    The answer is the annotation's `caption`, or else its category's name. A box comes from `bbox` (COCO's: x, y, width,
-    height) or else from `segmentation`. Images without `file_name`, as in LVIS, are named by `coco_url`.
-    question: with {region} for the box. Raises InputError where the file is not of this form.
+    The answer is the annotation's `caption`, or else its category's name. Images without `file_name`, as in LVIS, are
+    named by `coco_url`.
+
+    Args:
+        path: The file in COCO's form.
+        img_prefix: The folder of the images.
+        target: Where the objects go.
+        question: With {region} for the box.
+
+    Raises:
+        InputError: The file is not of this form.
     """
     if "{region}" not in question:
         raise InputError(f"the question must hold {{region}}, got {question!r}")
-    content = parse_json(path, read_bytes(path))
-    images = listed(path, content, "images", "a file in COCO's form")
-    annotations = listed(path, content, "annotations", "a file in COCO's form")
-    names = _category_names(content)
-    of_image: dict[Any, list[tuple[list[float], str]]] = {}
-    for position, annotation in enumerate(annotations):
+    tables = read_tables(read_json(path, "a file in COCO's form"), path)
+    names = {key: name.replace("_", " ") for key, name in (tables.categories or {}).items()}
+    of_image: dict[Id, list[tuple[list[float], str]]] = {}
+    for position, annotation in enumerate(tables.annotations):
         where = f"{path}#annotations[{position}]"
         try:
             key, region = _region(annotation, names)
             of_image.setdefault(key, []).append(region)
-        except (UnusableError, InputError) as error:
-            target.leave_out(str(error), f"{where}: {error}")
-    for position, image in enumerate(images):
+        except InvalidAnnotationError as error:
+            target.leave_out(error.reason, f"{where}: {error}")
+    for position, image in enumerate(tables.images):
         where = f"{path}#images[{position}]"
         try:
             key, name = _image(image)
-        except UnusableError as error:
-            target.leave_out(str(error), f"{where}: {error}")
+        except InvalidAnnotationError as error:
+            target.leave_out(error.reason, f"{where}: {error}")
             continue
         regions = of_image.pop(key, [])
         if not regions:
@@ -60,47 +77,28 @@ def objects_of_coco(
         target.leave_out("box without its image", message, lost)
 
 
-def _category_names(content: dict[str, Any]) -> dict[Any, str]:
-    categories = content.get("categories")
-    found = {}
-    for category in categories if isinstance(categories, list) else ():
-        if isinstance(category, dict) and isinstance(category.get("id"), int) and isinstance(category.get("name"), str):
-            found[category["id"]] = category["name"].replace("_", " ")
-    return found
-
-
-def _region(annotation: Any, names: dict[Any, str]) -> tuple[Any, tuple[list[float], str]]:
-    """Returns the image's id, the box xyxy and what it is called; raises UnusableError or InputError."""
+def _region(annotation: Any, names: dict[Id, str]) -> tuple[Id, tuple[list[float], str]]:
+    """Returns the image's id, the box xyxy and what it is called; raises InvalidAnnotationError."""
     if not isinstance(annotation, dict):
-        raise UnusableError("box that is not an object")
-    key = annotation.get("image_id")
-    if not isinstance(key, int | str):
-        raise UnusableError("box without an image_id")
-    if annotation.get("iscrowd"):
-        raise UnusableError(CROWD)
-    if "bbox" in annotation or not annotation.get("segmentation"):
-        x, y, w, h = numbers(annotation.get("bbox"), 4)
-        box = [x, y, x + w, y + h]
-    else:
-        box = masks.to_box(annotation["segmentation"]).tolist()
+        raise InvalidAnnotationError("box that is not an object")
+    key = parse_id(annotation.get("image_id"), "box without an image_id")
+    if is_crowd(annotation):
+        raise InvalidAnnotationError(CROWD)
+    box = annotation_box(annotation)
     if box[2] <= box[0] or box[3] <= box[1]:
-        raise UnusableError("box without area")
-    number = annotation.get("category_id")
-    name = names.get(number, "") if isinstance(number, int) else ""
-    called = annotation.get("caption") or name
+        raise InvalidAnnotationError("box without area")
+    number: Any = annotation.get("category_id")
+    called = annotation.get("caption") or (names.get(number) if is_id(number) else None)
     if not called:
-        raise UnusableError("box with neither a caption nor a known category")
-    return key, (box, text(called, "caption of the box"))
+        raise InvalidAnnotationError("box with neither a caption nor a known category")
+    return key, (box, require_text(called, "caption of the box"))
 
 
-def _image(image: Any) -> tuple[Any, str]:
-    if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
-        raise UnusableError("image without an id")
-    name = image.get("file_name")
-    url = image.get("coco_url")
-    if not name and isinstance(url, str):  # LVIS: http://images.cocodataset.org/train2017/000000391895.jpg
-        name = "/".join(url.rsplit("/", 2)[1:])
-    return image["id"], text(name, "file_name of the image")
+def _image(image: Any) -> tuple[Id, str]:
+    if not isinstance(image, dict):
+        raise InvalidAnnotationError("image without an id")
+    key = parse_id(image.get("id"), "image without an id")
+    return key, require_text(image_file_name(image), "file_name of the image")
 
 
 def _asked(where: str, image: str, regions: list[tuple[list[float], str]], question: str) -> dict[str, Any]:
@@ -122,8 +120,16 @@ def _asked(where: str, image: str, regions: list[tuple[list[float], str]], quest
 def write_coco(objects: Iterable[dict[str, Any]], path: Path, target: Conversion, labels: bool = False) -> int:
     """Writes objects of the unified format as one COCO file, with the text of each box as its `caption`.
 
-    labels: every different text becomes a category; else all boxes are of the category `region`. Images must open,
-    because COCO tells their size. Returns the number of boxes.
+    Images must open, because COCO tells their size.
+
+    Args:
+        objects: The objects.
+        path: The file to write.
+        target: Where what is left out is counted.
+        labels: Every different text becomes a category; else all boxes are of the category `region`.
+
+    Returns:
+        The number of boxes.
     """
     made = _CocoFile(path.parent, labels)
     for entry in objects:
@@ -173,9 +179,8 @@ class _CocoFile:
     def _image(self, entry: dict[str, Any]) -> dict[str, Any]:
         name = entry["image"]
         if name not in self.images:
-            (height, width), sideways = read_header(str(self.folder / name))
-            if sideways and entry["image_pipeline"] == "detection":
-                height, width = width, height
+            size, exif_rotated = read_header(str(self.folder / name))
+            height, width = oriented_size(size, exif_rotated and entry["image_pipeline"] == "detection")
             number = len(self.images) + 1
             self.images[name] = {"id": number, "file_name": name, "height": height, "width": width}
         return self.images[name]

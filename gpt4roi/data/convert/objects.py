@@ -1,4 +1,4 @@
-"""Samples become objects of the unified format, and objects a file."""
+"""Conversion of samples to objects of the unified format, and of objects to a file."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ import numpy as np
 from gpt4roi.data.base import RegionDataset
 from gpt4roi.data.unified_object import BadObjectError, check_object
 from gpt4roi.errors import InputError
+from gpt4roi.geometry.frames import oriented_size
 from gpt4roi.io.atomic import atomic_path
 from gpt4roi.processing.images import read_header
 from gpt4roi.structures import RegionSample
 
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
-_TOLD = 5
+_MAX_EXAMPLES = 5
 
 
 @dataclass
 class Conversion:
     """Where a conversion writes to, and what it left out.
 
-    folder: of the file that is written; images are named relative to it. left_out: reason -> number; examples: the
-    first messages.
+    Attributes:
+        folder: Of the file that is written; images are named relative to it.
+        left_out: Reason -> number.
+        examples: The first messages.
     """
 
     folder: Path
@@ -38,7 +41,7 @@ class Conversion:
     def leave_out(self, reason: str, message: str, count: int = 1) -> None:
         """Notes what cannot be converted."""
         self.left_out[reason] += count
-        if len(self.examples) < _TOLD:
+        if len(self.examples) < _MAX_EXAMPLES:
             self.examples.append(message)
 
     def image_name(self, path: str) -> str:
@@ -49,18 +52,18 @@ class Conversion:
             return str(Path(path).absolute())
 
 
-def objects_of(dataset: RegionDataset, target: Conversion, visits: int = 1, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Yields one object for each sample of a data set; `visits` of them, drawn anew, for each of its items.
+def objects_of(dataset: RegionDataset, target: Conversion, epochs: int = 1, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Yields one object for each sample of a data set; for each of its items and epochs, drawn anew.
 
     Shifts and flips are left to the training. What the data set itself leaves out counts as left out.
     """
     for drop in dataset.drops():
         target.leave_out(drop.reason, drop.detail or f"{drop.where}: {drop.reason}")
     dataset = dataset.unaugmented()  # a shift would cost the boxes that it moves out of the image
-    for visit in range(visits):
+    for epoch in range(epochs):
         for index in range(len(dataset)):
             try:
-                sample = dataset.sample(index, np.random.default_rng([seed, visit, index]))
+                sample = dataset.sample(index, np.random.default_rng([seed, epoch, index]))
                 yield as_object(sample, target)
             except InputError as error:
                 target.leave_out("sample that cannot be drawn", str(error))
@@ -86,9 +89,8 @@ def as_object(sample: RegionSample, target: Conversion) -> dict[str, Any]:
 def _pixels(sample: RegionSample) -> np.ndarray:
     if sample.box_frame == "pixels":
         return sample.boxes_px
-    (height, width), sideways = read_header(str(sample.image), f" in {sample.source}")
-    if sideways and sample.image_pipeline == "detection":
-        height, width = width, height
+    size, exif_rotated = read_header(str(sample.image), f" in {sample.source}")
+    height, width = oriented_size(size, exif_rotated and sample.image_pipeline == "detection")
     return sample.boxes_px * [width, height, width, height]
 
 
@@ -104,7 +106,7 @@ def usable(objects: Iterable[dict[str, Any]], target: Conversion) -> Iterator[di
 
 
 def write_objects(objects: Iterable[dict[str, Any]], path: Path, target: Conversion) -> int:
-    """Writes objects one a line; the file appears when it is whole. Returns how many there were."""
+    """Writes objects one a line; the file appears when it is complete. Returns how many there were."""
     count = 0
     with atomic_path(path) as beside, beside.open("w", encoding="utf-8") as file:
         for entry in usable(objects, target):

@@ -1,4 +1,4 @@
-"""Osprey-724K becomes objects of the unified format; its masks become their bounding boxes.
+"""Conversion from Osprey-724K to the unified format; its masks become their bounding boxes.
 
 Each of its files is a list of {file_name, height, width, annotation: [{segmentation, …}]} with either `conversations`,
 in which `<region1>` names annotation 1, or `description`, a list with `<region1>: text` for each annotation.
@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.constants import IMAGE_TOKEN
-from gpt4roi.data.annotations import UnusableError, kind_of, parse_json, read_bytes, text
+from gpt4roi.data.annotations import require_text
 from gpt4roi.data.convert.objects import Conversion
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
+from gpt4roi.io.coco import InvalidAnnotationError
+from gpt4roi.io.images_on_disk import COCO_2014_PREFIX
+from gpt4roi.io.json_files import kind_of, read_json
 from gpt4roi.processing.mentions import MENTION, region_numbers
 
 DESCRIBE = "Describe {region} in detail."
 LISTED = "The image has these regions: {regions}.\n"
 _HEAD = re.compile(r"^\s*<[^>]*>\s*:\s*")
-_COCO_PREFIX = re.compile(r"^COCO_(?:train|val|test)\d{4}_")
 
 
 def objects_of_osprey(path: Path, img_prefix: str | Path, target: Conversion) -> Iterator[dict[str, Any]]:
@@ -29,25 +31,25 @@ def objects_of_osprey(path: Path, img_prefix: str | Path, target: Conversion) ->
 
     Raises InputError where the file is not a list.
     """
-    entries = parse_json(path, read_bytes(path))
+    entries = read_json(path, "a file of Osprey-724K")
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected a list (Osprey's form), got {kind_of(entries)}")
     for position, entry in enumerate(entries):
         where = f"{path}#{position}"
         try:
             yield _object(entry, where, img_prefix, target)
-        except (UnusableError, InputError) as error:
-            reason = "mask that cannot be used" if isinstance(error, InputError) else str(error)
+        except InputError as error:
+            reason = error.reason if isinstance(error, InvalidAnnotationError) else "mask that cannot be used"
             target.leave_out(reason, f"{where}: {error}")
 
 
 def _object(entry: Any, where: str, img_prefix: str | Path, target: Conversion) -> dict[str, Any]:
     if not isinstance(entry, dict):
-        raise UnusableError("entry that is not an object")
-    name = _COCO_PREFIX.sub("", text(entry.get("file_name"), "file_name of the entry"))
+        raise InvalidAnnotationError("entry that is not an object")
+    name = COCO_2014_PREFIX.sub("", require_text(entry.get("file_name"), "file_name of the entry"))
     regions = entry.get("annotation")
     if not isinstance(regions, list) or not regions or not all(isinstance(region, dict) for region in regions):
-        raise UnusableError("entry without regions")
+        raise InvalidAnnotationError("entry without regions")
     boxes = masks.to_boxes([region.get("segmentation") for region in regions])
     made = {
         "id": where.rpartition("/")[2],
@@ -69,9 +71,9 @@ def _object(entry: Any, where: str, img_prefix: str | Path, target: Conversion) 
 
 def _descriptions(given: Any, count: int) -> list[str]:
     if not isinstance(given, list) or len(given) != count:
-        raise UnusableError("entry with another number of descriptions than of regions")
+        raise InvalidAnnotationError("entry with another number of descriptions than of regions")
     texts = [_HEAD.sub("", described) if isinstance(described, str) else described for described in given]
-    return [text(described, "description of the region") for described in texts]
+    return [require_text(described, "description of the region") for described in texts]
 
 
 def _conversation(turns: Any, count: int) -> list[dict[str, str]]:
@@ -80,15 +82,15 @@ def _conversation(turns: Any, count: int) -> list[dict[str, str]]:
     The data's first question may mention none of the regions that later turns and answers speak of.
     """
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
-        raise UnusableError("entry without question and answer")
+        raise InvalidAnnotationError("entry without question and answer")
     said = []
     for step, turn in enumerate(turns[: len(turns) // 2 * 2]):
         if turn.get("from") != ("human", "gpt")[step % 2] or not isinstance(turn.get("value"), str):
-            raise UnusableError("entry in which human and gpt do not take turns")
+            raise InvalidAnnotationError("entry in which human and gpt do not take turns")
         said.append(turn["value"].replace(IMAGE_TOKEN, "").strip())
     mentioned = {number for one in said for number in region_numbers(one)}
     if mentioned and not 1 <= min(mentioned) <= max(mentioned) <= count:
-        raise UnusableError("entry that mentions a region it does not have")
+        raise InvalidAnnotationError("entry that mentions a region it does not have")
     introduced = set(region_numbers(said[0]))
     if mentioned - introduced or not mentioned:
         listed = ", ".join(f"<region{number}>" for number in range(1, count + 1))

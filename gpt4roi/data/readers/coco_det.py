@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gpt4roi.data.readers.coco_format import FRAME, CocoStyleDataset, in_frame, large_enough, own_categories
+from gpt4roi.data.readers.coco_format import FRAME, CocoStyleDataset, in_frame, large_enough
 from gpt4roi.data.readers.dialogues import bare_rounds
-from gpt4roi.data.readers.labels import coco_names
+from gpt4roi.data.tables import coco_names
 from gpt4roi.geometry import boxes as box_ops
+from gpt4roi.io.coco import Id
 from gpt4roi.processing.prompts import DETECTION_INSTRUCTION
 from gpt4roi.structures import Augmentation, RegionSample
 
-SHIFT_SHARE, FURTHEST_SHIFT, FLIP_SHARE = 0.5, 32, 0.5
-LEFT_OF_SHIFT = 1.0
-"""Boxes of which a shift leaves this much in width or height, or less, go with it; in pixels of the frame."""
+SHIFT_PROBABILITY, MAX_SHIFT, FLIP_PROBABILITY = 0.5, 32, 0.5
+MIN_SIDE_AFTER_SHIFT = 1.0
+"""Boxes clipped to this width or height, or less, by the shift are removed; in pixels of the frame."""
 
 
 class CocoDetection(CocoStyleDataset):
-    """Asks for the class of each box; half of the visits shift the image, half mirror it.
+    """Asks for the class of each box; half of the samples are shifted, half mirrored.
 
-    test_mode: reads val2017 instead of train2017, and neither shifts nor mirrors.
-    own_categories: takes the file's own categories; unless given, those of its categories that COCO knows.
-    See CocoStyleDataset for the other arguments.
+    Args:
+        test_mode: Reads val2017 instead of train2017, and neither shifts nor mirrors.
+        own_categories: Takes the file's own categories; unless given, those of its categories that COCO knows.
+        ann_file, img_prefix, max_gt_per_img: See CocoStyleDataset.
     """
 
     def __init__(
@@ -39,12 +40,11 @@ class CocoDetection(CocoStyleDataset):
         if test_mode:
             ann_file, img_prefix = (str(path).replace("train2017", "val2017") for path in (ann_file, img_prefix))
         super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode, f"own_categories={own_categories}")
-        known = self.columns.facts["classes"] if own_categories else coco_names().values()
+        known = self.columns.metadata["classes"] if own_categories else coco_names().values()
         self.instruction = DETECTION_INSTRUCTION.format(names=", ".join(known))
 
-    def categories(self, path: Path, content: dict) -> dict[Any, str]:
-        names = own_categories(path, content) or {}
-        known = set(coco_names().values())
+    def categories(self, names: dict[Id, str] | None) -> dict[Id, str] | None:
+        names, known = names or {}, set(coco_names().values())
         return names if self.own_categories else {key: name for key, name in names.items() if name in known}
 
     def region_text(self, annotation: dict, caption: str, category: str) -> str:
@@ -56,7 +56,7 @@ class CocoDetection(CocoStyleDataset):
         if not self.test_mode:
             frame = in_frame(boxes, self.columns["size"][[index]])
             shift, kept = draw_shift(frame, rng)
-            augmentation = Augmentation(shift=shift, flip=bool(rng.random() < FLIP_SHARE))
+            augmentation = Augmentation(shift=shift, flip=bool(rng.random() < FLIP_PROBABILITY))
             boxes, texts = boxes[kept], [texts[box] for box in np.flatnonzero(kept).tolist()]
         order = rng.permutation(len(boxes))[: self.max_gt_per_img]
         texts = [texts[box] for box in order.tolist()]
@@ -66,12 +66,16 @@ class CocoDetection(CocoStyleDataset):
 def draw_shift(frame: np.ndarray, rng: np.random.Generator) -> tuple[tuple[int, int], np.ndarray]:
     """Draws how far an image is shifted, (dx, dy) in pixels of the frame, and which boxes bool[N] stay.
 
-    frame: boxes float32[N, 4] in the frame. A shift that would leave no box is not made.
+    A shift that would leave no box is not made.
+
+    Args:
+        frame: Boxes float32[N, 4] in the frame.
+        rng: What is drawn from.
     """
-    if rng.random() < SHIFT_SHARE:
-        dx, dy = rng.integers(-FURTHEST_SHIFT, FURTHEST_SHIFT + 1, size=2).tolist()
+    if rng.random() < SHIFT_PROBABILITY:
+        dx, dy = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, size=2).tolist()
         moved = box_ops.clip(frame + np.asarray([dx, dy, dx, dy], dtype=np.float32), (FRAME, FRAME))
-        kept = box_ops.keep_valid(moved, LEFT_OF_SHIFT) & large_enough(moved)
+        kept = box_ops.keep_valid(moved, MIN_SIDE_AFTER_SHIFT) & large_enough(moved)
         if kept.any():
             return (dx, dy), kept
     return (0, 0), np.ones(len(frame), dtype=bool)

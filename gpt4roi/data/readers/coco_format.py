@@ -1,4 +1,4 @@
-"""Files in COCO's form: images, and annotations that say which image they lie in.
+"""Base of the readers of COCO-style files: images, and annotations that say which image they lie in.
 
 The filters of boxes and images, and their order, are those of the original (mmdetection's for COCO).
 """
@@ -13,44 +13,52 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpt4roi.data.annotations import (
-    Drops,
-    LeftOutError,
-    UnusableError,
-    file_name,
-    length,
-    listed,
-    number,
-    numbers,
-    parse_json,
-    text,
-)
+from gpt4roi.data.annotations import Drops, require_file_name, require_text
 from gpt4roi.data.base import Item
-from gpt4roi.data.columns import Columns
-from gpt4roi.data.indexed import IndexedDataset, make_columns
+from gpt4roi.data.columns import Columns, make_offsets
+from gpt4roi.data.index import IndexedDataset, make_columns
 from gpt4roi.geometry import boxes as box_ops
+from gpt4roi.io.coco import (
+    CocoTables,
+    FilteredOutError,
+    Id,
+    InvalidAnnotationError,
+    annotation_xywh,
+    is_crowd,
+    is_id,
+    parse_float,
+    parse_id,
+    parse_side,
+    read_tables,
+)
+from gpt4roi.io.json_files import parse_json
 from gpt4roi.structures import Augmentation, RegionSample, Turn
 
 FRAME = 224
 """Side of the square that the original's filters of small boxes look at, in pixels."""
-SMALLEST_BOX = 2.0
+MIN_BOX_SIDE = 2.0
 """A box this wide or high in the frame, or less, is left out."""
-SMALLEST_IMAGE = 32
+MIN_IMAGE_SIDE = 32
 
 IMAGES, ANNOTATIONS = 0, 1
-SMALL_BOX = f"box of {SMALLEST_BOX:g} px or less once the image is {FRAME} px wide and high"
+SMALL_BOX = f"box of {MIN_BOX_SIDE:g} px or less once the image is {FRAME} px wide and high"
 NO_BOX = "image without a box that can be used"
 
 
 class CocoStyleDataset(IndexedDataset):
     """Reads a file in COCO's form; subclasses say which annotations they take and what these are called.
 
-    ann_file: the annotations as published. img_prefix: the folder of the images.
-    max_gt_per_img: how many boxes one visit takes at most, of those in their drawn order.
-    test_mode: no augmentation (only coco_det has any).
-    Raises InputError where the file is not of this form, or nothing of it can be used.
+    Args:
+        ann_file: The annotations as published.
+        img_prefix: The folder of the images.
+        max_gt_per_img: How many boxes one sample takes at most, of those in their drawn order.
+        test_mode: No augmentation (only coco_det has any).
+
+    Raises:
+        InputError: The file is not of this form, or nothing of it can be used.
     """
 
+    version = 2
     crowds = False
     """Whether boxes marked `iscrowd` are taken."""
     captions = False
@@ -67,27 +75,21 @@ class CocoStyleDataset(IndexedDataset):
         return name
 
     def caption(self, value: Any) -> str:
-        """Checks an image's caption; raises UnusableError where its image is left out for it."""
-        return text(value, "caption of the image")
+        """Checks an image's caption; raises InvalidAnnotationError where its image is left out for it."""
+        return require_text(value, "caption of the image")
 
-    def categories(self, path: Path, content: dict) -> dict[Any, str] | None:
-        """Returns the name of each category whose boxes are taken, by id; None takes all."""
+    def categories(self, names: dict[Id, str] | None) -> dict[Id, str] | None:
+        """Returns the name of each category whose boxes are taken, by id; None takes all. names: the file's own."""
         return None
 
     def region_text(self, annotation: dict, caption: str, category: str) -> str:
-        """Returns what a box is called; raises UnusableError where the box is left out for it."""
+        """Returns what a box is called; raises InvalidAnnotationError where the box is left out for it."""
         raise NotImplementedError
 
     def build(self, contents: list[bytes]) -> Columns:
-        path = self.files[0]
-        content = parse_json(path, contents.pop())
-        images = listed(path, content, "images", "a file in COCO's form")
-        annotations = listed(path, content, "annotations", "a file in COCO's form")
-        categories = self.categories(path, content)
+        tables = read_tables(parse_json(contents.pop(), self.files[0]), self.files[0])
         drops = Drops([(0, "images"), (0, "annotations")])
-        image_table = _Images(self, images, drops)
-        regions = _Regions(self, annotations, image_table, categories, drops)
-        return regions.columns()
+        return _Regions(self, tables, _Images(self, tables.images, drops), drops).columns()
 
     def unaugmented(self) -> CocoStyleDataset:
         same = copy.copy(self)
@@ -101,8 +103,7 @@ class CocoStyleDataset(IndexedDataset):
 
     def regions(self, index: int) -> slice:
         """Returns where an item's boxes lie in the columns of boxes."""
-        first, end = self.columns["first"][index : index + 2].tolist()
-        return slice(first, end)
+        return self.columns.rows("first", index)
 
     def item(self, index: int) -> Item:
         columns, where = self.columns, self.regions(index)
@@ -111,15 +112,14 @@ class CocoStyleDataset(IndexedDataset):
             boxes_px=columns["boxes"][where].copy(),
             image_size=self.size(index),
             region_texts=tuple(self.texts(index)),
-            box_sources=tuple(self.place(one, ANNOTATIONS) for one in columns["box_position"][where].tolist()),
+            box_sources=tuple(self.location(one, ANNOTATIONS) for one in columns["box_position"][where].tolist()),
             caption=columns.text("caption", index) if self.captions else "",
-            source=self.place(int(columns["position"][index])),
+            source=self.source(index),
         )
 
     def texts(self, index: int) -> list[str]:
         """Returns what each box of an item is called."""
-        where = self.regions(index)
-        return self.columns.texts("text", where.start, where.stop)
+        return self.columns.texts("text", self.regions(index))
 
     def drawn(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
         """Returns boxes float64[N, 4] (pixels) and their texts in a drawn order, at most max_gt_per_img of them."""
@@ -144,7 +144,7 @@ class CocoStyleDataset(IndexedDataset):
             image_pipeline="detection",
             augmentation=augmentation,
             region_texts=tuple(texts),
-            source=self.place(int(self.columns["position"][index])),
+            source=self.source(index),
         )
 
 
@@ -161,21 +161,21 @@ class _Images:
         for position, image in enumerate(images):
             try:
                 self._take(reader, position, image)
-            except UnusableError as reason:
+            except InvalidAnnotationError as reason:
                 drops.add(reason, position, IMAGES)
 
     def _take(self, reader: CocoStyleDataset, position: int, image: Any) -> None:
         if not isinstance(image, dict):
-            raise UnusableError("image that is not an object")
-        key = identity(image.get("id"), "image without an id")
+            raise InvalidAnnotationError("image that is not an object")
+        key = parse_id(image.get("id"), "image without an id")
         if key in self.seen:
-            raise LeftOutError("image whose id another one has")
+            raise FilteredOutError("image whose id another one has")
         self.seen.add(key)
-        name = reader.file_name(file_name(image.get("file_name"), "file_name of the image"))
+        name = reader.file_name(require_file_name(image.get("file_name"), "file_name of the image"))
         caption = reader.caption(image.get("caption")) if reader.captions else ""
-        height, width = length(image.get("height")), length(image.get("width"))
-        if min(height, width) < SMALLEST_IMAGE:
-            raise LeftOutError(f"image with a side below {SMALLEST_IMAGE} px")
+        height, width = parse_side(image.get("height")), parse_side(image.get("width"))
+        if min(height, width) < MIN_IMAGE_SIDE:
+            raise FilteredOutError(f"image with a side below {MIN_IMAGE_SIDE} px")
         self.by_id[key] = len(self.names)
         self.positions.append(position)
         self.sizes.append((height, width))
@@ -186,46 +186,40 @@ class _Images:
 class _Regions:
     """The boxes of a file that can be used, each with the number of its image."""
 
-    def __init__(
-        self,
-        reader: CocoStyleDataset,
-        annotations: list,
-        images: _Images,
-        categories: dict[Any, str] | None,
-        drops: Drops,
-    ) -> None:
-        self.reader, self.images, self.categories, self.drops = reader, images, categories, drops
+    def __init__(self, reader: CocoStyleDataset, tables: CocoTables, images: _Images, drops: Drops) -> None:
+        self.reader, self.images, self.drops = reader, images, drops
+        self.categories = reader.categories(tables.categories)
         # Arrays, as lists would take several times the memory for millions of boxes.
         self.images_of, self.positions, self.boxes = array("q"), array("q"), array("d")
         self.texts: list[str] = []
-        long = len(annotations) > 200_000
-        bar = tqdm(annotations, f"Indexing {reader.name}", disable=not long, unit=" boxes", mininterval=2)
+        long = len(tables.annotations) > 200_000
+        bar = tqdm(tables.annotations, f"Indexing {reader.name}", disable=not long, unit=" boxes", mininterval=2)
         for position, annotation in enumerate(bar):
             try:
                 self._take(position, annotation)
-            except UnusableError as reason:
+            except InvalidAnnotationError as reason:
                 drops.add(reason, position, ANNOTATIONS)
 
     def _take(self, position: int, annotation: Any) -> None:
         if not isinstance(annotation, dict):
-            raise UnusableError("box that is not an object")
-        key = identity(annotation.get("image_id"), "box without an image_id")
+            raise InvalidAnnotationError("box that is not an object")
+        key = parse_id(annotation.get("image_id"), "box without an image_id")
         image = self.images.by_id.get(key)
         if image is None:
             if key not in self.images.seen:
-                raise UnusableError("box in an image that the file does not list")
+                raise InvalidAnnotationError("box in an image that the file does not list")
             return  # the image was left out, and is counted
         if annotation.get("ignore"):
-            raise LeftOutError("box marked ignore")
+            raise FilteredOutError("box marked ignore")
         box = self._box(annotation, *self.images.sizes[image])
         category = ""
         if self.categories is not None:
-            number_of = annotation.get("category_id")
-            if not _is_id(number_of) or number_of not in self.categories:
-                raise LeftOutError("box of an unknown category")
-            category = self.categories[number_of]
-        if annotation.get("iscrowd") and not self.reader.crowds:
-            raise LeftOutError("box of a crowd")
+            number = annotation.get("category_id")
+            if not is_id(number) or number not in self.categories:
+                raise FilteredOutError("box of an unknown category")
+            category = self.categories[number]
+        if is_crowd(annotation) and not self.reader.crowds:
+            raise FilteredOutError("box of a crowd")
         called = self.reader.region_text(annotation, self.images.captions[image], category)
         self.images_of.append(image)
         self.boxes.extend(box)
@@ -233,12 +227,12 @@ class _Regions:
         self.texts.append(called)
 
     def _box(self, annotation: dict, height: int, width: int) -> list[float]:
-        x, y, w, h = numbers(annotation.get("bbox"), 4)
+        x, y, w, h = annotation_xywh(annotation)
         if max(0.0, min(x + w, width) - max(x, 0)) * max(0.0, min(y + h, height) - max(y, 0)) == 0:
-            raise LeftOutError("box outside the image or without area")
+            raise FilteredOutError("box outside the image or without area")
         area = annotation.get("area", w * h)
-        if number(area, "box whose area is not a number") <= 0 or w < 1 or h < 1:
-            raise LeftOutError("box less than a pixel wide or high, or of area 0")
+        if parse_float(area, "box whose area is not a number") <= 0 or w < 1 or h < 1:
+            raise FilteredOutError("box less than a pixel wide or high, or of area 0")
         return [x, y, x + w, y + h]
 
     def columns(self) -> Columns:
@@ -250,16 +244,16 @@ class _Regions:
         sizes = np.asarray(images.sizes, dtype=np.int32).reshape(-1, 2)
         large = large_enough(in_frame(boxes, sizes[of_image]))
         for position in positions[~large].tolist():
-            self.drops.add(LeftOutError(SMALL_BOX), position, ANNOTATIONS)
+            self.drops.add(FilteredOutError(SMALL_BOX), position, ANNOTATIONS)
         counts = np.bincount(of_image[large], minlength=len(sizes))
         kept = np.flatnonzero(counts)
         for image in np.flatnonzero(counts == 0).tolist():
-            self.drops.add(LeftOutError(NO_BOX), images.positions[image], IMAGES)
+            self.drops.add(FilteredOutError(NO_BOX), images.positions[image], IMAGES)
         order = np.flatnonzero(large)[np.argsort(of_image[large], kind="stable")]
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "position": np.asarray(images.positions, dtype=np.int64)[kept],
             "size": sizes[kept],
-            "first": np.concatenate([[0], np.cumsum(counts[kept])]).astype(np.int64),
+            "first": make_offsets(counts[kept]),
             "boxes": boxes[order],
             "box_position": positions[order],
         }
@@ -270,28 +264,6 @@ class _Regions:
         if self.reader.captions:
             texts["caption"] = [images.captions[image] for image in kept.tolist()]
         return make_columns(arrays, texts, self.drops, classes=list((self.categories or {}).values()))
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
-
-
-def identity(value: Any, reason: str) -> int | str:
-    """Returns an id; raises UnusableError for the reason where it cannot be one."""
-    if not _is_id(value):
-        raise UnusableError(reason)
-    return value
-
-
-def own_categories(path: Path, content: dict) -> dict[Any, str] | None:
-    """Returns the names of the categories that a file lists, by id; None where it lists none."""
-    if "categories" not in content:
-        return None
-    names = {}
-    for category in listed(path, content, "categories", "a file in COCO's form"):
-        if isinstance(category, dict) and _is_id(category.get("id")) and isinstance(category.get("name"), str):
-            names[category["id"]] = category["name"]
-    return dict(sorted(names.items(), key=lambda entry: (str(type(entry[0])), entry[0])))
 
 
 def in_frame(boxes_px: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -306,4 +278,4 @@ def in_frame(boxes_px: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def large_enough(boxes: np.ndarray) -> np.ndarray:
     """Returns bool[N]: the boxes of the frame that are not left out as too small."""
-    return box_ops.keep_valid(boxes, SMALLEST_BOX)
+    return box_ops.keep_valid(boxes, MIN_BOX_SIDE)

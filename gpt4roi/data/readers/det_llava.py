@@ -9,31 +9,37 @@ from typing import Any
 import numpy as np
 
 from gpt4roi.constants import IMAGE_TOKEN
-from gpt4roi.data.annotations import Drops, LeftOutError, UnusableError, file_name, kind_of, parse_json, text
+from gpt4roi.data.annotations import Drops, require_file_name, require_text
 from gpt4roi.data.base import Item
-from gpt4roi.data.columns import Columns
-from gpt4roi.data.indexed import IndexedDataset, make_columns
+from gpt4roi.data.columns import Columns, make_offsets
+from gpt4roi.data.index import IndexedDataset, make_columns
 from gpt4roi.data.readers.detections import read_detections
-from gpt4roi.data.readers.dialogues import draw, shown
-from gpt4roi.data.readers.labels import lvis_names, lvis_names_as_released
+from gpt4roi.data.readers.dialogues import draw, with_image_preamble
+from gpt4roi.data.tables import lvis_names, lvis_names_as_released
 from gpt4roi.errors import InputError
+from gpt4roi.io.coco import FilteredOutError, InvalidAnnotationError
+from gpt4roi.io.json_files import kind_of, parse_json
 from gpt4roi.processing.prompts import DETECTED_REGION, PRESENCE_NO, PRESENCE_QUESTIONS, PRESENCE_YES
 from gpt4roi.structures import RegionSample, Turn
 
-WITHOUT_REGIONS_SHARE = 0.5
-LOWEST_SCORE, SMALLEST_SIDE = 0.3, 0.02
-MOST_REGIONS, MOST_FALLBACK = 100, 10
+LISTED_PROBABILITY = 0.5
+MIN_SCORE, MIN_SIDE = 0.3, 0.02
+MAX_REGIONS, MAX_FALLBACK = 100, 10
 
 _SPEAKERS = ("human", "gpt")
 
 
 class DetLlava(IndexedDataset):
-    """Repeats the dialogues; half of the visits first list what was detected where.
+    """Repeats the dialogues; half of the samples first list what was detected where.
 
-    ann_file: LLaVA's json. det_pkl_path: EVA's pickle, or the .npz it was converted to; images are matched by name.
     Two rounds about a thing that is not there and one that is follow each dialogue.
-    as_released: what the released weights saw: without these two rounds, with the names of LVIS shifted from label 938
-        on, and with boxes reaching over the image's border.
+
+    Args:
+        ann_file: LLaVA's json.
+        det_pkl_path: EVA's pickle, or the .npz it was converted to; images are matched by name.
+        img_prefix: The folder of the images.
+        as_released: What the released weights saw: without these two rounds, with the names of LVIS shifted from label
+            938 on, and with boxes reaching over the image's border.
     """
 
     def __init__(
@@ -52,26 +58,26 @@ class DetLlava(IndexedDataset):
         found = read_detections(self.files[1], contents[1], drops, section=1)
         number_of = {name: number for number, name in enumerate(found.names)}
         by_end = {name.rsplit("/", 1)[-1]: number for name, number in number_of.items()}
-        entries = parse_json(self.files[0], contents[0])
+        entries = parse_json(contents[0], self.files[0])
         if not isinstance(entries, list):
             raise InputError(f"{self.files[0]}: expected a list of dialogues (LLaVA's form), got {kind_of(entries)}")
-        positions, images, texts, first_turn, chosen = [], [], [], [0], []
+        positions, images, texts, counts, chosen = [], [], [], [], []
         for position, entry in enumerate(entries):
             try:
                 image, turns = _dialogue(entry)
-            except UnusableError as error:
+            except InvalidAnnotationError as error:
                 drops.add(error, position)
                 continue
             positions.append(position)
             images.append(image)
             texts += turns
-            first_turn.append(len(texts))
+            counts.append(len(turns))
             chosen.append(number_of.get(image, by_end.get(image.rsplit("/", 1)[-1], -1)))
         parts = [slice(*found.first[number : number + 2]) if number >= 0 else slice(0) for number in chosen]
         arrays = {
             "position": np.asarray(positions, dtype=np.int64),
-            "first_turn": np.asarray(first_turn, dtype=np.int64),
-            "first": np.concatenate([[0], np.cumsum([part.stop - (part.start or 0) for part in parts])]).astype(int),
+            "first_turn": make_offsets(counts),
+            "first": make_offsets(part.stop - (part.start or 0) for part in parts),
             "detections": np.concatenate([found.boxes[:0], *(found.boxes[part] for part in parts)]),
             "labels": np.concatenate([found.labels[:0], *(found.labels[part] for part in parts)]),
         }
@@ -88,16 +94,11 @@ class DetLlava(IndexedDataset):
             source=self.source(index),
         )
 
-    def source(self, index: int) -> str:
-        """Returns the place of an item, as `Drop.where`."""
-        return self.place(int(self.columns["position"][index]))
-
     def sample(self, index: int, rng: np.random.Generator) -> RegionSample:
         detections, labels = self._detected(index)
-        first, end = self.columns["first_turn"][index : index + 2].tolist()
-        texts = self.columns.texts("turn", first, end)
+        texts = self.columns.texts("turn", self.columns.rows("first_turn", index))
         kept = confident(detections)
-        listed = kept if rng.random() <= WITHOUT_REGIONS_SHARE else kept[:0]
+        listed = kept if rng.random() <= LISTED_PROBABILITY else kept[:0]
         names = [self.class_names[label] for label in labels[listed].tolist()]
         texts[0] = "".join(f"{DETECTED_REGION.format(name=name)}\n" for name in names) + texts[0]
         turns = [Turn(("user", "assistant")[step % 2], said) for step, said in enumerate(texts)]
@@ -106,7 +107,7 @@ class DetLlava(IndexedDataset):
         boxes = detections[listed, :4].astype(np.float64)
         return RegionSample(
             image=self.image(index),
-            turns=tuple(shown(turns)),
+            turns=tuple(with_image_preamble(turns)),
             boxes_px=boxes if self.as_released else boxes.clip(0, 1),
             box_frame="unit",
             region_texts=tuple(names),
@@ -114,8 +115,8 @@ class DetLlava(IndexedDataset):
         )
 
     def _detected(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        first, end = self.columns["first"][index : index + 2].tolist()
-        return self.columns["detections"][first:end], self.columns["labels"][first:end]
+        rows = self.columns.rows("first", index)
+        return self.columns["detections"][rows], self.columns["labels"][rows]
 
 
 def confident(detections: np.ndarray) -> np.ndarray:
@@ -124,8 +125,8 @@ def confident(detections: np.ndarray) -> np.ndarray:
     Where there are none, the first ten whatever they are.
     """
     sides = detections[:, 2:4] - detections[:, :2]
-    kept = np.flatnonzero((detections[:, 4] > LOWEST_SCORE) & (sides > SMALLEST_SIDE).all(axis=1))[:MOST_REGIONS]
-    return kept if len(kept) else np.arange(len(detections))[:MOST_FALLBACK]
+    kept = np.flatnonzero((detections[:, 4] > MIN_SCORE) & (sides > MIN_SIDE).all(axis=1))[:MAX_REGIONS]
+    return kept if len(kept) else np.arange(len(detections))[:MAX_FALLBACK]
 
 
 def presence_rounds(
@@ -149,19 +150,19 @@ def presence_rounds(
 def _dialogue(entry: Any) -> tuple[str, list[str]]:
     """Returns image and texts of a dialogue, in which human and gpt take turns; `<image>` goes from the questions."""
     if not isinstance(entry, dict):
-        raise UnusableError("dialogue that is not an object")
+        raise InvalidAnnotationError("dialogue that is not an object")
     if "image" not in entry:
-        raise LeftOutError("dialogue without an image")
-    image = file_name(entry["image"], "image of the dialogue")
+        raise FilteredOutError("dialogue without an image")
+    image = require_file_name(entry["image"], "image of the dialogue")
     turns = entry.get("conversations")
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
-        raise UnusableError("dialogue without question and answer")
+        raise InvalidAnnotationError("dialogue without question and answer")
     texts = []
     for step, turn in enumerate(turns[: len(turns) // 2 * 2]):
         if turn.get("from") != _SPEAKERS[step % 2]:
-            raise UnusableError("dialogue in which human and gpt do not take turns")
+            raise InvalidAnnotationError("dialogue in which human and gpt do not take turns")
         said = turn.get("value")
         if step % 2 == 0 and isinstance(said, str):
             said = said.replace(IMAGE_TOKEN, "").strip()
-        texts.append(text(said, "turn of the dialogue"))
+        texts.append(require_text(said, "turn of the dialogue"))
     return image, texts

@@ -11,17 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from gpt4roi.data.annotations import Drops, UnusableError, kind_of, text
+from gpt4roi.data.annotations import Drops, require_text
+from gpt4roi.data.columns import make_offsets
 from gpt4roi.errors import InputError
+from gpt4roi.io.coco import InvalidAnnotationError
+from gpt4roi.io.json_files import kind_of
 
 NUM_LABELS = 1203
 
 
 @dataclass
 class Detections:
-    """names: file names; the boxes of image i are first[i] to first[i + 1] - 1.
+    """Boxes of many images.
 
-    boxes: float32[M, 5]: x1, y1, x2, y2 in fractions of the image, and the score; labels: int64[M], LVIS id - 1.
+    Attributes:
+        names: File names.
+        first: int64[N + 1]; the boxes of image i are first[i] to first[i + 1] - 1.
+        boxes: float32[M, 5]: x1, y1, x2, y2 in fractions of the image, and the score.
+        labels: int64[M], LVIS id - 1.
     """
 
     names: list[str]
@@ -53,7 +60,7 @@ def read_detections(path: Path, data: bytes, drops: Drops | None = None, section
     for position, entry in enumerate(entries):
         try:
             made.append(_entry(entry))
-        except UnusableError as error:
+        except InvalidAnnotationError as error:
             if drops is None:
                 raise InputError(f"{path}#entries[{position}]: {error}") from None
             drops.add(error, position, section)
@@ -61,11 +68,9 @@ def read_detections(path: Path, data: bytes, drops: Drops | None = None, section
 
 
 def _joined(made: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Detections:
-    first = np.zeros(len(made) + 1, dtype=np.int64)
-    np.cumsum([len(labels) for _, _, labels in made], out=first[1:])
     return Detections(
         names=[name for name, _, _ in made],
-        first=first,
+        first=make_offsets(len(labels) for _, _, labels in made),
         boxes=np.concatenate([np.zeros((0, 5), dtype=np.float32), *(boxes for _, boxes, _ in made)]),
         labels=np.concatenate([np.zeros(0, dtype=np.int64), *(labels for _, _, labels in made)]),
     )
@@ -73,22 +78,22 @@ def _joined(made: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Detections:
 
 def _entry(entry: Any) -> tuple[str, np.ndarray, np.ndarray]:
     if not isinstance(entry, dict):
-        raise UnusableError("entry of detections that is not an object")
-    name = text(entry.get("filename"), "filename of an entry of detections")
+        raise InvalidAnnotationError("entry of detections that is not an object")
+    name = require_text(entry.get("filename"), "filename of an entry of detections")
     boxes, labels = entry.get("pred_bboxes"), entry.get("labels")
     if not isinstance(boxes, _Array) or not isinstance(labels, _Array):
-        raise UnusableError("detections whose pred_bboxes or labels are not arrays")
+        raise InvalidAnnotationError("detections whose pred_bboxes or labels are not arrays")
     boxes, labels = boxes.array(), labels.array()
     if boxes.size == 0:
         boxes, labels = boxes.reshape(0, 5), labels.reshape(-1)[:0].astype(np.int64)
     if boxes.ndim != 2 or boxes.shape[1] != 5 or labels.shape != boxes.shape[:1] or labels.dtype.kind not in "iu":
-        raise UnusableError("detections that are not float[N, 5] with int[N] labels")
+        raise InvalidAnnotationError("detections that are not float[N, 5] with int[N] labels")
     with np.errstate(over="ignore"):
         boxes = boxes.astype(np.float32)
     if not np.isfinite(boxes).all() or (np.abs(boxes) > 100).any():
-        raise UnusableError("detections with numbers that are no fractions of an image")
+        raise InvalidAnnotationError("detections with numbers that are no fractions of an image")
     if ((labels < 0) | (labels >= NUM_LABELS)).any():
-        raise UnusableError(f"detections with a label that is not in 0 to {NUM_LABELS - 1}")
+        raise InvalidAnnotationError(f"detections with a label that is not in 0 to {NUM_LABELS - 1}")
     return name, boxes, labels.astype(np.int64)
 
 
@@ -113,7 +118,8 @@ class _DType:
     """Stands for numpy.dtype: remembers what an array of numbers is made of."""
 
     def __init__(self, code: str, *_: Any) -> None:
-        self.code, self.order = code, "="
+        self.code = code
+        self.order: Any = "="
 
     def __setstate__(self, state: tuple) -> None:
         self.order = state[1]
@@ -121,7 +127,7 @@ class _DType:
     def dtype(self) -> np.dtype:
         dtype = np.dtype(self.code)
         if dtype.kind not in "iufb":
-            raise UnusableError("array of something else than numbers")
+            raise InvalidAnnotationError("array of something else than numbers")
         return dtype if self.order == "|" else dtype.newbyteorder(self.order)
 
 
@@ -135,12 +141,12 @@ class _Array:
         self.state = tuple(state)[-4:]
 
     def array(self) -> np.ndarray:
-        """Returns the numbers; raises UnusableError where bytes, kind and shape do not fit together."""
+        """Returns the numbers; raises InvalidAnnotationError where bytes, kind and shape do not fit together."""
         try:
             shape, dtype, fortran, data = self.state
             return np.frombuffer(data, dtype.dtype()).reshape(shape, order="F" if fortran else "C")
         except (AttributeError, TypeError, ValueError, OverflowError):
-            raise UnusableError("array that is not whole") from None
+            raise InvalidAnnotationError("array that is not whole") from None
 
 
 def _from_buffer(data: bytes, dtype: _DType, shape: tuple, order: str) -> _Array:

@@ -1,4 +1,4 @@
-"""Dialogues about boxes, as the readers of the original's data sets write them."""
+"""Dialogue builders for the readers of the original's data sets: mentions, drawn questions, rounds."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def region_rounds(bank: Sequence[str], answers: Sequence[str], rng: np.random.Ge
     drawn = rng.integers(len(bank), size=len(answers)).tolist()
     for number, (question, answer) in enumerate(zip(drawn, answers, strict=True), start=1):
         turns += [Turn("user", bank[question].format(region=mention(number))), Turn("assistant", answer)]
-    return shown(turns)
+    return with_image_preamble(turns)
 
 
 def bare_rounds(instruction: str, answers: Sequence[str]) -> list[Turn]:
     """Asks with a bare `<bbox>` for each box; the first question shows the image and says what to do."""
     turns = [turn for answer in answers for turn in (Turn("user", REGION_TOKEN), Turn("assistant", answer))]
-    return shown([Turn("user", instruction + turns[0].text), *turns[1:]])
+    return with_image_preamble([Turn("user", instruction + turns[0].text), *turns[1:]])
 
 
-def shown(turns: list[Turn]) -> list[Turn]:
+def with_image_preamble(turns: list[Turn]) -> list[Turn]:
     """Puts the sentence that shows the image before the first question."""
     return [Turn("user", IMAGE_PREAMBLE + turns[0].text), *turns[1:]]

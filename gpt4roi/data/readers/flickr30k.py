@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt4roi.data.annotations import UnusableError
-from gpt4roi.data.readers.coco_format import CocoStyleDataset, own_categories
-from gpt4roi.data.readers.dialogues import draw, mention, shown
+from gpt4roi.data.readers.coco_format import CocoStyleDataset
+from gpt4roi.data.readers.dialogues import draw, mention, with_image_preamble
+from gpt4roi.io.coco import Id, InvalidAnnotationError
 from gpt4roi.processing.prompts import FLICKR_CAPTION_QUESTIONS, FLICKR_REGION_QUESTIONS
 from gpt4roi.structures import RegionSample, Turn
 
@@ -18,8 +18,11 @@ class Flickr30k(CocoStyleDataset):
     """Asks for the caption, given all boxes, and then for the phrase of each; see CocoStyleDataset.
 
     A box that several phrases of the caption mean is called by all of them, in the order of the file.
-    as_released: what the released weights saw: the first phrase alone, a comma after the last region of the list,
-        and "region 1" with a blank in the questions about one region.
+
+    Args:
+        as_released: What the released weights saw: the first phrase alone, a comma after the last region of the list,
+            and "region 1" with a blank in the questions about one region.
+        ann_file, img_prefix, max_gt_per_img, test_mode: See CocoStyleDataset.
     """
 
     captions = True
@@ -35,8 +38,8 @@ class Flickr30k(CocoStyleDataset):
         self.as_released = as_released
         super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode, f"as_released={as_released}")
 
-    def categories(self, path: Path, content: dict) -> dict[Any, str] | None:
-        return own_categories(path, content)
+    def categories(self, names: dict[Id, str] | None) -> dict[Id, str] | None:
+        return names
 
     def region_text(self, annotation: dict, caption: str, category: str) -> str:
         phrases = spans(annotation.get("tokens_positive"), caption)
@@ -55,22 +58,22 @@ class Flickr30k(CocoStyleDataset):
         for number, phrase in zip(numbers, phrases, strict=True):
             region = f"region {number}" if self.as_released else mention(number)
             turns += [Turn("user", draw(FLICKR_REGION_QUESTIONS, rng).format(region=region)), Turn("assistant", phrase)]
-        return self.make_sample(index, boxes, phrases, shown(turns))
+        return self.make_sample(index, boxes, phrases, with_image_preamble(turns))
 
 
 def spans(value: Any, caption: str) -> list[str]:
     """Returns the parts of a caption that `tokens_positive` (pairs of characters, end excluded) names.
 
-    Raises UnusableError where it names none, or one that is not there.
+    Raises InvalidAnnotationError where it names none, or one that is not there.
     """
     if not isinstance(value, list) or not value:
-        raise UnusableError("box without a phrase (tokens_positive)")
+        raise InvalidAnnotationError("box without a phrase (tokens_positive)")
     phrases = []
     for span in value:
         if not isinstance(span, list) or len(span) != 2 or any(type(end) is not int for end in span):
-            raise UnusableError("box whose phrase (tokens_positive) is not two whole numbers")
+            raise InvalidAnnotationError("box whose phrase (tokens_positive) is not two whole numbers")
         start, end = span
         if start < 0 or not caption[start:end].strip():
-            raise UnusableError("box whose phrase (tokens_positive) is not in the caption")
+            raise InvalidAnnotationError("box whose phrase (tokens_positive) is not in the caption")
         phrases.append(caption[start:end])
     return phrases

@@ -3,44 +3,47 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from gpt4roi.data.annotations import (
-    Drops,
-    LeftOutError,
-    UnusableError,
-    file_name,
-    length,
-    numbers,
-    parse_json,
-    parse_lines,
-    read_bytes,
-    text,
-)
+from gpt4roi.data.annotations import Drops, require_file_name, require_text
 from gpt4roi.data.base import Item
 from gpt4roi.data.columns import Columns
-from gpt4roi.data.indexed import IndexedDataset, make_columns
-from gpt4roi.data.readers import vcr_tags
-from gpt4roi.data.readers.dialogues import draw, mention, shown
+from gpt4roi.data.index import IndexedDataset, make_columns
+from gpt4roi.data.readers.dialogues import draw, mention, with_image_preamble
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import boxes as box_ops
+from gpt4roi.io.coco import FilteredOutError, InvalidAnnotationError, parse_floats, parse_side
+from gpt4roi.io.json_files import parse_jsonl, read_json
 from gpt4roi.processing.prompts import VCR_PREFIXES, VCR_WHY_QUESTIONS
 from gpt4roi.structures import RegionSample, Turn
 
 _PARTS = ("question", "answer", "rationale")
 
+_TAG = re.compile("\ue000(\\d+)\ue001")
+_DIGITS = re.compile(r"\d+")
+_UNIT = re.compile(
+    r"\s*(?:%|percent|o'?clock|[ap]\.?m\b|(?:second|minute|hour|day|week|month|year|dollar|cent|mile|meter|pound|degree|time)s?\b"
+    r"|feet|foot|inch|inches)",
+    re.IGNORECASE,
+)
+"""What follows a number that counts something."""
+
 
 class VCR(IndexedDataset):
     """Lists all objects of the image as regions, then asks the question and why (`vcr`).
 
-    ann_file: VCR's jsonl. img_prefix: the folder `vcr1images`, which holds the images and a .json of boxes beside
-    each; that is opened when its item is drawn.
-    as_released: what the released weights saw: every number taken for an object, boxes reaching over the image's
-        border, and (`vcr` alone) the name of the next object instead of the one meant.
+    Args:
+        ann_file: VCR's jsonl.
+        img_prefix: The folder `vcr1images`, which holds the images and a .json of boxes beside each; that is opened
+            when its item is drawn.
+        as_released: What the released weights saw: every number taken for an object, boxes reaching over the image's
+            border, and (`vcr` alone) the name of the next object instead of the one meant.
     """
 
     def __init__(self, ann_file: str | Path, img_prefix: str | Path = "", as_released: bool = False) -> None:
@@ -51,10 +54,10 @@ class VCR(IndexedDataset):
         drops = Drops([(0, "")])
         positions: list[int] = []
         columns: dict[str, list[str]] = {name: [] for name in ("image", "metadata", "objects", *_PARTS)}
-        for number, entry in parse_lines(self.files[0], contents[0]):
+        for number, entry in parse_jsonl(contents[0], self.files[0]):
             try:
                 row = self._row(entry)
-            except UnusableError as error:
+            except InvalidAnnotationError as error:
                 drops.add(error, number)
                 continue
             positions.append(number)
@@ -63,50 +66,44 @@ class VCR(IndexedDataset):
         return make_columns({"position": np.asarray(positions, dtype=np.int64)}, columns, drops)
 
     def _row(self, entry: Any) -> dict[str, str]:
-        if isinstance(entry, UnusableError):
-            raise entry
+        if isinstance(entry, InputError):
+            raise InvalidAnnotationError("line that is not valid JSON")
         if not isinstance(entry, dict):
-            raise UnusableError("line that is not an object")
+            raise InvalidAnnotationError("line that is not an object")
         objects = entry.get("objects")
         if not isinstance(objects, list) or not objects:
-            raise UnusableError("objects are missing or empty")
-        objects = [text(name, "name of an object") for name in objects]
+            raise InvalidAnnotationError("objects are missing or empty")
+        objects = [require_text(name, "name of an object") for name in objects]
         row = {
-            "image": file_name(entry.get("img_fn"), "img_fn"),
-            "metadata": file_name(entry.get("metadata_fn"), "metadata_fn"),
+            "image": require_file_name(entry.get("img_fn"), "img_fn"),
+            "metadata": require_file_name(entry.get("metadata_fn"), "metadata_fn"),
             "objects": json.dumps(objects),
         }
         for part in _PARTS:
-            said = text(entry.get(f"{part}_orig"), f"{part}_orig")
+            said = require_text(entry.get(f"{part}_orig"), f"{part}_orig")
             if self.as_released:
-                row[part] = vcr_tags.mark_as_released(said)
+                row[part] = mark_as_released(said)
             else:
-                row[part] = vcr_tags.mark(said, entry.get(part), len(objects))
+                row[part] = mark(said, entry.get(part), len(objects))
         self.check([row[part] for part in _PARTS], len(objects))
         return row
 
     def check(self, texts: list[str], num_objects: int) -> None:
-        """Raises UnusableError for an item that is left out; texts: question, answer and rationale, marked."""
-        if self.as_released and any(tag >= num_objects for said in texts for tag in vcr_tags.tags(said)):
-            raise LeftOutError("text with a number that is not below the number of objects")
+        """Raises InvalidAnnotationError for an item that is left out; texts: question, answer and rationale, marked."""
+        if self.as_released and any(tag >= num_objects for said in texts for tag in tags(said)):
+            raise FilteredOutError("text with a number that is not below the number of objects")
 
     def dialogue(self, texts: list[str], objects: list[str], rng: np.random.Generator) -> tuple[list[Turn], list[int]]:
         """Returns the turns, and the objects (from 1) whose boxes they mention, in the boxes' order."""
         if self.as_released:
-            question, answer, rationale = (
-                vcr_tags.write(said, lambda tag: f"{objects[tag]} at region{tag}") for said in texts
-            )
+            question, answer, rationale = (write(said, lambda tag: f"{objects[tag]} at region{tag}") for said in texts)
         else:
             question, answer, rationale = (
-                vcr_tags.write(said, lambda tag: f"{objects[tag - 1]} at {mention(tag)}") for said in texts
+                write(said, lambda tag: f"{objects[tag - 1]} at {mention(tag)}") for said in texts
             )
-        shown_objects = list(range(1, len(objects) + 1))
-        prefix = draw(VCR_PREFIXES, rng).format(regions=", ".join(map(mention, shown_objects)))
-        return rounds(prefix + question, answer, rationale, rng), shown_objects
-
-    def source(self, index: int) -> str:
-        """Returns the place of an item, as `Drop.where`."""
-        return self.place(int(self.columns["position"][index]))
+        listed = list(range(1, len(objects) + 1))
+        prefix = draw(VCR_PREFIXES, rng).format(regions=", ".join(map(mention, listed)))
+        return rounds(prefix + question, answer, rationale, rng), listed
 
     def objects(self, index: int) -> list[str]:
         """Returns the class names of an item's objects."""
@@ -120,7 +117,7 @@ class VCR(IndexedDataset):
             image_size=size,
             region_texts=tuple(self.objects(index)),
             box_sources=(self.image(index, "metadata"),) * len(boxes),
-            caption=vcr_tags.unmarked(self.columns.text("question", index)),
+            caption=unmarked(self.columns.text("question", index)),
             source=self.source(index),
         )
 
@@ -133,7 +130,7 @@ class VCR(IndexedDataset):
             boxes = box_ops.clip(boxes, size or self._image_size(index))
         return RegionSample(
             image=self.image(index),
-            turns=tuple(shown(turns)),
+            turns=tuple(with_image_preamble(turns)),
             boxes_px=boxes[[tag - 1 for tag in mentioned]],
             region_texts=tuple(objects[tag - 1] for tag in mentioned),
             source=self.source(index),
@@ -146,7 +143,7 @@ class VCR(IndexedDataset):
         """
         path = Path(self.image(index, "metadata"))
         try:
-            content = parse_json(path, read_bytes(path))
+            content = read_json(path, "the boxes of an image")
         except InputError as error:
             raise InputError(f"{error} (the boxes of {self.source(index)})") from None
         rows = content.get("boxes") if isinstance(content, dict) else None
@@ -157,12 +154,12 @@ class VCR(IndexedDataset):
         boxes = np.zeros((expected, 4))
         for number, row in enumerate(rows):
             try:
-                boxes[number] = numbers(row[:4] if isinstance(row, list) else row, 4)
-            except UnusableError as error:
+                boxes[number] = parse_floats(row[:4] if isinstance(row, list) else row, 4)
+            except InvalidAnnotationError as error:
                 raise InputError(f"{path}#boxes[{number}]: {error} in {self.source(index)}") from None
         try:
-            return boxes, (length(content.get("height")), length(content.get("width")))
-        except UnusableError:
+            return boxes, (parse_side(content.get("height")), parse_side(content.get("width")))
+        except InvalidAnnotationError:
             return boxes, None
 
     def _image_size(self, index: int) -> tuple[int, int]:
@@ -178,15 +175,15 @@ class SingleVCR(VCR):
     """Asks about the only object that the question means and that the answer means too (`single_vcr`)."""
 
     def check(self, texts: list[str], num_objects: int) -> None:
-        asked, answered = (vcr_tags.tags(said) for said in texts[:2])
-        inside_words = self.as_released and len(vcr_tags.digits(texts[0])) != 1
+        asked, answered = (tags(said) for said in texts[:2])
+        inside_words = self.as_released and len(digits(texts[0])) != 1
         if len(asked) != 1 or asked[0] not in answered or inside_words:
-            raise LeftOutError("question or answer that does not mean one object")
+            raise FilteredOutError("question or answer that does not mean one object")
         if not 1 <= asked[0] <= num_objects:
-            raise LeftOutError("question about an object that is not listed")
+            raise FilteredOutError("question about an object that is not listed")
 
     def dialogue(self, texts: list[str], objects: list[str], rng: np.random.Generator) -> tuple[list[Turn], list[int]]:
-        tag = vcr_tags.tags(texts[0])[0]
+        tag = tags(texts[0])[0]
         return renumbered(texts, objects, [tag], rng), [tag]
 
 
@@ -194,33 +191,33 @@ class MultiVCR(VCR):
     """Asks about the objects that the question means, where it means several, numbered in its order (`multi_vcr`)."""
 
     def check(self, texts: list[str], num_objects: int) -> None:
-        asked = vcr_tags.tags(texts[0])
+        asked = tags(texts[0])
         if len(asked) < 2:
-            raise LeftOutError("question that does not mean several objects")
+            raise FilteredOutError("question that does not mean several objects")
         if not all(1 <= tag <= num_objects for tag in asked):
-            raise LeftOutError("question about an object that is not listed")
-        if self.as_released and len(asked) != len(vcr_tags.digits(texts[0])):
-            raise LeftOutError("question with a number inside a word")
+            raise FilteredOutError("question about an object that is not listed")
+        if self.as_released and len(asked) != len(digits(texts[0])):
+            raise FilteredOutError("question with a number inside a word")
 
     def dialogue(self, texts: list[str], objects: list[str], rng: np.random.Generator) -> tuple[list[Turn], list[int]]:
-        distinct = list(dict.fromkeys(vcr_tags.tags(texts[0])))
+        distinct = list(dict.fromkeys(tags(texts[0])))
         return renumbered(texts, objects, distinct, rng), distinct
 
 
-def renumbered(texts: list[str], objects: list[str], shown_objects: list[int], rng: np.random.Generator) -> list[Turn]:
+def renumbered(texts: list[str], objects: list[str], listed: list[int], rng: np.random.Generator) -> list[Turn]:
     """Writes the rounds with the shown objects (from 1) as region 1, 2, …; others are called by their name alone.
 
     The reason is asked for only where it means no other objects.
     """
 
     def name(tag: int) -> str:
-        if tag in shown_objects:
-            return f"{objects[tag - 1]} at {mention(shown_objects.index(tag) + 1)}"
+        if tag in listed:
+            return f"{objects[tag - 1]} at {mention(listed.index(tag) + 1)}"
         return objects[tag - 1] if 1 <= tag <= len(objects) else str(tag)
 
-    question, answer, rationale = (vcr_tags.write(said, name) for said in texts)
+    question, answer, rationale = (write(said, name) for said in texts)
     turns = rounds(question, answer, rationale, rng)
-    return turns if set(vcr_tags.tags(texts[2])) <= set(shown_objects) else turns[:2]
+    return turns if set(tags(texts[2])) <= set(listed) else turns[:2]
 
 
 def rounds(question: str, answer: str, rationale: str, rng: np.random.Generator) -> list[Turn]:
@@ -231,3 +228,82 @@ def rounds(question: str, answer: str, rationale: str, rng: np.random.Generator)
         Turn("user", draw(VCR_WHY_QUESTIONS, rng)),
         Turn("assistant", rationale),
     ]
+
+
+def mark(text: str, words: Any, num_objects: int) -> str:
+    """Returns a text in which each number that means an object stands between two private characters.
+
+    VCR writes objects as numbers from 1 (`question_orig`), and tells in a list of words (`question`) which they are.
+
+    Args:
+        text: The text as VCR has it.
+        words: VCR's list for the text, objects as lists of numbers from 0; where it is missing or says something else
+            than the text, an integer of an object (1 to num_objects) is taken for one, unless a unit follows it.
+        num_objects: How many objects the image has.
+
+    Raises:
+        InvalidAnnotationError: The words name an object that is not there.
+    """
+    if "\ue000" in text:
+        raise InvalidAnnotationError("text with a character that is reserved here (U+E000)")
+    kinds = _runs_of(words)
+    runs = [match.group() for match in _DIGITS.finditer(text)]
+    if kinds is not None and [run for run, _ in kinds] != runs:
+        kinds = None  # the words say something else than the text
+    if kinds is not None and any(meant and not 1 <= int(run) <= num_objects for run, meant in kinds):
+        raise InvalidAnnotationError("text that means an object which is not listed")
+    pieces, end = [], 0
+    for place, match in enumerate(_DIGITS.finditer(text)):
+        meant = kinds[place][1] if kinds is not None else _means_object(text, match, num_objects)
+        if meant:
+            pieces += [text[end : match.start()], f"\ue000{int(match.group())}\ue001"]
+            end = match.end()
+    return "".join(pieces) + text[end:]
+
+
+def mark_as_released(text: str) -> str:
+    """Marks every whole number, as the original's replacement did."""
+    return re.sub(r"\b\d{1,4}\b", lambda match: f"\ue000{int(match.group())}\ue001", text)
+
+
+def tags(marked: str) -> list[int]:
+    """Returns the objects that a marked text means, in order, as often as it does."""
+    return [int(number) for number in _TAG.findall(marked)]
+
+
+def write(marked: str, name: Callable[[int], str]) -> str:
+    """Returns a marked text with each object written by `name`."""
+    return _TAG.sub(lambda match: name(int(match.group(1))), marked)
+
+
+def digits(marked: str) -> list[str]:
+    """Returns every run of digits of a text, whether it means an object or not."""
+    return _DIGITS.findall(marked)
+
+
+def unmarked(marked: str) -> str:
+    """Returns the text as VCR has it."""
+    return write(marked, str)
+
+
+def _runs_of(words: Any) -> list[tuple[str, bool]] | None:
+    """Returns each run of digits of a list of words, and whether it means an object; None where it is no such list."""
+    if not isinstance(words, list):
+        return None
+    runs: list[tuple[str, bool]] = []
+    for word in words:
+        if isinstance(word, str):
+            runs += [(run, False) for run in _DIGITS.findall(word)]
+        elif isinstance(word, list) and all(type(number) is int for number in word):
+            runs += [(str(number + 1), True) for number in word]
+        else:
+            return None
+    return runs
+
+
+def _means_object(text: str, match: re.Match[str], num_objects: int) -> bool:
+    start, end = match.span()
+    beside = text[start - 1 : start] + text[end : end + 1]
+    whole = not any(character.isalnum() or character in "_$" for character in beside)
+    short = len(match.group()) <= 4  # no image has more objects, and int() has its limits
+    return whole and short and 1 <= int(match.group()) <= num_objects and not _UNIT.match(text, end)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gpt4roi.data.annotations import text
-from gpt4roi.data.readers.coco_format import CocoStyleDataset, own_categories
+from gpt4roi.data.annotations import require_text
+from gpt4roi.data.readers.coco_format import CocoStyleDataset
 from gpt4roi.data.readers.dialogues import region_rounds
+from gpt4roi.io.coco import Id
 from gpt4roi.processing.prompts import VISUAL_GENOME_QUESTIONS
 from gpt4roi.structures import RegionSample
 
@@ -22,11 +22,11 @@ class VisualGenome(CocoStyleDataset):
     ) -> None:
         super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode)
 
-    def categories(self, path: Path, content: dict) -> dict[Any, str]:
-        return own_categories(path, content)
+    def categories(self, names: dict[Id, str] | None) -> dict[Id, str] | None:
+        return names
 
     def region_text(self, annotation: dict, caption: str, category: str) -> str:
-        return text(annotation.get("caption"), "caption of the box")
+        return require_text(annotation.get("caption"), "caption of the box")
 
     def sample(self, index: int, rng: np.random.Generator) -> RegionSample:
         boxes, texts = self.drawn(index, rng)

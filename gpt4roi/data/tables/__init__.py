@@ -1,4 +1,4 @@
-"""Names of classes, from data files that say where they come from."""
+"""Class names of COCO and LVIS, from data files that say where they come from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-_FOLDER = Path(__file__).parents[1] / "tables"
+_FOLDER = Path(__file__).parent
 
 
 @lru_cache
