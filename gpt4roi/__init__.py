@@ -8,6 +8,21 @@ import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what __getattr__ gives
+    from gpt4roi.errors import InputError as InputError
+    from gpt4roi.models import GPT4RoIConfig as GPT4RoIConfig
+    from gpt4roi.models import GPT4RoIForConditionalGeneration as GPT4RoIForConditionalGeneration
+    from gpt4roi.models import MLVLROIQueryModule as MLVLROIQueryModule
+    from gpt4roi.models import SPILlavaMPTForCausalLM as SPILlavaMPTForCausalLM
+    from gpt4roi.processing.processor import GPT4RoIProcessor as GPT4RoIProcessor
+    from gpt4roi.region_chat import RegionChat as RegionChat
+    from gpt4roi.structures import Augmentation as Augmentation
+    from gpt4roi.structures import RegionSample as RegionSample
+    from gpt4roi.structures import Turn as Turn
 
 _EXPORTS = {
     "Augmentation": "gpt4roi.structures",
@@ -44,26 +59,32 @@ class _MovedModules(MetaPathFinder, Loader):
     """Imports a module under the path that it had in version 0.1."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Finds a module that has moved; None for any other."""
         parts = fullname.split(".")
         for end in range(len(parts), 1, -1):
             new = _MOVED.get(".".join(parts[1:end])) if parts[0] == __name__ else None
             if new is not None:
-                return ModuleSpec(fullname, self, origin=".".join([__name__, new, *parts[end:]]))
+                origin = ".".join([__name__, new, *parts[end:]])
+                return ModuleSpec(fullname, self, origin=origin) if find_spec(origin) else None
         return None
 
-    def create_module(self, spec: ModuleSpec):
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Returns the module itself, imported under the path that it has now."""
         module = import_module(str(spec.origin))
         spec.loader_state = module.__spec__
         return module
 
-    def exec_module(self, module) -> None:
-        module.__spec__ = module.__spec__.loader_state
+    def exec_module(self, module: ModuleType) -> None:
+        """Leaves the module as it is, with the spec of its own path."""
+        if module.__spec__ is not None:
+            module.__spec__ = module.__spec__.loader_state
 
 
-sys.meta_path.append(_MovedModules())
+# Before the finder of files, which would find a moved package's modules a second time, under their old names.
+sys.meta_path.insert(0, _MovedModules())
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'gpt4roi' has no attribute {name!r}")
     if _EXPORTS[name] in _NEED_TORCH:

@@ -1,4 +1,4 @@
-"""What stage 2 of the original learnt from, in its own spelling of the folders; see data/README.md."""
+"""Data sets of stage 2, as the original trained on them, with folders as data/README.md lays them out."""
 
 datasets = [
     {

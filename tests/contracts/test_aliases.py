@@ -7,6 +7,7 @@ the parsers of all subcommands; anything else has its own trial below, under its
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 from collections.abc import Callable
 from importlib import import_module
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt4roi import RegionSample, Turn
+from gpt4roi import _MOVED, RegionSample, Turn
 from gpt4roi.data.registry import build_mixture
 from gpt4roi.data.unified import UnifiedDataset
 from scripts.house_report import aliases
@@ -112,6 +113,20 @@ def test_an_old_name_still_works(old, new, tmp_path):
         if first not in TRIALS:
             pytest.skip(f"no trial for {first!r} yet: write one into {__file__}")
         TRIALS[first](tmp_path)
+
+
+@pytest.mark.parametrize("old", sorted(_MOVED))
+def test_every_module_of_a_package_that_moved_is_the_same_under_its_old_path(old):
+    package = import_module(f"gpt4roi.{_MOVED[old]}")
+    for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+        ours = import_module(f"{package.__name__}.{module.name}")
+        assert import_module(f"gpt4roi.{old}.{module.name}") is ours
+        assert ours.__spec__.name == ours.__name__ == f"{package.__name__}.{module.name}"
+
+
+def test_a_module_that_a_package_never_had_is_missing_under_its_old_path_too():
+    with pytest.raises(ModuleNotFoundError, match=r"gpt4roi\.serve\.nothing"):
+        import_module("gpt4roi.serve.nothing")
 
 
 def test_no_alias_is_tried_that_the_table_does_not_name():
