@@ -27,6 +27,7 @@ def test_a_stage_without_a_folder_says_how_it_is_called(stage):
     assert f"usage: bash train_stage{stage}.sh WORKDIR" in result.stderr
 
 
+@pytest.mark.heavy
 def test_a_training_that_cannot_start_keeps_its_exit_code_and_leaves_a_log(tmp_path):
     result = run("train_stage2.sh", tmp_path / "out", tmp_path / "nothing", "--dataset_config", tmp_path / "no.jsonl")
     assert result.returncode == 2
@@ -125,6 +126,7 @@ def test_control_c_is_one_line_and_says_how_to_go_on(monkeypatch, capsys):
     )
 
 
+@pytest.mark.heavy
 def test_training_from_python_names_the_help():
     result = subprocess.run(
         [sys.executable, "-m", "gpt4roi.train", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=600

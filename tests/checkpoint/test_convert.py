@@ -61,6 +61,7 @@ def test_our_folder_goes_to_the_originals_with_its_tower_beside_and_back_bit_for
     assert_equal(load(tmp_path / "back"), load(ours))
 
 
+@pytest.mark.heavy
 def test_check_prints_how_far_the_answers_are_apart(tmp_path, ours, capsys):
     assert main(["convert", str(ours), str(tmp_path / "original"), "--to", "original", "--check"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -70,6 +71,7 @@ def test_check_prints_how_far_the_answers_are_apart(tmp_path, ours, capsys):
     ]
 
 
+@pytest.mark.heavy
 def test_check_tells_a_folder_whose_numbers_changed(tmp_path, ours):
     from gpt4roi.checkpoint.compare import compare_models
 

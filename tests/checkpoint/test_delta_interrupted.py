@@ -67,6 +67,7 @@ def wait_for_writing(process, place: Path) -> float:
     return time.perf_counter()
 
 
+@pytest.mark.heavy
 def test_killed_at_ten_random_moments_of_writing_the_target_is_absent_or_whole(processes, place):
     first = processes.Process(target=apply, args=(place,))
     first.start()

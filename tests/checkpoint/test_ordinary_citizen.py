@@ -48,6 +48,7 @@ def logits(model, inputs) -> torch.Tensor:
     return model.eval()(**inputs).logits.float().cpu()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "first",
     ["import gpt4roi.auto", "from gpt4roi import GPT4RoIForConditionalGeneration", "from gpt4roi import RegionChat"],
@@ -84,6 +85,7 @@ def saved(request, tmp_path_factory):
     return place, model, question(model.config)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "away",
     [["language_model.model.layers.1"], ["mm_projector"], ["region_encoder"], ["vision_tower"], PARTS],

@@ -42,6 +42,7 @@ def assert_same_model(got, expected) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("place", ["named", "in the folder", "in the working directory"])
 def test_a_folder_without_its_tower_opens_with_the_tower_wherever_it_lies(towerless, model, place, monkeypatch):
     named = {"vision_tower": towerless.parent / "elsewhere"} if place == "named" else {}

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from gpt4roi.cli import main
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 WIDTH, ROWS = 8, 10
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")

@@ -9,6 +9,8 @@ import pytest
 
 from gpt4roi.cli import main
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def job(tmp_path, image, model_folder):

@@ -10,6 +10,8 @@ import pytest
 from gpt4roi import RegionChat
 from gpt4roi.cli import load_subcommand, main
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def talk(model_folder, image, monkeypatch, capsys):

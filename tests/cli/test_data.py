@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from gpt4roi.cli import main
+
+pytestmark = pytest.mark.heavy
 
 SHAPES = ["data", "make-stamps", "--shapes", "--no-parts", "--scenes", "3", "--workers", "1"]
 

@@ -47,6 +47,7 @@ def test_without_gradio_the_command_that_installs_it_is_named(monkeypatch, capsy
     assert 'pip install "gpt4roi[demo]"' in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_the_page_is_served_until_ctrl_c(model_folder, tmp_path):
     pytest.importorskip("gradio", reason='pip install "gpt4roi[demo]"')
     command = [sys.executable, str(ROOT / "gpt4roi" / "app.py"), "--model", str(model_folder)]

@@ -195,6 +195,7 @@ def test_a_missing_file_is_a_readable_error(tmp_path):
         UnifiedDataset(tmp_path / "nothing.jsonl")
 
 
+@pytest.mark.heavy
 def test_three_hundred_damaged_files_end_in_samples_or_in_a_message_with_file_and_position(
     tmp_path, pyramid_processor, caplog
 ):

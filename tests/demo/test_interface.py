@@ -17,6 +17,8 @@ from PIL import Image
 from gpt4roi import InputError, RegionChat
 from gpt4roi.demo.uploads import open_upload
 
+pytestmark = pytest.mark.heavy
+
 
 def noise(seed: int, size: tuple[int, int] = (96, 64)) -> str:
     """An image of coarse noise, as base64 text."""

@@ -55,6 +55,7 @@ def test_large_images_are_kept_small_and_remember_their_size():
     assert upload.image.size == (KEPT_SIDE, KEPT_SIDE // 4)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("data", "message"),
     [

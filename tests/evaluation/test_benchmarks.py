@@ -85,6 +85,7 @@ def test_a_constant_answer_is_near_chance(run, name):
         assert measured.get("SS", 0.0) < 0.5
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not has_java(), reason="PTB tokenizer and METEOR are Java programs")
 def test_with_java_captions_get_meteor_and_the_maximum_of_every_measure(run):
     metrics = run("vg", ORACLE, java=True)

@@ -36,6 +36,7 @@ def scores(golden):
     )
 
 
+@pytest.mark.heavy
 @needs_java
 @pytest.mark.parametrize("name", ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"])
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def killed_run(queries: list[Query], model: ModelPredictor, folder: Path, batche
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("at_once", [4, 100])
 def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model, at_once):
     queries = queries_about(tmp_path, 13)
@@ -236,6 +237,7 @@ def results(folder: Path) -> tuple[str, dict]:
     return (folder / "predictions.jsonl").read_text(), {key: metrics[key] for key in ("summary", "estimates")}
 
 
+@pytest.mark.heavy
 def test_two_processes_give_the_files_of_one(tmp_path, model_folder):
     folder = visual7w(tmp_path / "data", "telling")
     content = json.loads((folder / "dataset_v7w_telling.json").read_text())

@@ -34,6 +34,7 @@ def test_a_folder_in_the_original_format_answers_about_boxes(image):
     assert answers[0] == chat.ask(chat.default_question, [[5, 5, 60, 60]], max_new_tokens=8)
 
 
+@pytest.mark.heavy
 def test_a_tower_that_lies_elsewhere_can_be_named(towerless, image):
     model, tower = towerless
     with pytest.raises(InputError, match="vision_tower"):

@@ -98,6 +98,7 @@ def test_input_embeddings_equal_the_recording(narrow, recorded, boxes):
     assert_close(embeddings, recorded["inputs_embeds"])
 
 
+@pytest.mark.heavy
 def test_logits_and_loss_equal_the_recording(step, recorded, facts):
     tokens = recorded["attention_mask"].bool()
     assert_close(step[0].logits[tokens], recorded["logits"][tokens])
@@ -133,6 +134,7 @@ def test_loss_at_labels_only_is_the_same_loss_from_fewer_logits(narrow, recorded
     assert output.loss.item() == pytest.approx(facts["loss"], abs=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_answer_and_its_scores_equal_the_recording(narrow, recorded, recorded_cases, use_cache):
     result = narrow.generate(

@@ -111,6 +111,7 @@ def tensors(processor):
     return {name: value for name, value in processor(sample()).items() if name in wanted}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_decoder_and_a_tower_are_joined_and_take_a_step_of_each_stage(folders, decoder, tower):

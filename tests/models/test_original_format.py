@@ -62,6 +62,7 @@ def write_weights(folder: Path, form: str) -> None:
     (folder / f"{name}.index.json").write_text(json.dumps(index))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("form", ["safetensors", "old-format bin", "sharded bin", "sharded safetensors"])
 def test_every_form_of_weight_files_gives_the_recorded_logits(folder, recorded, form):
     write_weights(folder, form)
@@ -92,6 +93,7 @@ def test_the_tower_is_found_in_the_working_directory(folder, recorded, tmp_path,
     assert_recorded_logits(load_model(folder), recorded)
 
 
+@pytest.mark.heavy
 def test_the_tower_may_be_named(folder, recorded, tmp_path):
     shutil.move(folder / "clip", tmp_path / "elsewhere")
     assert_recorded_logits(load_model(folder, vision_tower=tmp_path / "elsewhere"), recorded)

@@ -63,6 +63,7 @@ def differentiate(encoder, features):
     return torch.autograd.grad((features * weights).sum(), list(encoder.parameters()))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kernels", ["chosen by cost", "in tiles wherever possible"])
 @pytest.mark.parametrize("backend", ["torchvision", "sparse"])
 @pytest.mark.parametrize("case", CASES)

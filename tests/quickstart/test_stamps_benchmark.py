@@ -256,6 +256,7 @@ def test_a_tiny_model_runs_through_everything(data, tmp_path):
     assert (tmp_path / "out" / "report.html").exists()
 
 
+@pytest.mark.heavy
 def test_the_command_writes_the_main_figures(data, tmp_path, capsys, saved_tiny_model):
     words = ["--benchmark", "stamps", "--model", str(saved_tiny_model), "--data", str(data), "--limit", "1"]
     words += ["--device", "cpu", "--dtype", "float32"]

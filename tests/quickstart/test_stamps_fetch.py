@@ -37,6 +37,7 @@ def offline(source):
     return ["--no-index", "--find-links", str(source)]
 
 
+@pytest.mark.heavy
 def test_a_fetched_wheel_is_the_file_with_the_pinned_hash_and_is_not_fetched_again(tmp_path):
     wheel = make_wheel(tmp_path / "index")
     path = fetch.fetch_wheel(wheel, tmp_path / "cache", offline(tmp_path / "index"))
@@ -46,6 +47,7 @@ def test_a_fetched_wheel_is_the_file_with_the_pinned_hash_and_is_not_fetched_aga
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [wheel.filename]
 
 
+@pytest.mark.heavy
 def test_a_torn_download_is_replaced(tmp_path):
     wheel = make_wheel(tmp_path / "index")
     torn = tmp_path / "cache" / wheel.filename
@@ -54,6 +56,7 @@ def test_a_torn_download_is_replaced(tmp_path):
     assert fetch.sha256_of(fetch.fetch_wheel(wheel, torn.parent, offline(tmp_path / "index"))) == wheel.sha256
 
 
+@pytest.mark.heavy
 def test_a_wheel_with_another_content_is_refused_with_both_hashes_and_not_kept(tmp_path):
     pinned = make_wheel(tmp_path / "index")
     changed = make_wheel(tmp_path / "index", payload=b"other weights")
@@ -62,6 +65,7 @@ def test_a_wheel_with_another_content_is_refused_with_both_hashes_and_not_kept(t
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.heavy
 def test_an_index_out_of_reach_is_one_clear_line(tmp_path):
     wheel = make_wheel(tmp_path / "elsewhere")
     with pytest.raises(

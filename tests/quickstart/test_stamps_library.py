@@ -89,6 +89,7 @@ def test_no_photograph_serves_both_training_and_held_out_scenes():
     assert not set(library.TRAIN_PHOTOGRAPHS) & set(library.HELD_OUT_PHOTOGRAPHS)
 
 
+@pytest.mark.heavy
 def test_drawn_shapes_have_ninety_captions_and_fill_their_crops():
     stamps = shapes.draw_stamps()
     assert len({stamp.caption for stamp in stamps}) == len(stamps) == 90

@@ -12,6 +12,8 @@ from quickstart.make import make_stamps
 from quickstart.scenes import write_images
 from quickstart.splits import StampArguments
 
+pytestmark = pytest.mark.heavy
+
 SMALL = StampArguments(
     scenes=6, val_scenes=2, test_scenes=12, unseen_scenes=3, seed=5, size=256, shapes=True, parts=False
 )

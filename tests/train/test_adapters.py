@@ -16,6 +16,8 @@ from gpt4roi.train.adapters import add_adapters, check_adapters, keep_frozen
 from gpt4roi.train.arguments import AdapterArguments
 from gpt4roi.train.trainable import learning_table, set_trainable
 
+pytestmark = pytest.mark.heavy
+
 ALL = ("region_encoder", "mm_projector", "language_model")
 
 

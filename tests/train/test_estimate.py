@@ -64,6 +64,7 @@ def batch(model):
     }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["clip", "pyramid"])
 @pytest.mark.parametrize("modules", ["region_encoder", ",".join(ALL)])
 @pytest.mark.parametrize("half", [False, True])
@@ -79,6 +80,7 @@ def test_activations_are_within_a_fifth_of_what_autograd_saves(folders, kind, mo
     assert found.activations == pytest.approx(saved, rel=0.2)
 
 
+@pytest.mark.heavy
 def test_the_prefix_and_checkpointing_make_them_fewer(folders):
     shape = Shape(2, 120, 3, 100)
     regions, everything = "region_encoder", ",".join(ALL)
@@ -112,6 +114,7 @@ def test_weights_gradients_and_optimiser_are_those_of_the_real_ones(folders):
         assert [found.weights[part], found.gradients[part], found.optimiser[part]] == expected[part], part
 
 
+@pytest.mark.heavy
 def test_adapters_and_their_copies_are_counted(folders):
     model_args, args = arguments(folders / "clip", "--lora_r", "4")
     model = tiny_model("clip")
@@ -122,6 +125,7 @@ def test_adapters_and_their_copies_are_counted(folders):
     assert sum(found.gradients.values()) == sum(p.nbytes for p in real.parameters() if p.requires_grad)
 
 
+@pytest.mark.heavy
 def test_sharding_spreads_all_but_the_tower(folders):
     one = estimate(*arguments(folders / "clip"), Shape(1, 60, 1, 10), gpus=1)
     model_args, args = arguments(folders / "clip")
@@ -136,6 +140,7 @@ def test_sharding_spreads_all_but_the_tower(folders):
     assert shares_of(args, 4).copied is False
 
 
+@pytest.mark.heavy
 def test_deepspeed_in_sixteen_bits_keeps_a_float32_copy_in_the_optimiser_and_stage_3_shards_the_tower(folders):
     shape, gpus = Shape(1, 60, 1, 10), 4
     one = estimate(*arguments(folders / "clip"), shape, gpus=1)
@@ -157,6 +162,7 @@ def test_deepspeed_in_sixteen_bits_keeps_a_float32_copy_in_the_optimiser_and_sta
     assert (found["zero2"].buckets, found["zero3"].buckets) == (2 * 2 * 500_000_000, 2 * 500_000_000)
 
 
+@pytest.mark.heavy
 def test_deepspeed_is_planned_where_its_package_is_missing(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     given = ["--stage", "2", "--model_name_or_path", str(folders / "clip"), "--bf16", "true", "--estimate_tokens", "60"]
@@ -185,6 +191,7 @@ def test_a_switch_that_is_off_trains(tmp_path, words, capsys):
     assert "--estimate" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_flash_attention_is_planned_where_there_is_no_gpu(folders):
     given = ["--stage", "2", "--model_name_or_path", str(folders / "clip"), "--estimate_tokens", "60"]
     for name in ("flash_attention_2", "flash_attention_3"):
@@ -208,6 +215,7 @@ def test_no_number_is_told_that_would_be_wrong(folders, words, message):
         estimated([*given, *words])
 
 
+@pytest.mark.heavy
 def test_layers_that_fsdp_checkpoints_are_planned_so(folders):
     given = ["--fsdp", "--activation_checkpointing"]
     by_fsdp = [*given, "false", "--fsdp_config", '{"activation_checkpointing": true}']
@@ -230,6 +238,7 @@ def test_a_model_of_parts_is_planned_with_the_rows_and_tokens_that_it_would_get(
     assert (config.text_config.vocab_size, config.image_size, config.image_seq_length) == (264, 32, 16)
 
 
+@pytest.mark.heavy
 def test_the_table_of_the_released_model_says_what_eight_gpus_need(tmp_path):
     tiny = tiny_model().config
     tiny.text_config.update(

@@ -75,6 +75,7 @@ def test_images_are_looked_at_on_the_device_of_the_training(
     assert places == ["cuda:1", "cpu"]
 
 
+@pytest.mark.heavy
 def test_tower_and_region_encoder_work_where_the_training_does_before_it_begins(parts, tmp_path, monkeypatch):
     moved = []
 
@@ -140,6 +141,7 @@ def test_unreadable_images_are_skipped_with_the_words_of_the_plain_path(
     assert "skipped" not in EncodedDataset(mixture, pyramid_processor, 0, kept)[1]
 
 
+@pytest.mark.heavy
 def test_a_training_on_kept_features_skips_and_counts_as_without_them(damaged, parts, tmp_path):
     counts = []
     for more in ([], ["--picture_features", f"{tmp_path}/kept"]):

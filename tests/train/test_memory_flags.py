@@ -6,6 +6,8 @@ from tiny_training import losses, tensors
 
 from gpt4roi.train import main, training
 
+pytestmark = pytest.mark.heavy
+
 STEPS, BATCHES = 2, 4
 
 

@@ -57,6 +57,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused():
         check_fit(processor, model)
 
 
+@pytest.mark.heavy
 def test_another_prompt_format_than_the_model_was_trained_with_is_refused(parts, tmp_path):
     first = stage1(tmp_path / "a", parts, steps=1)
     from gpt4roi.train import main
@@ -121,6 +122,7 @@ def with_a_loss_of_nan(monkeypatch, steps):
     monkeypatch.setattr(GPT4RoITrainer, "compute_loss", poisoned)
 
 
+@pytest.mark.heavy
 def test_a_step_of_nan_changes_nothing_is_counted_and_names_its_samples(parts, tmp_path, monkeypatch, caplog):
     with_a_loss_of_nan(monkeypatch, {2})
     folder = stage1(tmp_path / "out", parts, *ONE_BY_ONE, steps=5)
@@ -133,12 +135,14 @@ def test_a_step_of_nan_changes_nothing_is_counted_and_names_its_samples(parts, t
     assert all(0.1 < loss < 20 for loss in losses(folder))
 
 
+@pytest.mark.heavy
 def test_too_many_bad_steps_stop_the_run_with_the_samples(parts, tmp_path, monkeypatch):
     with_a_loss_of_nan(monkeypatch, {1, 2, 3, 4})
     with pytest.raises(InputError, match=r"not finite in 3 steps, more than --max_bad_steps 2.*train.jsonl#\d+"):
         stage1(tmp_path / "out", parts, *ONE_BY_ONE, "--max_bad_steps", "2", steps=8)
 
 
+@pytest.mark.heavy
 def test_a_run_whose_first_loss_is_nan_stops_before_it_changes_a_weight(parts, tmp_path, monkeypatch):
     with_a_loss_of_nan(monkeypatch, {0})
     with pytest.raises(InputError, match=r"the first loss is nan in step 1 .*all weights are finite"):

@@ -16,6 +16,8 @@ from gpt4roi.train import main, saving, training
 from gpt4roi.train.nonfinite import StepGuard
 from gpt4roi.train.resume import check_position, describe_data, realign
 
+pytestmark = pytest.mark.heavy
+
 STEPS = 7
 
 

@@ -62,6 +62,7 @@ def test_samples_of_one_length_keep_one_order():
     assert longest_first([3, 1, 2], lambda index: 5) == longest_first([2, 3, 1], lambda index: 5) == [1, 2, 3]
 
 
+@pytest.mark.heavy
 def test_the_batches_of_a_step_may_be_cut_in_any_way_without_changing_its_loss(parts, tmp_path):
     whole, halves = (
         stage1(tmp_path / name, parts, "--per_device_train_batch_size", size, "--global_batch_size", "8", steps=6)
@@ -71,6 +72,7 @@ def test_the_batches_of_a_step_may_be_cut_in_any_way_without_changing_its_loss(p
     assert losses(whole)[-1] < 0.9 * losses(whole)[0]  # later losses hang on the gradients of earlier steps
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("words", [(), ("--data_seed", "5")])
 def test_a_step_has_the_same_samples_however_it_is_cut(parts, tmp_path, monkeypatch, words):
     batches = []

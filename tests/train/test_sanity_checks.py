@@ -39,6 +39,7 @@ def half_missing(parts, path):
     return ["--dataset_config", str(path), "--logging_steps", "1"]
 
 
+@pytest.mark.heavy
 def test_skipped_samples_are_reported_at_each_logging_step(parts, tmp_path):
     chosen = half_missing(parts, tmp_path / "some.jsonl")
     folder = stage1(tmp_path / "out", parts, *chosen, "--max_bad_fraction", "1", steps=4)
@@ -47,6 +48,7 @@ def test_skipped_samples_are_reported_at_each_logging_step(parts, tmp_path):
     assert counts == sorted(counts) and 4 <= counts[-1] <= 12
 
 
+@pytest.mark.heavy
 def test_a_single_bad_sample_does_not_stop_a_training_however_often_it_comes_around(parts, tmp_path, caplog):
     rows = [json.loads(row) for row in (parts / "train.jsonl").read_text().splitlines()]
     for number, row in enumerate(rows):
@@ -58,6 +60,7 @@ def test_a_single_bad_sample_does_not_stop_a_training_however_often_it_comes_aro
     assert caplog.text.count("Skipped a sample: image") > 0.01 * 60 * 4
 
 
+@pytest.mark.heavy
 def test_a_training_of_which_too_much_is_bad_stops_with_the_numbers_and_the_last_place(parts, tmp_path):
     chosen = half_missing(parts, tmp_path / "some.jsonl")
     with pytest.raises(InputError, match=r"of 1\d\d samples could not be used, .* the last: image .*some.jsonl#\d+"):

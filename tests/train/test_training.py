@@ -27,6 +27,7 @@ def trained1(parts, tmp_path_factory):
     return stage1(folder, parts, "--align_regions", "2", "--picture_features", f"{parts}/features", steps=30)
 
 
+@pytest.mark.heavy
 def test_stage_1_lowers_the_loss_and_leaves_language_model_and_tower_alone(parts, trained1, tmp_path):
     first = tensors(stage1(tmp_path / "one", parts, "--learning_rate", "0", steps=1))
     assert changed(first, tensors(trained1)) == {"region_encoder", "mm_projector"}
@@ -34,6 +35,7 @@ def test_stage_1_lowers_the_loss_and_leaves_language_model_and_tower_alone(parts
     assert history[-1] < 0.75 * history[0]
 
 
+@pytest.mark.heavy
 def test_stage_2_starts_from_stage_1_and_changes_all_but_the_tower(parts, trained1, tmp_path):
     folder = tmp_path / "stage2"
     start = ["--stage", "2", "--output_dir", str(folder), "--model_name_or_path", str(trained1)]
@@ -95,6 +97,7 @@ def test_a_wrong_argument_is_one_readable_error(parts, tmp_path, arguments, mess
         main(arguments.format(tmp=tmp_path, parts=parts).split())
 
 
+@pytest.mark.heavy
 def test_a_sample_that_cannot_be_used_is_skipped_counted_and_named(parts, tmp_path, caplog):
     lines = (parts / "train.jsonl").read_text().splitlines()
     broken = json.loads(lines[0]) | {"image": "images/missing.png"}
