@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 fast=0
 [[ ${1:-} != --fast ]] || { fast=1; shift; }
-bash scripts/environment.sh train,eval,demo,dev
+bash scripts/environment.sh train,eval,demo,dev,docs
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 pytest=(.venv/bin/python -m pytest -n 2 --dist loadfile)
@@ -16,4 +16,5 @@ fi
 bash scripts/browser.sh
 # The island has its own tests; not installed, it tests its plain version.
 (cd mmcv-1.4.7 && ../.venv/bin/python -m pytest -q)
+NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 exec "${pytest[@]}" -m "not slow and not gpu" "$@"
