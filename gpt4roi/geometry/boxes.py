@@ -1,16 +1,19 @@
-"""Pure functions on boxes. Every function takes and returns numpy arrays or torch tensors of the same kind."""
+"""Box arithmetic: conversion, normalisation, clipping. Takes and returns numpy arrays or torch tensors of one kind."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-Boxes = TypeVar("Boxes")
+if TYPE_CHECKING:
+    import torch
+
+Boxes = TypeVar("Boxes", np.ndarray, "torch.Tensor")
 """[N, 4] of a floating type; numpy or torch."""
 
 
-def _stack(columns: list, like: Boxes) -> Boxes:
+def _stack(columns: list[Boxes], like: Boxes) -> Boxes:
     if isinstance(like, np.ndarray):
         return np.stack(columns, axis=-1)
     import torch
@@ -60,13 +63,16 @@ def keep_valid(boxes_px: Boxes, min_side: float = 0.0) -> Boxes:
     return ((boxes_px[..., 2] - boxes_px[..., 0]) > min_side) & ((boxes_px[..., 3] - boxes_px[..., 1]) > min_side)
 
 
-def to_rois(boxes: list, image_size: tuple[int, int]):
+def to_rois(boxes: list[torch.Tensor], image_size: tuple[int, int]) -> torch.Tensor:
     """Joins the boxes of a batch into RoI rows.
 
-    boxes: list of float[N_i, 4] tensors, xyxy in [0, 1]; N_i may be 0.
-    image_size: (height, width) of the model's input.
-    Returns float[sum N_i, 5]: batch index, x1, y1, x2, y2 in input pixels, in batch order; float32 at least, as half
-    precision has neither all pixels nor all batch indices.
+    Args:
+        boxes: list of float[N_i, 4], xyxy in [0, 1]; N_i may be 0.
+        image_size: (height, width) of the model's input.
+
+    Returns:
+        float[sum N_i, 5]: batch index, x1, y1, x2, y2 in input pixels, in batch order; float32 at least, as half
+        precision has neither all pixels nor all batch indices.
     """
     import torch
 
@@ -75,3 +81,12 @@ def to_rois(boxes: list, image_size: tuple[int, int]):
         scaled = denormalize(of_image.to(torch.promote_types(of_image.dtype, torch.float32)), image_size)
         rows.append(torch.cat([scaled.new_full((len(scaled), 1), index), scaled], dim=1))
     return torch.cat(rows) if rows else torch.zeros(0, 5)
+
+
+def center_size_features(boxes: torch.Tensor) -> torch.Tensor:
+    """Returns float[M, 5]: center x and y, width, height, square root of the area; boxes: float[M, 4] in [0, 1]."""
+    import torch
+
+    x1, y1, x2, y2 = boxes.float().unbind(-1)
+    width, height = x2 - x1, y2 - y1
+    return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, width, height, (width * height).clamp(min=0).sqrt()], dim=-1)

@@ -1,8 +1,8 @@
-"""The part of a batch that no gradient reaches: run without a graph, so that only the rest is back-propagated.
+"""Frozen prompt prefix: run under no_grad into a KV cache, so that only the rest of a batch is back-propagated.
 
-While the region encoder alone learns, the first embedding that depends on a learning parameter is that of the first
-`<bbox>`. A decoder looks backwards only, so nothing before it does. Its keys and values are kept, and the tokens from
-there on attend to them: the same loss and the same gradients, for a fraction of the graph.
+While the region encoder alone is trained, the first embedding that depends on a trained parameter is that of the first
+`<bbox>`. A decoder looks backwards only, so nothing before it does. The keys and values of that prefix are cached, and
+the tokens from there on attend to them: the same loss and the same gradients, for a fraction of the graph.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from gpt4roi.models.compat import CACHE
 
 
-class KeptPrefix(DynamicCache):
+class PrefixCache(DynamicCache):
     """Keys and values of a prefix: written by one pass, and only read by the next.
 
     A part that is checkpointed runs twice, and must find the same both times.
@@ -30,39 +30,42 @@ class KeptPrefix(DynamicCache):
         """Returns what a layer may attend to, float[B, H, T, d] each: the prefix, and what the layer just made."""
         if not self.complete:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        kept = self.layers[layer_idx]
-        return torch.cat([kept.keys, key_states], dim=-2), torch.cat([kept.values, value_states], dim=-2)
+        prefix = self.layers[layer_idx]
+        return torch.cat([prefix.keys, key_states], dim=-2), torch.cat([prefix.values, value_states], dim=-2)
 
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
-"""Kinds of layers whose whole past lies in keys and values."""
+"""Kinds of layers whose past is complete in the KV cache."""
 
 
 def prefix_length(model: nn.Module, input_ids: torch.Tensor | None, options: dict[str, Any]) -> int:
     """Returns how many leading columns of a batch carry no gradient and may run without a graph; 0 for none.
 
-    model: a GPT4RoI model; input_ids: int64[B, T]; options: what else the language model would be given.
+    Args:
+        model: A GPT4RoI model.
+        input_ids: int64[B, T].
+        options: The language model's other arguments.
     """
     if input_ids is None or not torch.is_grad_enabled() or options.get(CACHE) is not None:
         return 0
     if options.get("output_hidden_states") or options.get("output_attentions"):
         return 0
-    if not regions_learn_alone(model):
+    if not only_regions_trained(model):
         return 0
     regions = (input_ids == model.config.region_token_id).any(0).nonzero()
     # Where there is no region at all, one column stays to carry the (zero) gradient to the region encoder.
     return int(regions[0]) if len(regions) else input_ids.shape[1] - 1
 
 
-def regions_learn_alone(model: nn.Module) -> bool:
-    """Tells whether nothing that comes before a region learns, in a model whose prefix can be run apart."""
+def only_regions_trained(model: nn.Module) -> bool:
+    """Tells whether nothing before a region is trained, in a model whose prefix can be run separately."""
     before_regions = (model.language_model, model.mm_projector)
     if any(parameter.requires_grad for part in before_regions for parameter in part.parameters()):
         return False
-    return _keeps_all_in_keys_and_values(model.language_model)
+    return _past_is_all_cached(model.language_model)
 
 
-def _keeps_all_in_keys_and_values(language_model: nn.Module) -> bool:
+def _past_is_all_cached(language_model: nn.Module) -> bool:
     if getattr(language_model, "_is_stateful", False):
         return False
     if getattr(language_model, "is_activation_checkpointing", False):
@@ -74,11 +77,12 @@ def _keeps_all_in_keys_and_values(language_model: nn.Module) -> bool:
 def hidden_states(language_model: nn.Module, inputs: dict[str, Any], length: int) -> torch.Tensor:
     """Returns the last hidden states float[B, T, D], of which the first `length` columns have no graph.
 
-    inputs: inputs_embeds float[B, T, D], attention_mask [B, T] or an additive float[B, 1, T, T], and position_ids
-    int64[B, T], of a right-padded batch; further entries go to both parts as they are.
+    Args:
+        inputs: inputs_embeds float[B, T, D], attention_mask [B, T] or an additive float[B, 1, T, T], and position_ids
+            int64[B, T], of a right-padded batch; further entries go to both parts as they are.
     """
     base = language_model.base_model
-    cache = KeptPrefix()
+    cache = PrefixCache()
     with torch.no_grad():
         before = base(**_columns(inputs, 0, length, cache)).last_hidden_state
     cache.complete = True
@@ -87,7 +91,7 @@ def hidden_states(language_model: nn.Module, inputs: dict[str, Any], length: int
     return torch.cat([before, after], dim=1)
 
 
-def _columns(inputs: dict[str, Any], start: int, end: int, cache: KeptPrefix) -> dict[str, Any]:
+def _columns(inputs: dict[str, Any], start: int, end: int, cache: PrefixCache) -> dict[str, Any]:
     """Returns the arguments for the tokens `start` to `end`, which may look at all tokens before `end`."""
     mask = inputs.get("attention_mask")
     if mask is not None:

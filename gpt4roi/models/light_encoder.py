@@ -1,8 +1,9 @@
-"""A small region encoder and projector for towers with a native pyramid; ours, not the original's."""
+"""LightRegionEncoder and LightProjector: small ones for towers with a native pyramid; ours, not the original's."""
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -10,21 +11,25 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization
 
-from gpt4roi.geometry.boxes import to_rois
+from gpt4roi.geometry.boxes import center_size_features, to_rois
 from gpt4roi.models.compat import execution_device_and_dtype
 from gpt4roi.models.configuration import GPT4RoIConfig
-from gpt4roi.models.kernels.roi_align import check_boxes, roi_align
-from gpt4roi.models.region_encoder import without_boxes
+from gpt4roi.models.kernels.roi_align import roi_align
+from gpt4roi.models.region_encoder_base import RegionEncoderBase
 from gpt4roi.models.vision_tower import VisionTower
 
-IMAGE_BATCH_SIZE = 64
+CALIBRATION_BATCH = 64
+"""Rows that are measured at once."""
 
 BOX_MEAN, BOX_STD = (0.5, 0.5, 0.3, 0.3, 0.3), (0.25, 0.25, 0.2, 0.2, 0.2)
-"""Of centre, size and root of the area of objects in everyday images, until boxes are measured."""
+"""Of center_size_features of objects in everyday images, until boxes are measured."""
 
 
 class Standardise(nn.Module):
     """Subtracts a mean and divides by a standard deviation, channel by channel; both are saved with the weights."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -32,18 +37,18 @@ class Standardise(nn.Module):
         self.register_buffer("std", torch.ones(channels))
 
     def reset_parameters(self) -> None:
-        """Forgets what was measured."""
+        """Returns to mean 0 and standard deviation 1."""
         nn.init.zeros_(self.mean)
         nn.init.ones_(self.std)
 
     @torch.no_grad()
     def calibrate(self, values: torch.Tensor) -> None:
-        """Measures; values: float[N, C] or float[N, C, H, W]."""
-        rows = values.shape[0]
-        total, squares, count = 0.0, 0.0, 0
-        # Piece by piece, because the values may be kept in half precision and fill the memory.
-        for start in range(0, rows, IMAGE_BATCH_SIZE):
-            piece = values[start : start + IMAGE_BATCH_SIZE].double().transpose(0, 1).flatten(1)
+        """Measures mean and deviation; values: float[N, C] or float[N, C, H, W]."""
+        count, total = 0, torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
+        squares = torch.zeros_like(total)
+        # In batches, because the values may be in half precision and fill the memory.
+        for piece in values.split(CALIBRATION_BATCH):
+            piece = piece.double().transpose(0, 1).flatten(1)
             total, squares, count = total + piece.sum(1), squares + piece.square().sum(1), count + piece.shape[1]
         mean = total / count
         self.mean.copy_(mean)
@@ -55,15 +60,13 @@ class Standardise(nn.Module):
         return (values.to(self.mean.dtype) - self.mean.view(shape)) / self.std.view(shape)
 
 
-class LightRegionEncoder(nn.Module):
+class LightRegionEncoder(RegionEncoderBase):
     """Embeds what a box shows (content) and where it is (position), two parts of the same scale, and adds them.
 
-    mixup: largest share of another region's features mixed into each one while training;
-    noise: standard deviation of a number added to each channel while training. Both are 0 unless set.
-    same_way: as of RegionEncoder.
+    Attributes:
+        noise: Standard deviation of a number added to each channel while training.
+        mixup: Largest fraction of another region's features mixed into each one while training.
     """
-
-    same_way = False
 
     def __init__(self, config: GPT4RoIConfig, tower: VisionTower) -> None:
         super().__init__()
@@ -73,8 +76,9 @@ class LightRegionEncoder(nn.Module):
         self.output_size, self.sampling_ratio = config.roi_output_size, config.roi_sampling_ratio
         self.backend = config.roi_align_backend
         self.width = config.text_config.hidden_size
-        self.mixup, self.noise = 0.0, 0.0
-        self.standardise = nn.ModuleList(Standardise(channels) for channels in tower.level_channels)
+        self.noise, self.mixup = 0.0, 0.0
+        levels = nn.ModuleList(Standardise(channels) for channels in tower.level_channels)
+        self.standardise = cast(list[Standardise], levels)
         self.reduce = nn.Conv2d(sum(tower.level_channels), config.pool_channels, 1)
         self.hidden = nn.Linear(config.pool_channels * self.output_size**2, config.pool_hidden_size)
         self.output = nn.Linear(config.pool_hidden_size, self.width)
@@ -84,13 +88,17 @@ class LightRegionEncoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws fresh weights and forgets what was measured."""
+        """Draws fresh weights and resets the measured statistics."""
         for module in (self.reduce, self.hidden, self.output, *self.standardise):
             module.reset_parameters()
         # This copy leaves alone what came from a file.
         initialization.copy_(self.standardise_box.mean, torch.tensor(BOX_MEAN))
         initialization.copy_(self.standardise_box.std, torch.tensor(BOX_STD))
         self.init_output_rms(1.0)
+
+    def set_regularisation(self, noise: float = 0.0, mixup: float = 0.0) -> None:
+        """Sets what disturbs pooled features while training; see the attributes."""
+        self.noise, self.mixup = noise, mixup
 
     def init_output_rms(self, value: float) -> None:
         """Starts both parts at one root mean square: that of the language model's own embeddings."""
@@ -100,12 +108,14 @@ class LightRegionEncoder(nn.Module):
     def calibrate(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor] | None = None) -> None:
         """Measures the channels of each level, and the boxes where given.
 
-        feature_maps: list of float[K, C_l, H_l, W_l]; boxes: list of float[N_i, 4], xyxy in [0, 1].
+        Args:
+            feature_maps: list of float[K, C_l, H_l, W_l].
+            boxes: list of float[N_i, 4], xyxy in [0, 1].
         """
         for standardise, level in zip(self.standardise, feature_maps, strict=True):
             standardise.calibrate(level)
         if boxes:
-            self.standardise_box.calibrate(box_facts(torch.cat(boxes)))
+            self.standardise_box.calibrate(center_size_features(torch.cat(boxes)))
 
     def content(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
         """Embeds what each box shows; float[M, D] in batch order."""
@@ -124,7 +134,7 @@ class LightRegionEncoder(nn.Module):
         return torch.cat(pooled, dim=1)
 
     def pyramid(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Returns what depends on the images alone, to be kept for many boxes: list of float[K, C_l, H_l, W_l]."""
+        """Returns the standardised levels, list of float[K, C_l, H_l, W_l]."""
         return [standardise(level) for level, standardise in zip(feature_maps, self.standardise, strict=True)]
 
     def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
@@ -142,9 +152,9 @@ class LightRegionEncoder(nn.Module):
 
     def _disturb(self, pooled: torch.Tensor) -> torch.Tensor:
         if self.mixup > 0 and len(pooled) > 1:
-            share = self.mixup * torch.rand(len(pooled), 1, 1, 1, device=pooled.device, dtype=pooled.dtype)
+            weight = self.mixup * torch.rand(len(pooled), 1, 1, 1, device=pooled.device, dtype=pooled.dtype)
             other = pooled[torch.randperm(len(pooled), device=pooled.device)]
-            pooled = (1 - share) * pooled + share * other
+            pooled = (1 - weight) * pooled + weight * other
         if self.noise > 0:
             pooled = pooled + self.noise * torch.randn_like(pooled[..., :1, :1])
         return pooled
@@ -152,29 +162,11 @@ class LightRegionEncoder(nn.Module):
     def position(self, boxes: list[torch.Tensor]) -> torch.Tensor:
         """Embeds where each box is; float[M, D] in batch order."""
         device, dtype = execution_device_and_dtype(self.place)
-        return self.place(self.standardise_box(box_facts(torch.cat(boxes).to(device))).to(dtype))
-
-    def forward(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Returns float[M, D]: row k belongs to the k-th box of the batch.
-
-        feature_maps: list of float[K, C_l, H_l, W_l], shallow first; boxes: list of K float[N_i, 4], xyxy in [0, 1].
-        Without any box the result has no rows and zero gradients. Raises InputError on boxes that are none.
-        """
-        check_boxes(boxes)
-        if not sum(len(rows) for rows in boxes):
-            return without_boxes(self, self.level_shapes)
-        return self.content(feature_maps, boxes) + self.position(boxes)
-
-
-def box_facts(boxes: torch.Tensor) -> torch.Tensor:
-    """Returns float[M, 5]: centre x and y, width, height, square root of the area; boxes: float[M, 4] in [0, 1]."""
-    x1, y1, x2, y2 = boxes.float().unbind(-1)
-    width, height = x2 - x1, y2 - y1
-    return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, width, height, (width * height).clamp(min=0).sqrt()], dim=-1)
+        return self.place(self.standardise_box(center_size_features(torch.cat(boxes).to(device))).to(dtype))
 
 
 class LightProjector(nn.Module):
-    """Pools the last map to g x g cells and embeds each with its place, at the scale of word embeddings."""
+    """Pools the last map to g x g cells and embeds each with its position, at the scale of word embeddings."""
 
     def __init__(self, config: GPT4RoIConfig, tower: VisionTower) -> None:
         super().__init__()

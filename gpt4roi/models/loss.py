@@ -1,4 +1,4 @@
-"""The language modelling loss."""
+"""Language modelling loss: cross-entropy of the supervised next tokens."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gpt4roi.constants import IGNORE_INDEX
 def next_tokens(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns where the next token has a label, bool[B, T - 1], and those labels, int64[N] in batch order."""
     following = labels[:, 1:]
-    wanted = following != IGNORE_INDEX
-    return wanted, following[wanted]
+    supervised = following != IGNORE_INDEX
+    return supervised, following[supervised]
 
 
 def cross_entropy(
@@ -20,8 +20,10 @@ def cross_entropy(
 ) -> torch.Tensor:
     """Returns the mean cross-entropy, in float32; of no target at all it is 0.
 
-    logits: float[N, V]; targets: int64[N]; num_items: divide the sum by this instead of N (the targets of all the
-    micro-batches of a step).
+    Args:
+        logits: float[N, V].
+        targets: int64[N].
+        num_items: Divide the sum by this instead of N (the targets of all micro-batches of a step).
     """
     total = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
     if num_items is None:

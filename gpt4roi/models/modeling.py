@@ -1,9 +1,15 @@
-"""The model: images and boxes become embeddings that stand among the words of a decoder language model."""
+"""GPT4RoIForConditionalGeneration: embed the tokens, encode images and boxes, replace the placeholders, decode.
+
+inputs_embeds = language_model.embed_tokens(input_ids)                                         # embed
+image_features, region_features = mm_projector(last_map), region_encoder(feature_maps, boxes)  # encode
+inputs_embeds[input_ids == <im_patch>], inputs_embeds[input_ids == <bbox>] = image_features, region_features
+logits = language_model(inputs_embeds)                                                         # decode
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,29 +18,33 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import ModelOutput
 
 from gpt4roi.errors import InputError
-from gpt4roi.models.compat import CACHE, execution_device_and_dtype
+from gpt4roi.models.compat import CACHE, cached_length, execution_device_and_dtype
 from gpt4roi.models.configuration import GPT4RoIConfig
 from gpt4roi.models.frozen_prefix import hidden_states, prefix_length
 from gpt4roi.models.light_encoder import LightProjector, LightRegionEncoder
 from gpt4roi.models.loss import cross_entropy, next_tokens
-from gpt4roi.models.placeholders import image_rows, positions, scatter, segment_mask
+from gpt4roi.models.placeholders import match_images_to_samples, positions, scatter, segment_mask
 from gpt4roi.models.pretrained import OpensFolders
 from gpt4roi.models.region_encoder import FeatureFusion, RegionEncoder, RegionPooler
+from gpt4roi.models.region_encoder_base import RegionEncoderBase
 from gpt4roi.models.vision_tower import VisionTower, flatten_map
 
 PREFILL_INPUTS = ("pixel_values", "boxes", "image_tokens", "feature_maps", "segment_ids")
-"""What is looked at once: afterwards it lies in the cache."""
+"""Inputs of the first step of a generation only: afterwards they are in the KV cache."""
 
-HEAD_IS_NOT_ALL = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+LOGIT_POSTPROCESSING_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of language models that do more to their logits than the output layer does."""
 
 
 @dataclass
 class GPT4RoIOutput(CausalLMOutputWithPast):
-    """What the model returns, beside the cache, hidden states and attentions of its language model.
+    """What the model returns, beside the KV cache, hidden states and attentions of its language model.
 
-    loss: mean cross-entropy; logits: float[B, T, V] (float[N, V], rows in batch order, with logits_at_labels_only);
-    image_features: float[K, P, D]; region_features: float[M, D], row k is the k-th <bbox> of the batch.
+    Attributes:
+        loss: Mean cross-entropy.
+        logits: float[B, T, V]; float[N, V], rows in batch order, with logits_at_labels_only.
+        image_features: float[K, P, D].
+        region_features: float[M, D], row k is the k-th <bbox> of the batch.
     """
 
     image_features: torch.Tensor | None = None
@@ -44,11 +54,13 @@ class GPT4RoIOutput(CausalLMOutputWithPast):
 class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationMixin):
     """Answers about images and regions of them.
 
-    vision_backbone, language_model: built parts to use instead of fresh ones from the configuration.
-    same_way: whether batches without image or box go through the same modules as others, as DeepSpeed wants it.
+    Args:
+        vision_backbone: A built backbone to use instead of a fresh one from the configuration.
+        language_model: Likewise.
     """
 
-    same_way = False
+    uniform_forward = False
+    """Whether batches without image or box go through the same modules as others; see RegionEncoderBase."""
 
     config_class = GPT4RoIConfig
     base_model_prefix = ""
@@ -76,7 +88,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         else:
             self.mm_projector = nn.Linear(self.vision_tower.hidden_size, config.text_config.hidden_size)
         encoder = LightRegionEncoder if config.region_encoder_type == "light" else RegionEncoder
-        self.region_encoder: nn.Module = encoder(config, self.vision_tower)
+        self.region_encoder: RegionEncoderBase = encoder(config, self.vision_tower)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         for part in (vision_backbone, language_model):
             for module in part.modules() if part is not None else ():
@@ -108,17 +120,27 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         """Replaces the language model's output layer."""
         self.language_model.set_output_embeddings(new_embeddings)
 
-    def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Returns what the frozen tower sees, to be kept and given to forward or generate instead of pixel_values.
+    def set_uniform_forward(self, uniform: bool) -> None:
+        """Sets whether every batch must go through the same modules, as DeepSpeed needs it."""
+        self.uniform_forward = uniform
+        for module in self.modules():  # adapters hold the region encoder more than once
+            if isinstance(module, RegionEncoderBase):
+                module.set_uniform_forward(uniform)
 
-        pixel_values: float[K, 3, S, S]. Returns image tokens float[K, P, C] and feature maps, list of
-        float[K, C_l, H_l, W_l].
+    def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Returns the frozen tower's outputs, to be cached and given to forward or generate instead of pixel_values.
+
+        Args:
+            pixel_values: float[K, 3, S, S].
+
+        Returns:
+            image_tokens float[K, P, C], and feature_maps, list of float[K, C_l, H_l, W_l].
         """
         return self.vision_tower(pixel_values.to(*execution_device_and_dtype(self.vision_tower)))
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Returns the projected image tokens, float[K, P, D]; pixel_values: float[K, 3, S, S]."""
-        return self._project(self.encode_image(pixel_values)[0])
+        return self.project_image_tokens(self.encode_image(pixel_values)[0])
 
     def get_region_features(self, pixel_values: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
         """Returns the embeddings of regions, float[M, D]; boxes: list of K float[N_i, 4], xyxy in [0, 1]."""
@@ -127,14 +149,17 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
     def calibrate(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor] | None = None) -> None:
         """Lets the light encoder and projector measure the tower's channels, before any training.
 
-        feature_maps: list of float[K, C_l, H_l, W_l]; boxes: list of float[N_i, 4], xyxy in [0, 1].
+        Args:
+            feature_maps: list of float[K, C_l, H_l, W_l].
+            boxes: list of float[N_i, 4], xyxy in [0, 1].
         """
         if isinstance(self.region_encoder, LightRegionEncoder):
             self.region_encoder.calibrate(feature_maps, boxes)
         if isinstance(self.mm_projector, LightProjector):
             self.mm_projector.calibrate(feature_maps)
 
-    def _project(self, image_tokens: torch.Tensor) -> torch.Tensor:
+    def project_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Returns image features float[K, P, D] of `encode_image`'s image tokens, float[K, P, C]."""
         return self.mm_projector(image_tokens.to(*execution_device_and_dtype(self.mm_projector)))
 
     def embed(
@@ -144,46 +169,57 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
         boxes: list[torch.Tensor] | None = None,
         image_tokens: torch.Tensor | None = None,
         feature_maps: list[torch.Tensor] | None = None,
-        continued: bool = False,
-        answering: bool = False,
+        has_past: bool = False,
+        inference: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Embeds a prompt with its images and regions.
 
-        Arguments as in forward; continued: the images' own tokens may already lie in the cache; answering: a prompt
-        without image may go past our modules. In training and evaluation it may not: other processes' batches hold
-        images, and wait for this one where a sharded module is called.
-        Returns inputs_embeds float[B, T, D], image_features float[K, P, D] and region_features float[M, D]; the
-        features are None where there was no need for them. Raises InputError on any mismatch.
+        Args:
+            has_past: The images' own tokens may already be in the KV cache.
+            inference: A prompt without image may skip our modules. In training and evaluation it may not: other
+                processes' batches hold images, and wait for this one where a sharded module is called.
+            input_ids, pixel_values, boxes, image_tokens, feature_maps: As in forward.
+
+        Returns:
+            inputs_embeds float[B, T, D], image_features float[K, P, D] and region_features float[M, D]; the features
+            are None where there was no need for them.
+
+        Raises:
+            InputError: Tokens, images and boxes do not match.
         """
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if feature_maps is None and pixel_values is not None:
             image_tokens, feature_maps = self.encode_image(pixel_values)
-        if not feature_maps:
-            if continued and not boxes:
-                return inputs_embeds, None, None
-            if feature_maps is None and self.same_way:
-                # Other processes call the tower, and may wait for this one's share of its weights.
-                side = self.vision_tower.image_size
-                self.encode_image(inputs_embeds.new_zeros(1, 3, side, side))
-            feature_maps = []
-            image_tokens = inputs_embeds.new_zeros(0, self.vision_tower.num_image_tokens, self.vision_tower.hidden_size)
-        elif image_tokens is None:
-            image_tokens = flatten_map(feature_maps[-1])
+        if has_past and not feature_maps and not boxes:
+            return inputs_embeds, None, None
+        image_tokens, feature_maps = self._tower_outputs(inputs_embeds, image_tokens, feature_maps)
         boxes = [image_tokens.new_zeros(0, 4)] * len(image_tokens) if boxes is None else list(boxes)
         if len(boxes) != len(image_tokens):
             raise InputError(f"{len(image_tokens)} images but boxes for {len(boxes)}; give one tensor an image")
-        rows = image_rows(input_ids, boxes, self.config, self.config.image_seq_length, continued)
-        if not rows and answering and not torch.is_grad_enabled():
+        rows = match_images_to_samples(input_ids, boxes, self.config, self.config.image_seq_length, has_past)
+        if not rows and inference and not torch.is_grad_enabled():
             return inputs_embeds, None, None
-        image_mask = input_ids == self.config.image_token_id
         if rows != list(range(len(boxes))):
             image_tokens, feature_maps = image_tokens[rows], [level[rows] for level in feature_maps]
-        image_features = self._project(image_tokens)
+        image_features = self.project_image_tokens(image_tokens)
         region_features = self.region_encoder(feature_maps, [boxes[row] for row in rows])
-        if bool(image_mask.any()) or not continued:
+        image_mask = input_ids == self.config.image_token_id
+        if not has_past or bool(image_mask.any()):
             inputs_embeds = scatter(inputs_embeds, image_mask, image_features.flatten(0, 1))
         inputs_embeds = scatter(inputs_embeds, input_ids == self.config.region_token_id, region_features)
         return inputs_embeds, image_features, region_features
+
+    def _tower_outputs(
+        self, inputs_embeds: torch.Tensor, image_tokens: torch.Tensor | None, feature_maps: list[torch.Tensor] | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Returns image tokens and feature maps also where only the maps are given, or none."""
+        if feature_maps:
+            return flatten_map(feature_maps[-1]) if image_tokens is None else image_tokens, feature_maps
+        tower = self.vision_tower
+        if feature_maps is None and self.uniform_forward:
+            # Other processes call the tower, and may wait for this one's shard of its weights.
+            self.encode_image(inputs_embeds.new_zeros(1, 3, tower.image_size, tower.image_size))
+        return inputs_embeds.new_zeros(0, tower.num_image_tokens, tower.hidden_size), []
 
     def forward(
         self,
@@ -206,32 +242,34 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
     ) -> GPT4RoIOutput:
         """Runs the model.
 
-        input_ids: int64[B, T]; attention_mask: [B, T (+ cached)], 1 where there is a token;
-        pixel_values: float[K, 3, S, S], the images of the samples that hold one, in batch order (or one a sample);
-        boxes: list of K float[N_i, 4], xyxy in [0, 1], row k belonging to the sample's k-th <bbox>;
-        labels: int64[B, T], -100 where nothing is to be learnt;
-        image_tokens, feature_maps: what `encode_image` returned, instead of pixel_values; feature_maps may be empty
-        where the batch holds no image;
-        segment_ids: int64[B, T], segments beyond 0 (the shared prefix) do not see each other;
-        logits_at_labels_only: compute logits only where the next token has a label;
-        cache, past_key_values: the newer and the older name of one argument.
-        Raises InputError where tokens, images and boxes do not match.
+        Args:
+            input_ids: int64[B, T].
+            attention_mask: [B, T (+ cached)], 1 where there is a token.
+            pixel_values: float[K, 3, S, S], the images of the samples that hold one, in batch order (or one a sample).
+            boxes: list of K float[N_i, 4], xyxy in [0, 1]; row k belongs to the sample's k-th <bbox>.
+            labels: int64[B, T], -100 where there is no supervision.
+            image_tokens, feature_maps: What `encode_image` returned, instead of pixel_values; feature_maps may be
+                empty where the batch holds no image.
+            segment_ids: int64[B, T]; segments beyond 0 (the shared prefix) do not see each other.
+            logits_at_labels_only: Compute logits only where the next token has a label.
+            cache, past_key_values: The newer and the older name of the KV cache.
+
+        Raises:
+            InputError: Tokens, images and boxes do not match.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
         cache = past_key_values if cache is None else cache
-        past = cache.get_seq_length() if cache is not None else 0
+        past = cached_length(cache)
         image_features = region_features = None
         if inputs_embeds is None:
             inputs_embeds, image_features, region_features = self.embed(
-                input_ids, pixel_values, boxes, image_tokens, feature_maps, past > 0, answering=labels is None
+                cast(torch.Tensor, input_ids), pixel_values, boxes, image_tokens, feature_maps, past > 0, labels is None
             )
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions(attention_mask, inputs_embeds.shape[1])
         if segment_ids is not None:
             attention_mask = self._segment_mask(segment_ids, attention_mask, inputs_embeds, past)
-        if labels is not None and use_cache is None:
-            use_cache = False
         num_items = kwargs.pop("num_items_in_batch", None)
         kwargs.pop("return_dict", None)
         inputs = {
@@ -239,18 +277,14 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             CACHE: cache,
-            "use_cache": use_cache,
+            "use_cache": False if labels is not None and use_cache is None else use_cache,
             **kwargs,
         }
         if labels is None:
             outputs = self.language_model(**inputs, logits_to_keep=logits_to_keep)
             logits, loss = outputs.logits, None
-        elif logits_at_labels_only:
-            outputs, logits, loss = self._learn(inputs, input_ids, labels, num_items)
         else:
-            outputs = self.language_model(**inputs)
-            logits, (wanted, targets) = outputs.logits, next_tokens(labels.to(outputs.logits.device))
-            loss = cross_entropy(logits[:, :-1][wanted], targets, num_items)
+            outputs, logits, loss = self._logits_and_loss(inputs, input_ids, labels, num_items, logits_at_labels_only)
         return GPT4RoIOutput(
             loss=loss,
             logits=logits,
@@ -261,35 +295,46 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
             **{CACHE: outputs.get(CACHE)},
         )
 
-    def _learn(
+    def _logits_and_loss(
         self,
         inputs: dict[str, Any],
         input_ids: torch.Tensor | None,
         labels: torch.Tensor,
         num_items: torch.Tensor | int | None,
+        at_labels_only: bool,
     ) -> tuple[ModelOutput, torch.Tensor, torch.Tensor]:
-        """Returns the language model's outputs, and logits and loss where the next token has a label only."""
-        wanted, targets = next_tokens(labels.to(inputs["inputs_embeds"].device))
-        if any(getattr(self.config.text_config, name, None) for name in HEAD_IS_NOT_ALL):
-            columns = wanted.any(0).nonzero().flatten()
-            outputs = self.language_model(**inputs, logits_to_keep=columns)
-            logits = outputs.logits[wanted[:, columns]]
+        """Returns the language model's outputs, logits, of all tokens or where the next one has a label, and loss."""
+        if at_labels_only:
+            outputs, logits, targets = self._supervised_logits(inputs, input_ids, labels)
             return outputs, logits, cross_entropy(logits, targets, num_items)
+        outputs = self.language_model(**inputs)
+        supervised, targets = next_tokens(labels.to(outputs.logits.device))
+        return outputs, outputs.logits, cross_entropy(outputs.logits[:, :-1][supervised], targets, num_items)
+
+    def _supervised_logits(
+        self, inputs: dict[str, Any], input_ids: torch.Tensor | None, labels: torch.Tensor
+    ) -> tuple[ModelOutput, torch.Tensor, torch.Tensor]:
+        """Returns the language model's outputs, and logits float[N, V] and targets where the next token has a label."""
+        supervised, targets = next_tokens(labels.to(inputs["inputs_embeds"].device))
+        if any(getattr(self.config.text_config, name, None) for name in LOGIT_POSTPROCESSING_KEYS):
+            columns = supervised.any(0).nonzero().flatten()
+            outputs = self.language_model(**inputs, logits_to_keep=columns)
+            return outputs, outputs.logits[supervised[:, columns]], targets
         length = prefix_length(self, input_ids, inputs)
         if length:
             states = hidden_states(self.language_model, inputs, length)
             outputs = BaseModelOutputWithPast(last_hidden_state=states)
         else:
             outputs = self.language_model.base_model(**inputs)
-        logits = self.get_output_embeddings()(outputs.last_hidden_state[:, :-1][wanted])
-        return outputs, logits, cross_entropy(logits, targets, num_items)
+        return outputs, self.get_output_embeddings()(outputs.last_hidden_state[:, :-1][supervised]), targets
 
     def _segment_mask(
         self, segment_ids: torch.Tensor, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor, past: int
     ) -> torch.Tensor:
-        chosen = self.config.text_config._attn_implementation
-        if chosen not in (None, "eager", "sdpa"):
-            raise InputError(f"segment_ids need attn_implementation eager or sdpa, got {chosen}")
+        """Builds the mask of segments; raises InputError where attention or a filled cache does not allow one."""
+        attention = self.config.text_config._attn_implementation
+        if attention not in (None, "eager", "sdpa"):
+            raise InputError(f"segment_ids need attn_implementation eager or sdpa, got {attention}")
         if past:
             raise InputError("segment_ids cannot be used with a cache that holds tokens; give the whole sequence")
         device = inputs_embeds.device.type
@@ -299,7 +344,7 @@ class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationM
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Gives images and boxes to the first step; later ones find them in the cache."""
+        """Gives images and boxes to the first step; later ones find them in the KV cache."""
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in PREFILL_INPUTS:

@@ -1,4 +1,4 @@
-"""Counts placeholder tokens, puts embeddings in their place, and says which tokens may see which."""
+"""Placeholder tokens: checks their counts, scatters embeddings to them, and builds position ids and segment masks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from gpt4roi.errors import InputError
 from gpt4roi.models.configuration import GPT4RoIConfig
 
 
-def image_rows(
-    input_ids: torch.Tensor, boxes: list[torch.Tensor], config: GPT4RoIConfig, num_image_tokens: int, continued: bool
+def match_images_to_samples(
+    input_ids: torch.Tensor, boxes: list[torch.Tensor], config: GPT4RoIConfig, num_image_tokens: int, has_past: bool
 ) -> list[int]:
-    """Finds the image of each sample that has one, after checking every count.
+    """Finds the image of each sample that has one, after checking that every placeholder count matches.
 
-    input_ids: int64[B, T]; boxes: one tensor an image: images are those of the samples that hold image tokens, in
-    batch order, or one for each sample of the batch; num_image_tokens: P; continued: the image's tokens may
-    lie in the cache, so that a sample without them still has its row's image.
-    Returns the rows of the images in use, in batch order. Raises InputError with both numbers on a mismatch.
+    Args:
+        input_ids: int64[B, T].
+        boxes: One tensor an image. Images are those of the samples that hold image tokens, in batch order, or one for
+            each sample of the batch.
+        num_image_tokens: P.
+        has_past: The image's tokens may be in the KV cache, so that a sample without them still has its row's image.
+
+    Returns:
+        The rows of the images in use, in batch order.
+
+    Raises:
+        InputError: A count differs; the message has both numbers.
     """
     ids = input_ids.detach().cpu()
     image_mask, region_mask = ids == config.image_token_id, ids == config.region_token_id
@@ -29,7 +37,7 @@ def image_rows(
             )
     if config.mm_use_im_start_end:
         _check_frames(ids, image_mask, config, num_image_tokens)
-    owners = [sample for sample, count in enumerate(image_counts) if count or continued]
+    owners = [sample for sample, count in enumerate(image_counts) if count or has_past]
     if len(boxes) == len(owners):
         row_of = dict(zip(owners, range(len(owners)), strict=True))
     elif len(boxes) == len(ids):
@@ -70,29 +78,27 @@ def _check_frames(ids: torch.Tensor, image_mask: torch.Tensor, config: GPT4RoICo
 
 
 def scatter(inputs_embeds: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Replaces the embeddings where mask is true by rows, in batch order.
-
-    inputs_embeds: float[B, T, D]; mask: bool[B, T] with N true; rows: float[N, D].
-    """
+    """Replaces the embeddings float[B, T, D] where mask, bool[B, T], is true by rows, float[N, D], in batch order."""
     rows = rows.to(inputs_embeds.device, inputs_embeds.dtype)
     return inputs_embeds.masked_scatter(mask.unsqueeze(-1), rows)
 
 
 def positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-    """Numbers the tokens that are not padding from 0; int64[B, length] for the last `length` columns.
-
-    attention_mask: int or bool[B, T], T >= length, 1 where there is a token.
-    """
+    """Numbers the tokens that are not padding from 0; int64[B, length] for the last `length` columns of the mask."""
     numbers = attention_mask.long().cumsum(-1) - 1
     return numbers.clamp(min=0)[:, -length:]
 
 
 def segment_mask(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """Builds the mask under which segments share the prefix but do not see each other.
+    """Builds the attention mask under which segments share the prefix but do not see each other.
 
-    segment_ids: int64[B, T], 0 for the shared prefix; attention_mask: [B, T], 1 where there is a token.
-    Returns float[B, 1, T, T] to add to attention scores: 0 where the column may be seen from the row: it is not
-    later, not padding, and of the prefix or of the row's own segment. Every token sees itself, so no row is empty.
+    Args:
+        segment_ids: int64[B, T], 0 for the shared prefix.
+        attention_mask: [B, T], 1 where there is a token.
+
+    Returns:
+        float[B, 1, T, T] to add to attention scores: 0 where the column may be seen from the row: it is not later, not
+        padding, and of the prefix or of the row's own segment. Every token sees itself, so no row is empty.
     """
     length = segment_ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()

@@ -1,6 +1,8 @@
-"""The frozen vision tower: a ViT, or a backbone with a native pyramid, as levels of feature maps."""
+"""VisionTower: the frozen vision tower, a ViT or a backbone with a native pyramid, as levels of feature maps."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -12,10 +14,14 @@ from gpt4roi.models.configuration import GPT4RoIConfig
 
 
 class VisionTower(nn.Module):
-    """Turns images into feature maps, shallow first, without ever learning.
+    """Turns images into feature maps, shallow first; never trained.
 
-    image_size: S; num_image_tokens: cells of the last map; hidden_size: its channels;
-    level_channels, level_strides: channels, and input pixels a cell, of each level.
+    Attributes:
+        image_size: S.
+        num_image_tokens: Cells of the last map.
+        hidden_size: Channels of the last map.
+        level_channels: Channels of each level.
+        level_strides: Input pixels a cell, of each level.
     """
 
     def __init__(self, config: GPT4RoIConfig, backbone: PreTrainedModel | None = None) -> None:
@@ -26,7 +32,7 @@ class VisionTower(nn.Module):
             # timm chooses its attention by itself and complains about any other wish.
             vision_config._attn_implementation = "sdpa"
         self.backbone = AutoModel.from_config(vision_config) if backbone is None else backbone
-        self.image_size = config.image_size
+        self.image_size = cast(int, config.image_size)
         self.level_indices: list[int] = []
         if self.is_pyramid:
             info = self.backbone._backbone.feature_info
@@ -44,15 +50,19 @@ class VisionTower(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> VisionTower:
-        """Stays in evaluation mode whatever is asked: the tower is frozen, its statistics too."""
+        """Always stays in eval mode: the tower is frozen, its statistics too."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Looks at images.
+        """Encodes images, float[K, 3, S, S].
 
-        pixel_values: float[K, 3, S, S]. Returns the image tokens float[K, P, C] (the cells of the last map, row by
-        row) and the feature maps, a list of float[K, C_l, H_l, W_l], shallow first. Raises InputError on another size.
+        Returns:
+            The image tokens float[K, P, C] (the cells of the last map, row by row) and the feature maps, a list of
+            float[K, C_l, H_l, W_l], shallow first.
+
+        Raises:
+            InputError: The images have another size.
         """
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != (self.image_size, self.image_size):
             raise InputError(
@@ -62,7 +72,7 @@ class VisionTower(nn.Module):
             maps = list(self.backbone(pixel_values).feature_maps)
         else:
             states = self.backbone(pixel_values, output_hidden_states=True).hidden_states
-            # What stands before the patches (class and register tokens) has no place on a map.
+            # What precedes the patches (class and register tokens) has no position on a map.
             maps = [
                 rearrange(states[index][:, -self.num_image_tokens :], "k (h w) c -> k c h w", h=self.grid_size)
                 for index in self.level_indices

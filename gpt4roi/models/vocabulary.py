@@ -1,4 +1,4 @@
-"""Rows for added tokens in a language model's embeddings."""
+"""Vocabulary of a language model: resizes its embedding tables and initializes rows of added tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def initialize_rows(language_model: PreTrainedModel, added: dict[str, int], pad_
 
     The padding token starts at the mean of all rows before it and <im_patch> at random; then the other tokens all
     start at the mean of the rows before the first of them.
-    added: id of each new token; pad_token: which of them, if any, is the padding token.
+
+    Args:
+        added: Id of each new token.
+        pad_token: Which of them, if any, is the padding token.
     """
     others = [token_id for token, token_id in added.items() if token not in (pad_token, IMAGE_PATCH_TOKEN)]
     std = getattr(language_model.config, "initializer_range", 0.02)
@@ -44,5 +47,5 @@ def initialize_rows(language_model: PreTrainedModel, added: dict[str, int], pad_
 
 
 def embedding_rms(language_model: PreTrainedModel) -> float:
-    """Returns the root mean square of the input embeddings: the scale that the language model is used to."""
+    """Returns the root mean square of the input embeddings: the scale of the language model."""
     return language_model.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt().item()

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from gpt4roi.geometry.boxes import center_size_features
 from gpt4roi.train.saving import save_tensors
 
 logger = logging.getLogger(__name__)
@@ -96,9 +97,7 @@ class AlignmentLoss(nn.Module):
 
         embedding: float[M, D]; boxes: list of float[M_i, 4], xyxy in [0, 1].
         """
-        x1, y1, x2, y2 = torch.cat(boxes).unbind(-1)
-        width, height = x2 - x1, y2 - y1
-        facts = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, width, height, (width * height).clamp(min=0).sqrt()], -1)
+        facts = center_size_features(torch.cat(boxes))
         scale = embedding.detach().float().pow(2).mean().sqrt().clamp(min=1e-6)
         return F.mse_loss(self.read_box(embedding.float() / scale), 4 * facts - 2)
 

@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from gpt4roi.errors import InputError
 from gpt4roi.models import GPT4RoIForConditionalGeneration
-from gpt4roi.models.frozen_prefix import hidden_states, regions_learn_alone
+from gpt4roi.models.frozen_prefix import hidden_states, only_regions_trained
 from gpt4roi.models.placeholders import scatter
 from gpt4roi.train import sharding
 from gpt4roi.train.adapters import add_adapters, keep_frozen
@@ -235,14 +235,14 @@ def _run(model: GPT4RoIForConditionalGeneration, shape: Shape, decoder: bool = T
     ids = torch.zeros(samples, tokens, dtype=torch.int64)
     mask = torch.zeros(samples, tokens, dtype=torch.bool)
     embeds = model.get_input_embeddings()(ids)
-    embeds = scatter(embeds, mask, model._project(image_tokens).flatten(0, 1))
+    embeds = scatter(embeds, mask, model.project_image_tokens(image_tokens).flatten(0, 1))
     embeds = scatter(embeds, mask, _regions(model, maps, shape))
     states = embeds
     if decoder:
         inputs = {"inputs_embeds": embeds, "attention_mask": None, "use_cache": False}
         # At the least the image precedes the first region.
         length = min(model.config.image_seq_length + 2, tokens - 1)
-        if apart and regions_learn_alone(model):
+        if apart and only_regions_trained(model):
             states = hidden_states(model.language_model, inputs, length)
         else:
             states = model.language_model.base_model(**inputs).last_hidden_state
@@ -254,11 +254,7 @@ def _regions(model: GPT4RoIForConditionalGeneration, maps: list[torch.Tensor], s
     """Embeds boxes without looking at them, which tensors without content do not allow."""
     encoder = getattr(model.region_encoder, "active_module", model.region_encoder)
     boxes = [torch.zeros(shape.regions, 4) for _ in range(shape.samples)]
-    if model.config.region_encoder_type == "light":
-        return encoder.content(maps, boxes) + encoder.position(boxes)
-    dtype = encoder.fusion.input_convs[0].weight.dtype
-    pyramid = encoder.fusion([level.to(dtype) for level in maps])
-    return encoder.pooler(pyramid, boxes, encoder.image_size, encoder.extent)
+    return encoder.embed_boxes(encoder.pyramid(maps), boxes)
 
 
 def estimated(arguments: Sequence[str]) -> str:

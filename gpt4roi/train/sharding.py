@@ -22,6 +22,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from gpt4roi.errors import InputError
+from gpt4roi.models.modeling import GPT4RoIForConditionalGeneration
 from gpt4roi.models.vision_tower import VisionTower
 
 logger = logging.getLogger(__name__)
@@ -237,10 +238,10 @@ def configure(args: Any, model: nn.Module, aligned: bool) -> ShardPlan | None:
 
 
 def _prepare_for_deepspeed(model: nn.Module, dtype: torch.dtype) -> None:
-    """Lets every batch go the same way, and casts what DeepSpeed forgets: the tower's statistics beside its weights."""
+    """Makes every batch call all modules, and casts the tower's statistics, which DeepSpeed forgets."""
     for module in model.modules():
-        if hasattr(module, "same_way"):
-            module.same_way = True
+        if isinstance(module, GPT4RoIForConditionalGeneration):
+            module.set_uniform_forward(True)
         if isinstance(module, VisionTower) and dtype != torch.float32:
             module.to(dtype)
 

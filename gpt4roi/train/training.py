@@ -173,7 +173,7 @@ def _configure_regularisation(model: Any, region_args: RegionArguments) -> None:
         return
     if model.config.region_encoder_type != "light":
         raise InputError("--region_mixup and --region_noise are for --region_encoder_type light")
-    model.region_encoder.mixup, model.region_encoder.noise = region_args.region_mixup, region_args.region_noise
+    model.region_encoder.set_regularisation(noise=region_args.region_noise, mixup=region_args.region_mixup)
 
 
 def _region_texts(folder: Path, mixture: Mixture, processor: GPT4RoIProcessor, model: Any) -> RegionTexts:

@@ -64,3 +64,8 @@ def test_rois_of_boxes_in_half_precision_keep_every_pixel_and_every_image():
 
 def test_a_batch_without_images_gives_no_rois():
     assert box_ops.to_rois([], (10, 10)).shape == (0, 5)
+
+
+def test_center_size_features_are_center_size_and_root_of_area():
+    facts = box_ops.center_size_features(torch.tensor([[0.2, 0.1, 0.6, 0.5]]))
+    torch.testing.assert_close(facts, torch.tensor([[0.4, 0.3, 0.4, 0.4, 0.4]]))

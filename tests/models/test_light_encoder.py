@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from gpt4roi.models.light_encoder import BOX_MEAN, Standardise, box_facts
+from gpt4roi.models.light_encoder import BOX_MEAN, Standardise
 
 BOXES = [torch.tensor([[0.1, 0.1, 0.5, 0.9], [0.3, 0.0, 1.0, 0.4]]), torch.tensor([[0.5, 0.5, 0.9, 0.8]])]
 
@@ -29,11 +29,6 @@ def test_standardise_measures_each_channel_over_images_and_cells():
     torch.testing.assert_close(standardise.std, values.std((0, 2, 3), correction=0), atol=1e-2, rtol=0)
     after = standardise(values)
     torch.testing.assert_close(after.std((0, 2, 3), correction=0), torch.ones(3), atol=2e-2, rtol=0)
-
-
-def test_box_facts_are_centre_size_and_root_of_area():
-    facts = box_facts(torch.tensor([[0.2, 0.1, 0.6, 0.5]]))
-    torch.testing.assert_close(facts, torch.tensor([[0.4, 0.3, 0.4, 0.4, 0.4]]))
 
 
 def test_an_embedding_is_content_plus_position(pyramid_model, maps):
@@ -88,11 +83,11 @@ def test_mixing_and_noise_act_only_while_training(pyramid_model, maps):
     pair = [level[:2] for level in maps]
     with torch.no_grad():
         calm = encoder(pair, BOXES)
-        encoder.mixup, encoder.noise = 0.3, 0.2
+        encoder.set_regularisation(noise=0.2, mixup=0.3)
         assert torch.equal(encoder(pair, BOXES), calm)
         encoder.train()
         assert not torch.equal(encoder(pair, BOXES), calm)
-        encoder.mixup = encoder.noise = 0.0
+        encoder.set_regularisation()
         assert torch.equal(encoder(pair, BOXES), calm)
 
 

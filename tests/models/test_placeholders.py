@@ -8,7 +8,7 @@ from tiny import tiny_model
 
 from gpt4roi.errors import InputError
 from gpt4roi.models.loss import cross_entropy, next_tokens
-from gpt4roi.models.placeholders import image_rows, positions, scatter, segment_mask
+from gpt4roi.models.placeholders import match_images_to_samples, positions, scatter, segment_mask
 
 NONE = torch.zeros(0, 4)
 ONE = torch.tensor([[0.1, 0.2, 0.6, 0.9]])
@@ -34,8 +34,8 @@ def tokens(config):
     return lambda *texts: torch.tensor([write(text) for text in texts])
 
 
-def rows(config, ids, boxes, continued=False):
-    return image_rows(ids, boxes, config, 16, continued)
+def rows(config, ids, boxes, has_past=False):
+    return match_images_to_samples(ids, boxes, config, 16, has_past)
 
 
 def test_images_belong_to_the_samples_that_hold_image_tokens(config, tokens):
@@ -51,7 +51,7 @@ def test_text_alone_has_no_image(config, tokens):
 
 
 def test_a_cached_image_has_no_tokens_left(config, tokens):
-    assert rows(config, tokens("aR", "bRR"), [ONE, TWO], continued=True) == [0, 1]
+    assert rows(config, tokens("aR", "bRR"), [ONE, TWO], has_past=True) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -212,9 +212,9 @@ def test_a_prompt_of_text_alone_calls_none_of_our_modules_and_one_with_labels_ca
     torch.testing.assert_close(evaluated.logits, answered)
 
 
-def test_where_all_must_go_the_same_way_text_alone_calls_the_tower_unless_features_are_kept():
+def test_under_uniform_forward_text_alone_calls_the_tower_unless_features_are_kept():
     model, called = tiny_model("clip").eval(), []
-    model.same_way = True
+    model.set_uniform_forward(True)
     model.vision_tower.register_forward_hook(lambda *_: called.append("tower"))
     ids = torch.tensor([[1, 50, 60, 2]])
     kept = model(input_ids=ids, labels=ids, feature_maps=[])

@@ -11,8 +11,9 @@ from tiny import tiny_model
 from transformers import CLIPVisionConfig
 
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration, original_format
-from gpt4roi.models.kernels.interpolation import Stretched
-from gpt4roi.models.region_encoder import _exchange, _with_coordinates
+from gpt4roi.models.kernels import fast_paths
+from gpt4roi.models.kernels.interpolation import LazyUpsampled
+from gpt4roi.models.region_encoder import _shuffle_across_levels
 
 FACTS = json.loads((Path(__file__).parents[1] / "golden" / "model" / "narrow_facts.json").read_text())
 
@@ -21,18 +22,23 @@ def test_a_level_borrows_a_quarter_from_each_neighbour_and_from_itself_at_the_en
     maps = [
         torch.full((1, 8, 4 >> level, 4 >> level), 10.0 * level) + torch.arange(8.0).view(8, 1, 1) for level in range(3)
     ]
-    stretched = [Stretched(values) for values in maps]
-    parts = [[part.computed() for part in _exchange(stretched, level)] for level in range(3)]
+    lazy = [LazyUpsampled(values) for values in maps]
+    parts = [[part.computed() for part in fast_paths._shuffle_across_levels(lazy, level)] for level in range(3)]
     mixed = [torch.cat(own, dim=1)[0, :, 0, 0].tolist() for own in parts]
-    assert mixed == [
-        [0, 1, 2, 3, 16, 17, 4, 5],
-        [10, 11, 12, 13, 26, 27, 4, 5],
-        [20, 21, 22, 23, 26, 27, 14, 15],
-    ]
+    plain = [_shuffle_across_levels(maps, level)[0, :, 0, 0].tolist() for level in range(3)]
+    assert (
+        mixed
+        == plain
+        == [
+            [0, 1, 2, 3, 16, 17, 4, 5],
+            [10, 11, 12, 13, 26, 27, 4, 5],
+            [20, 21, 22, 23, 26, 27, 14, 15],
+        ]
+    )
 
 
 def test_coordinates_are_appended_x_first():
-    marked = _with_coordinates(torch.zeros(2, 1, 2, 3))
+    marked = fast_paths.with_coordinates(torch.zeros(2, 1, 2, 3))
     assert marked[1, 1].tolist() == [[-1, 0, 1], [-1, 0, 1]]
     assert marked[1, 2].tolist() == [[-1, -1, -1], [1, 1, 1]]
 
@@ -105,13 +111,12 @@ def test_the_released_model_s_names_and_shapes_map_both_ways():
 
 
 @pytest.mark.parametrize("kind", ["clip", "pyramid"])
-def test_where_all_must_go_the_same_way_a_batch_without_boxes_calls_what_others_call(kind):
+def test_under_uniform_forward_a_batch_without_boxes_calls_what_others_call(kind):
     model = tiny_model(kind)
     encoder, called = model.region_encoder, []
+    model.set_uniform_forward(True)
     for name, module in encoder.named_modules():
         module.register_forward_hook(lambda *_, name=name: called.append(name))
-        if hasattr(module, "same_way"):
-            module.same_way = True
     pixels = torch.randn(1, 3, model.config.image_size, model.config.image_size)
     model.get_region_features(pixels, [torch.tensor([[0.1, 0.1, 0.6, 0.8]] * 3)])
     others, called[:] = called[:], []
@@ -122,9 +127,9 @@ def test_where_all_must_go_the_same_way_a_batch_without_boxes_calls_what_others_
     assert all(not parameter.grad.any() for parameter in encoder.parameters())
 
 
-def test_every_convolution_is_called_where_all_must_go_the_same_way_however_many_boxes_there_are(monkeypatch):
+def test_every_convolution_is_called_under_uniform_forward_however_many_boxes_there_are(monkeypatch):
     pooler, called = tiny_model("clip").region_encoder.pooler, []
-    monkeypatch.setattr(pooler, "_is_better_mixed_first", lambda *_: True)
+    monkeypatch.setattr(fast_paths, "is_cheaper_mixed_first", lambda *_: True)
     for conv in pooler.pool_convs:
         conv.register_forward_hook(lambda module, *_: called.append(module))
     channels, sides = pooler.pool_convs[0].in_channels, [16 >> level for level in range(len(pooler.pool_convs))]
@@ -133,7 +138,6 @@ def test_every_convolution_is_called_where_all_must_go_the_same_way_however_many
     with torch.no_grad():
         mixed_first = pooler(maps, boxes, 32, 32)
         assert called == []
-        pooler.same_way = True
-        pooled_first = pooler(maps, boxes, 32, 32)
+        pooled_first = pooler(maps, boxes, 32, 32, uniform_forward=True)
     assert called == list(pooler.pool_convs)
     torch.testing.assert_close(pooled_first, mixed_first, atol=1e-5, rtol=1e-5)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gpt4roi.models.kernels import winograd
-from gpt4roi.models.kernels.interpolation import WORTHWHILE, Stretched, convolve
+from gpt4roi.models.kernels.fast_paths import is_cheaper_mixed_first
+from gpt4roi.models.kernels.interpolation import MIN_SPEEDUP, LazyUpsampled, convolve_levels
 from gpt4roi.models.region_encoder import RegionEncoder
 
 CASES = {
@@ -87,7 +88,7 @@ def test_every_level_of_the_pyramid_equals_the_plain_one(case):
 
 
 def test_single_precision_is_within_1e_5_of_the_largest_feature(monkeypatch):
-    monkeypatch.setattr(winograd, "is_cheaper", lambda cells, weight: winograd.serves(weight))
+    monkeypatch.setattr(winograd, "is_cheaper", lambda cells, weight: winograd.is_supported(weight))
     encoder, maps, boxes = build("many boxes", dtype=torch.float32)
     with torch.no_grad():
         ours, plain = encoder(maps, boxes), plain_region_features(encoder, maps, boxes)
@@ -100,7 +101,7 @@ def test_a_map_is_mixed_before_pooling_only_where_that_is_cheaper():
     with torch.device("meta"):
         conv = torch.nn.Conv2d(1024, 1024, 3)
         choices = {
-            (side, count): encoder.pooler._is_better_mixed_first(conv, torch.empty(1, 1024, side, side), count)
+            (side, count): is_cheaper_mixed_first(encoder.pooler, conv, torch.empty(1, 1024, side, side), count)
             for side in (16, 128)
             for count in (1, 32)
         }
@@ -109,16 +110,16 @@ def test_a_map_is_mixed_before_pooling_only_where_that_is_cheaper():
 
 
 @pytest.mark.parametrize("sides", [(7,), (8, 16), (6, 12, 9)])
-def test_a_stretched_map_is_convolved_as_if_it_were_computed(sides, monkeypatch):
+def test_a_lazily_upsampled_map_is_convolved_as_if_it_were_computed(sides, monkeypatch):
     draw = torch.Generator().manual_seed(0)
     values = torch.randn(2, 6, 4, 3, generator=draw, dtype=torch.float64)
     weight = torch.randn(5, 6, 3, 3, generator=draw, dtype=torch.float64)
-    stretched = Stretched(values, sides)
-    expected = F.conv2d(stretched.computed(), weight, padding=1)
+    upsampled = LazyUpsampled(values, sides)
+    expected = F.conv2d(upsampled.computed(), weight, padding=1)
     for threshold in (0.0, 1e9):
-        monkeypatch.setitem(WORTHWHILE, "cpu", threshold)
-        assert stretched.is_better_mixed_small(5) == (threshold == 0)
-        (result,) = convolve([[stretched]], weight)
+        monkeypatch.setitem(MIN_SPEEDUP, "cpu", threshold)
+        assert upsampled.is_cheaper_at_low_resolution(5) == (threshold == 0)
+        (result,) = convolve_levels([[upsampled]], weight)
         torch.testing.assert_close(result, expected, atol=1e-12, rtol=0)
 
 

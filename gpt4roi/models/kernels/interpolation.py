@@ -1,4 +1,4 @@
-"""Maps that are interpolations of smaller ones, and 3x3 convolutions of them at the price of the smaller ones.
+"""Bilinear upsampling put off (LazyUpsampled), and 3x3 convolutions of such maps at the price of the smaller ones.
 
 Bilinear interpolation with aligned corners is linear and works on each axis by itself: with a matrix A for the rows
 and B for the columns, a map x becomes A x B^T, channel by channel. A convolution mixes channels for each of its nine
@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from gpt4roi.models.kernels import winograd
 
-WORTHWHILE = {"cpu": 1.25}
+MIN_SPEEDUP = {"cpu": 1.25}
 """How many times fewer multiplications the small map must need; a device's own number, or else the next one."""
-WORTHWHILE_ELSEWHERE = 4.0
+MIN_SPEEDUP_ELSEWHERE = 4.0
 
 
-class Stretched(NamedTuple):
+class LazyUpsampled(NamedTuple):
     """A map float[K, C, S, S] that was not computed yet: `values`, resized in turn to each side of `sides`."""
 
     values: torch.Tensor
@@ -36,13 +36,13 @@ class Stretched(NamedTuple):
         """S, the side of the map."""
         return self.sides[-1] if self.sides else self.values.shape[-1]
 
-    def resized(self, side: int) -> Stretched:
+    def resized(self, side: int) -> LazyUpsampled:
         """Returns the map resized to another side."""
-        return self if side == self.side else Stretched(self.values, (*self.sides, side))
+        return self if side == self.side else LazyUpsampled(self.values, (*self.sides, side))
 
-    def channels(self, start: int, stop: int) -> Stretched:
+    def channels(self, start: int, stop: int) -> LazyUpsampled:
         """Returns some of the channels."""
-        return Stretched(self.values[:, start:stop], self.sides)
+        return LazyUpsampled(self.values[:, start:stop], self.sides)
 
     def computed(self) -> torch.Tensor:
         """Computes the map, float[K, C, S, S]."""
@@ -58,7 +58,7 @@ class Stretched(NamedTuple):
             matrix = _resizing_matrix(matrix.shape[0], side) @ matrix
         return matrix
 
-    def is_better_mixed_small(self, outputs: int, per_cell: float = 9) -> bool:
+    def is_cheaper_at_low_resolution(self, outputs: int, per_cell: float = 9) -> bool:
         """Tells whether a 3x3 convolution to so many channels is cheaper on the values than on the map.
 
         per_cell: multiplications that it needs for a cell of the map and a pair of channels.
@@ -66,7 +66,7 @@ class Stretched(NamedTuple):
         (channels, height, width), side = self.values.shape[1:], self.side
         large = per_cell * channels * outputs * side**2
         small = 9 * channels * outputs * height * width + 3 * outputs * width * side * (3 * height + side)
-        return large > WORTHWHILE.get(self.values.device.type, WORTHWHILE_ELSEWHERE) * small
+        return large > MIN_SPEEDUP.get(self.values.device.type, MIN_SPEEDUP_ELSEWHERE) * small
 
 
 def resize(feature_map: torch.Tensor, side: int) -> torch.Tensor:
@@ -78,7 +78,7 @@ def resize(feature_map: torch.Tensor, side: int) -> torch.Tensor:
         return F.interpolate(feature_map, size=(side, side), mode="bilinear", align_corners=True)
 
 
-def convolve(levels: list[list[Stretched]], weight: torch.Tensor) -> list[torch.Tensor]:
+def convolve_levels(levels: list[list[LazyUpsampled]], weight: torch.Tensor) -> list[torch.Tensor]:
     """Convolves several maps with the same kernels, with zeros around each.
 
     levels: for each map its parts, of one size, which taken together are its channels;
@@ -86,40 +86,40 @@ def convolve(levels: list[list[Stretched]], weight: torch.Tensor) -> list[torch.
     """
     tiled = winograd.is_cheaper(sum(map(_cells, levels)), weight)
     per_cell = winograd.TILED if tiled else 9
-    in_small = [[part.is_better_mixed_small(len(weight), per_cell) for part in parts] for parts in levels]
-    whole = [level for level, small in enumerate(in_small) if not any(small)]
+    at_low = [[part.is_cheaper_at_low_resolution(len(weight), per_cell) for part in parts] for parts in levels]
+    direct = [level for level, small in enumerate(at_low) if not any(small)]
     results: dict[int, torch.Tensor] = {}
-    if winograd.is_cheaper(sum(_cells(levels[level]) for level in whole), weight):
-        maps = [torch.cat([part.computed() for part in levels[level]], dim=1) for level in whole]
-        results = dict(zip(whole, winograd.convolve(maps, weight), strict=True))
+    if winograd.is_cheaper(sum(_cells(levels[level]) for level in direct), weight):
+        maps = [torch.cat([part.computed() for part in levels[level]], dim=1) for level in direct]
+        results = dict(zip(direct, winograd.convolve(maps, weight), strict=True))
     for level in set(range(len(levels))) - set(results):
-        results[level] = _convolve_one(levels[level], in_small[level], weight)
+        results[level] = _convolve_one(levels[level], at_low[level], weight)
     # Tiles are cut from channels-last maps. Elsewhere the other layout is faster, and PyTorch norms it more precisely.
     layout = torch.channels_last if tiled else torch.contiguous_format
     return [results[level].contiguous(memory_format=layout) for level in range(len(levels))]
 
 
-def _cells(parts: list[Stretched]) -> int:
+def _cells(parts: list[LazyUpsampled]) -> int:
     return len(parts[0].values) * parts[0].side ** 2
 
 
-def _convolve_one(parts: list[Stretched], in_small: list[bool], weight: torch.Tensor) -> torch.Tensor:
+def _convolve_one(parts: list[LazyUpsampled], at_low: list[bool], weight: torch.Tensor) -> torch.Tensor:
     """Convolves one map, some of its parts by the formula above and the others directly."""
     kernels = weight.split([part.values.shape[1] for part in parts], dim=1)
-    small = [(part, kernel) for part, kernel, chosen in zip(parts, kernels, in_small, strict=True) if chosen]
+    small = [(part, kernel) for part, kernel, chosen in zip(parts, kernels, at_low, strict=True) if chosen]
     large = [
-        (part.computed(), kernel) for part, kernel, chosen in zip(parts, kernels, in_small, strict=True) if not chosen
+        (part.computed(), kernel) for part, kernel, chosen in zip(parts, kernels, at_low, strict=True) if not chosen
     ]
     results = []
     if large:
         maps, weights = zip(*large, strict=True)
         results.append(F.conv2d(torch.cat(maps, dim=1), torch.cat(weights, dim=1), padding=1))
     if small:
-        results.append(_convolve_small(small))
+        results.append(_convolve_at_low_resolution(small))
     return sum(results[1:], results[0])
 
 
-def _convolve_small(parts: list[tuple[Stretched, torch.Tensor]]) -> torch.Tensor:
+def _convolve_at_low_resolution(parts: list[tuple[LazyUpsampled, torch.Tensor]]) -> torch.Tensor:
     """Convolves maps by the formula above and adds them up; the kernels are float[O, C_part, 3, 3]."""
     bands, column_matrices = [], []
     for part, kernel in parts:
@@ -136,9 +136,9 @@ def _convolve_small(parts: list[tuple[Stretched, torch.Tensor]]) -> torch.Tensor
 
 def _resizing_matrix(source: int, target: int) -> torch.Tensor:
     """Returns float64[target, source], the weights of bilinear interpolation with aligned corners along an axis."""
-    place = torch.arange(target, dtype=torch.float64) * ((source - 1) / max(target - 1, 1))
-    # A cell has weight 1 at its own place and 0 from the next one on.
-    return (1 - (place[:, None] - torch.arange(source, dtype=torch.float64)).abs()).clamp(min=0)
+    position = torch.arange(target, dtype=torch.float64) * ((source - 1) / max(target - 1, 1))
+    # A cell has weight 1 at its own position and 0 from the next one on.
+    return (1 - (position[:, None] - torch.arange(source, dtype=torch.float64)).abs()).clamp(min=0)
 
 
 def _shifted(matrix: torch.Tensor) -> torch.Tensor:

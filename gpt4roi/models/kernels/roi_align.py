@@ -19,24 +19,25 @@ SPARSE_FROM = 512
 CELLS_FOR_A_BOX = 1024
 """How many cells of a map that is not channels-last, and has to be rearranged for it, a box makes up for."""
 
-FARTHEST = 1e4
-"""How many sides of the image a corner may lie outside: places far beyond overflow, and RoIAlign then crashes."""
+MAX_ABS_COORDINATE = 1e4
+"""How many sides of the image a corner may lie outside: coordinates far beyond overflow, and RoIAlign then crashes."""
 
 
-def check_boxes(boxes: list[torch.Tensor]) -> None:
+def validate_unit_boxes(boxes: list[torch.Tensor]) -> None:
     """Raises InputError where a box is not four numbers, not finite, or has its corners exchanged.
 
-    boxes: list of float[N_i, 4], xyxy in [0, 1]; corners up to FARTHEST outside and boxes without area are allowed.
+    boxes: list of float[N_i, 4], xyxy in [0, 1]; boxes without area, and corners outside the image, are allowed.
     """
     for image, rows in enumerate(boxes):
         if rows.ndim != 2 or rows.shape[1] != 4:
             raise InputError(f"image {image} of the batch: boxes must be [N, 4], got {tuple(rows.shape)}")
-        bad = ~(rows.abs() <= FARTHEST).all(1) | (rows[:, 2] < rows[:, 0]) | (rows[:, 3] < rows[:, 1])
+        bad = ~(rows.abs() <= MAX_ABS_COORDINATE).all(1) | (rows[:, 2] < rows[:, 0]) | (rows[:, 3] < rows[:, 1])
         if bad.any():
             row = int(bad.nonzero()[0])
             raise InputError(
                 f"image {image} of the batch: box {row + 1} is {[round(x, 4) for x in rows[row].tolist()]}, "
-                f"expected finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, none beyond {FARTHEST:.0f} images"
+                "expected finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, "
+                f"none beyond {MAX_ABS_COORDINATE:.0f} images"
             )
 
 

@@ -24,7 +24,7 @@ class AxisWeights(NamedTuple):
     cells: torch.Tensor
     """int64[M, P, T], T = 2 x sampling_ratio"""
     weights: torch.Tensor
-    """float[M, P, T]; 0 where a place is not used"""
+    """float[M, P, T]; 0 where a position is not used"""
 
 
 class _Product(torch.autograd.Function):
@@ -85,12 +85,12 @@ def _axis_weights(
     step = (high * spatial_scale - 0.5 - start)[:, None, None] / output_size
     pooled = torch.arange(output_size, device=low.device, dtype=low.dtype)[:, None]
     sample = torch.arange(sampling_ratio, device=low.device, dtype=low.dtype) + 0.5
-    place = start[:, None, None] + pooled * step + sample * step / sampling_ratio
+    position = start[:, None, None] + pooled * step + sample * step / sampling_ratio
     # A sample up to one cell outside counts as one on the border, one further off as 0.
-    inside = (place >= -1) & (place <= size)
-    place = place.clamp(0, size - 1)
-    lower = place.floor().long()
-    far = place - lower
+    inside = (position >= -1) & (position <= size)
+    position = position.clamp(0, size - 1)
+    lower = position.floor().long()
+    far = position - lower
     cells = torch.cat([lower, (lower + 1).clamp(max=size - 1)], dim=-1)
     weights = torch.cat([1 - far, far], dim=-1) * inside.repeat(1, 1, 2) / sampling_ratio
     # Samples of one pooled cell often share cells of the map: the first to name one takes the weights of all.
@@ -107,7 +107,7 @@ def _entries(
     height, width = size
     vertical = _axis_weights(y1, y2, height, output_size, spatial_scale, sampling_ratio)
     horizontal = _axis_weights(x1, x2, width, output_size, spatial_scale, sampling_ratio)
-    # Dimensions: box, pooled row, pooled column, vertical and horizontal place.
+    # Dimensions: box, pooled row, pooled column, vertical and horizontal position.
     values = vertical.weights[:, :, None, :, None] * horizontal.weights[:, None, :, None, :]
     line = image.long()[:, None, None] * height + vertical.cells
     columns = line[:, :, None, :, None] * width + horizontal.cells[:, None, :, None, :]

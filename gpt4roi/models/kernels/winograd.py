@@ -36,14 +36,14 @@ CELL_COST, WEIGHT_COST = 650, 3700
 
 def is_cheaper(cells: int, weight: torch.Tensor) -> bool:
     """Tells whether convolving so many cells this way is faster than directly; weight: float[O, C, 3, 3]."""
-    return serves(weight) and _cost(cells, weight) < DIRECT * weight[:, :, 0, 0].numel() * cells
+    return is_supported(weight) and _cost(cells, weight) < DIRECT * weight[:, :, 0, 0].numel() * cells
 
 
 def cheapest(cells: int, weight: torch.Tensor) -> float:
     """Returns the cost of convolving so many cells in the faster way, in multiplications."""
     if is_cheaper(cells, weight):
         return _cost(cells, weight)
-    return (DIRECT if serves(weight) else 9) * weight[:, :, 0, 0].numel() * cells
+    return (DIRECT if is_supported(weight) else 9) * weight[:, :, 0, 0].numel() * cells
 
 
 def _cost(cells: int, weight: torch.Tensor) -> float:
@@ -52,7 +52,7 @@ def _cost(cells: int, weight: torch.Tensor) -> float:
     return (TILED * pairs + CELL_COST * (outputs + channels)) * cells + WEIGHT_COST * pairs
 
 
-def serves(weight: torch.Tensor) -> bool:
+def is_supported(weight: torch.Tensor) -> bool:
     """Tells whether the device has no such kernels of its own and the precision is enough."""
     kind = weight.device.type
     return kind == "cpu" and weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(kind)
@@ -104,10 +104,11 @@ class _ConvolveBlocks(torch.autograd.Function):
         bands = []
         for node in range(NODES):
             kernels = (_of_tap_pairs(of_taps, node) @ taps).unflatten(1, (-1, channels))
-            mixed = [
-                _spread(of_data, column, rows[node]).flatten(0, 1) @ kernel.t() for column, kernel in enumerate(kernels)
+            columns = [
+                _along_columns(of_data, column, rows[node]).flatten(0, 1) @ kernel.t()
+                for column, kernel in enumerate(kernels)
             ]
-            mixed = torch.cat([values.view(TILES * count, TILES, -1) for values in mixed], dim=1)
+            mixed = torch.cat([values.view(TILES * count, TILES, -1) for values in columns], dim=1)
             bands.append(torch.bmm(gather, mixed).view(TILES, -1))
         return (of_results @ torch.cat(bands)).view(BLOCK, count, BLOCK, -1)
 
@@ -135,7 +136,7 @@ def _gradients(gradient: torch.Tensor, blocks: torch.Tensor, weight: torch.Tenso
         of_mixed = torch.bmm(scatter, bands[node]).unflatten(1, (NODES, TILES))
         for column, kernel in enumerate(kernels):
             values = of_mixed[:, column].flatten(0, 1)
-            torch.mm(values.t(), _spread(of_data, column, rows[node]).flatten(0, 1), out=of_kernels[column])
+            torch.mm(values.t(), _along_columns(of_data, column, rows[node]).flatten(0, 1), out=of_kernels[column])
             back = of_data[column].t().expand(TILES * count, -1, -1)
             of_rows[node].baddbmm_(back, (values @ kernel).view(TILES * count, TILES, channels))
         of_all_taps.addmm_(pairs.t(), of_kernels.flatten(1))
@@ -143,7 +144,7 @@ def _gradients(gradient: torch.Tensor, blocks: torch.Tensor, weight: torch.Tenso
     return of_blocks, rearrange(of_all_taps, "(i j) (o c) -> o c i j", i=TAPS, c=channels)
 
 
-def _spread(of_data: torch.Tensor, column: int, rows: torch.Tensor) -> torch.Tensor:
+def _along_columns(of_data: torch.Tensor, column: int, rows: torch.Tensor) -> torch.Tensor:
     """Applies D along the other axis: one node's float[M, BLOCK + 2, C] become one column's float[M, TILES, C]."""
     return torch.bmm(of_data[column].expand(len(rows), -1, -1), rows)
 

@@ -89,8 +89,8 @@ def test_tiles_are_chosen_where_maps_are_wide_and_have_many_cells(channels, cell
 
 def test_half_precision_and_other_devices_keep_their_own_kernels():
     weight = torch.empty(1024, 1024, 3, 3)
-    assert winograd.serves(weight)
-    assert not winograd.serves(weight.bfloat16())
-    assert not winograd.serves(weight.to("meta"))
+    assert winograd.is_supported(weight)
+    assert not winograd.is_supported(weight.bfloat16())
+    assert not winograd.is_supported(weight.to("meta"))
     with torch.autocast("cpu", torch.bfloat16):
-        assert not winograd.serves(weight)
+        assert not winograd.is_supported(weight)

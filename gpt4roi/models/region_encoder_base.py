@@ -1,0 +1,76 @@
+"""RegionEncoderBase: the interface of region encoders, a pyramid for each image and an embedding for each box."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from gpt4roi.models.compat import execution_device_and_dtype, onload_weights
+from gpt4roi.models.kernels.roi_align import validate_unit_boxes
+
+
+class RegionEncoderBase(nn.Module):
+    """Turns each box of an image into one embedding of the language model, in two steps.
+
+    `pyramid` computes what depends on the images alone and may be cached for many boxes; `embed_boxes` does the rest.
+
+    Attributes:
+        width: D, the language model's width.
+        level_shapes: Channels and side of each incoming level.
+        uniform_forward: Whether every batch must go through the same modules in the same order, however many boxes it
+            has, also none: DeepSpeed gathers weights (ZeRO-3) and adds up gradients (ZeRO-2) of all processes in the
+            order of each one.
+    """
+
+    width: int
+    level_shapes: list[tuple[int, int]]
+    uniform_forward = False
+
+    def pyramid(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns list of float[K, C'_l, H'_l, W'_l] of the tower's maps, list of float[K, C_l, H_l, W_l]."""
+        raise NotImplementedError
+
+    def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Returns float[M, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
+        raise NotImplementedError
+
+    def set_uniform_forward(self, uniform: bool) -> None:
+        """Sets whether every batch must go through the same modules."""
+        self.uniform_forward = uniform
+
+    def forward(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Embeds boxes; row k belongs to the k-th box of the batch.
+
+        Args:
+            feature_maps: list of float[K, C_l, H_l, W_l], shallow first; may be empty where there is no box.
+            boxes: list of K float[N_i, 4], xyxy in [0, 1]; N_i may be 0.
+
+        Returns:
+            float[M, D]. Without any box it has no rows, and its gradient to every parameter is zero, not missing.
+
+        Raises:
+            InputError: A box is not one.
+        """
+        validate_unit_boxes(boxes)
+        if not any(len(rows) for rows in boxes):
+            return self.empty_output()
+        return self._embed(feature_maps, boxes)
+
+    def _embed(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        return self.embed_boxes(self.pyramid(feature_maps), boxes)
+
+    def empty_output(self) -> torch.Tensor:
+        """Returns a float[0, D] that depends on all parameters with gradient zero.
+
+        Under uniform_forward a dummy box is sent through the modules as others' boxes are, and left out.
+        """
+        if self.uniform_forward:
+            device, dtype = execution_device_and_dtype(self)
+            shapes = self.level_shapes
+            maps = [torch.zeros(1, channels, side, side, device=device, dtype=dtype) for channels, side in shapes]
+            return self.forward(maps, [torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device)])[:0]
+        with onload_weights(self):
+            nothing = cast(torch.Tensor, sum(parameter.reshape(-1)[:0].sum() for parameter in self.parameters()))
+            return nothing + nothing.new_zeros(0, self.width)
