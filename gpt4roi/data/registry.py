@@ -50,51 +50,52 @@ _SAME_FOLDERS = {"coco_det": "coco", "coco": "coco_det", "coco_imgs": "coco_all"
 _PATHS = ("ann_file", "img_prefix", "det_pkl_path")
 
 
-def build_mixture(config: str | Path | list[dict[str, Any]], seed: int = 0) -> Mixture:
+def build_mixture(config: str | Path | list[dict[str, Any]], seed: int = 0, where: str = "the list") -> Mixture:
     """Opens every data set of a list.
 
     Args:
         config: The list itself; a .json file or .py file that holds it (a .py file is read as a literal, never
             executed); or a single file in the unified format (.jsonl, or a .json list of images).
         seed: Of the subsets that are taken.
+        where: What a list is called in messages; nothing is put before them where it is empty.
 
     Raises:
         InputError: An unknown type or key, or a file that can't be read; the message names the entry.
     """
-    where, entries = ("the list", config) if isinstance(config, list) else (str(config), read_config(Path(config)))
+    where, entries = (where, config) if isinstance(config, list) else (str(config), read_config(Path(config)))
     parts, subsets = [], []
     for position, entry in enumerate(entries):
-        label = f"{where}, data set {position}"
-        subsets.append([_subset_value(entry, key, label) for key in SUBSET_KEYS] if isinstance(entry, dict) else [])
-        parts.append(open_reader(entry, label))
+        prefix = f"{where}, data set {position}: " if where else ""
+        subsets.append([_subset_value(entry, key, prefix) for key in SUBSET_KEYS] if isinstance(entry, dict) else [])
+        parts.append(open_reader(entry, prefix))
     if not parts:
         raise InputError(f"{where}: names no data set")
     ratios, caps, seeds = zip(*subsets, strict=True)
     return Mixture(parts, [1.0 if ratio is None else ratio for ratio in ratios], seed, caps, seeds)
 
 
-def open_reader(entry: Any, label: str = "the data set") -> RegionDataset:
-    """Opens one data set of a list; label: what it is called in messages. Raises InputError as build_mixture does."""
+def open_reader(entry: Any, where: str = "the data set: ") -> RegionDataset:
+    """Opens one data set of a list; `where` begins every message. Raises InputError as build_mixture does."""
     if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
-        raise InputError(f"{label}: expected an object with 'type', got {entry!r:.80}")
+        raise InputError(f"{where}expected an object with 'type', got {entry!r:.80}")
     reader = READERS.get(entry["type"])
     if reader is None:
-        raise InputError(f"{label}: unknown type {entry['type']!r:.80}; known are {', '.join(sorted(READERS))}")
-    keys = _normalize_keys(entry, label)
+        raise InputError(f"{where}unknown type {entry['type']!r:.80}; known are {', '.join(sorted(READERS))}")
+    keys = _normalize_keys(entry, where)
     parameters = inspect.signature(reader).parameters
     unknown = sorted(set(keys) - set(parameters))
     if unknown:
         accepted = ", ".join([*parameters, *SUBSET_KEYS])
-        raise InputError(f"{label}: unknown keys {unknown!s:.200} for {entry['type']}; accepted are {accepted}")
+        raise InputError(f"{where}unknown keys {unknown!s:.200} for {entry['type']}; accepted are {accepted}")
     for name, parameter in parameters.items():
         if name not in keys and parameter.default is parameter.empty:
-            raise InputError(f"{label}: {name} is missing; {entry['type']} needs the path of that file")
+            raise InputError(f"{where}{name} is missing; {entry['type']} needs the path of that file")
         if name in keys:
-            _check(keys[name], str(parameter.annotation), f"{label}: {name}")
+            _check(keys[name], str(parameter.annotation), f"{where}{name}")
     return reader(**keys)
 
 
-def _normalize_keys(entry: dict[str, Any], label: str) -> dict[str, Any]:
+def _normalize_keys(entry: dict[str, Any], where: str) -> dict[str, Any]:
     """Returns the reader's keys of an entry in one spelling, with folders in the spelling that is there."""
     keys: dict[str, Any] = {}
     for key, value in entry.items():
@@ -106,9 +107,9 @@ def _normalize_keys(entry: dict[str, Any], label: str) -> dict[str, Any]:
         try:
             value = _existing_path(value) if name in _PATHS and isinstance(value, str) else value
         except (OSError, ValueError):  # too long, or with characters that no name has
-            raise InputError(f"{label}: {key} cannot be a path: {value!r:.80}") from None
+            raise InputError(f"{where}{key} cannot be a path: {value!r:.80}") from None
         if keys.setdefault(name, value) != value:
-            raise InputError(f"{label}: {key} and another key for {name} differ: {value!r:.80}, {keys[name]!r:.80}")
+            raise InputError(f"{where}{key} and another key for {name} differ: {value!r:.80}, {keys[name]!r:.80}")
     return keys
 
 
@@ -139,16 +140,16 @@ def _check(value: Any, annotation: str, label: str) -> None:
         raise InputError(f"{label} must be a whole number above 0, got {value!r:.80}")
 
 
-def _subset_value(entry: dict[str, Any], key: str, label: str) -> Any:
+def _subset_value(entry: dict[str, Any], key: str, where: str) -> Any:
     value = entry.get(key)
     if value is None:
         return None
     if key == "ratio":
         if isinstance(value, bool) or not isinstance(value, int | float) or not value <= MAX_RATIO:
-            raise InputError(f"{label}: ratio must be a number above 0, at most {MAX_RATIO}, got {value!r:.40}")
+            raise InputError(f"{where}ratio must be a number above 0, at most {MAX_RATIO}, got {value!r:.40}")
         return float(value)
     if type(value) is not int or value < (1 if key == "max_samples" else 0):
-        raise InputError(f"{label}: {key} must be a whole number, got {value!r:.80}")
+        raise InputError(f"{where}{key} must be a whole number, got {value!r:.80}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Images that are the same: twice in a set, or in training and evaluation both."""
+"""Duplicate images: twice in a set, or in training and evaluation both (leakage)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COCO_NAME = re.compile(r"(?:^|[/_])(\d{12})\.\w+$")
 _BANDS = 4
 _BAND_BITS = 16
 _NEAR_BITS = _BANDS - 1
-"""Two looks that differ in no more bits agree in one of the bands at least, so that only those need comparing."""
+"""Two hashes that differ in no more bits agree in one of the bands at least, so that only those need comparing."""
 
 
 def duplicates(images: Mapping[str, ImageFacts]) -> Iterator[Finding]:
@@ -50,11 +50,11 @@ def leaks(training: Mapping[str, ImageFacts], evaluation: Mapping[str, ImageFact
     for path, facts in evaluation.items():
         same = next(((key, by_key[key]) for key in _keys(path, facts) if key in by_key), None)
         if same is not None:
-            how, other = same[0].partition(" ")[0], same[1]
+            same = same[0].partition(" ")[0].replace("-", " "), same[1]
         else:
-            how, other = "look", next(iter(bands.near(facts)), None)
-        if other is not None:
-            message = f"evaluation image {path} is the training image {other} (same {how.replace('-', ' ')})"
+            same = next((("look", other) for other in bands.near(facts)), None)
+        if same is not None:
+            message = f"evaluation image {path} is the training image {same[1]} (same {same[0]})"
             yield Finding("leakage", path, message, image=path)
 
 
@@ -69,29 +69,27 @@ def _keys(path: str, facts: ImageFacts) -> Iterator[str]:
 
 
 class _Bands:
-    """Finds looks that differ in a few bits, without comparing every pair."""
+    """Finds perceptual hashes that differ in a few bits, without comparing every pair."""
 
     def __init__(self) -> None:
         self._of_band: dict[tuple[int, int], list[tuple[int, float, str]]] = defaultdict(list)
 
     def add(self, path: str, facts: ImageFacts) -> None:
-        for band in self._split(facts.look):
-            self._of_band[band].append((facts.look, _aspect(facts), path))
+        """Adds an image; one without a hash is near no other."""
+        if facts.perceptual_hash is not None:
+            for band in self._split(facts.perceptual_hash):
+                self._of_band[band].append((facts.perceptual_hash, facts.aspect, path))
 
     def near(self, facts: ImageFacts) -> Iterator[str]:
-        """Yields the images of nearly this look and this shape."""
-        for band in self._split(facts.look):
-            for look, aspect, path in self._of_band[band]:
-                close = (look ^ facts.look).bit_count() <= _NEAR_BITS
-                if close and abs(aspect / _aspect(facts) - 1) < 0.03:
+        """Yields the images of nearly this hash and this shape."""
+        if facts.perceptual_hash is None:
+            return
+        for band in self._split(facts.perceptual_hash):
+            for other, aspect, path in self._of_band[band]:
+                close = (other ^ facts.perceptual_hash).bit_count() <= _NEAR_BITS
+                if close and abs(aspect / facts.aspect - 1) < 0.03:
                     yield path
 
     @staticmethod
-    def _split(look: int | None) -> list[tuple[int, int]]:
-        if look is None:
-            return []
-        return [(band, look >> (_BAND_BITS * band) & ((1 << _BAND_BITS) - 1)) for band in range(_BANDS)]
-
-
-def _aspect(facts: ImageFacts) -> float:
-    return facts.size[1] / facts.size[0]
+    def _split(bits: int) -> list[tuple[int, int]]:
+        return [(band, bits >> (_BAND_BITS * band) & ((1 << _BAND_BITS) - 1)) for band in range(_BANDS)]

@@ -1,4 +1,4 @@
-"""The examination: every set of a list, its samples, its images, and what the sets have in common."""
+"""Data check: examines every set of a list, its samples and images, and duplicates between the sets."""
 
 from __future__ import annotations
 
@@ -22,23 +22,27 @@ from gpt4roi.data_check import images
 from gpt4roi.data_check.duplicates import duplicates, leaks
 from gpt4roi.data_check.findings import Finding, Findings
 from gpt4roi.data_check.images import ImageFacts
-from gpt4roi.data_check.lengths import Ruler
+from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.samples import Part, SampleChecker
 from gpt4roi.errors import InputError
 
 _CHUNKS_PER_WORKER = 16
 _LARGEST_CHUNK = 512
 _TIMED = 48
-ALIKE_SHARE, ALIKE_FROM = 0.8, 50
-"""From so many short answers on, one that makes up this share of them is a finding."""
+ALIKE_FRACTION, ALIKE_FROM = 0.8, 50
+"""From so many short answers on, one that makes up this fraction of them is a finding."""
 
 
 @dataclass
 class SetResult:
     """What was found in one data set.
 
-    name: the type and the file of its entry; role: training or evaluation; size: its samples, of which `checked` were
-    looked at; ratio: how often each is visited. speed: seconds a sample for `draw` (annotations), `encode` (all).
+    Attributes:
+        name: The type and the file of its entry.
+        role: training or evaluation.
+        size, checked: Its samples, and how many of them were examined.
+        ratio: How often each is drawn in an epoch.
+        speed: Seconds a sample for `draw` (annotations), `encode` (all).
     """
 
     name: str
@@ -81,33 +85,44 @@ class SetResult:
 
 
 def examine(
-    entries: Sequence[tuple[Any, str]], ruler: Ruler, sample: int | None = None, workers: int = 1, seed: int = 0
+    entries: Sequence[tuple[Any, str]],
+    estimator: LengthEstimator,
+    sample: int | None = None,
+    workers: int = 1,
+    seed: int = 0,
 ) -> list[SetResult]:
-    """Looks at the data sets of a list, one after the other, with progress bars on stderr.
+    """Examines the data sets of a list, one after the other, with progress bars on stderr.
 
-    entries: (entry of a list of data sets, role: training or evaluation). sample: so many random samples of each set;
-    all by default. workers: processes that share the work. An entry that cannot be opened is a finding.
+    An entry that cannot be opened is a finding.
+
+    Args:
+        entries: (Entry of a list of data sets, role: training or evaluation).
+        estimator: Measures prompts.
+        sample: How many random samples of each set; all by default.
+        workers: Processes that share the work.
+        seed: Of draws and samples.
     """
     results = []
     for entry, role in entries:
         result = _opened(entry, role, seed)
-        if result.dataset is not None:
-            _drops(result)
+        dataset = result.dataset
+        if dataset is not None:
+            _drops(result, dataset)
             indices = np.arange(result.size)
             if sample is not None and sample < result.size:
                 indices = np.sort(np.random.default_rng(seed).permutation(result.size)[:sample])
             result.checked = len(indices)
-            checker = SampleChecker(result.dataset, ruler, seed)
-            for part in _spread(checker.check, indices, workers, f"{result.name}: samples"):
+            checker = SampleChecker(dataset, estimator, seed)
+            for part in _parallel_map(checker.check, indices.tolist(), workers, f"{result.name}: samples"):
                 result.part.merge(part)
             paths = list(result.part.images)
-            for found in _spread(_examine_images, paths, workers, f"{result.name}: images"):
+            for found in _parallel_map(_examine_images, paths, workers, f"{result.name}: images"):
                 result.images.update(found)
             _image_findings(result)
             _label_findings(result)
-            result.speed = _speed(result.dataset, ruler, indices, seed)
+            result.speed = _speed(dataset, estimator, indices, seed)
         results.append(result)
-    for finding in leaks(_looks(results, "training"), _looks(results, "evaluation")):
+    for finding in leaks(_images_of(results, "training"), _images_of(results, "evaluation")):
         next(one for one in results if one.role == "evaluation").findings.add(finding)
     return results
 
@@ -118,9 +133,9 @@ def _opened(entry: Any, role: str, seed: int) -> SetResult:
     name = f"{entry['type']} {entry.get('ann_file', '')}".strip() if named else repr(entry)[:60]
     result = SetResult(name, role)
     try:
-        mixture = build_mixture([entry], seed)
+        mixture = build_mixture([entry], seed, where="")
     except InputError as error:
-        result.findings.add(Finding("set_unreadable", name, str(error).removeprefix("the list, data set 0: ")))
+        result.findings.add(Finding("set_unreadable", name, str(error)))
         return result
     result.dataset = mixture.parts[0]
     result.size = len(result.dataset)
@@ -129,15 +144,15 @@ def _opened(entry: Any, role: str, seed: int) -> SetResult:
     return result
 
 
-def _drops(result: SetResult) -> None:
-    for drop in result.dataset.drops():
+def _drops(result: SetResult, dataset: RegionDataset) -> None:
+    for drop in dataset.drops():
         kind = "object_unusable" if drop.detail else "left_out"
         message = drop.detail or f"{drop.where}: {drop.reason}"
         result.findings.add(Finding(f"{kind}:{drop.reason}", drop.where, message))
-    n_masks = getattr(result.dataset, "n_masks", 0)
+    n_masks = getattr(dataset, "n_masks", 0)
     if n_masks:
-        message = f"{result.dataset.name}: {n_masks} masks became their bounding boxes"
-        result.findings.add(Finding("masks", result.dataset.name, message), n_masks)
+        message = f"{dataset.name}: {n_masks} masks became their bounding boxes"
+        result.findings.add(Finding("masks", dataset.name, message), n_masks)
 
 
 def _examine_images(paths: Sequence[str]) -> dict[str, ImageFacts]:
@@ -157,19 +172,19 @@ def _image_findings(result: SetResult) -> None:
 
 def _label_findings(result: SetResult) -> None:
     labels = result.part.statistics.labels
-    whole = labels.total()
-    if whole >= ALIKE_FROM:
+    total = labels.total()
+    if total >= ALIKE_FROM:
         text, count = labels.most_common(1)[0]
-        if count > ALIKE_SHARE * whole:
-            message = f"{result.name}: {count} of {whole} short answers are {text!r}"
+        if count > ALIKE_FRACTION * total:
+            message = f"{result.name}: {count} of {total} short answers are {text!r}"
             result.findings.add(Finding("answers_alike", result.name, message))
 
 
-def _looks(results: Sequence[SetResult], role: str) -> dict[str, ImageFacts]:
+def _images_of(results: Sequence[SetResult], role: str) -> dict[str, ImageFacts]:
     return {path: facts for one in results if one.role == role for path, facts in one.images.items()}
 
 
-def _speed(dataset: RegionDataset, ruler: Ruler, indices: np.ndarray, seed: int) -> dict[str, float]:
+def _speed(dataset: RegionDataset, estimator: LengthEstimator, indices: np.ndarray, seed: int) -> dict[str, float]:
     """Times drawing and encoding of random samples in this process; seconds a sample."""
     chosen = np.random.default_rng(seed + 1).permutation(indices)[:_TIMED].tolist()
     drawing = encoding = 0.0
@@ -180,7 +195,7 @@ def _speed(dataset: RegionDataset, ruler: Ruler, indices: np.ndarray, seed: int)
             sample = dataset.sample(index, np.random.default_rng([seed, 0, index]))
             drawn = time.perf_counter()
             drawing += drawn - start
-            ruler.processor.encode(sample)
+            estimator.processor.encode(sample)
         except InputError:
             continue
         encoding += time.perf_counter() - start
@@ -188,18 +203,18 @@ def _speed(dataset: RegionDataset, ruler: Ruler, indices: np.ndarray, seed: int)
     return {"draw": drawing / len(chosen), "encode": encoding / encoded} if encoded else {}
 
 
-def _spread(work: Callable[[Sequence], Any], whole: Sequence, workers: int, title: str) -> Iterator[Any]:
+def _parallel_map(work: Callable[[Sequence], Any], items: Sequence, workers: int, title: str) -> Iterator[Any]:
     """Yields the results of `work` on chunks of a list, from several processes, in their order, under a bar."""
-    size = max(1, min(_LARGEST_CHUNK, -(-len(whole) // (workers * _CHUNKS_PER_WORKER))))
-    chunks = [whole[start : start + size] for start in range(0, len(whole), size)]
-    with tqdm(total=len(whole), desc=title[-70:], mininterval=0.5, disable=None) as bar:
+    size = max(1, min(_LARGEST_CHUNK, -(-len(items) // (workers * _CHUNKS_PER_WORKER))))
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    with tqdm(total=len(items), desc=title[-70:], mininterval=0.5, disable=None) as bar:
         if workers == 1 or len(chunks) < 2:
             for chunk in chunks:
                 yield work(chunk)
                 bar.update(len(chunk))
             return
         with _pool(work, min(workers, len(chunks))) as pool:
-            for chunk, result in zip(chunks, pool.map(_do, chunks), strict=True):
+            for chunk, result in zip(chunks, pool.map(_run_work, chunks), strict=True):
                 yield result
                 bar.update(len(chunk))
 
@@ -208,7 +223,7 @@ def _spread(work: Callable[[Sequence], Any], whole: Sequence, workers: int, titl
 def _pool(work: Callable[[Sequence], Any], workers: int) -> Iterator[ProcessPoolExecutor]:
     """Starts processes that hold what the work needs; where the system can, as copies of this one."""
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(work,))
+    pool = ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=(work,))
     try:
         yield pool
     except BrokenProcessPool:
@@ -217,13 +232,13 @@ def _pool(work: Callable[[Sequence], Any], workers: int) -> Iterator[ProcessPool
         pool.shutdown(cancel_futures=True)
 
 
-_held: list[Callable[[Sequence], Any]] = []
+_work: list[Callable[[Sequence], Any]] = []
 
 
-def _hold(work: Callable[[Sequence], Any]) -> None:
+def _init_worker(work: Callable[[Sequence], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to tell
-    _held[:] = [work]
+    _work[:] = [work]
 
 
-def _do(chunk: Sequence) -> Any:
-    return _held[0](chunk)
+def _run_work(chunk: Sequence) -> Any:
+    return _work[0](chunk)

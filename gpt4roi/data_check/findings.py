@@ -1,4 +1,4 @@
-"""What can be found, how bad it is, and what to do about it."""
+"""Findings of the data check: their kinds, severity, and what to do about them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any, Literal, NamedTuple
 Severity = Literal["error", "warning", "note"]
 
 EXAMPLES = 1000
-"""Of each kind this many findings are kept; all are counted."""
+"""Of each kind this many findings are stored; all are counted."""
 
 
 class Kind(NamedTuple):
-    """One kind of finding. error: a sample is lost, or a figure would be worthless; warning: not what was meant,
-    probably; note: good to know."""
+    """One kind of finding.
+
+    An error costs a sample, or makes a figure worthless; a warning is probably not what was meant; a note is good to
+    know.
+    """
 
     severity: Severity
     title: str
@@ -65,7 +68,11 @@ def _rank(name: str) -> tuple[int, int, str]:
 class Finding:
     """One thing that was found.
 
-    where: `file#position` of the sample, or the image's path. image, boxes_px: to show it, where that can be done.
+    Attributes:
+        kind: A key of KINDS, with the part behind a colon as its title.
+        where: `file#position` of the sample, or the image's path.
+        message: The whole sentence.
+        image, boxes_px: To show it, where that can be done.
     """
 
     kind: str

@@ -10,9 +10,9 @@ import numpy as np
 
 from gpt4roi.data_check.examine import SetResult
 from gpt4roi.data_check.findings import Finding, kind_of
-from gpt4roi.data_check.lengths import Ruler
+from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.statistics import LENGTH_STEP
-from gpt4roi.data_check.verdict import Verdict, all_findings, length_line, losses
+from gpt4roi.data_check.verdict import Verdict, all_findings, count_unusable, length_line
 from gpt4roi.errors import InputError
 from gpt4roi.processing.images import load_image
 from gpt4roi.report.report import Answer, Bin, GalleryItem, Report, Tag
@@ -26,7 +26,7 @@ _COUNT = "{:,}".format
 
 
 def write_page(
-    path: Path, results: Sequence[SetResult], verdict: Verdict, ruler: Ruler, settings: dict[str, Any]
+    path: Path, results: Sequence[SetResult], verdict: Verdict, estimator: LengthEstimator, settings: dict[str, Any]
 ) -> Path:
     """Writes verdict, figures, findings, faulty images, and some samples as the model reads them."""
     page = Report(
@@ -39,8 +39,8 @@ def write_page(
     if faulty:
         page.gallery("Findings with an image", faulty, f"At most {_SHOWN_IMAGES} of each kind.")
     for one in results:
-        _statistics(page, one, ruler)
-    shown = [item for one in results if one.role == "training" for item in _samples(one, ruler)]
+        _statistics(page, one, estimator)
+    shown = [item for one in results if one.role == "training" for item in _samples(one, estimator)]
     if shown:
         page.gallery("Samples as the model reads them", shown, "Drawn at random; what is learnt is highlighted.")
     page.table("How it was checked", ["", ""], [[key.replace("_", " "), str(value)] for key, value in settings.items()])
@@ -49,7 +49,7 @@ def write_page(
 
 def _facts(results: Sequence[SetResult], verdict: Verdict) -> list[tuple[str, str, str]]:
     findings = all_findings(results)
-    lost, whole = (sum(pair) for pair in zip(*map(losses, results), strict=True))
+    lost, whole = (sum(pair) for pair in zip(*map(count_unusable, results), strict=True))
     size = sum(one.size for one in results)
     checked = sum(one.checked for one in results)
     return [
@@ -79,7 +79,7 @@ def _set_row(one: SetResult) -> list[Any]:
         len(one.images),
         statistics.regions,
         statistics.answers,
-        losses(one)[0],
+        count_unusable(one)[0],
         one.findings.number("error"),
         one.findings.number("warning"),
         None if encode is None else round(1e3 * encode, 2),
@@ -137,7 +137,7 @@ def _opened(path: str) -> Any:
         return None
 
 
-def _statistics(page: Report, one: SetResult, ruler: Ruler) -> None:
+def _statistics(page: Report, one: SetResult, estimator: LengthEstimator) -> None:
     statistics = one.part.statistics
     if not statistics.lengths:
         return
@@ -152,16 +152,17 @@ def _statistics(page: Report, one: SetResult, ruler: Ruler) -> None:
     ]
     labels = [Bin(text[:40], count) for text, count in statistics.labels.most_common(_BARS)]
     sizes = [Bin(f"{10 * tenth} to {10 * tenth + 10} %", statistics.sizes[tenth]) for tenth in range(10)]
+    labels_once = sum(count == 1 for count in statistics.labels.values())
     note = (
-        f"{length_line(one, ruler)}. Short answers: {statistics.labels.total():,}, of which {len(statistics.labels):,} "
-        f"are different and {sum(count == 1 for count in statistics.labels.values()):,} occur once. "
+        f"{length_line(one, estimator)}. Short answers: {statistics.labels.total():,}, of which "
+        f"{len(statistics.labels):,} are different and {labels_once:,} occur once. "
         "Box size: root of the share of the image."
     )
     charts = [("prompt length, tokens", lengths), ("most frequent short answers", labels), ("box size", sizes)]
     page.histograms(one.name, charts, note)
 
 
-def _samples(one: SetResult, ruler: Ruler) -> Iterator[GalleryItem]:
+def _samples(one: SetResult, estimator: LengthEstimator) -> Iterator[GalleryItem]:
     """Yields random samples that can be used, with what the model reads of them."""
     if one.dataset is None:
         return
@@ -173,14 +174,14 @@ def _samples(one: SetResult, ruler: Ruler) -> Iterator[GalleryItem]:
                 continue
             image = load_image(sample.image, sample.image_pipeline)
             size = (image.height, image.width)
-            encoded = ruler.processor.encode_text(sample, image_size=size)
-            tokens = ruler.measure(sample, size).tokens
+            encoded = estimator.processor.encode_text(sample, image_size=size)
+            tokens = estimator.measure(sample, size).tokens
         except InputError:
             continue
         boxes = sample.boxes_px
         if sample.box_frame == "unit":
             boxes = boxes * [image.width, image.height, image.width, image.height]
-        passages = ruler.processor.passages(encoded["input_ids"], encoded["labels"])
+        passages = estimator.processor.passages(encoded["input_ids"], encoded["labels"])
         yield GalleryItem(image, boxes, f"{sample.source.rpartition('/')[2]} · {tokens} tokens", passages=passages)
         shown += 1
         if shown == _SAMPLES:

@@ -1,4 +1,4 @@
-"""What there is to know about an image file: whether it opens, its size, and what it looks like."""
+"""Image facts: whether a file opens, its size and EXIF rotation, a hash of its bytes and a perceptual one."""
 
 from __future__ import annotations
 
@@ -11,43 +11,52 @@ import numpy as np
 from PIL import Image
 
 from gpt4roi.errors import InputError
+from gpt4roi.geometry.frames import oriented_size
 from gpt4roi.processing.images import load_image, read_header
 
-_LOOK_SIDE = 32
-_LOOK_BITS = 8
+_HASH_SIDE = 32
+_HASH_BITS = 8
 _FLAT = 2.0
 """Images with less contrast than this many grey levels look like any other flat one and are not compared."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a look at an image file gives.
+    """What is known of an image file.
 
-    size: (height, width) as stored; sideways: whether EXIF data turn it by a quarter; error: why it cannot be used.
-    content: a hash of its bytes; look: a 64-bit hash of its coarse look, which survives another size or quality.
+    Attributes:
+        size: (height, width) as stored.
+        exif_rotated: Whether EXIF data turn it by a quarter.
+        error: Why it cannot be used.
+        content: A hash of its bytes.
+        perceptual_hash: 64 bits of its coarse look, which survive another size or quality.
     """
 
     size: tuple[int, int] | None = None
-    sideways: bool = False
+    exif_rotated: bool = False
     error: str = ""
     missing: bool = False
     content: str = ""
-    look: int | None = None
+    perceptual_hash: int | None = None
 
     def shown_size(self, pipeline: str) -> tuple[int, int] | None:
         """Returns the (height, width) in which a pipeline opens it."""
-        if self.size is None or pipeline != "detection" or not self.sideways:
-            return self.size
-        return self.size[::-1]
+        return self.size and oriented_size(self.size, self.exif_rotated and pipeline == "detection")
+
+    @property
+    def aspect(self) -> float:
+        """Width by height; 1 without a size."""
+        height, width = self.size or (1, 1)
+        return width / height
 
 
 def read_facts(path: str) -> ImageFacts:
     """Reads the size and the rotation without decoding; without a size where even that fails."""
     try:
-        size, sideways = read_header(path)
+        size, exif_rotated = read_header(path)
     except InputError:  # examine() says what is wrong with it
         return ImageFacts()
-    return ImageFacts(size, sideways)
+    return ImageFacts(size, exif_rotated)
 
 
 def examine(path: str) -> ImageFacts:
@@ -66,14 +75,15 @@ def examine(path: str) -> ImageFacts:
             warnings.simplefilter("ignore")
             image = load_image(path)
     except InputError as error:
-        return ImageFacts(header.size, header.sideways, error=str(error))
+        return ImageFacts(header.size, header.exif_rotated, error=str(error))
     content = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return ImageFacts((image.height, image.width), header.sideways, content=content, look=_look(image))
+    size = (image.height, image.width)
+    return ImageFacts(size, header.exif_rotated, content=content, perceptual_hash=_perceptual_hash(image))
 
 
-def _look(image: Image.Image) -> int | None:
+def _perceptual_hash(image: Image.Image) -> int | None:
     """Hashes the signs of the lowest frequencies of the grey image (a perceptual hash by cosine transform)."""
-    grey = image.convert("L").resize((_LOOK_SIDE, _LOOK_SIDE), Image.Resampling.BOX)
+    grey = image.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.BOX)
     values = np.asarray(grey, dtype=np.float64)
     if values.std() < _FLAT:
         return None
@@ -82,4 +92,4 @@ def _look(image: Image.Image) -> int | None:
     return int("".join("1" if bit else "0" for bit in bits), 2)
 
 
-_COSINES = np.cos(np.pi * np.outer(np.arange(_LOOK_BITS), np.arange(_LOOK_SIDE) + 0.5) / _LOOK_SIDE)
+_COSINES = np.cos(np.pi * np.outer(np.arange(_HASH_BITS), np.arange(_HASH_SIDE) + 0.5) / _HASH_SIDE)

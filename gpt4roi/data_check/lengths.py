@@ -1,4 +1,4 @@
-"""How long prompts become: with the tokenizer of a model, or estimated where there is none."""
+"""Prompt lengths in tokens: counted with the tokenizer of a model, or estimated where there is none."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
 from gpt4roi.structures import RegionSample
 
-ENDLESS = 10**9
+UNLIMITED = 10**9
 DEFAULT_LIMIT = 2048
 BYTES_PER_TOKEN = 4.0
 """English text has about this many bytes a token in the vocabularies of LLaMA and its like."""
 
 
 class Measure(NamedTuple):
-    """One prompt: its length, how much of it is learnt, its rounds, and what would be dropped."""
+    """One prompt: its length, how much of it is supervised, its rounds, and what would be dropped."""
 
     tokens: int
     supervised: int
@@ -32,23 +32,25 @@ class Measure(NamedTuple):
     answers_cut: int
 
 
-class Ruler:
+class LengthEstimator:
     """Measures prompts with a processor.
 
-    limit: the longest prompt in tokens. bytes_per_token: set where the processor counts bytes, because no tokenizer is
-    at hand; lengths and limit are then estimates.
+    Args:
+        processor: Encodes them.
+        limit: The longest prompt in tokens.
+        bytes_per_token: Set where the processor counts bytes, for want of a tokenizer; lengths are then estimates.
     """
 
     def __init__(self, processor: GPT4RoIProcessor, limit: int, bytes_per_token: float | None = None) -> None:
         self.limit, self.bytes_per_token = limit, bytes_per_token
         self.side = processor.image_size
         self.processor = _with_limit(processor, limit)
-        self._endless = _with_limit(processor, ENDLESS)
+        self._unlimited = _with_limit(processor, UNLIMITED)
 
     def measure(self, sample: RegionSample, image_size: tuple[int, int]) -> Measure:
         """Encodes a sample's text; raises InputError as the processor does."""
-        whole = self._endless.encode_text(sample, image_size=image_size)
-        ids, labels = whole["input_ids"], whole["labels"]
+        encoded = self._unlimited.encode_text(sample, image_size=image_size)
+        ids, labels = encoded["input_ids"], encoded["labels"]
         rounds = sum(turn.role == "user" for turn in sample.turns)
         tokens = self._tokens(ids)
         supervised = self._tokens(ids[labels != IGNORE_INDEX])
@@ -67,21 +69,26 @@ class Ruler:
         return patches + round((len(ids) - patches) / self.bytes_per_token)
 
 
-def open_ruler(model: str | None, limit: int | None = None, prompt_format: str = "v0") -> Ruler:
-    """Returns a ruler for a model: a folder of ours, or one of a language model that is to be trained.
+def open_length_estimator(model: str | None, limit: int | None = None, prompt_format: str = "v0") -> LengthEstimator:
+    """Returns an estimator for a model: a folder of ours, or one of a language model that is to be trained.
 
-    model: None estimates lengths from bytes. limit: the model's own, or 2048, where it is None. prompt_format: for a
-    language model. Raises InputError where there is no tokenizer.
+    Args:
+        model: None estimates lengths from bytes.
+        limit: The model's own, or 2048, where it is None.
+        prompt_format: For a language model.
+
+    Raises:
+        InputError: There is no tokenizer.
     """
     if model is None:
         byte_processor = GPT4RoIProcessor(_byte_tokenizer(), prompt_format=prompt_format)
-        return Ruler(byte_processor, limit or DEFAULT_LIMIT, BYTES_PER_TOKEN)
+        return LengthEstimator(byte_processor, limit or DEFAULT_LIMIT, BYTES_PER_TOKEN)
     if _is_ours(Path(model)):
         processor = load_processor(model)
-        return Ruler(processor, limit or processor.model_max_length)
+        return LengthEstimator(processor, limit or processor.model_max_length)
     tokenizer = load_tokenizer(model)
     add_special_tokens(tokenizer)
-    return Ruler(GPT4RoIProcessor(tokenizer, prompt_format=prompt_format), limit or DEFAULT_LIMIT)
+    return LengthEstimator(GPT4RoIProcessor(tokenizer, prompt_format=prompt_format), limit or DEFAULT_LIMIT)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Looks at one sample after the other: whether it can be encoded, and whether its boxes make sense."""
+"""Checks of single samples: whether they can be encoded, and whether their boxes make sense."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.data.base import Item, RegionDataset
 from gpt4roi.data_check.findings import Finding, Findings
 from gpt4roi.data_check.images import ImageFacts, read_facts
-from gpt4roi.data_check.lengths import Ruler
+from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.statistics import Statistics
 from gpt4roi.errors import InputError
 from gpt4roi.processing.mentions import region_numbers
@@ -64,14 +64,17 @@ class Part:
 class SampleChecker:
     """Checks samples of one data set.
 
-    seed: of the draws, as in a training's first epoch. ruler: measures prompts.
+    Args:
+        dataset: The data set.
+        estimator: Measures prompts.
+        seed: Of the draws, as in a training's first epoch.
     """
 
-    def __init__(self, dataset: RegionDataset, ruler: Ruler, seed: int = 0) -> None:
-        self.dataset, self.ruler, self.seed = dataset, ruler, seed
+    def __init__(self, dataset: RegionDataset, estimator: LengthEstimator, seed: int = 0) -> None:
+        self.dataset, self.estimator, self.seed = dataset, estimator, seed
 
     def check(self, indices: Iterable[int]) -> Part:
-        """Looks at these samples; never raises for what is wrong with them."""
+        """Checks these samples; never raises for what is wrong with them."""
         part = Part()
         for index in indices:
             part.statistics.samples += 1
@@ -102,21 +105,20 @@ class SampleChecker:
             part.statistics.text_alone += 1
         part.statistics.regions += len(item.boxes_px)
         part.statistics.without_region += not len(item.boxes_px)
-        if facts.size is not None:
-            for kind, message in _image_remarks(item, sample, facts):
-                part.findings.add(_finding(kind, item, message))
+        for kind, message in _image_remarks(item, sample, facts):
+            part.findings.add(_finding(kind, item, message))
         if len(item.boxes_px):
             self._check_boxes(item, size, part)
 
     def _check_text(self, item: Item, sample: RegionSample, size: tuple[int, int] | None, part: Part) -> bool:
-        """Measures the prompt and looks at the mentions; returns whether the sample can be encoded."""
+        """Measures the prompt and checks the mentions; returns whether the sample can be encoded."""
         for turn in sample.turns:
             if turn.role == "assistant":
                 part.statistics.count_answer(turn.text)
         try:
-            measure = self.ruler.measure(sample, size or (self.ruler.side, self.ruler.side))
+            measure = self.estimator.measure(sample, size or (self.estimator.side, self.estimator.side))
         except InputError as error:
-            if "expected x1 <= x2" not in str(error):  # exchanged corners are a finding of their own
+            if error.code != "box_inverted":  # exchanged corners are a finding of their own
                 part.findings.add(_finding("sample_unusable", item, str(error)))
             return False
         part.statistics.count_length(measure.tokens)
@@ -126,7 +128,7 @@ class SampleChecker:
         part.statistics.answers_cut += measure.answers_cut
         if measure.rounds_lost or measure.answers_cut:
             lost = f"{measure.rounds_lost} of {measure.rounds} rounds" if measure.rounds_lost else "the answer's end"
-            message = f"{item.source}: {measure.tokens} tokens, {self.ruler.limit} fit; {lost} would be dropped"
+            message = f"{item.source}: {measure.tokens} tokens, {self.estimator.limit} fit; {lost} would be dropped"
             part.findings.add(_finding("rounds_lost", item, message))
         unmentioned = _unmentioned(sample)
         if unmentioned:
@@ -136,7 +138,7 @@ class SampleChecker:
         return True
 
     def _check_boxes(self, item: Item, size: tuple[int, int] | None, part: Part) -> None:
-        """Looks at boxes; without the image's size only at the order of their corners."""
+        """Checks boxes; without the image's size only at the order of their corners."""
         boxes = item.boxes_px
         of_image = f", the image {size[1]} x {size[0]} px" if size else ""
         if item.box_frame == "unit":
@@ -148,7 +150,7 @@ class SampleChecker:
         for number, box in enumerate(boxes, start=1):
             if size:
                 part.statistics.count_box(box, size)
-            found = _box_remark(box, size, self.ruler.side)
+            found = _box_remark(box, size, self.estimator.side)
             if found:
                 where = item.box_sources[number - 1] if number <= len(item.box_sources) else item.source
                 shown = [round(float(value), 2) for value in box]
@@ -187,14 +189,20 @@ def _box_remark(box: np.ndarray, size: tuple[int, int] | None, side: int) -> tup
 
 
 def _image_remarks(item: Item, sample: RegionSample, facts: ImageFacts) -> Iterable[tuple[str, str]]:
+    if facts.size is None:
+        return
     height, width = facts.size
     if min(facts.size) < SMALL_IMAGE:
         yield "picture_small", f"{item.source}: image {item.image!r} is {width} x {height} px"
-    told = item.image_size
-    if told is not None and len(item.boxes_px) and told not in (facts.size, facts.shown_size(sample.image_pipeline)):
-        said = f"the file says {told[1]} x {told[0]}, image {item.image!r} is {width} x {height} px"
-        yield "size_differs", f"{item.source}: {said}"
-    if facts.sideways and sample.image_pipeline == "dialogue" and len(item.boxes_px):
+    stated = item.image_size
+    if (
+        stated is not None
+        and len(item.boxes_px)
+        and stated not in (facts.size, facts.shown_size(sample.image_pipeline))
+    ):
+        sizes = f"the file says {stated[1]} x {stated[0]}, image {item.image!r} is {width} x {height} px"
+        yield "size_differs", f"{item.source}: {sizes}"
+    if facts.exif_rotated and sample.image_pipeline == "dialogue" and len(item.boxes_px):
         yield (
             "sideways",
             f"{item.source}: image {item.image!r} is turned by its EXIF data, but is read as it is stored",

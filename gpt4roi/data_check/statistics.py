@@ -1,4 +1,4 @@
-"""What is counted over the samples of a data set."""
+"""Statistics over the samples of a data set."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ _TOP = 30
 class Statistics:
     """Sums over samples; two of them add up.
 
-    regions: boxes of the samples; lengths: whole prompts before anything is dropped, in steps of LENGTH_STEP tokens;
-    rounds: question-answer rounds, and how many of them do not fit; labels: short answers, lower case; sizes: boxes by
-    the root of their share of the image, in tenths.
+    Attributes:
+        regions: Boxes of the samples.
+        rounds, rounds_lost: Question-answer rounds, and how many of them do not fit.
+        lengths: Complete prompts before anything is dropped, in steps of LENGTH_STEP tokens.
+        labels: Short answers, lower case.
+        sizes: Boxes by the root of their fraction of the image, in tenths.
     """
 
     samples: int = 0

@@ -215,7 +215,8 @@ class GPT4RoIProcessor(ProcessorMixin):
         inverted = np.flatnonzero((boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1]))
         if len(inverted):
             number = order[inverted[0]] + 1
-            raise InputError(f"box {number} is {boxes[inverted[0]].tolist()}{where}; expected x1 <= x2 and y1 <= y2")
+            message = f"box {number} is {boxes[inverted[0]].tolist()}{where}; expected x1 <= x2 and y1 <= y2"
+            raise InputError(message, code="box_inverted")
         if sample.box_frame == "unit":
             image_size = (1, 1)
         if image_size is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from recordings import ENTRIES
 
 from gpt4roi.data_check.examine import examine
-from gpt4roi.data_check.lengths import open_ruler
+from gpt4roi.data_check.lengths import open_length_estimator
 
 NOT_TRAINING = ("coco_det_test", "coco_det_train_max2", "coco_det_tiny")
 
@@ -17,7 +17,7 @@ def entry_of(name):
 
 def test_the_ten_sets_are_checked_without_a_loss():
     entries = [(entry_of(name), "training") for name in ENTRIES if name not in NOT_TRAINING]
-    results = examine(entries, open_ruler(None))
+    results = examine(entries, open_length_estimator(None))
     assert len(results) == 10
     for one in results:
         assert one.checked == one.size > 0 and one.lost == 0
@@ -27,6 +27,6 @@ def test_the_ten_sets_are_checked_without_a_loss():
 
 def test_images_of_refcocog_are_found_among_those_of_coco():
     entries = [(entry_of("coco_det_train"), "training"), (entry_of("refcocog"), "evaluation")]
-    _, refcocog = examine(entries, open_ruler(None))
+    _, refcocog = examine(entries, open_length_estimator(None))
     assert refcocog.findings.counts["leakage"] == len(refcocog.images) == 3
     assert all("same COCO number" in one.message for one in refcocog.findings.kept["leakage"])

@@ -14,15 +14,15 @@ from gpt4roi.data_check import examine as examination
 from gpt4roi.data_check.duplicates import duplicates, leaks
 from gpt4roi.data_check.examine import examine
 from gpt4roi.data_check.images import examine as look_at
-from gpt4roi.data_check.lengths import open_ruler
+from gpt4roi.data_check.lengths import open_length_estimator
 from gpt4roi.data_check.verdict import judge
 from gpt4roi.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def ruler():
+def estimator():
     """Estimates lengths from bytes."""
-    return open_ruler(None, 700)
+    return open_length_estimator(None, 700)
 
 
 @pytest.fixture(scope="module")
@@ -47,31 +47,31 @@ def good_set(folder, count=12):
     return folder / "train.jsonl"
 
 
-def test_two_processes_find_the_same_in_the_same_order_as_one(faulty, ruler):
+def test_two_processes_find_the_same_in_the_same_order_as_one(faulty, estimator):
     reports = []
     for workers in (1, 2):
         entries = [unified(faulty / "train.jsonl"), unified(faulty / "eval.jsonl", "evaluation")]
-        reports.append([one.as_dict() | {"speed": None} for one in examine(entries, ruler, workers=workers)])
+        reports.append([one.as_dict() | {"speed": None} for one in examine(entries, estimator, workers=workers)])
     assert reports[0] == reports[1]
     assert len(reports[0][0]["findings"]) == 16
 
 
-def test_a_process_that_is_killed_is_one_readable_error(faulty, ruler, monkeypatch):
+def test_a_process_that_is_killed_is_one_readable_error(faulty, estimator, monkeypatch):
     monkeypatch.setattr(examination.images, "examine", lambda path: os.kill(os.getpid(), 9))
     with pytest.raises(InputError, match=r"a process that read the data was killed; .* try --workers 1"):
-        examine([unified(faulty / "train.jsonl")], ruler, workers=2)
+        examine([unified(faulty / "train.jsonl")], estimator, workers=2)
 
 
-def test_a_part_of_a_set_is_drawn_by_the_seed(tmp_path, ruler):
+def test_a_part_of_a_set_is_drawn_by_the_seed(tmp_path, estimator):
     path = good_set(tmp_path)
-    results = [examine([unified(path)], ruler, sample=5, seed=seed)[0] for seed in (0, 0, 1)]
+    results = [examine([unified(path)], estimator, sample=5, seed=seed)[0] for seed in (0, 0, 1)]
     assert [one.checked for one in results] == [5, 5, 5] and results[0].size == 12
     assert list(results[0].images) == list(results[1].images) != list(results[2].images)
 
 
-def test_a_set_that_does_not_open_leaves_the_others_to_be_checked(tmp_path, ruler):
+def test_a_set_that_does_not_open_leaves_the_others_to_be_checked(tmp_path, estimator):
     entries = [unified(tmp_path / "none.jsonl"), ({"type": "VG"}, "training"), unified(good_set(tmp_path / "good"))]
-    results = examine([*entries, (7, "training")], ruler)
+    results = examine([*entries, (7, "training")], estimator)
     messages = [one.findings.kept["set_unreadable"][0].message for one in results if one.dataset is None]
     assert "none.jsonl: no such file" in messages[0]
     assert "unknown type 'VG'" in messages[1]
@@ -81,25 +81,25 @@ def test_a_set_that_does_not_open_leaves_the_others_to_be_checked(tmp_path, rule
     assert not verdict.ready and "none.jsonl cannot be opened" in verdict.reason
 
 
-def test_a_good_set_is_ready_and_a_remark_matters_only_where_it_is_asked_to(tmp_path, ruler):
+def test_a_good_set_is_ready_and_a_remark_matters_only_where_it_is_asked_to(tmp_path, estimator):
     path = good_set(tmp_path)
-    assert judge(examine([unified(path)], ruler), 0.01).word == "ready"
+    assert judge(examine([unified(path)], estimator), 0.01).word == "ready"
     with path.open("a") as file:
         file.write("\n" + json.dumps(line("0.png", [[10, 10, 10.5, 50]], answer="a line")))
-    results = examine([unified(path)], ruler)
+    results = examine([unified(path)], estimator)
     assert judge(results, 0.01).word == "ready, with remarks"
     assert not judge(results, 0.01, strict=True).ready
 
 
-def test_losses_within_the_allowed_share_are_remarks(tmp_path, ruler):
+def test_losses_within_the_allowed_share_are_remarks(tmp_path, estimator):
     path = good_set(tmp_path)
     (tmp_path / "3.png").unlink()
-    results = examine([unified(path)], ruler)
+    results = examine([unified(path)], estimator)
     assert results[0].lost == 1
     assert judge(results, 0.01).word == "ready, with remarks", "a training lets a single one pass too"
     assert judge(results, 0.01).reason == "1 left out, which stops no training; 1 errors and 0 warnings"
     (tmp_path / "4.png").unlink()
-    results = examine([unified(path)], ruler)
+    results = examine([unified(path)], estimator)
     assert judge(results, 0.2).word == "ready, with remarks"
     verdict = judge(results, 0.1)
     assert verdict.word == "not ready" and verdict.reason.startswith("2 of 12 samples in unified")
@@ -107,13 +107,13 @@ def test_losses_within_the_allowed_share_are_remarks(tmp_path, ruler):
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
-def test_the_verdict_on_annotations_is_that_of_a_training(tmp_path, ruler, bad):
+def test_the_verdict_on_annotations_is_that_of_a_training(tmp_path, estimator, bad):
     from gpt4roi.train.sanity_checks import check_drops
 
     path = good_set(tmp_path)
     with path.open("a") as file:
         file.write("".join("\n" + json.dumps(line("0.png", answer="")) for _ in range(bad)))
-    (result,) = examine([unified(path)], ruler)
+    (result,) = examine([unified(path)], estimator)
     verdict = judge([result], 0.01)
     if bad < 2:
         check_drops([result.dataset], 0.01)
@@ -124,30 +124,30 @@ def test_the_verdict_on_annotations_is_that_of_a_training(tmp_path, ruler, bad):
         assert not verdict.ready and verdict.reason.startswith("2 of 14 annotations in unified")
 
 
-def test_a_set_whose_only_sample_is_lost_is_not_ready(tmp_path, ruler):
+def test_a_set_whose_only_sample_is_lost_is_not_ready(tmp_path, estimator):
     path = good_set(tmp_path, count=1)
     (tmp_path / "0.png").unlink()
-    assert judge(examine([unified(path)], ruler), 0.01).reason == "there is nothing to learn from"
+    assert judge(examine([unified(path)], estimator), 0.01).reason == "there is nothing to learn from"
 
 
-def test_a_bad_image_counts_for_every_sample_that_needs_it(tmp_path, ruler):
+def test_a_bad_image_counts_for_every_sample_that_needs_it(tmp_path, estimator):
     path = good_set(tmp_path)
     with path.open("a") as file:
         file.write("\n" + json.dumps(line("3.png", answer="another thing")))
     (tmp_path / "3.png").write_bytes(b"")
-    (result,) = examine([unified(path)], ruler)
+    (result,) = examine([unified(path)], estimator)
     assert result.lost == 2
     assert result.findings.counts["picture_unreadable"] == 1
     assert "#4 and 1 more samples: " in result.findings.kept["picture_unreadable"][0].message
 
 
-def test_one_answer_to_nearly_everything_is_told(tmp_path, ruler):
+def test_one_answer_to_nearly_everything_is_told(tmp_path, estimator):
     turns = []
     for number in range(60):
         turns.append({"from": "human", "value": f"Is it {number}?"})
         turns.append({"from": "gpt", "value": "No." if number else "yes"})
     (tmp_path / "t.jsonl").write_text(json.dumps({"conversations": turns}))
-    (result,) = examine([unified(tmp_path / "t.jsonl")], ruler)
+    (result,) = examine([unified(tmp_path / "t.jsonl")], estimator)
     assert result.findings.kept["answers_alike"][0].message.endswith("59 of 60 short answers are 'no'")
 
 
@@ -189,7 +189,7 @@ def test_links_to_one_file_are_one_image_and_flat_images_are_not_compared(tmp_pa
     assert not list(duplicates(facts))
 
 
-def test_damaged_files_never_end_an_examination(tmp_path, ruler):
+def test_damaged_files_never_end_an_examination(tmp_path, estimator):
     content = [
         line("0.png", answer="a thing", tasks=["x"], independent=True),
         line("1.png", [[1, 2, 9, 9], [2, 2, 8, 8]]),
@@ -200,7 +200,7 @@ def test_damaged_files_never_end_an_examination(tmp_path, ruler):
     for number, (_, data) in enumerate(mutated(content, 80, lines=True)):
         path = tmp_path / f"{number}.jsonl"
         path.write_bytes(data)
-        (result,) = examine([unified(path)], ruler)
+        (result,) = examine([unified(path)], estimator)
         json.dumps(result.as_dict(), allow_nan=False)
         assert all(str(tmp_path) in one.message for _, _, kept in result.findings for one in kept)
         kinds |= set(result.findings.counts)

@@ -15,6 +15,7 @@ import zipfile
 import pytest
 
 from gpt4roi.errors import InputError
+from gpt4roi.io.atomic import atomic_folder
 from quickstart import fetch
 
 
@@ -124,11 +125,11 @@ def test_a_package_that_is_no_package_is_named(tmp_path):
 
 def test_a_finished_folder_is_there_whole_or_not_at_all(tmp_path):
     target = tmp_path / "done"
-    with pytest.raises(KeyboardInterrupt), fetch.finished_folder(target) as scratch:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as scratch:
         (scratch / "half").write_text("x")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
-    with fetch.finished_folder(target) as scratch:
+    with atomic_folder(target) as scratch:
         (scratch / "whole").write_text("x")
     assert [p.name for p in target.iterdir()] == ["whole"]
 
