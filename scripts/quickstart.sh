@@ -28,7 +28,7 @@ cat > "$folder/stage2.json" <<JSON
 [{"type": "unified", "ann_file": "$folder/data/train.jsonl", "image_pipeline": "detection",
   "pairs_per_epoch": {"caption": 3, "larger": 3, "left": 2, "above": 2, "count": 1}}]
 JSON
-common=(--picture_features "$folder/features" --attn_implementation eager --seed 0 --report_to none
+common=(--feature_cache "$folder/features" --attn_implementation eager --seed 0 --report_to none
     --save_total_limit 1 --align_weight 1.0)
 # A GPU picks its own precision, and not every one has this.
 .venv/bin/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && common+=(--bf16)

@@ -122,7 +122,7 @@ def test_control_c_is_one_line_and_says_how_to_go_on(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="130"):
         runpy.run_module("gpt4roi.train", run_name="__main__")
     assert capsys.readouterr().err == (
-        "gpt4roi train: interrupted; the work directory alone goes on from its last checkpoint\n"
+        "gpt4roi train: interrupted; rerun with only --output_dir to resume from the last checkpoint\n"
     )
 
 

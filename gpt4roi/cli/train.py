@@ -1,4 +1,4 @@
-"""`gpt4roi train`: both stages of a training, or what it would take."""
+"""Subcommand `gpt4roi train`: trains a stage, or estimates the memory that it takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HELP = "train a stage on this process's device, or estimate the memory it takes"
 EXAMPLE = """
   gpt4roi train --stage 1 --output_dir exp/stage1 --dataset_config my/train.jsonl \\
       --model_name_or_path ./vicuna-7b --vision_tower openai/clip-vit-large-patch14
-  gpt4roi train --stage 2 --output_dir exp/stage2            goes on where that folder stopped
+  gpt4roi train --stage 2 --output_dir exp/stage2            resumes the run of that folder
   gpt4roi train --stage 2 --model_name_or_path exp/stage1 --estimate --estimate_gpus 8
 
 Every flag of the training is taken; `python -m gpt4roi.train --help` lists them all. On several GPUs start it with
@@ -20,7 +20,7 @@ ALLOWS_EXTRA_ARGS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stage", metavar="N", help="1: the region encoder learns; 2: all but the vision tower")
+    parser.add_argument("--stage", metavar="N", help="1: trains the region encoder; 2: all but the vision tower")
     parser.add_argument("--output_dir", metavar="DIR", help="the work directory; alone, it resumes its run")
     parser.add_argument(
         "--estimate",
@@ -33,15 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gpt4roi.train import main
-    from gpt4roi.train.estimate import estimated
-    from gpt4roi.train.work_dir import is_on, options
+    from gpt4roi.train.estimate import estimate_from_flags
+    from gpt4roi.train.work_dir import is_on, parse_flags
 
     words = [*args.extra_args]
     for name in ("stage", "output_dir", "estimate"):
         if getattr(args, name) is not None:
             words += [f"--{name}", getattr(args, name)]
-    if is_on(options(words), "estimate"):
-        output.line(estimated(words))
+    flags = parse_flags(words)
+    if is_on(flags, "estimate"):
+        output.line(estimate_from_flags(flags))
     else:
         main(words)
     return 0

@@ -1,3 +1,5 @@
+"""Entry point of `python -m gpt4roi.train`: exit code 2 and one line for wrong input."""
+
 import logging
 import sys
 
@@ -12,5 +14,7 @@ if __name__ == "__main__":
         sys.stderr.write(f"gpt4roi train: error: {' '.join(str(error).split())}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("gpt4roi train: interrupted; the work directory alone goes on from its last checkpoint\n")
+        sys.stderr.write(
+            "gpt4roi train: interrupted; rerun with only --output_dir to resume from the last checkpoint\n"
+        )
         sys.exit(130)

@@ -1,7 +1,7 @@
-"""LoRA and QLoRA: the language model learns by low-rank adapters, the region encoder and the projector in full.
+"""LoRA and QLoRA: low-rank adapters for the language model, and full training of the modules beside it.
 
-The adapters and the modules beside them are saved alone, as peft does; `gpt4roi merge-adapter` joins them with the
-model that they were trained on.
+The adapters and those modules are saved alone, as peft does; `gpt4roi merge-adapter` merges them into the model that
+they were trained on.
 """
 
 from __future__ import annotations
@@ -14,51 +14,40 @@ from torch import nn
 from gpt4roi import devices
 from gpt4roi.errors import InputError
 from gpt4roi.models.vision_tower import VisionTower
-from gpt4roi.train.arguments import AdapterArguments
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from gpt4roi.train.arguments import DTYPES, AdapterArguments
 
 
-def check_adapters(given: AdapterArguments, modules: tuple[str, ...], starts_from_ours: bool) -> None:
-    """Raises InputError for arguments that contradict each other.
+def check_adapters(given: AdapterArguments, modules: tuple[str, ...], from_checkpoint: bool) -> None:
+    """Raises InputError for adapters that do not fit the rest of the training.
 
-    modules: what learns; starts_from_ours: whether the run starts from a GPT4RoI folder.
+    Args:
+        given: The adapters.
+        modules: The trainable modules.
+        from_checkpoint: Whether the run starts from a GPT4RoI folder.
     """
-    if given.frozen_dtype not in DTYPES:
-        raise InputError(f"--frozen_dtype: got {given.frozen_dtype!r}, expected one of {', '.join(DTYPES)}")
-    if given.quantization not in (None, *devices.QUANTIZATIONS):
-        raise InputError(f"--quantization: got {given.quantization!r}, expected {' or '.join(devices.QUANTIZATIONS)}")
-    if given.lora_r < 0:
-        raise InputError(f"--lora_r: got {given.lora_r}, expected a rank above 0, or 0 for no adapters")
-    if not 0 <= given.lora_dropout < 1:
-        raise InputError(f"--lora_dropout: got {given.lora_dropout}, expected 0 or more and below 1")
     if given.lora_r == 0:
-        _refuse_without_rank(given, modules)
+        if given.quantization and "language_model" in modules:
+            raise InputError(
+                f"--quantization {given.quantization}: quantized weights cannot be trained; add --lora_r 16"
+            )
         return
     if "language_model" not in modules:
         raise InputError(
-            f"--lora_r {given.lora_r} is for a language model that learns, but --trainable_modules is "
+            f"--lora_r {given.lora_r} is for a language model that is trained, but --trainable_modules is "
             f"{','.join(modules)}; add language_model"
         )
-    if not starts_from_ours:
+    if not from_checkpoint:
         raise InputError(
             f"--lora_r {given.lora_r} needs a GPT4RoI folder to start from, because adapters are saved without the "
             "model: run stage 1 first, and give its folder as --model_name_or_path"
         )
 
 
-def _refuse_without_rank(given: AdapterArguments, modules: tuple[str, ...]) -> None:
-    set_names = [name for name in ("lora_alpha", "lora_target_modules") if getattr(given, name) is not None]
-    if set_names or given.lora_dropout:
-        raise InputError(f"--{(set_names or ['lora_dropout'])[0]} does nothing without --lora_r; give a rank, as 16")
-    if given.quantization and "language_model" in modules:
-        raise InputError(f"--quantization {given.quantization}: quantized weights cannot learn; add --lora_r 16")
-
-
 def quantization_config(given: AdapterArguments) -> Any:
     """Returns the bitsandbytes configuration that was asked for, None for none.
 
-    Raises InputError where bitsandbytes is not installed.
+    Raises:
+        InputError: bitsandbytes is not installed.
     """
     if given.quantization is None:
         return None
@@ -74,8 +63,8 @@ def quantization_config(given: AdapterArguments) -> Any:
 
 
 @torch.no_grad()
-def keep_frozen(model: nn.Module, dtype: str) -> None:
-    """Casts every parameter that does not learn to a dtype, the tower with its statistics; quantized ones stay."""
+def cast_frozen_parameters(model: nn.Module, dtype: str) -> None:
+    """Casts frozen parameters to a dtype, the tower with its statistics; quantized ones stay as they are."""
     wanted = DTYPES[dtype]
     for module in model.modules():
         if isinstance(module, VisionTower):
@@ -85,10 +74,16 @@ def keep_frozen(model: nn.Module, dtype: str) -> None:
             parameter.data = parameter.data.to(wanted)
 
 
-def add_adapters(model: nn.Module, given: AdapterArguments, modules: tuple[str, ...]) -> nn.Module:
-    """Returns the peft model whose language model learns by adapters and whose other `modules` learn in full.
+def fully_trained(modules: tuple[str, ...], given: AdapterArguments) -> list[str]:
+    """Returns the modules whose own weights are trained: all of them, but a language model with adapters."""
+    return [name for name in modules if name != "language_model" or not given.lora_r]
 
-    Raises InputError where a layer that is to get an adapter is not there.
+
+def add_adapters(model: Any, given: AdapterArguments, modules: tuple[str, ...]) -> nn.Module:
+    """Returns the peft model whose language model is trained by adapters and whose other `modules` in full.
+
+    Raises:
+        InputError: peft is not installed, or the language model has no such layer.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -112,7 +107,7 @@ def add_adapters(model: nn.Module, given: AdapterArguments, modules: tuple[str, 
     return get_peft_model(model, config)
 
 
-def _linear_layers(model: nn.Module) -> list[str]:
+def _linear_layers(model: Any) -> list[str]:
     """Returns the last names of the language model's linear layers, without its output layer."""
     output = model.get_output_embeddings()
     found = (

@@ -1,4 +1,4 @@
-"""The model that a training begins or goes on with, and which of its parts learn."""
+"""Builds or loads the model to train and says which of its modules are trainable; or builds its shape alone."""
 
 from __future__ import annotations
 
@@ -8,43 +8,57 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig
 
-from gpt4roi.checkpoint.loading import build_from_parts, load_model, load_processor
+from gpt4roi.checkpoint.loading import (
+    build_from_parts,
+    load_model,
+    load_processor,
+    load_tokenizer,
+    tower_image_size,
+    vision_config,
+)
+from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
+from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration, original_format
+from gpt4roi.models.pretrained import find_tower
 from gpt4roi.processing.processor import GPT4RoIProcessor
+from gpt4roi.processing.tokenizer import add_special_tokens
 from gpt4roi.train import work_dir
 from gpt4roi.train.adapters import check_adapters, quantization_config
 from gpt4roi.train.arguments import ModelArguments, RegionArguments, TrainingArguments
-from gpt4roi.train.refusals import check_new_parts, refuse_adapter
+from gpt4roi.train.command_line import Arguments
+from gpt4roi.train.param_groups import parse_modules
 from gpt4roi.train.resume import realign
-from gpt4roi.train.trainable import parse_modules
 
 logger = logging.getLogger(__name__)
 
 
 def open_model(
     checkpoint: Path | None, model_args: ModelArguments, args: TrainingArguments
-) -> tuple[Any, GPT4RoIProcessor]:
+) -> tuple[GPT4RoIForConditionalGeneration, GPT4RoIProcessor]:
     """Opens a checkpoint, a GPT4RoI folder, or builds a model from a language model and a vision tower.
 
     A checkpoint whose weights are sharded is loaded by the trainer, over the model that the run began with.
     """
-    holds_weights = checkpoint is not None and any(checkpoint.glob("model*.safetensors"))
-    source = checkpoint if holds_weights else Path(model_args.model_name_or_path)
-    if not holds_weights:
+    source = Path(model_args.model_name_or_path)
+    if checkpoint is not None and any(checkpoint.glob("model*.safetensors")):
+        source = checkpoint
+    else:
         work_dir.require_finished(source)
     if is_ours(source):
-        chosen = {
-            "dtype": torch.float32,
-            "attn_implementation": model_args.attn_implementation,
-            "quantization_config": quantization_config(model_args),
-        }
+        quantization = quantization_config(model_args)
         processor = _own_processor(source, model_args)
-        model = load_model(str(source), **chosen)
-    elif args.stage == 2:
-        raise InputError(
-            f"{source}: not a GPT4RoI folder; stage 2 starts from stage 1's: --model_name_or_path exp/stage1"
+        model = load_model(
+            str(source),
+            dtype=torch.float32,
+            attn_implementation=model_args.attn_implementation,
+            quantization_config=quantization,
         )
+    elif args.stage == 2:
+        raise _not_a_start_of_stage_2(source)
     else:
         model, processor = _build(model_args)
     if args.device.type == "cpu" and not model_args.quantization:
@@ -52,10 +66,15 @@ def open_model(
     return model, processor
 
 
+def _not_a_start_of_stage_2(source: Path) -> InputError:
+    return InputError(f"{source}: not a GPT4RoI folder; stage 2 starts from stage 1's: --model_name_or_path exp/stage1")
+
+
 def _own_processor(folder: Path, model_args: ModelArguments) -> GPT4RoIProcessor:
     """Opens a GPT4RoI folder's processor, with the length that is asked for.
 
-    Raises InputError where another prompt format is asked for than the one that the model was trained with.
+    Raises:
+        InputError: Another prompt format is asked for than the one that the model was trained with.
     """
     processor = load_processor(str(folder))
     asked = model_args.prompt_format
@@ -86,30 +105,43 @@ def _build(model_args: ModelArguments) -> tuple[Any, GPT4RoIProcessor]:
     )
 
 
-def learning_modules(model_args: ModelArguments, args: TrainingArguments) -> tuple[str, ...]:
-    """Returns which modules learn: those asked for, and the projector where the run started it untrained."""
+def trainable_modules(model_args: ModelArguments, args: TrainingArguments) -> tuple[str, ...]:
+    """Returns the modules to train: those asked for, and the projector where this run starts it untrained."""
     modules = parse_modules(args.trainable_modules)
-    begun_here = not is_ours(Path(model_args.model_name_or_path))
-    if begun_here and model_args.pretrain_mm_mlp_adapter is None and "mm_projector" not in modules:
-        logger.info("mm_projector started untrained (no --pretrain_mm_mlp_adapter), so it learns too")
+    is_new = not is_ours(Path(model_args.model_name_or_path))
+    if is_new and model_args.pretrain_mm_mlp_adapter is None and "mm_projector" not in modules:
+        logger.info("mm_projector starts untrained (no --pretrain_mm_mlp_adapter), so it is trained too")
         modules += ("mm_projector",)
     return modules
 
 
-def check_choices(model_args: ModelArguments, region_args: RegionArguments, args: TrainingArguments) -> None:
+def check_choices(arguments: Arguments) -> None:
     """Raises InputError for choices about the model that contradict each other, before anything is opened."""
+    model_args, _, region_args, args = arguments
     source = Path(model_args.model_name_or_path)
     starts_from_ours = is_ours(source)
-    if not any(Path(args.output_dir).glob("checkpoint-*")):  # a run that goes on needs no start
-        refuse_adapter(source)
+    if not any(Path(str(args.output_dir)).glob("checkpoint-*")):  # a run that is resumed needs no start
+        if (source / "adapter_config.json").is_file() and not (source / "config.json").is_file():
+            raise InputError(
+                f"{source} holds an adapter, not a model; join it with its base: gpt4roi merge-adapter BASE {source} "
+                "OUT"
+            )
         work_dir.require_finished(source)
         if args.stage == 2 and not starts_from_ours:
-            raise InputError(
-                f"{source}: not a GPT4RoI folder; stage 2 starts from stage 1's: --model_name_or_path exp/stage1"
-            )
+            raise _not_a_start_of_stage_2(source)
     if not starts_from_ours:
-        check_new_parts(model_args, region_args)
+        _check_new_parts(model_args, region_args)
     check_adapters(model_args, parse_modules(args.trainable_modules), starts_from_ours)
+
+
+def _check_new_parts(model_args: ModelArguments, region_args: RegionArguments) -> None:
+    """Raises InputError for choices of a new model that contradict each other."""
+    if model_args.region_encoder_type == "light":
+        return
+    if model_args.image_grid_size is not None:
+        raise InputError("--image_grid_size is for --region_encoder_type light; leave one out or give the other")
+    if region_args.region_mixup or region_args.region_noise:
+        raise InputError("--region_mixup and --region_noise are for --region_encoder_type light")
 
 
 def is_ours(folder: Path) -> bool:
@@ -119,3 +151,75 @@ def is_ours(folder: Path) -> bool:
     except (OSError, json.JSONDecodeError):
         return False
     return kind in ("gpt4roi", "llava")
+
+
+def planned_config(given: ModelArguments) -> GPT4RoIConfig:
+    """Returns the configuration that a training's model would have; reads configurations and a tokenizer alone.
+
+    Raises:
+        InputError: A part has no configuration.
+    """
+    source = Path(given.model_name_or_path)
+    if not is_ours(source):
+        return _config_of_parts(given)
+    values = original_format.read_json(source / "config.json")
+    if not original_format.is_original(values):
+        if "vision_config" not in values:
+            values["vision_config"] = vision_config(find_tower(values["mm_vision_tower"], source)).to_dict()
+        return GPT4RoIConfig.from_dict(values)
+    names = ("model_type", "mm_hidden_size", "architectures")
+    text = {name: value for name, value in values.items() if not name.startswith("mm_") and name not in names}
+    tower = vision_config(find_tower(str(values.get("mm_vision_tower") or given.vision_tower), source))
+    return GPT4RoIConfig(tower, {**text, "model_type": "llama"})
+
+
+def _config_of_parts(given: ModelArguments) -> GPT4RoIConfig:
+    tokenizer = load_tokenizer(given.model_name_or_path)
+    try:
+        text = AutoConfig.from_pretrained(given.model_name_or_path)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"language model {given.model_name_or_path}: no configuration there ({reason})") from None
+    add_special_tokens(tokenizer, pad_with_unknown=(given.prompt_format or "v0") in ("v1", "llava_v1"))
+    text.vocab_size = max(text.vocab_size, len(tokenizer))
+    location = find_tower(given.vision_tower)
+    tower, vocabulary = vision_config(location), tokenizer.get_vocab()
+    return GPT4RoIConfig(
+        tower,
+        text,
+        image_size=tower_image_size(location, tower),
+        image_token_id=vocabulary[IMAGE_PATCH_TOKEN],
+        region_token_id=vocabulary[REGION_TOKEN],
+        image_start_token_id=vocabulary[IMAGE_START_TOKEN],
+        image_end_token_id=vocabulary[IMAGE_END_TOKEN],
+        region_encoder_type=given.region_encoder_type,
+        image_grid_size=given.image_grid_size,
+        mm_vision_select_layer=given.mm_vision_select_layer,
+        mm_use_im_start_end=given.mm_use_im_start_end,
+    )
+
+
+def meta_model(config: GPT4RoIConfig, attention: str | None = None) -> GPT4RoIForConditionalGeneration:
+    """Builds a model on the meta device, where tensors have shapes and types alone, and take no memory.
+
+    Args:
+        config: Of the model.
+        attention: Of the language model, by default transformers' choice.
+    """
+    # What only runs on a GPU saves what sdpa saves.
+    config.text_config._attn_implementation = "sdpa" if (attention or "").startswith("flash") else attention
+    with torch.device("meta"):
+        return GPT4RoIForConditionalGeneration(config).train()
+
+
+def runnable(model: nn.Module) -> FakeTensorMode:
+    """Gives a meta model fake tensors that can be run in 16 bits too, and returns the mode to run it in."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                value = torch.empty(parameter.shape, dtype=parameter.dtype)
+                setattr(module, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return mode

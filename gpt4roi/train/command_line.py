@@ -1,4 +1,4 @@
-"""From words on a command line to the arguments of a training, over the defaults of its stage and its folder's own."""
+"""Command line of a training: from argv to checked arguments, over the defaults of its stage and its folder's run."""
 
 from __future__ import annotations
 
@@ -6,77 +6,67 @@ import argparse
 import difflib
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, IntervalStrategy
 
 from gpt4roi.errors import InputError
 from gpt4roi.train import sharding, work_dir
-from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
-from gpt4roi.train.defaults import STAGE_DEFAULTS
-from gpt4roi.train.refusals import check_device, check_values
-from gpt4roi.train.trainable import parse_modules, parse_rates
-from gpt4roi.train.work_dir import SWITCH
+from gpt4roi.train.arguments import (
+    STAGE_DEFAULTS,
+    DataArguments,
+    ModelArguments,
+    RegionArguments,
+    TrainingArguments,
+)
+from gpt4roi.train.work_dir import Flags, is_on, parse_flags, to_argv
 
 logger = logging.getLogger(__name__)
 
 
-def parse(
-    argv: Sequence[str], planning: bool = False
-) -> tuple[ModelArguments, DataArguments, RegionArguments, TrainingArguments]:
-    """Reads arguments over the defaults of their stage.
+class Arguments(NamedTuple):
+    """All arguments of a training."""
 
-    planning: nothing will be trained, so that flags which this machine cannot carry out are taken.
-    Raises InputError for unknown or impossible arguments, before anything is loaded.
+    model: ModelArguments
+    data: DataArguments
+    region: RegionArguments
+    training: TrainingArguments
+
+
+def parse(argv: Sequence[str], planning: bool = False) -> Arguments:
+    """Parses a command line; see `parse_arguments`."""
+    return parse_arguments(parse_flags(argv), planning)
+
+
+def parse_arguments(flags: Flags, planning: bool = False) -> Arguments:
+    """Returns the checked arguments of a training, over the defaults of its stage.
+
+    Args:
+        flags: The command line.
+        planning: Nothing will be trained, so that flags which this machine cannot carry out are taken.
+
+    Raises:
+        InputError: An argument is unknown or impossible; raised before anything is loaded.
     """
-    stage = _value(argv, "--stage") or "1"
-    if stage not in ("1", "2"):
-        raise InputError(f"--stage must be 1 or 2, got {stage!r}")
-    if _value(argv, "--output_dir") is None and not {"-h", "--help"} & set(argv):
+    stage, _ = stage_and_folder(flags)
+    if not flags.get("output_dir") and "help" not in flags and "-h" not in to_argv(flags):
         raise InputError("--output_dir is missing: the folder that the training writes to and resumes from")
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, RegionArguments, TrainingArguments),
-        prog="gpt4roi train",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    options = work_dir.options(list(argv))
-    accelerated = torch.cuda.is_available() and not work_dir.is_on(options, "use_cpu")
-    sharding.check_flags(options, accelerated or planning, needed=not planning)
+    accelerated = torch.cuda.is_available() and not is_on(flags, "use_cpu")
+    sharding.check_flags(flags, accelerated or planning, needed=not planning)
     if not planning:
-        check_device(options, accelerated)
-    argv = list(sharding.shipped_files(list(argv)))
-    if planning:  # the Trainer's arguments would ask for DeepSpeed's package
-        argv = _without(argv, "--deepspeed")
-    processes = int(os.environ.get("WORLD_SIZE", "0"))  # torchrun's word for how many train together
-    if not processes:  # one alone has no backend
-        argv = _without(argv, "--ddp_backend")
-    bf16 = accelerated and _takes_bfloat16(options)
-    parser.set_defaults(**STAGE_DEFAULTS[int(stage)], bf16=bf16, use_cpu=not accelerated)
-    if accelerated:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        parser.set_defaults(dataloader_num_workers=max(1, min(8, (os.cpu_count() or 1) // here - 1)))
-    parser.set_defaults(dataloader_pin_memory=accelerated)
-    if _value(argv, "--eval_dataset") is not None:
-        parser.set_defaults(eval_strategy="steps", eval_steps=1000, eval_on_start=True)
-    # Known before the rest is read, because DeepSpeed's file is completed while it is.
-    parser.set_defaults(gradient_accumulation_steps=accumulation(options, int(stage), max(processes, 1)))
-    try:
-        *parts, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
-    except (argparse.ArgumentError, ValueError) as error:
-        raise InputError(f"arguments: {error}") from None
-    if unknown:
-        raise InputError(f"unknown arguments: {' '.join(unknown)}; {_hint(unknown, parser)}")
-    model_args, data_args, region_args, args = parts
-    if planning and "deepspeed" in options:
-        args.deepspeed = options["deepspeed"][0]
-    check_values(model_args, data_args, region_args, args, planning)
-    parse_modules(args.trainable_modules)
-    parse_rates(args.learning_rates)
-    parse_rates(args.weight_decays, "--weight_decays")
+        _check_device(flags, accelerated)
+    kinds: Any = (ModelArguments, DataArguments, RegionArguments, TrainingArguments)
+    parser = HfArgumentParser(kinds, prog="gpt4roi train", exit_on_error=False, allow_abbrev=False)
+    parser.set_defaults(**_defaults(flags, stage, accelerated))
+    arguments = _read(parser, _for_the_parser(flags, planning))
+    if planning and "deepspeed" in flags:
+        arguments.training.deepspeed = flags["deepspeed"][0]
+    _check_together(arguments, planning)
+    args = arguments.training
     args.label_names, args.prediction_loss_only = ["labels"], True
     args.global_batch_size = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
     if not planning:
@@ -86,15 +76,108 @@ def parse(
                 f"{args.n_gpu} GPUs in one process: start one process for each, as train_stage{stage}.sh or torchrun "
                 "does"
             )
-    return model_args, data_args, region_args, args
+    return arguments
 
 
-def _takes_bfloat16(options: Mapping[str, tuple[str, ...]]) -> bool:
-    """Tells whether a training on GPUs computes in bfloat16 when nobody says: where they do, and fp16 is not asked for.
+def stage_and_folder(flags: Flags) -> tuple[int, Path | None]:
+    """Returns the stage and the work directory that are asked for; raises InputError for another stage than 1 and 2."""
+    stage = next(iter(flags.get("stage", ("1",))), "")
+    if stage not in ("1", "2"):
+        raise InputError(f"--stage must be 1 or 2, got {stage!r}")
+    folder = next(iter(flags.get("output_dir", ())), None)
+    return int(stage), None if folder is None else Path(folder)
 
-    options: the command line as name -> words. Says in the log what is used instead where they do not.
-    """
-    if work_dir.is_on(options, "fp16") or "bf16" in options:
+
+def resumed(flags: Flags) -> Flags:
+    """Returns the flags of the run in --output_dir, where there is one and only the folder was given."""
+    stage, folder = stage_and_folder(flags)
+    if folder is None:
+        return flags
+    return flags | work_dir.recorded_flags(folder, stage, run_flags(flags))
+
+
+def run_flags(flags: Flags) -> Flags:
+    """Returns the flags without the stage and the folder, which the work directory itself stands for."""
+    return {name: values for name, values in flags.items() if name not in ("stage", "output_dir")}
+
+
+def _for_the_parser(flags: Flags, planning: bool) -> list[str]:
+    given = dict(flags)
+    if "deepspeed" in given:
+        given["deepspeed"] = tuple(str(sharding.SHIPPED.get(word, word)) for word in given["deepspeed"])
+        if planning:  # the Trainer's arguments would ask for DeepSpeed's package
+            del given["deepspeed"]
+    if not _processes():  # one alone has no backend
+        given.pop("ddp_backend", None)
+    return to_argv(given)
+
+
+def _processes() -> int:
+    """Returns how many processes torchrun started; 0 without it."""
+    return int(os.environ.get("WORLD_SIZE", "0"))
+
+
+def _defaults(flags: Flags, stage: int, accelerated: bool) -> dict[str, Any]:
+    """Returns the defaults of a stage on this machine."""
+    defaults = STAGE_DEFAULTS[stage] | {
+        "bf16": accelerated and _defaults_to_bfloat16(flags),
+        "use_cpu": not accelerated,
+        "dataloader_pin_memory": accelerated,
+        # Known before the rest is read, because DeepSpeed's file is completed while it is.
+        "gradient_accumulation_steps": accumulation_steps(flags, stage, max(_processes(), 1)),
+    }
+    if accelerated:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        defaults["dataloader_num_workers"] = max(1, min(8, (os.cpu_count() or 1) // here - 1))
+    if flags.get("eval_dataset"):
+        defaults |= {"eval_strategy": "steps", "eval_steps": 1000, "eval_on_start": True}
+    return defaults
+
+
+def _read(parser: HfArgumentParser, argv: Sequence[str]) -> Arguments:
+    try:
+        *parts, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    except InputError:
+        raise
+    except (argparse.ArgumentError, ValueError) as error:
+        raise InputError(f"arguments: {error}") from None
+    if unknown:
+        raise InputError(f"unknown arguments: {' '.join(unknown)}; {_hint(unknown, parser)}")
+    return Arguments(*parts)
+
+
+def _check_together(arguments: Arguments, planning: bool) -> None:
+    """Raises InputError for arguments that contradict each other."""
+    args, frozen, attention = arguments.training, arguments.model.frozen_dtype, arguments.model.attn_implementation
+    if arguments.data.eval_dataset is None and (args.eval_strategy != "no" or args.eval_on_start):
+        strategy = IntervalStrategy(args.eval_strategy).value
+        flag = "eval_on_start" if strategy == "no" else f"eval_strategy {strategy}"
+        raise InputError(f"--{flag} needs --eval_dataset: what is to be evaluated on")
+    computed = "bfloat16" if args.bf16 else "float16" if args.fp16 else frozen
+    if frozen not in ("float32", computed):
+        raise InputError(
+            f"--frozen_dtype {frozen} does not go with a training that computes in {computed}; give --frozen_dtype "
+            f"{computed}, or --{'bf16' if args.bf16 else 'fp16'} false"
+        )
+    if (attention or "").startswith("flash") and args.use_cpu and not planning:
+        raise InputError(
+            f"--attn_implementation {attention} needs a GPU, and this training runs on the CPU; choose sdpa"
+        )
+
+
+def _check_device(flags: Flags, accelerated: bool) -> None:
+    """Raises InputError for flags that this machine cannot carry out; accelerated: the training runs on GPUs."""
+    for name in ("fp16", "tf32"):
+        if not accelerated and "bf16" not in flags and is_on(flags, name):
+            raise InputError(f"--{name} needs a GPU; leave it out, or give --bf16, which the CPU computes in too")
+    attention = next(iter(flags.get("attn_implementation", ())), "")
+    if accelerated and attention.startswith("flash") and find_spec("flash_attn") is None:
+        raise InputError(f"--attn_implementation {attention} needs flash-attn: pip install 'gpt4roi[flash-attn]'")
+
+
+def _defaults_to_bfloat16(flags: Flags) -> bool:
+    """Tells whether a training on GPUs defaults to bf16: where they compute in it, and no precision is asked for."""
+    if is_on(flags, "fp16") or "bf16" in flags:
         return False
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return True
@@ -102,24 +185,25 @@ def _takes_bfloat16(options: Mapping[str, tuple[str, ...]]) -> bool:
     return False
 
 
-def accumulation(options: Mapping[str, tuple[str, ...]], stage: int, processes: int) -> int:
-    """Returns how many batches each process puts into a step, so that a step keeps its samples.
+def accumulation_steps(flags: Flags, stage: int, processes: int) -> int:
+    """Returns how many batches each process puts into a step, so that a step has its `global_batch_size`.
 
-    options: the command line as name -> words. Raises InputError where the numbers do not fit each other.
+    Raises:
+        InputError: The numbers do not fit each other.
     """
-    numbers = {}
+    numbers = []
     for name in ("global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"):
-        word = next(iter(options.get(name, ())), None)
+        word = next(iter(flags.get(name, ())), None)
         try:
-            numbers[name] = int(STAGE_DEFAULTS[stage].get(name, 0) if word is None else word)
+            numbers.append(int(STAGE_DEFAULTS[stage].get(name, 0) if word is None else word))
         except ValueError:
             raise InputError(f"--{name}: got {word!r}, expected a whole number") from None
-        if word is not None and numbers[name] < 1:
+        if word is not None and numbers[-1] < 1:
             raise InputError(f"--{name}: got {word}, expected 1 or more")
-    step_size, at_once, given = numbers.values()
+    step_size, at_once, given = numbers
     at_once *= processes
     if given:
-        if "global_batch_size" in options and step_size != given * at_once:
+        if "global_batch_size" in flags and step_size != given * at_once:
             raise InputError(
                 f"--global_batch_size {step_size} and --gradient_accumulation_steps {given} contradict each other: "
                 f"{given} x {at_once} samples at once are {given * at_once}; give one of them"
@@ -143,7 +227,7 @@ REPLACED = {
     "overwrite_output_dir": "another folder",
     "resume_from_checkpoint": "nothing: the folder alone resumes its run",
 }
-"""Flags that people bring along, and what does their work here."""
+"""Flags of other trainings, and what does their work here."""
 
 
 def _hint(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
@@ -154,46 +238,3 @@ def _hint(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     known = [option for action in parser._actions for option in action.option_strings]
     close = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.75)
     return f"did you mean {close[0]}? --help lists what there is" if close else "--help lists what there is"
-
-
-def remembered(argv: list[str]) -> list[str]:
-    """Returns the arguments of the run in --output_dir, where there is one and only the folder was given."""
-    stage, folder = _value(argv, "--stage") or "1", _value(argv, "--output_dir")
-    if folder is None or stage not in ("1", "2"):
-        return argv
-    given = arguments_to_remember(argv)
-    return [
-        "--stage", stage, "--output_dir", folder, *work_dir.remembered_arguments(Path(folder), int(stage), given)
-    ]  # fmt: skip
-
-
-def arguments_to_remember(argv: Sequence[str]) -> list[str]:
-    """Returns the arguments without the stage and the folder, which the work directory itself stands for."""
-    return _without(argv, "--stage", "--output_dir")
-
-
-def without_estimate(argv: Sequence[str]) -> list[str]:
-    """Returns the words of a command line without `--estimate` and the word that switches it on or off."""
-    kept: list[str] = []
-    for word in reversed(work_dir.words(argv)):
-        if word == "--estimate" and kept and kept[-1].lower() in SWITCH:
-            kept.pop()
-        elif word != "--estimate" or (kept and not kept[-1].startswith("--")):  # other words are refused with it
-            kept.append(word)
-    return kept[::-1]
-
-
-def _without(argv: Sequence[str], *flags: str) -> list[str]:
-    """Returns the words without some flags and the word after each."""
-    kept, skip = [], False
-    for word in argv:
-        if not skip and word not in flags:
-            kept.append(word)
-        skip = not skip and word in flags
-    return kept
-
-
-def _value(argv: Sequence[str], flag: str) -> str | None:
-    """Returns the word after a flag, the last one where it is given twice."""
-    found = [after for word, after in pairwise(argv) if word == flag]
-    return found[-1] if found else None

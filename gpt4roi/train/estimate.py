@@ -1,31 +1,32 @@
-"""How much memory a training takes on each GPU, by part, before anything is loaded.
+"""Memory estimate of a training on each GPU, by part, before anything is loaded.
 
 The model is built and run with tensors that have shapes and no content. Weights, gradients and the optimiser's state
-are counted; activations are what autograd keeps of that run.
+are counted; activations are what autograd saves in that run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import Trainer
+from transformers.training_args import OptimizerNames
 
 from gpt4roi.errors import InputError
 from gpt4roi.models import GPT4RoIForConditionalGeneration
 from gpt4roi.models.frozen_prefix import hidden_states, only_regions_trained
 from gpt4roi.models.placeholders import scatter
 from gpt4roi.train import sharding
-from gpt4roi.train.adapters import add_adapters, keep_frozen
+from gpt4roi.train.adapters import add_adapters, cast_frozen_parameters, fully_trained
 from gpt4roi.train.arguments import ModelArguments, TrainingArguments
-from gpt4roi.train.build_model import check_choices, learning_modules
-from gpt4roi.train.command_line import parse, without_estimate
-from gpt4roi.train.planned_model import planned_config, planned_model, runnable
-from gpt4roi.train.trainable import PARTS, module_of, set_trainable
+from gpt4roi.train.build_model import check_choices, meta_model, planned_config, runnable, trainable_modules
+from gpt4roi.train.command_line import parse_arguments
+from gpt4roi.train.param_groups import PARTS, module_of, set_trainable
+from gpt4roi.train.work_dir import Flags
 
 NF4_BLOCK = 64
 GIB = 2**30
@@ -33,22 +34,29 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Shape:
-    """What a batch of one GPU holds: samples of `tokens` tokens and `regions` boxes each; `learnt` labels in all."""
+    """Batch of one GPU: samples of `tokens` tokens and `regions` boxes each; `supervised` labels in all."""
 
     samples: int
     tokens: int
     regions: int
-    learnt: int
+    supervised: int
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Over how many GPUs each part is spread, and what else sharding does to it.
+class ShardingFactors:
+    """Number of GPUs that each part is sharded over, and what else sharding does to it.
 
-    tower: as weights, of the vision tower; copied: whether gradients are copied to be averaged; bucket: values of the
-    buffers that they are averaged in otherwise; whole: weights of at most so many values are also held whole;
-    half: whether weights and gradients are cast to 16 bits; master: whether the optimiser has a float32 copy of what
-    learns; flat: whether it sees all of that as one tensor.
+    Attributes:
+        weights: GPUs that the weights are sharded over.
+        gradients: As `weights`.
+        optimiser: As `weights`.
+        tower: As `weights`, of the vision tower.
+        copied: Whether gradients are copied to be averaged.
+        bucket: Values of the buffers that they are averaged in otherwise.
+        gathered: Weights of at most so many values are also held unsharded.
+        half: Whether weights and gradients are cast to 16 bits.
+        master: Whether the optimiser has a float32 copy of what is trained.
+        flat: Whether it sees all of that as one tensor.
     """
 
     weights: int = 1
@@ -57,40 +65,46 @@ class Shares:
     tower: int = 1
     copied: bool = False
     bucket: int = 0
-    whole: int = 0
+    gathered: int = 0
     half: bool = False
     master: bool = False
     flat: bool = False
 
 
-def shares_of(args: TrainingArguments, gpus: int, width: int = 0) -> Shares:
-    """Returns how the arguments spread a model over a number of GPUs; width: of the language model."""
-    asked = sharding.asked_for(args)
+def sharding_factors(args: TrainingArguments, gpus: int, width: int = 0) -> ShardingFactors:
+    """Returns how the arguments shard a model over a number of GPUs; width: of the language model."""
+    asked = sharding.requested_sharding(args)
     if left_out := sharding.not_estimated(args):
         raise InputError(f"{left_out}: no estimate is made")
     if asked is None:
-        return Shares(copied=gpus > 1)
+        return ShardingFactors(copied=gpus > 1)
     if asked.startswith("FSDP"):
-        return Shares(gpus, gpus, gpus)
+        return ShardingFactors(gpus, gpus, gpus)
     options = sharding.zero_options(args)
 
     def setting(name: str, default: float, automatic: int) -> int:
         value = options.get(name, default)
         return automatic if value == "auto" else int(value)
 
-    common = {"gradients": gpus, "optimiser": gpus, "half": args.bf16 or args.fp16, "flat": True}
+    half = args.bf16 or args.fp16
+    zero2 = ShardingFactors(gradients=gpus, optimiser=gpus, half=half, flat=True, master=True)
     bucket = setting("reduce_bucket_size", 5e8, width**2) if options.get("contiguous_gradients", True) else 0
     if asked == "ZeRO-2":
-        return Shares(**common, master=True, bucket=bucket * (2 if options.get("overlap_comm") else 1))
-    whole = setting("stage3_param_persistence_threshold", 1e5, 10 * width)
-    return Shares(**common, weights=gpus, tower=gpus, master=common["half"], bucket=bucket, whole=whole)
+        return replace(zero2, bucket=bucket * (2 if options.get("overlap_comm") else 1))
+    gathered = setting("stage3_param_persistence_threshold", 1e5, 10 * width)
+    return replace(zero2, weights=gpus, tower=gpus, master=half, bucket=bucket, gathered=gathered)
 
 
 @dataclass
 class Estimate:
-    """Bytes on one GPU. weights, gradients, optimiser: of each module; buckets: what gradients are averaged in;
+    """Bytes on one GPU.
 
-    activations: of one batch.
+    Attributes:
+        weights: Of each module.
+        gradients: Of each module.
+        optimiser: Of each module.
+        buckets: Buffers that gradients are averaged in.
+        activations: Of one batch.
     """
 
     weights: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
@@ -101,52 +115,54 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """All of it."""
-        kept = (self.weights, self.gradients, self.optimiser)
-        return sum(sum(part.values()) for part in kept) + self.buckets + self.activations
+        """Sum of all parts."""
+        by_module = (self.weights, self.gradients, self.optimiser)
+        return sum(sum(part.values()) for part in by_module) + self.buckets + self.activations
 
 
-def estimate(model_args: ModelArguments, args: TrainingArguments, shape: Shape, gpus: int) -> Estimate:
+def estimate_memory(model_args: ModelArguments, args: TrainingArguments, shape: Shape, gpus: int) -> Estimate:
     """Estimates the memory of the training that these arguments describe; raises InputError where it cannot."""
-    model = planned_model(planned_config(model_args), model_args.attn_implementation)
-    modules = learning_modules(model_args, args)
-    set_trainable(model, [name for name in modules if name != "language_model" or not model_args.lora_r])
-    keep_frozen(model, model_args.frozen_dtype)
-    learner = add_adapters(model, model_args, modules) if model_args.lora_r else model
+    model = meta_model(planned_config(model_args), model_args.attn_implementation)
+    modules = trainable_modules(model_args, args)
+    set_trainable(model, fully_trained(modules, model_args))
+    cast_frozen_parameters(model, model_args.frozen_dtype)
+    trained = add_adapters(model, model_args, modules) if model_args.lora_r else model
     found = Estimate()
-    count_parameters(found, learner, model_args, args, shares_of(args, gpus, model.config.text_config.hidden_size))
+    factors = sharding_factors(args, gpus, model.config.text_config.hidden_size)
+    count_parameters(found, trained, model_args, args, factors)
     with runnable(model):
-        checkpointing = args.activation_checkpointing or (args.fsdp_config or {}).get("activation_checkpointing", False)
+        fsdp_config: Any = args.fsdp_config or {}
+        checkpointing = args.activation_checkpointing or fsdp_config.get("activation_checkpointing", False)
         found.activations = activation_bytes(model, shape, args.bf16 or args.fp16, checkpointing)
     return found
 
 
 def count_parameters(
-    found: Estimate, learner: nn.Module, model_args: ModelArguments, args: TrainingArguments, shares: Shares
+    found: Estimate, model: nn.Module, model_args: ModelArguments, args: TrainingArguments, factors: ShardingFactors
 ) -> None:
-    """Counts weights, buffers, gradients and the optimiser's state of every module."""
+    """Adds weights, buffers, gradients and the optimiser's state of every module to an estimate."""
     per_value, per_tensor = optimiser_bytes(args)
-    packed = _quantized(learner) if model_args.quantization else set()
-    for name, tensor in (*learner.named_parameters(), *learner.named_buffers()):
+    packed = _quantized(model) if model_args.quantization else set()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         module, values, is_weight = module_of(name), tensor.numel(), isinstance(tensor, nn.Parameter)
         each = tensor.element_size()
-        if shares.half and tensor.is_floating_point() and (is_weight or module == "vision_tower"):
+        if factors.half and tensor.is_floating_point() and (is_weight or module == "vision_tower"):
             each = 2
-        over = shares.tower if module == "vision_tower" else shares.weights
-        held = -(-values // (over if is_weight else 1)) + (values if is_weight and values <= shares.whole else 0)
-        found.weights[module] += quantized_bytes(held, model_args.quantization) if name in packed else held * each
+        over = factors.tower if module == "vision_tower" else factors.weights
+        held = -(-values // (over if is_weight else 1)) + (values if is_weight and values <= factors.gathered else 0)
+        found.weights[module] += quantized_bytes(held, str(model_args.quantization)) if name in packed else held * each
         if tensor.requires_grad:
-            found.gradients[module] += -(-values // shares.gradients) * each
-            kept = per_value + (4 if shares.master else 0)
-            found.optimiser[module] += -(-values // shares.optimiser) * kept + (0 if shares.flat else per_tensor)
-    found.buckets = sum(found.gradients.values()) if shares.copied else shares.bucket * (2 if shares.half else 4)
+            found.gradients[module] += -(-values // factors.gradients) * each
+            state = per_value + (4 if factors.master else 0)
+            found.optimiser[module] += -(-values // factors.optimiser) * state + (0 if factors.flat else per_tensor)
+    found.buckets = sum(found.gradients.values()) if factors.copied else factors.bucket * (2 if factors.half else 4)
 
 
-def _quantized(learner: nn.Module) -> set[str]:
+def _quantized(model: nn.Module) -> set[str]:
     """Returns the names of the weights that a quantization packs: the decoder's linear layers, not the output layer."""
     return {
         f"{name}.weight"
-        for name, layer in learner.named_modules()
+        for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear)
         and "language_model" in name
         and not name.endswith("lm_head")
@@ -162,10 +178,11 @@ def quantized_bytes(values: int, how: str) -> int:
 
 
 def optimiser_bytes(args: TrainingArguments) -> tuple[int, int]:
-    """Returns the bytes of state that the optimiser keeps for each value, and beside that for each tensor.
+    """Returns the bytes of the optimiser's state for each value, and beside that for each tensor.
 
     They are seen in one step of it on a small matrix. Raises InputError for one whose state has other sizes.
     """
+    name = OptimizerNames(args.optim).value
     weight = nn.Parameter(torch.zeros(64, 64))
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
@@ -173,7 +190,7 @@ def optimiser_bytes(args: TrainingArguments) -> tuple[int, int]:
         weight.grad = torch.zeros_like(weight)
         optimiser.step()
     except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"--optim {args.optim.value}: cannot be tried here ({str(error).splitlines()[0]})") from None
+        raise InputError(f"--optim {name}: cannot be tried here ({str(error).splitlines()[0]})") from None
     per_value = per_tensor = 0
     for value in optimiser.state[weight].values():
         if not isinstance(value, torch.Tensor):
@@ -183,50 +200,56 @@ def optimiser_bytes(args: TrainingArguments) -> tuple[int, int]:
         elif value.numel() == 1:
             per_tensor += value.element_size()
         else:
-            raise InputError(
-                f"--optim {args.optim.value}: its state grows otherwise than the weights; no estimate is made"
-            )
+            raise InputError(f"--optim {name}: its state grows otherwise than the weights; no estimate is made")
     return per_value, per_tensor
 
 
 def saved_bytes(run: Callable[[], Any], model: nn.Module) -> int:
-    """Returns the bytes that autograd keeps of a run, beside the parameters and buffers of the model."""
+    """Returns the bytes that autograd saves in a run, beside the parameters and buffers of the model."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage
+            saved[storage._cdata] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         result = run()
-    total = sum(storage.nbytes() for storage in kept.values())
+    total = sum(storage.nbytes() for storage in saved.values())
     del result
     return total
 
 
 def activation_bytes(model: GPT4RoIForConditionalGeneration, shape: Shape, half: bool, checkpointing: bool) -> int:
-    """Returns the bytes that autograd keeps of one batch; must run in the mode that the model was built in.
+    """Returns the bytes that autograd saves of one batch; must run in the mode that the model was built in.
 
-    half: whether matrix products run in 16 bits; checkpointing: whether the decoder's layers are run again on the way
-    back, so that of each only its input is kept, and of one at a time all the rest.
+    Args:
+        model: On the meta device, made `runnable`.
+        shape: Of the batch.
+        half: Whether matrix products run in 16 bits.
+        checkpointing: Whether the decoder's layers run again in the backward pass, so that of each only its input is
+            saved, and of one at a time all the rest.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         around = saved_bytes(lambda: _run(model, shape, decoder=False), model)
-        whole = saved_bytes(lambda: _run(model, shape, apart=not checkpointing), model)
+        total = saved_bytes(lambda: _run(model, shape, prefix=not checkpointing), model)
     if not checkpointing:
-        return whole
+        return total
     layers = model.config.text_config.num_hidden_layers
     hidden = shape.samples * shape.tokens * model.config.text_config.hidden_size * 4
-    return around + layers * hidden + (whole - around) // layers
+    return around + layers * hidden + (total - around) // layers
 
 
-def _run(model: GPT4RoIForConditionalGeneration, shape: Shape, decoder: bool = True, apart: bool = False) -> Any:
+def _run(model: GPT4RoIForConditionalGeneration, shape: Shape, decoder: bool = True, prefix: bool = False) -> Any:
     """Runs a batch of the given shape through the model as a training does, and returns the loss.
 
-    decoder: whether through its layers too; apart: whether what precedes the regions may run without a graph.
+    Args:
+        model: The model.
+        shape: Of the batch.
+        decoder: Whether the decoder's layers are run too.
+        prefix: Whether what precedes the regions may run without a graph.
     """
     config, samples, tokens = model.config, shape.samples, shape.tokens
     weight = next(model.vision_tower.parameters())
@@ -242,33 +265,35 @@ def _run(model: GPT4RoIForConditionalGeneration, shape: Shape, decoder: bool = T
         inputs = {"inputs_embeds": embeds, "attention_mask": None, "use_cache": False}
         # At the least the image precedes the first region.
         length = min(model.config.image_seq_length + 2, tokens - 1)
-        if apart and only_regions_trained(model):
+        if prefix and only_regions_trained(model):
             states = hidden_states(model.language_model, inputs, length)
         else:
             states = model.language_model.base_model(**inputs).last_hidden_state
-    logits = model.get_output_embeddings()(states.flatten(0, 1)[: shape.learnt])
-    return F.cross_entropy(logits.float(), torch.zeros(shape.learnt, dtype=torch.int64))
+    logits = model.get_output_embeddings()(states.flatten(0, 1)[: shape.supervised])
+    return F.cross_entropy(logits.float(), torch.zeros(shape.supervised, dtype=torch.int64))
 
 
 def _regions(model: GPT4RoIForConditionalGeneration, maps: list[torch.Tensor], shape: Shape) -> torch.Tensor:
-    """Embeds boxes without looking at them, which tensors without content do not allow."""
-    encoder = getattr(model.region_encoder, "active_module", model.region_encoder)
+    """Embeds boxes without reading their values, which tensors without content do not have."""
+    encoder: Any = getattr(model.region_encoder, "active_module", model.region_encoder)
     boxes = [torch.zeros(shape.regions, 4) for _ in range(shape.samples)]
     return encoder.embed_boxes(encoder.pyramid(maps), boxes)
 
 
-def estimated(arguments: Sequence[str]) -> str:
-    """Returns the table for a training's command line, which needs no --output_dir; raises InputError as that does."""
-    given = without_estimate(arguments)
-    if "--output_dir" not in given:
-        given += ["--output_dir", "exp"]
-    model_args, _, region_args, args = parse(given, planning=True)
-    check_choices(model_args, region_args, args)
-    return plan(model_args, args)
+def estimate_from_flags(flags: Flags) -> str:
+    """Estimates the training of a command line, which needs no --output_dir, and returns the table.
+
+    Raises:
+        InputError: As the training itself raises it; or no estimate can be made.
+    """
+    given = {name: values for name, values in flags.items() if name != "estimate"}
+    arguments = parse_arguments({"output_dir": ("exp",)} | given, planning=True)
+    check_choices(arguments)
+    return format_estimate(arguments.model, arguments.training)
 
 
-def plan(model_args: ModelArguments, args: TrainingArguments) -> str:
-    """Estimates the training that the arguments describe and writes the table."""
+def format_estimate(model_args: ModelArguments, args: TrainingArguments) -> str:
+    """Estimates the training that the arguments describe and returns the table."""
     gpus = args.estimate_gpus or max(args.world_size, torch.cuda.device_count(), 1)
     config = planned_config(model_args)
     tokens = args.estimate_tokens or model_args.model_max_length or 2048
@@ -277,10 +302,10 @@ def plan(model_args: ModelArguments, args: TrainingArguments) -> str:
         raise InputError(f"--estimate_tokens {tokens}: an image alone takes {with_image} tokens; give more")
     samples = args.per_device_train_batch_size
     shape = Shape(samples, tokens, args.estimate_regions, samples * (tokens - with_image))
-    return table(estimate(model_args, args, shape, gpus), shape, gpus)
+    return _table(estimate_memory(model_args, args, shape, gpus), shape, gpus)
 
 
-def table(found: Estimate, shape: Shape, gpus: int) -> str:
+def _table(found: Estimate, shape: Shape, gpus: int) -> str:
     """Writes an estimate in GiB, one line a module, then activations and the sum."""
     title = f"GiB on each of {gpus} GPU{'s' if gpus > 1 else ''}"
     lines = [f"{title:26}{'weights':>10}{'gradients':>11}{'optimiser':>11}"]

@@ -1,4 +1,7 @@
-"""Looks at every training image once: a frozen tower without augmentation always says the same."""
+"""Feature cache: the frozen vision tower's outputs for every training image, computed once.
+
+Valid because a frozen tower's outputs are deterministic without augmentation.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,23 @@ from gpt4roi.devices import moved_to
 from gpt4roi.errors import InputError
 from gpt4roi.processing.images import load_image
 from gpt4roi.processing.processor import GPT4RoIProcessor
+from gpt4roi.structures import ImagePipeline
 from gpt4roi.train.saving import save_tensors
 
 logger = logging.getLogger(__name__)
 
 IMAGE_BATCH_SIZE = 16
+_NAMES_IN_FINGERPRINTS = {"detection": "bilinear", "dialogue": "bicubic"}
+"""Former names of the image pipelines, so that caches of version 0.1 are still found."""
 
 
-class KeptFeatures:
-    """Holds the tower's outputs for a list of images in memory, as float16.
+class FeatureCache:
+    """The tower's outputs for a list of images, in memory, as float16.
 
-    tensors: `image_tokens` [N, P, C] and `level0` … [N, C, H, W], shallow first;
-    sizes: (height, width) of each image. Images that cannot be read are not among them.
+    Args:
+        tensors: `image_tokens` [N, P, C] and `level0` … [N, C, H, W], shallow first.
+        images: Paths of the N images; those that cannot be read are not among them.
+        sizes: (height, width) of each image.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], images: list[str], sizes: list[tuple[int, int]]) -> None:
@@ -51,68 +59,77 @@ class KeptFeatures:
         }
 
     def sample_maps(self, count: int) -> list[torch.Tensor]:
-        """Returns the maps of the first images, a list of float16[count, C, H, W], to measure channels by."""
+        """Returns the maps of the first images, a list of float16[count, C, H, W], for calibration."""
         return [self.tensors[level][:count] for level in self.levels]
 
     def image_size(self, image: str) -> tuple[int, int]:
-        """Returns (height, width) of the image that the tower saw."""
+        """Returns (height, width) of the image that the tower encoded."""
         return self.sizes[self.row[image]]
 
 
-def keep_features(
+def cache_features(
     folder: Path,
     mixture: Mixture,
     processor: GPT4RoIProcessor,
-    model: nn.Module,
+    model: Any,
     bf16: bool = False,
     device: torch.device | None = None,
-) -> KeptFeatures:
-    """Returns the tower's outputs for every image of a mixture, from `folder` where they were kept before.
+) -> FeatureCache:
+    """Returns the tower's outputs for every image of a mixture, from `folder` where they are cached.
 
-    bf16: compute them under autocast, as the training itself; device: where, None for where the tower is. They are
-    kept under a name made of the tower's weights, the precision, the image pipeline and each file's path, size and
-    time of change, so that nothing stale is read. Images that cannot be read are left out and named in the log: their
-    samples are skipped and counted in training.
-    Raises InputError where a sample augments its image, where no image can be read, and where they cannot
-    be written to the folder.
+    The file's name is made of the tower's weights, the precision, the image pipeline and each image's path, size and
+    time of change, so that nothing stale is read. Images that cannot be read are left out and logged: their samples
+    are skipped and counted in training.
+
+    Args:
+        folder: Of the cache.
+        mixture: The training data.
+        processor: Prepares the images.
+        model: Its vision tower encodes them.
+        bf16: Encode under autocast, as in the training itself.
+        device: Where to encode, None for where the tower is.
+
+    Raises:
+        InputError: A sample augments its image, no image can be read, or the folder cannot be written to.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--picture_features {folder} is a file; name a folder")
+        raise InputError(f"--feature_cache {folder} is a file; name a folder")
     images, pipeline = _images(mixture)
-    path = folder / f"features-{_fingerprint(model.vision_tower, f'{pipeline} {bf16}', images)}.safetensors"
+    how = f"{_NAMES_IN_FINGERPRINTS[pipeline]} {bf16}"
+    path = folder / f"features-{_fingerprint(model.vision_tower, how, images)}.safetensors"
     if path.is_file():
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             sizes = [tuple(size) for size in json.loads(file.metadata()["sizes"])]
-            unreadable = set(json.loads(file.metadata().get("unreadable", "[]")))
-        kept = KeptFeatures(tensors, [image for image in images if image not in unreadable], sizes)
-        logger.info("Image features: %d images, kept in %s", len(kept.row), path)
-        return kept
+            unreadable = json.loads(file.metadata().get("unreadable", "[]"))
+        cached = FeatureCache(tensors, [image for image in images if image not in set(unreadable)], sizes)
+        logger.info("Image features: %d images, cached in %s", len(cached.row), path)
+        return cached
     tower = model.vision_tower
     with moved_to(device or next(tower.parameters()).device, tower):
-        kept = _look(images, pipeline, processor, model, bf16)
-    unreadable = [image for image in images if image not in kept]
-    save_tensors(path, kept.tensors, {"sizes": json.dumps(kept.sizes), "unreadable": json.dumps(unreadable)})
-    return kept
+        cached = _encode_images(images, pipeline, processor, model, bf16)
+    unreadable = [image for image in images if image not in cached]
+    save_tensors(path, cached.tensors, {"sizes": json.dumps(cached.sizes), "unreadable": json.dumps(unreadable)})
+    return cached
 
 
-def _images(mixture: Mixture) -> tuple[list[str], str]:
+def _images(mixture: Mixture) -> tuple[list[str], ImagePipeline]:
     """Returns the distinct images of a mixture in order of appearance, and the one pipeline they all go through.
 
     Samples that cannot be drawn have none here: they are skipped and counted in training.
     """
-    pipelines: dict[str, str] = {}
+    pipelines: dict[str, ImagePipeline] = {}
     for index in range(len(mixture)):
         try:
             sample = mixture.sample(index, np.random.default_rng(0))
         except InputError:
             continue
         if sample.augmentation is not None:
-            raise InputError(f"{sample.source}: --picture_features needs data sets that do not augment images")
+            raise InputError(f"{sample.source}: --feature_cache needs data sets that do not augment images")
         if sample.image is not None:
             pipelines[sample.image] = sample.image_pipeline
     if len(set(pipelines.values())) > 1:
-        raise InputError("--picture_features: the data sets use both image pipelines; choose one for all of them")
+        raise InputError("--feature_cache: the data sets use both image pipelines; choose one for all of them")
     return list(pipelines), next(iter(pipelines.values()), "dialogue")
 
 
@@ -122,37 +139,39 @@ def _fingerprint(tower: nn.Module, how: str, images: list[str]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     for image in images:
-        digest.update(f"{image} {_state(image)}\n".encode(errors="backslashreplace"))
+        digest.update(f"{image} {_file_state(image)}\n".encode(errors="backslashreplace"))
     return digest.hexdigest()[:16]
 
 
-def _state(image: str) -> str:
+def _file_state(image: str) -> str:
     try:
         facts = os.stat(image)
-    except (OSError, ValueError):  # it is looked for again in every run, in case it came
+    except (OSError, ValueError):  # every run looks for it again
         return "missing"
     return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
 @torch.no_grad()
-def _look(images: list[str], pipeline: str, processor: GPT4RoIProcessor, model: nn.Module, bf16: bool) -> KeptFeatures:
+def _encode_images(
+    images: list[str], pipeline: ImagePipeline, processor: GPT4RoIProcessor, model: Any, bf16: bool
+) -> FeatureCache:
     tensors: dict[str, torch.Tensor] = {}
-    seen: list[str] = []
+    encoded: list[str] = []
     sizes: list[tuple[int, int]] = []
     reasons: list[str] = []
     parameter = next(model.vision_tower.parameters())
-    with tqdm(total=len(images), desc="looking at images", unit="image") as bar:
+    with tqdm(total=len(images), desc="encoding images", unit="image") as bar:
         for start in range(0, len(images), IMAGE_BATCH_SIZE):
-            portion = images[start : start + IMAGE_BATCH_SIZE]
-            bar.update(len(portion))
+            batch = images[start : start + IMAGE_BATCH_SIZE]
+            bar.update(len(batch))
             opened = []
-            for image in portion:
+            for image in batch:
                 try:
                     loaded = load_image(image, pipeline)
                 except InputError as error:
                     reasons.append(str(error))
                     continue
-                seen.append(image)
+                encoded.append(image)
                 sizes.append((loaded.height, loaded.width))
                 opened.append(processor.pixel_values(loaded, pipeline))
             if not opened:
@@ -165,11 +184,11 @@ def _look(images: list[str], pipeline: str, processor: GPT4RoIProcessor, model: 
             for name, part in parts.items():
                 if name not in tensors:
                     tensors[name] = torch.empty(len(images), *part.shape[1:], dtype=torch.float16)
-                tensors[name][len(seen) - len(part) : len(seen)] = part
+                tensors[name][len(encoded) - len(part) : len(encoded)] = part
     if reasons:
-        said = f"{len(reasons)} of {len(images)} images cannot be read"
-        if not seen:
-            raise InputError(f"--picture_features: {said}; the first: {reasons[0]}")
-        logger.warning("%s, and their samples are skipped; the first: %s", said, reasons[0])
-        tensors = {name: whole[: len(seen)].clone() for name, whole in tensors.items()}
-    return KeptFeatures(tensors, seen, sizes)
+        message = f"{len(reasons)} of {len(images)} images cannot be read"
+        if not encoded:
+            raise InputError(f"--feature_cache: {message}; the first: {reasons[0]}")
+        logger.warning("%s, and their samples are skipped; the first: %s", message, reasons[0])
+        tensors = {name: rows[: len(encoded)].clone() for name, rows in tensors.items()}
+    return FeatureCache(tensors, encoded, sizes)

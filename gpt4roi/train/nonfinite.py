@@ -1,4 +1,4 @@
-"""What is looked at in every step, so that no training goes on after its numbers have lost their meaning."""
+"""NaN and inf guard: stops training on non-finite loss or gradients, and skips single steps of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Trainer
 
 from gpt4roi.errors import InputError
 
@@ -16,11 +17,12 @@ logger = logging.getLogger(__name__)
 SOURCES_SHOWN = 16
 
 
-class StepGuard:
-    """Watches the losses and the gradients of a training.
+class NonFiniteGuard:
+    """Checks the losses and gradients of a training.
 
-    max_bad_steps: steps whose loss or gradients are not finite that are left out before the training stops.
-    bad_steps: how many there were.
+    Attributes:
+        max_bad_steps: Steps with non-finite loss or gradients that are skipped before the training stops.
+        bad_steps: How many there were.
     """
 
     def __init__(self, max_bad_steps: int) -> None:
@@ -28,17 +30,24 @@ class StepGuard:
         self.bad_steps = 0
         self.began = False
         self.sources: list[str] = []
-        self.lost: list[str] = []
+        self.bad_sources: list[str] = []
 
-    def saw_loss(self, loss: float, supervised: int, sources: list[str], step: int, model: nn.Module) -> None:
-        """Takes note of a batch, before the optimiser's step.
+    def check_loss(self, loss: float, supervised: int, sources: list[str], step: int, model: nn.Module) -> None:
+        """Records a batch, before the optimiser's step.
 
-        loss: of the batch; supervised: its tokens that are learnt; sources: its samples.
-        Raises InputError where the first loss of a run is not finite, or exactly 0 though there is something to learn.
+        Args:
+            loss: Of the batch.
+            supervised: Its supervised tokens.
+            sources: Names of its samples.
+            step: Steps done.
+            model: Named in the message where its weights are not finite.
+
+        Raises:
+            InputError: The first loss of a run is not finite, or exactly 0 though there are supervised tokens.
         """
         self.sources += sources
         if not math.isfinite(loss):
-            self.lost += sources
+            self.bad_sources += sources
         if self.began or not supervised:
             return
         if not math.isfinite(loss):
@@ -50,23 +59,24 @@ class StepGuard:
                 "sample in the log, and at --model_name_or_path"
             )
 
-    def saw_gradients(self, norm: float, step: int) -> bool:
-        """Takes note of a step's gradients and returns whether they may be used.
+    def check_gradients(self, norm: float, step: int) -> bool:
+        """Records a step's gradient norm over all processes, and returns whether the gradients may be used.
 
-        norm: their norm over all processes. Raises InputError once more than max_bad_steps could not be used.
+        Raises:
+            InputError: More than max_bad_steps could not be used.
         """
         self.began = True
         sources, self.sources = self.sources, []
-        lost, self.lost = self.lost, []
+        bad, self.bad_sources = self.bad_sources, []
         if math.isfinite(norm):
             return True
         self.bad_steps += 1
-        what = "loss is" if lost else "gradients are"
-        logger.warning("Step %d is left out: its %s not finite%s", step + 1, what, _where(None, lost or sources))
+        what = "loss is" if bad else "gradients are"
+        logger.warning("Step %d is skipped: its %s not finite%s", step + 1, what, _where(None, bad or sources))
         if self.bad_steps > self.max_bad_steps:
             raise InputError(
                 f"loss or gradients were not finite in {self.bad_steps} steps, more than --max_bad_steps "
-                f"{self.max_bad_steps}; the last time{_where(step, lost or sources)}; look at these samples, lower "
+                f"{self.max_bad_steps}; the last time{_where(step, bad or sources)}; look at these samples, lower "
                 "--learning_rate, or train in --bf16 instead of --fp16"
             )
         return False
@@ -75,8 +85,8 @@ class StepGuard:
 def _where(step: int | None, sources: list[str]) -> str:
     more = len(sources) - SOURCES_SHOWN
     named = ", ".join(sources[:SOURCES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-    place = "" if step is None else f" in step {step + 1}"
-    return f"{place} (samples {named})" if named else place
+    where = "" if step is None else f" in step {step + 1}"
+    return f"{where} (samples {named})" if named else where
 
 
 def _reason(model: nn.Module) -> str:
@@ -87,33 +97,33 @@ def _reason(model: nn.Module) -> str:
     return "all weights are finite, so the numbers overflow on the way: try --bf16 true or --fp16 false"
 
 
-class GuardedSteps:
-    """Gives a Trainer a StepGuard: a step whose loss or gradients are not finite changes no weight.
+class NonFiniteGuardMixin(Trainer):
+    """Trainer whose weights a step with non-finite loss or gradients does not change.
 
-    Mixed into a trainer that has `guard` and calls `self.batch_is` with what its batch consists of.
+    A subclass sets `guard`, and calls `set_batch_info` with what its batch consists of.
     """
 
-    guard: StepGuard
+    guard: NonFiniteGuard
     _batch: tuple[int, list[str]] = (0, [])
 
     @property
     def bad_steps(self) -> int:
-        """How many steps were left out."""
+        """How many steps were skipped."""
         return self.guard.bad_steps
 
     @bad_steps.setter
     def bad_steps(self, value: int) -> None:
         self.guard.bad_steps = value
 
-    def batch_is(self, supervised: int, sources: list[str]) -> None:
-        """Takes note of what the batch at hand consists of."""
+    def set_batch_info(self, supervised: int, sources: list[str]) -> None:
+        """Records how many supervised tokens and which samples the current batch consists of."""
         self._batch = supervised, sources
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Runs a batch forward and back, and shows its loss to the guard."""
+        """Runs a batch forward and back, and checks its loss."""
         loss = super().training_step(model, *args, **kwargs)
         supervised, sources = self._batch
-        self.guard.saw_loss(float(loss), supervised, sources, self.state.global_step, model)
+        self.guard.check_loss(float(loss), supervised, sources, self.state.global_step, model)
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -122,10 +132,10 @@ class GuardedSteps:
         if norm is None:
             return norm
         if self.accelerator.scaler is not None:
-            # It leaves steps out by itself, also while it looks for its scale: only losses tell of a fault.
-            self.guard.saw_gradients(math.nan if self.guard.lost else 0.0, self.state.global_step)
+            # It skips steps by itself, also while it looks for its scale: only losses tell of a fault.
+            self.guard.check_gradients(math.nan if self.guard.bad_sources else 0.0, self.state.global_step)
             return norm
-        if not self.guard.saw_gradients(float(norm), self.state.global_step):
+        if not self.guard.check_gradients(float(norm), self.state.global_step):
             if self.is_deepspeed_enabled:
                 raise InputError(f"gradients are not finite in step {self.state.global_step + 1}, under DeepSpeed")
             model.zero_grad(set_to_none=True)

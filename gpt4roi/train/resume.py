@@ -1,4 +1,4 @@
-"""Going on where a training stopped, equal to the bit: memory, state of every process, position in the data."""
+"""Bit-identical resume: a Trainer with atomic checkpoints, the state of every process and the position in the data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLES_COMPARED = 16
 
 @torch.no_grad()
 def realign(model: nn.Module) -> None:
-    """Moves every tensor of a model that lies on the CPU to memory of its own, at the allocator's alignment.
+    """Moves every CPU tensor of a model to memory of its own, at the allocator's alignment.
 
     Tensors of a safetensors file lie wherever they stand in the file. The CPU's matrix kernels sum in another order
     where a row does not begin at a multiple of the vector's width, so that a model opened from a checkpoint would
@@ -35,12 +35,12 @@ def realign(model: nn.Module) -> None:
 
 
 def describe_data(dataset: EncodedDataset) -> dict[str, Any]:
-    """Returns what a run remembers of its data: how many samples, and a digest of some of them, drawn alike."""
+    """Returns the number of samples of a data set, and a digest of some of them, drawn alike in every run."""
     digest = hashlib.sha256()
     for index in np.linspace(0, len(dataset) - 1, min(SAMPLES_COMPARED, len(dataset))).astype(int).tolist():
         try:
             sample = dataset.mixture.sample(index, np.random.default_rng([dataset.seed, index]))
-        except InputError:  # it is skipped when its turn comes
+        except InputError:  # training skips it
             digest.update(b"unusable")
             continue
         words = [f"{turn.role}: {turn.text}" for turn in sample.turns]
@@ -51,7 +51,10 @@ def describe_data(dataset: EncodedDataset) -> dict[str, Any]:
 def check_position(checkpoint: Path, data: dict[str, Any], step_size: int) -> None:
     """Raises InputError where the data, or the number of samples in a step, are not those of a checkpoint.
 
-    data: as of `describe_data`; step_size: samples in a step over all processes.
+    Args:
+        checkpoint: The checkpoint.
+        data: As of `describe_data`.
+        step_size: Samples in a step over all processes.
     """
     path = checkpoint / POSITION
     if not path.is_file():
@@ -62,19 +65,23 @@ def check_position(checkpoint: Path, data: dict[str, Any], step_size: int) -> No
             what = {"samples": "the number of samples", "digest": "the samples", "step_size": "the samples in a step"}
             raise InputError(
                 f"{checkpoint}: {what[name]} changed since it was written ({then.get(name)} then, {now} now), so the "
-                "run cannot go on with the right samples; restore the data, or begin a run in another folder"
+                "run cannot be resumed with the right samples; restore the data, or begin a run in another folder"
             )
 
 
 class ResumableTrainer(Trainer):
-    """The HF Trainer with checkpoints that are whole or not there, and all that an exact continuation needs in them.
+    """HF Trainer with atomic checkpoints that hold all that a bit-identical resume needs.
 
     The position in the data is the step: samples are drawn by seed, epoch and index, so nothing is read to get there.
-    kept_counts: names of this trainer's counters that a continuation goes on with; common_counts: those among them that
-    every process counts alike. data: as of `describe_data`. step_sampler: what draws the samples, where it sorts them.
+
+    Attributes:
+        saved_counts: Names of this trainer's counters that a resumed run continues.
+        common_counts: Those among them that every process counts alike.
+        data: As of `describe_data`.
+        step_sampler: The sampler of the training data, where it sorts them.
     """
 
-    kept_counts: tuple[str, ...] = ()
+    saved_counts: tuple[str, ...] = ()
     common_counts: tuple[str, ...] = ()
     data: dict[str, Any]
     step_sampler: StepSampler | None = None
@@ -86,14 +93,19 @@ class ResumableTrainer(Trainer):
         """Samples in a step over all processes."""
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
+    @property
+    def work_dir(self) -> Path:
+        """The folder that checkpoints and the model are written to."""
+        return Path(str(self.args.output_dir))
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Writes a checkpoint beside its place, then renames it; raises InputError where the disk is full."""
-        folder, name = Path(self.args.output_dir), f"{saving.PREFIX}{self.state.global_step}"
+        """Writes a checkpoint beside its path, then renames it; raises InputError where the disk is full."""
+        folder, name = self.work_dir, f"{saving.PREFIX}{self.state.global_step}"
         staging = folder / f"{saving.PARTIAL}{name}"
-        with saving.room_for(f"checkpoint {self.state.global_step}", folder, staging):
+        with saving.disk_full_message(f"checkpoint {self.state.global_step}", folder, staging):
             if self.args.should_save:
                 staging.mkdir(parents=True, exist_ok=True)
             self.accelerator.wait_for_everyone()
@@ -108,57 +120,58 @@ class ResumableTrainer(Trainer):
                 self._name_best(staging / name)
                 saving.publish(staging / name, folder / name)
                 staging.rmdir()
-                saving.thin_out(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+                saving.rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
-    def save_whole(self) -> None:
-        """Writes the trained model whole into the work directory, every file by a rename."""
-        folder = Path(self.args.output_dir)
+    def save_final_model(self) -> None:
+        """Writes the trained model, unsharded, into the work directory, every file by a rename."""
         if self.is_fsdp_enabled:  # checkpoints may be sharded, the trained model never is
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        staging = folder / f"{saving.PARTIAL}model"
-        with saving.room_for("the trained model", folder, staging):
+        staging = self.work_dir / f"{saving.PARTIAL}model"
+        with saving.disk_full_message("the trained model", self.work_dir, staging):
             self.save_model(str(staging))
             if self.args.should_save:
-                saving.publish_files(staging, folder)
+                saving.publish_files(staging, self.work_dir)
         self.accelerator.wait_for_everyone()
 
     def _name_best(self, staged: Path) -> None:
-        """Names the best checkpoint by its place, not by where it was written."""
+        """Names the best checkpoint by its final path, not by where it was written."""
         if not self.state.best_global_step:
             return
-        best = Path(self.args.output_dir) / f"{saving.PREFIX}{self.state.best_global_step}"
+        best = self.work_dir / f"{saving.PREFIX}{self.state.best_global_step}"
         if best.exists() or best.name == staged.name:
             self.state.best_model_checkpoint = str(best)
             self.state.save_to_json(str(staged / "trainer_state.json"))
 
     def _save_own_state(self, staged: Path) -> None:
         """Adds this process's counts and running loss, and the position in the data."""
-        own: dict[str, Any] = {name: getattr(self, name) for name in self.kept_counts}
+        own: dict[str, Any] = {name: getattr(self, name) for name in self.saved_counts}
         own |= {"loss": float(self._tr_loss), "last_logged": self._globalstep_last_logged}
         (staged / f"rank_{self.args.process_index}.json").write_text(json.dumps(own))
         if self.args.should_save:
             if not any(staged.glob("*config.json")):  # where weights are sharded, the Trainer leaves these out
+                processor: Any = self.processing_class
                 self.accelerator.unwrap_model(self.model).config.save_pretrained(staged)
-                self.processing_class.save_pretrained(staged)
+                processor.save_pretrained(staged)
             (staged / POSITION).write_text(json.dumps(self.data | {"step_size": self.step_size}))
 
-    def read_own_state(self, checkpoint: Path) -> None:
-        """Reads what `_save_own_state` added; of another number of processes, the first goes on with the sums."""
+    def load_own_state(self, checkpoint: Path) -> None:
+        """Loads what `_save_own_state` added; of another number of processes, the first continues the sums."""
         files = {path.name: path for path in checkpoint.glob("rank_*.json")}
         if not files:
             return
         rank = self.args.process_index
         if len(files) == self.args.world_size:
-            self._restored = json.loads(files[f"rank_{rank}.json"].read_text())
+            state = json.loads(files[f"rank_{rank}.json"].read_text())
         else:
             states = [json.loads(path.read_text()) for path in files.values()]
-            counts = {name: sum(s.get(name, 0) for s in states) if rank == 0 else 0 for name in self.kept_counts}
-            counts |= {name: max(s.get(name, 0) for s in states) for name in self.common_counts}
-            loss = sum(state["loss"] for state in states) / len(states)
-            self._restored = counts | {"loss": loss, "last_logged": states[0]["last_logged"]}
-        for name in self.kept_counts:
-            setattr(self, name, self._restored.get(name, 0))
+            state = {name: sum(s.get(name, 0) for s in states) if rank == 0 else 0 for name in self.saved_counts}
+            state |= {name: max(s.get(name, 0) for s in states) for name in self.common_counts}
+            loss = sum(one["loss"] for one in states) / len(states)
+            state |= {"loss": loss, "last_logged": states[0]["last_logged"]}
+        for name in self.saved_counts:
+            setattr(self, name, state.get(name, 0))
+        self._restored = state
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._restored is not None:
@@ -174,5 +187,6 @@ class ResumableTrainer(Trainer):
             done = kwargs["steps_trained_in_current_epoch"]  # batches of this process
             self.step_sampler.passed = done // self.args.gradient_accumulation_steps
         # accelerate hands the epoch on to a data set only where one process trains.
-        self.train_dataset.set_epoch(kwargs["epoch"])
+        dataset: Any = self.train_dataset
+        dataset.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)

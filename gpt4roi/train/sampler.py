@@ -1,4 +1,4 @@
-"""Puts samples of one length together, so that little of a batch is padding."""
+"""Length-grouping sampler: the samples of a step sorted by length, so that little of a batch is padding."""
 
 from __future__ import annotations
 

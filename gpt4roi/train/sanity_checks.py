@@ -1,4 +1,4 @@
-"""What is looked at before the first step, so that no training learns nothing in silence."""
+"""Sanity checks before the first step: lost annotations, tokenizer and model, and what the first batch supervises."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ BATCHES_TO_TRY = 8
 
 
 def check_drops(parts: Iterable[RegionDataset], max_bad_fraction: float) -> None:
-    """Raises InputError for a data set that lost more than this share of its annotations because they are wrong.
+    """Raises InputError for a data set that lost more than this fraction of its annotations because they are wrong.
 
     A single one never stops a training.
     """
     for part in parts:
-        faults, whole = part.faults()
-        if exceeds_bad_fraction(faults, whole, max_bad_fraction):
+        faults, total = part.faults()
+        if exceeds_bad_fraction(faults, total, max_bad_fraction):
             first = next(drop.detail for drop in part.drops() if drop.detail)
             raise InputError(
-                f"{part.name}: {faults} of {whole} cannot be used, more than --max_bad_fraction "
+                f"{part.name}: {faults} of {total} cannot be used, more than --max_bad_fraction "
                 f"{max_bad_fraction}; `gpt4roi data check` lists them; the first: {first}"
             )
 
 
 def check_fit(processor: GPT4RoIProcessor, model: nn.Module) -> None:
-    """Raises InputError where a processor writes what the model cannot read."""
+    """Raises InputError where a processor's tokens or images do not fit the model."""
     config, rows = model.config, model.get_input_embeddings().weight.shape[0]
     highest = max(processor.tokenizer.get_vocab().values())
     if highest >= rows:
@@ -50,10 +50,11 @@ def check_fit(processor: GPT4RoIProcessor, model: nn.Module) -> None:
 
 
 def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProcessor) -> None:
-    """Logs how the first sample reads, what it supervises, its boxes, and the shapes of its batch.
+    """Logs the first sample as text with what it supervises, its boxes, and the shapes of its batch.
 
-    Raises InputError where none of the first batches can be used, nothing in it is learnt, or no answer in it is learnt
-    together with what ends it: a model trained so would never stop.
+    Raises:
+        InputError: None of the first batches can be used, nothing in it is supervised, or no answer in it is
+            supervised together with its end: a model trained so would never stop.
     """
     reasons: list[str] = []
     for batch in islice(batches, BATCHES_TO_TRY):
@@ -75,20 +76,20 @@ def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProce
         logger.info("Its boxes, xyxy in [0, 1]: %s", [[round(v, 3) for v in box] for box in batch["boxes"][0].tolist()])
     stops = processor.stop_strings
     rows = range(len(batch["input_ids"]))
-    learnt = [text for row in rows for text, is_learnt in _passages(batch, processor, row) if is_learnt]
-    if not any(stop in text for stop in stops for text in learnt):
+    trained = [text for row in rows for text, supervised in _spans(batch, processor, row) if supervised]
+    if not any(stop in text for stop in stops for text in trained):
         raise InputError(
             f"--prompt_format {processor.prompt_format} does not fit the tokenizer: no answer of the first batch is "
-            f"learnt with its end ({' or '.join(map(repr, stops)) or 'the format has none'}), so that the model would "
-            f"never stop; learnt is {learnt[0][-80:]!r}; choose another format, or a larger --model_max_length"
+            f"supervised with its end ({' or '.join(map(repr, stops)) or 'the format has none'}), so the model would "
+            f"never stop; supervised is {trained[0][-80:]!r}; choose another format, or a larger --model_max_length"
         )
 
 
 def render(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int = 0) -> str:
-    """Writes one sample of a batch as text, runs of image tokens shortened, supervised runs between « and »."""
-    return "".join(f"«{text}»" if learnt else text for text, learnt in _passages(batch, processor, row))
+    """Formats one sample of a batch as text, runs of image tokens shortened, supervised spans between « and »."""
+    return "".join(f"«{text}»" if supervised else text for text, supervised in _spans(batch, processor, row))
 
 
-def _passages(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int) -> list[tuple[str, bool]]:
+def _spans(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int) -> list[tuple[str, bool]]:
     length = int(batch["attention_mask"][row].sum())
     return processor.passages(batch["input_ids"][row][:length], batch["labels"][row][:length])

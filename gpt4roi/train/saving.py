@@ -1,7 +1,8 @@
-"""Checkpoints that are whole or not there: written beside their place, listed file by file, renamed when complete.
+"""Atomic checkpoints: written beside their path, listed in a manifest with sizes and checksums, renamed when complete.
 
-`checkpoint-N` appears by a rename, after `whole.json` has listed every file's size and check sum and all of it is on
-the disk. A folder that does not agree with its list, or has none, is torn: it is never resumed and never counted.
+`checkpoint-N` appears by a rename, after `whole.json` has listed every file's size and checksum and all of it is on
+the disk. A folder that does not agree with its manifest, or has none, is corrupt: it is never resumed and never
+counted.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,18 +20,26 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import match_folder_permissions, readable_write_errors, remove_folder, sync
+from gpt4roi.io.atomic import (
+    BEFORE_IS_KEPT,
+    match_folder_permissions,
+    readable_write_errors,
+    remove_folder,
+    replacing,
+    sync,
+)
 from gpt4roi.io.digests import sampled_crc32
 from gpt4roi.io.sizes import readable_size
 
 logger = logging.getLogger(__name__)
 
-LIST = "whole.json"
+MANIFEST = "whole.json"
 PREFIX = "checkpoint-"
 PARTIAL = ".partial-"
-"""What the unfinished are called, and what is about to be deleted; cleared away when the next run begins."""
+"""Prefix of folders that are unfinished or about to be deleted; they are cleared away when the next run begins."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# torch and safetensors raise errors without a number.
 _FULL_WORDS = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "unexpected pos")
 
 
@@ -42,12 +50,12 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Lists the checkpoints of a work directory, whole or not, oldest first."""
+    """Lists the checkpoints of a work directory, complete or not, oldest first."""
     return sorted((path for path in folder.glob(f"{PREFIX}*") if step_of(path) >= 0), key=step_of)
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LIST)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
 
 
 def _settle(path: Path) -> None:
@@ -55,26 +63,26 @@ def _settle(path: Path) -> None:
     sync(path)
 
 
-def seal(folder: Path) -> None:
-    """Lists the files of a finished folder in `whole.json` and forces all of it to the disk."""
+def write_manifest(folder: Path) -> None:
+    """Lists the files of a finished folder in its manifest and forces all of it to the disk."""
     listed = {}
     for path in _files(folder):
         _settle(path)
         listed[str(path.relative_to(folder))] = [path.stat().st_size, sampled_crc32(path)]
-    (folder / LIST).write_text(json.dumps(listed))
-    for path in (folder / LIST, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+    (folder / MANIFEST).write_text(json.dumps(listed))
+    for path in (folder / MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
 
 
-def damage(folder: Path) -> str | None:
-    """Returns what is wrong with a checkpoint, in a few words; None where it is whole."""
+def find_corruption(folder: Path) -> str | None:
+    """Returns what is wrong with a checkpoint, in a few words; None where it is complete."""
     try:
-        listed = json.loads((folder / LIST).read_text())
+        listed = json.loads((folder / MANIFEST).read_text())
         expected = {name: (int(size), int(total)) for name, (size, total) in listed.items()}
     except FileNotFoundError:
-        return f"it has no {LIST}, so it was not written to its end"
+        return f"it has no {MANIFEST}, so it was not written to its end"
     except (OSError, ValueError, TypeError, AttributeError):
-        return f"its {LIST} cannot be read"
+        return f"its {MANIFEST} cannot be read"
     for name, (size, total) in expected.items():
         path = folder / name
         if not path.is_file():
@@ -87,12 +95,12 @@ def damage(folder: Path) -> str | None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Returns the newest whole checkpoint of a work directory, and says which newer ones are torn."""
+    """Returns the newest complete checkpoint of a work directory, and logs which newer ones are corrupt."""
     for checkpoint in reversed(checkpoints(folder)):
-        wrong = damage(checkpoint)
+        wrong = find_corruption(checkpoint)
         if wrong is None:
             return checkpoint
-        logger.warning("%s is torn (%s); an older one is looked for", checkpoint, wrong)
+        logger.warning("%s is corrupt (%s); trying an older one", checkpoint, wrong)
     return None
 
 
@@ -104,31 +112,12 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def publish(staged: Path, target: Path) -> None:
-    """Seals a finished folder and renames it to its place; a torn one of the same name gives way."""
-    seal(staged)
+    """Writes a finished folder's manifest and renames it to its path; a corrupt one of the same name is replaced."""
+    write_manifest(staged)
     if target.exists():
         remove(target)
     staged.replace(target)
     sync(target.parent)
-
-
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file whole or not at all, also where several trainings do so at once.
-
-    Makes the folder. Raises InputError where it cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with readable_write_errors(path, "what was there before is kept"):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside, metadata=metadata)
-            _settle(beside)
-            beside.replace(path)
-            sync(path.parent)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def publish_files(staged: Path, target: Path) -> None:
@@ -136,29 +125,46 @@ def publish_files(staged: Path, target: Path) -> None:
     for path in _files(staged):
         _settle(path)
     for path in _files(staged):
-        place = target / path.relative_to(staged)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(place)
+        moved = target / path.relative_to(staged)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(moved)
     sync(target)
     shutil.rmtree(staged)
 
 
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file atomically, also where several trainings do so at once; makes the folder.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    with readable_write_errors(path, BEFORE_IS_KEPT):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with replacing(path) as beside:
+                save_file(tensors, beside, metadata=metadata)
+                match_folder_permissions(beside)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
 def remove(checkpoint: Path) -> None:
-    """Deletes a checkpoint; killed on the way, it leaves a leftover, not a torn checkpoint."""
+    """Deletes a checkpoint; killed on the way, it leaves a leftover, not a corrupt checkpoint."""
     remove_folder(checkpoint, checkpoint.with_name(f"{PARTIAL}{checkpoint.name}-deleted"))
 
 
-def thin_out(folder: Path, limit: int | None, best: str | None = None) -> None:
-    """Keeps the newest `limit` whole checkpoints and the best one; None or 0 keeps all.
+def rotate_checkpoints(folder: Path, limit: int | None, best: str | None = None) -> None:
+    """Keeps the newest `limit` complete checkpoints and the best one; None or 0 keeps all.
 
-    Torn ones are not counted, so the last whole one always stays; those older than every kept one go too.
+    Unlike the Trainer's own rotation this does not count corrupt ones, so that the last complete one always stays.
+    Those older than every kept one go too.
     """
     if not limit or limit < 1:
         return
     found = checkpoints(folder)
     kept: list[Path] = []
     for checkpoint in reversed(found):
-        if len(kept) < limit and damage(checkpoint) is None:
+        if len(kept) < limit and find_corruption(checkpoint) is None:
             kept.append(checkpoint)
     if not kept:
         return
@@ -168,10 +174,11 @@ def thin_out(folder: Path, limit: int | None, best: str | None = None) -> None:
 
 
 @contextmanager
-def room_for(what: str, folder: Path, staged: Path) -> Iterator[None]:
+def disk_full_message(what: str, folder: Path, staged: Path) -> Iterator[None]:
     """Turns a full disk into one readable error, and removes what was begun.
 
-    Raises InputError that names the last whole checkpoint and how to go on.
+    Raises:
+        InputError: The disk is full; names the last complete checkpoint and how to resume.
     """
     try:
         yield
@@ -180,12 +187,12 @@ def room_for(what: str, folder: Path, staged: Path) -> Iterator[None]:
             raise
         shutil.rmtree(staged, ignore_errors=True)
         free = readable_size(shutil.disk_usage(folder).free)
-        last = next((path for path in reversed(checkpoints(folder)) if damage(path) is None), None)
-        state = f"{last.name} is whole" if last else "there is no checkpoint yet"
+        last = next((path for path in reversed(checkpoints(folder)) if find_corruption(path) is None), None)
+        state = f"{last.name} is complete" if last else "there is no checkpoint yet"
         reason = getattr(error, "strerror", None) or "no space is left"
         raise InputError(
             f"{what} cannot be written to {folder}: {reason} ({free} free); {state}: make room and give the folder "
-            "alone to go on"
+            "alone to resume"
         ) from error
 
 

@@ -1,16 +1,15 @@
-"""What is sharded over the processes and how; refused where it cannot be done, stopped where it was not done.
+"""Sharding by FSDP and DeepSpeed: its units, its flags, and a check before the first step that it happened.
 
 The Trainer shards by its own flags: `--fsdp` (with `--fsdp_config`) through accelerate, `--deepspeed` through
-DeepSpeed. Which modules become units is decided here, and looked at before the first step: accelerate falls back to
-whole copies in silence where it cannot shard.
+DeepSpeed. Which modules become units is decided here, and checked before the first step: accelerate silently falls
+back to full copies where it cannot shard.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,8 +21,10 @@ from torch import nn
 from transformers import TrainerCallback
 
 from gpt4roi.errors import InputError
+from gpt4roi.io.json_files import parse_json
 from gpt4roi.models.modeling import GPT4RoIForConditionalGeneration
 from gpt4roi.models.vision_tower import VisionTower
+from gpt4roi.train.work_dir import Flags
 
 logger = logging.getLogger(__name__)
 
@@ -34,19 +35,21 @@ SHIPPED = {"zero2": CONFIGS / "deepspeed_zero2.json", "zero3": CONFIGS / "deepsp
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Which modules are gathered and freed by themselves, and which are not sharded.
+    """FSDP units, which are gathered and freed by themselves, and modules that are not sharded.
 
-    units: names of modules, inner before outer; everything else but `whole` belongs to the root.
-    classes: the class names of the units, as accelerate wants them. whole: names of modules.
+    Attributes:
+        units: Names of modules, inner before outer; everything else but `unsharded` belongs to the root.
+        classes: Class names of the units, as accelerate wants them.
+        unsharded: Names of modules.
     """
 
     units: tuple[str, ...]
     classes: tuple[str, ...]
-    whole: tuple[str, ...]
+    unsharded: tuple[str, ...]
 
 
 def plan_shards(model: nn.Module) -> ShardPlan:
-    """Makes every decoder layer and the region encoder a unit; the tower, small, frozen and run once, stays whole.
+    """Makes every decoder layer and the region encoder a unit; the tower, small, frozen and run once, is not sharded.
 
     Raises InputError where the language model does not name its layers.
     """
@@ -57,31 +60,8 @@ def plan_shards(model: nn.Module) -> ShardPlan:
         raise InputError(f"{type(model.language_model).__name__} does not name its layers, so it cannot be sharded")
     # Adapters put a prefix before all names.
     units += [next(name for name in names if name.rpartition(".")[2] == "region_encoder")]
-    whole = next(name for name in names if name.rpartition(".")[2] == "vision_tower")
-    return ShardPlan(tuple(units), tuple(dict.fromkeys(names[name] for name in units)), (whole,))
-
-
-def shard(model: nn.Module, plan: ShardPlan, **options: Any) -> nn.Module:
-    """Applies a plan with torch's own `fully_shard`, in place; options are that function's.
-
-    Returns the model. torch.distributed must be initialised.
-    """
-    from torch.distributed.fsdp import fully_shard
-
-    whole = {parameter for name in plan.whole for parameter in model.get_submodule(name).parameters()}
-    for name in (*plan.units, ""):
-        fully_shard(model.get_submodule(name), ignored_params=whole, **options)
-    return model
-
-
-def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Gathers the weights of a sharded model on the CPU of the first process; all processes must call it.
-
-    Returns names and tensors as an unsharded model has them; an empty dict on the other processes.
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    tower = next(name for name in names if name.rpartition(".")[2] == "vision_tower")
+    return ShardPlan(tuple(units), tuple(dict.fromkeys(names[name] for name in units)), (tower,))
 
 
 def local_bytes(module: nn.Module) -> int:
@@ -94,7 +74,7 @@ def local_bytes(module: nn.Module) -> int:
 
 
 def unsharded_units(model: nn.Module, plan: ShardPlan) -> list[str]:
-    """Names the units of a plan whose parameters this process holds whole."""
+    """Names the units of a plan whose parameters this process holds unsharded."""
     wrapped = _wrapped_by_fsdp1(model)
     parameters: dict[str, list[nn.Parameter]] = {unit: [] for unit in plan.units}
     for name, parameter in model.named_parameters():
@@ -131,10 +111,10 @@ def _plain(name: str) -> str:
 
 
 @contextmanager
-def whole_while_opening(args: Any) -> Iterator[None]:
-    """Lets models be opened whole under ZeRO-3, whose own way of opening leaves no weights to measure and extend.
+def unsharded_while_opening(args: Any) -> Iterator[None]:
+    """Opens models unsharded under ZeRO-3, whose own way of opening leaves no weights to measure and extend.
 
-    args: TrainingArguments. DeepSpeed shards the weights when it takes them over.
+    DeepSpeed shards the weights when it takes them over.
     """
     config = getattr(args, "hf_deepspeed_config", None)
     if config is None:
@@ -156,26 +136,26 @@ class StopUnlessSharded(TrainerCallback):
         self.plan, self.trainer = plan, trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Looks at the wrapped model; raises InputError that names what is whole."""
-        require_sharded(self.trainer.model_wrapped, self.plan, asked_for(args))
+        """Checks the wrapped model; raises InputError that names what is not sharded."""
+        require_sharded(self.trainer.model_wrapped, self.plan, requested_sharding(args))
 
 
 def require_sharded(model: nn.Module, plan: ShardPlan, asked: str | None) -> None:
-    """Raises InputError where `asked` (of `asked_for`) did not happen to a wrapped model; else logs what did."""
+    """Raises InputError where `asked` (of `requested_sharding`) did not happen to a wrapped model; logs what did."""
     if asked is None:
         return
     if asked == "ZeRO-2":
         stage = getattr(model, "zero_optimization_stage", lambda: 0)()
         if stage < 2:
             raise InputError(f"{asked} was asked for, but gradients and optimiser are not sharded; {_ADVICE}")
-        logger.info("%s: gradients and optimiser are sharded, weights are whole", asked)
+        logger.info("%s: gradients and optimiser are sharded, weights are not", asked)
         return
     left = unsharded_units(model, plan)
     if left:
         shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
         raise InputError(
             f"{asked} was asked for, but {len(left)} of {len(plan.units)} modules are not sharded ({shown}): every "
-            f"process would hold them whole; {_ADVICE}"
+            f"process would hold all of them; {_ADVICE}"
         )
     logger.info("%s: %d modules sharded; %.2f GB of weights here", asked, len(plan.units), local_bytes(model) / 1e9)
 
@@ -183,7 +163,7 @@ def require_sharded(model: nn.Module, plan: ShardPlan, asked: str | None) -> Non
 _ADVICE = "start one process for each GPU with train_stage1.sh, train_stage2.sh or torchrun"
 
 
-def asked_for(args: Any) -> str | None:
+def requested_sharding(args: Any) -> str | None:
     """Returns the sharding that TrainingArguments ask for: FSDP 1, FSDP 2, ZeRO-2, ZeRO-3, or None."""
     if args.fsdp:
         return f"FSDP {int((args.fsdp_config or {}).get('version', 2))}"
@@ -199,7 +179,7 @@ def zero_options(args: Any) -> dict[str, Any]:
 
 
 def not_estimated(args: Any) -> str | None:
-    """Names what the arguments ask for whose memory is not worked out: what lies off the GPU, and ZeRO-1."""
+    """Names what the arguments ask for whose memory is not estimated: what lies off the GPU, and ZeRO-1."""
     if args.fsdp and (args.fsdp_config or {}).get("cpu_offload"):
         return "--fsdp_config: cpu_offload keeps what is sharded off the GPU"
     if not args.deepspeed:
@@ -215,22 +195,26 @@ def not_estimated(args: Any) -> str | None:
 def configure(args: Any, model: nn.Module, aligned: bool) -> ShardPlan | None:
     """Prepares a model for sharding, and tells the Trainer's FSDP which modules to shard, unless `--fsdp_config` does.
 
-    Returns the plan, None without one.
+    Args:
+        args: The training arguments, which are completed.
+        model: The model.
+        aligned: Whether the alignment loss is used, which reaches into the region encoder past what gathers its shards.
 
-    aligned: whether the alignment loss is kept, which reaches into the region encoder past what gathers its shards.
+    Returns:
+        The plan, None where nothing is sharded.
     """
     if args.deepspeed:
         _prepare_for_deepspeed(model, args.hf_deepspeed_config.dtype())
-    asked = asked_for(args)
+    asked = requested_sharding(args)
     if asked is None:
         return None
     if aligned and asked != "ZeRO-2":
-        raise InputError(f"--align_weight cannot be kept while the region encoder is sharded ({asked}); leave it out")
+        raise InputError(f"--align_weight cannot be used while the region encoder is sharded ({asked}); leave it out")
     plan = plan_shards(model)
     if args.fsdp:
         options = args.fsdp_plugin_args
         options.setdefault("transformer_cls_names_to_wrap", ",".join(plan.classes))
-        options["ignored_modules"] = "|".join(re.escape(name) for name in plan.whole)
+        options["ignored_modules"] = "|".join(re.escape(name) for name in plan.unsharded)
         if args.bf16 or args.fp16:
             half = torch.bfloat16 if args.bf16 else torch.float16
             options.setdefault("mixed_precision_policy", _half_weights(half, asked))
@@ -261,27 +245,29 @@ def _half_weights(dtype: torch.dtype, asked: str) -> Any:
     return MixedPrecisionPolicy(dtype, dtype, cast_forward_inputs=False)
 
 
-def check_flags(options: Mapping[str, tuple[str, ...]], accelerated: bool, needed: bool = True) -> None:
+def check_flags(flags: Flags, accelerated: bool, needed: bool = True) -> None:
     """Raises InputError for flags of sharding that cannot be carried out.
 
-    options: the command line as name -> words; accelerated: whether the training runs on GPUs; needed: whether the
-    packages must be there.
+    Args:
+        flags: The command line.
+        accelerated: Whether the training runs on GPUs.
+        needed: Whether the packages must be installed.
     """
-    fsdp = "fsdp" in options and options["fsdp"] not in (("",), ("false",), ("False",))
-    deepspeed = options.get("deepspeed", ())
-    if "deepspeed" in options and not deepspeed:
+    fsdp = "fsdp" in flags and flags["fsdp"] not in (("",), ("false",), ("False",))
+    deepspeed = flags.get("deepspeed", ())
+    if "deepspeed" in flags and not deepspeed:
         raise InputError("--deepspeed: give zero2, zero3, or a JSON file of DeepSpeed's settings")
     if fsdp and deepspeed:
         raise InputError("--fsdp and --deepspeed both shard; give one of them")
-    if options.get("fsdp_config"):
+    if flags.get("fsdp_config"):
         if not fsdp:
             raise InputError("--fsdp_config does nothing without --fsdp")
-        version = _read_json("--fsdp_config", options["fsdp_config"][0]).get("version", 2)
+        version = _read_json("--fsdp_config", flags["fsdp_config"][0]).get("version", 2)
         if version not in (1, 2, "1", "2"):
             raise InputError(f"--fsdp_config: version must be 1 or 2, got {version!r}")
     if fsdp and not accelerated:
         raise InputError(
-            "--fsdp needs GPUs: on the CPU the Trainer would train whole copies in silence; leave it out, or use "
+            "--fsdp needs GPUs: on the CPU the Trainer would silently train full copies; leave it out, or use "
             "--deepspeed zero2 or zero3"
         )
     if deepspeed:
@@ -300,17 +286,14 @@ def _read_json(flag: str, value: str | dict[str, Any]) -> dict[str, Any]:
     """Reads a flag's JSON object: a file's, a shipped one's by name, or the text itself."""
     if isinstance(value, dict):
         return value
-    text, where = value, flag
+    data, where = value.encode(), flag
     if not value.lstrip().startswith("{"):
         path = SHIPPED.get(value, Path(value)) if flag == "--deepspeed" else Path(value)
         if not path.is_file():
             names = f"; shipped are {' and '.join(SHIPPED)}" if flag == "--deepspeed" else ""
             raise InputError(f"{flag}: {value}: no such file{names}")
-        text, where = path.read_text(encoding="utf-8", errors="replace"), f"{flag}: {value}"
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON: {error}") from None
+        data, where = path.read_bytes(), f"{flag}: {value}"
+    content = parse_json(data, where)
     if not isinstance(content, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -321,11 +304,3 @@ def _zero_stage(config: dict[str, Any]) -> int:
     if stage not in (0, 1, 2, 3):
         raise InputError(f"--deepspeed: zero_optimization.stage must be 0 to 3, got {stage!r}")
     return stage
-
-
-def shipped_files(words: list[str]) -> Iterator[str]:
-    """Yields a command line's words with `--deepspeed zero2` spelt as the file that it names."""
-    before = ""
-    for word in words:
-        yield str(SHIPPED[word]) if before == "--deepspeed" and word in SHIPPED else word
-        before = word

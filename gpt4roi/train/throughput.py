@@ -1,4 +1,4 @@
-"""How fast a training goes, how long it still takes, and how much memory it took."""
+"""Throughput of a training: tokens and regions a second, minutes left (ETA), and peak memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import time
 import torch
 
 
-class Rates:
+class ThroughputMeter:
     """Counts tokens and regions, and turns them into rates whenever a line is logged.
 
-    processes: how many take part; each counts its own, and they are taken to be alike.
+    Args:
+        processes: How many take part; each counts its own, and they are taken to be alike.
     """
 
     def __init__(self, processes: int) -> None:
@@ -21,15 +22,17 @@ class Rates:
         self.began: tuple[float, int] | None = None
         self.last = time.perf_counter()
 
-    def saw(self, tokens: int, regions: int) -> None:
-        """Takes note of a batch."""
+    def update(self, tokens: int, regions: int) -> None:
+        """Counts a batch."""
         self.tokens += tokens
         self.regions += regions
 
-    def line(self, step: int, last_step: int) -> dict[str, float]:
-        """Returns what has happened since the last line: tokens and regions a second, memory, and minutes left.
+    def metrics(self, step: int, last_step: int) -> dict[str, float]:
+        """Returns tokens and regions a second since the last call, peak memory, and minutes left.
 
-        step, last_step: steps done, and steps of the whole run.
+        Args:
+            step: Steps done.
+            last_step: Steps of the whole run.
         """
         now = time.perf_counter()
         seconds = max(now - self.last, 1e-9)
@@ -39,7 +42,7 @@ class Rates:
             "peak_memory_gib": round(peak_memory() / 2**30, 2),
         }
         if self.began is None:
-            # The first step warms up: what is left is told from the second on.
+            # The first step warms up: the ETA is computed from the second step on.
             self.began = (now, step)
         elif step > self.began[1]:
             each = (now - self.began[0]) / (step - self.began[1])

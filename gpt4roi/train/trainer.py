@@ -1,4 +1,4 @@
-"""The HF Trainer with what is particular to regions: learning rates by module, the alignment loss, skipped samples."""
+"""GPT4RoITrainer: the HF Trainer with param groups by module, the alignment loss, skipped samples and throughput."""
 
 from __future__ import annotations
 
@@ -12,35 +12,43 @@ from accelerate.utils import gather_object
 from gpt4roi.data.base import exceeds_bad_fraction
 from gpt4roi.errors import InputError
 from gpt4roi.train.alignment import AlignmentLoss
-from gpt4roi.train.nonfinite import GuardedSteps, StepGuard
-from gpt4roi.train.resume import ResumableTrainer
+from gpt4roi.train.arguments import TrainingArguments
+from gpt4roi.train.nonfinite import NonFiniteGuard, NonFiniteGuardMixin
+from gpt4roi.train.param_groups import param_groups
+from gpt4roi.train.resume import ResumableTrainer, describe_data
 from gpt4roi.train.sampler import StepSampler
-from gpt4roi.train.throughput import Rates
-from gpt4roi.train.trainable import parameter_groups
+from gpt4roi.train.throughput import ThroughputMeter
 
 logger = logging.getLogger(__name__)
 
 ENOUGH_SEEN = 100
-"""Samples after which their share that cannot be used is judged."""
-_FOR_THE_TRAINER = ("skipped", "sources", "n_dropped_turns", "n_tokens", "n_supervised", "text_ids")
+"""Samples after which the fraction that cannot be used is judged."""
+_BATCH_INFO = ("skipped", "sources", "n_dropped_turns", "n_tokens", "n_supervised", "text_ids")
+"""What a batch holds for the trainer, not for the model."""
 
 
-class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
+class GPT4RoITrainer(NonFiniteGuardMixin, ResumableTrainer):
     """Trains a GPT4RoI model on batches of RegionCollator.
 
-    rates, decays: learning rates and weight decays of modules that differ from the rest.
-    alignment, align_weight: the alignment loss that is kept during training, and its weight; None and 0 for none.
-    max_bad_fraction: the training stops once more than this share of the samples could not be used, after ENOUGH_SEEN
-    of them; a single one, in whatever epoch, never stops it. Several processes judge by the sums of all whenever a line
-    is logged, so that they stop together.
+    Args:
+        args: The training arguments.
+        rates: Learning rates of modules that differ from the rest.
+        decays: Weight decays of modules that differ from the rest.
+        alignment: The alignment loss during training, None for none.
+        align_weight: Its weight.
+        max_bad_fraction: The training stops once more than this fraction of the samples could not be used, after
+            ENOUGH_SEEN of them; one bad sample never aborts the run, in however many epochs. Several processes judge
+            by the sums of all whenever a line is logged, so that they stop together.
+        kwargs: As of the HF Trainer, with an EncodedDataset as `train_dataset`.
     """
 
-    kept_counts = ("seen", "skipped", "dropped_turns", "bad_steps")
+    saved_counts = ("seen", "skipped", "dropped_turns", "bad_steps")
     common_counts = ("bad_steps",)
 
     def __init__(
         self,
-        *args: Any,
+        args: TrainingArguments,
+        *,
         rates: dict[str, float],
         decays: dict[str, float],
         alignment: AlignmentLoss | None = None,
@@ -48,35 +56,37 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
         max_bad_fraction: float = 0.01,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(args=args, **kwargs)
         self.rates, self.decays, self.align_weight = rates, decays, align_weight
         self.alignment = None if alignment is None else alignment.to(self.args.device)
         self.max_bad_fraction = max_bad_fraction
         self.seen = self.skipped = self.dropped_turns = 0
         self._reasons: list[str] = []
-        self.guard = StepGuard(self.args.max_bad_steps)
-        self.rates_seen = Rates(self.args.world_size)
+        self.guard = NonFiniteGuard(args.max_bad_steps)
+        self.throughput = ThroughputMeter(self.args.world_size)
+        self.data = describe_data(kwargs["train_dataset"])
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Sorts the samples of a step by length where it consists of several batches of several samples."""
         several = 1 < self.args.train_batch_size < self.step_size
         if several and self.args.train_sampling_strategy == "random":
-            self.step_sampler = StepSampler(self.train_dataset, self.step_size, self.args.data_seed)
+            dataset: Any = self.train_dataset
+            self.step_sampler = StepSampler(dataset, self.step_size, self.args.data_seed)
             return self.step_sampler
         return super()._get_train_sampler(train_dataset)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Builds the optimiser with one group for each learning rate and weight decay."""
         if self.optimizer is None:
-            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            trained: Any = self.model
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, trained)
             rate, decay = self.args.learning_rate, self.args.weight_decay
-            groups = parameter_groups(self.model, rate, decay, self.rates, self.decays)
-            self.optimizer = kind(groups, **arguments)
+            self.optimizer = kind(param_groups(trained, rate, decay, self.rates, self.decays), **arguments)
         return self.optimizer
 
     def _prepare_input(self, data: Any) -> Any:
-        """Moves a batch to the device; boxes stay as they are where DeepSpeed's 16 bits would move their corners."""
-        prepared = super()._prepare_input(data)
+        """Moves a batch to the device; boxes keep their dtype where DeepSpeed's 16 bits would move their corners."""
+        prepared: Any = super()._prepare_input(data)
         if isinstance(data, Mapping) and "boxes" in data:
             prepared["boxes"] = [rows.to(self.args.device) for rows in data["boxes"]]
         return prepared
@@ -84,15 +94,12 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Returns the language model's loss on the answers, plus the alignment loss where it is kept."""
-        extra = {key: inputs.pop(key) for key in _FOR_THE_TRAINER if key in inputs}
+        """Returns the language model's loss on the answers, plus the weighted alignment loss where there is one."""
+        info = {key: inputs.pop(key) for key in _BATCH_INFO if key in inputs}
         if model.training:
-            self._count(extra)
-            self.batch_is(extra["n_supervised"], extra["sources"])
-            regions = sum(len(rows) for rows in inputs.get("boxes", ()))
-            self.rates_seen.saw(extra["n_tokens"], regions)
+            self._record_batch(info, sum(len(rows) for rows in inputs.get("boxes", ())))
             if getattr(self.train_dataset, "features", None) is not None:
-                # Also of a batch without image, which shall not call the tower that no other process calls.
+                # Also for a batch without image, which shall not call the tower that no other process calls.
                 inputs.setdefault("feature_maps", [])
         outputs = model(**inputs, logits_at_labels_only=True, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
@@ -103,26 +110,28 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
             encoder = self.accelerator.unwrap_model(model).region_encoder
             maps = [level.to(loss.dtype) for level in inputs["feature_maps"]]
             content = encoder.content(maps, inputs["boxes"])
-            aligned = self.alignment(content, extra["text_ids"].to(content.device))
+            aligned = self.alignment(content, info["text_ids"].to(content.device))
             loss = loss + self.align_weight * aligned / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
-    def _count(self, extra: dict[str, Any]) -> None:
-        reasons = extra.get("skipped", [])
-        for reason in reasons:
-            logger.warning("Skipped a sample: %s", reason)
-        dropped = extra.get("n_dropped_turns", [])  # one number for each sample used
+    def _record_batch(self, info: dict[str, Any], regions: int) -> None:
+        """Counts a batch's tokens and regions, and its samples, skipped samples and dropped turns."""
+        self.set_batch_info(info["n_supervised"], info["sources"])
+        self.throughput.update(info["n_tokens"], regions)
+        reasons = info.get("skipped", [])
+        dropped = info.get("n_dropped_turns", [])  # one number for each sample used
         self.seen += len(dropped) + len(reasons)
         self.skipped += len(reasons)
         self.dropped_turns += int(sum(dropped))
         for reason in reasons:
+            logger.warning("Skipped a sample: %s", reason)
             if reason not in self._reasons:
                 self._reasons = [*self._reasons[:1], reason]
         if self.args.world_size == 1:
-            self._judge(self.seen, self.skipped)
+            self._check_bad_fraction(self.seen, self.skipped)
 
-    def _judge(self, seen: int, skipped: int) -> None:
-        """Raises InputError where too many samples were lost; several processes all ask, with the sums of all."""
+    def _check_bad_fraction(self, seen: int, skipped: int) -> None:
+        """Raises InputError where too many samples were skipped; all processes must call it, with the sums of all."""
         if seen < ENOUGH_SEEN or not exceeds_bad_fraction(skipped, seen, self.max_bad_fraction):
             return
         reasons = gather_object(self._reasons)
@@ -133,26 +142,26 @@ class GPT4RoITrainer(GuardedSteps, ResumableTrainer):
                 f"{self.max_bad_fraction}; one of the last: {reasons[-1]}"
             )
 
-    def _counts_of_all(self) -> dict[str, int]:
-        """Sums the counts over all processes, which must all ask at the same steps."""
-        own = {name: getattr(self, name) for name in self.kept_counts if name not in self.common_counts}
+    def _sum_counts(self) -> dict[str, int]:
+        """Sums the counts over all processes, which must all call it at the same steps."""
+        own = {name: getattr(self, name) for name in self.saved_counts if name not in self.common_counts}
         if self.args.world_size > 1:
-            sums = self.accelerator.reduce(torch.tensor(list(own.values()), device=self.args.device), "sum")
+            sums: Any = self.accelerator.reduce(torch.tensor(list(own.values()), device=self.args.device), "sum")
             own = dict(zip(own, sums.tolist(), strict=True))
         return own
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds rates, memory and time left, and the counts of skipped samples, dropped turns and bad steps, if any.
+        """Adds throughput, memory, ETA, and the counts of skipped samples, dropped turns and bad steps, if any.
 
-        All processes log at the same steps. Raises InputError, in all of them, where too many samples were lost.
+        All processes log at the same steps. Raises InputError, in all of them, where too many samples were skipped.
         """
-        counts = self._counts_of_all() | {"bad_steps": self.bad_steps}
+        counts = self._sum_counts() | {"bad_steps": self.bad_steps}
         logs |= {name: count for name, count in counts.items() if count and name != "seen"}
         if "loss" in logs:
-            logs |= self.rates_seen.line(self.state.global_step, self.state.max_steps)
+            logs |= self.throughput.metrics(self.state.global_step, self.state.max_steps)
         if self.bad_steps and logs.get("loss") == 0:
             # The Trainer counts a loss that is not finite as the mean of those since the last line, here of none.
             del logs["loss"]
         super().log(logs, *args, **kwargs)
         if self.args.world_size > 1:
-            self._judge(counts["seen"], counts["skipped"])
+            self._check_bad_fraction(counts["seen"], counts["skipped"])

@@ -1,4 +1,4 @@
-"""One training from arguments to a folder: data, model, alignment, trainer."""
+"""Training run: from a command line to a trained folder, as a list of named steps."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from gpt4roi.data.collator import RegionCollator
 from gpt4roi.data.mixture import Mixture
 from gpt4roi.data.registry import build_mixture
 from gpt4roi.data.training_dataset import EncodedDataset
-from gpt4roi.devices import moved_to
-from gpt4roi.distributed import broadcast_parameters, main_process_first
+from gpt4roi.distributed import main_process_first
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.train import saving, sharding, work_dir
-from gpt4roi.train.adapters import add_adapters, keep_frozen
-from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, align_regions
-from gpt4roi.train.arguments import DataArguments, ModelArguments, RegionArguments, TrainingArguments
-from gpt4roi.train.build_model import check_choices, is_ours, learning_modules, open_model
-from gpt4roi.train.command_line import arguments_to_remember, parse, remembered, without_estimate
-from gpt4roi.train.estimate import estimated
-from gpt4roi.train.feature_cache import keep_features
-from gpt4roi.train.resume import check_position, describe_data
+from gpt4roi.train.adapters import add_adapters, cast_frozen_parameters, fully_trained
+from gpt4roi.train.alignment import AlignmentLoss, align_once, load_region_texts
+from gpt4roi.train.build_model import check_choices, is_ours, open_model, trainable_modules
+from gpt4roi.train.command_line import Arguments, parse_arguments, resumed, run_flags
+from gpt4roi.train.estimate import estimate_from_flags
+from gpt4roi.train.feature_cache import FeatureCache, cache_features
+from gpt4roi.train.param_groups import parse_rates, set_trainable, trainable_table
+from gpt4roi.train.resume import check_position
 from gpt4roi.train.sanity_checks import check_drops, check_first_batch, check_fit
-from gpt4roi.train.trainable import learning_table, parse_rates, set_trainable
 from gpt4roi.train.trainer import GPT4RoITrainer
 from gpt4roi.train.watch import WatchRegions, choose
+from gpt4roi.train.work_dir import Flags, parse_flags, switch
 
 logger = logging.getLogger(__name__)
 
@@ -40,121 +39,200 @@ CALIBRATION_SAMPLES = 128
 
 
 def main(argv: Sequence[str]) -> Path:
-    """Trains as the arguments say, or goes on where a work directory stopped, and returns the work directory.
+    """Trains as the arguments say, or resumes the run of a work directory, and returns the work directory.
 
-    argv: `--stage 1|2 --output_dir FOLDER` and any of the dataclasses in arguments.py; FOLDER alone resumes its run;
-    with `--estimate` nothing is trained, and the memory it would take is logged.
-    Raises InputError for arguments that can't be carried out.
+    Args:
+        argv: `--stage 1|2 --output_dir FOLDER` and any of the dataclasses in arguments.py; FOLDER alone resumes its
+            run; with `--estimate` nothing is trained, and the memory it would take is logged.
+
+    Raises:
+        InputError: The arguments cannot be carried out.
     """
-    if work_dir.is_on(work_dir.options(work_dir.words(argv)), "estimate"):
-        logger.info("%s", estimated(argv))
+    given = parse_flags(argv)
+    estimate = switch(given, "estimate")
+    if estimate:
+        logger.info("%s", estimate_from_flags(given))
         return Path()
-    arguments = remembered(without_estimate(argv))
-    model_args, data_args, region_args, args = parse(arguments)
-    folder = Path(args.output_dir)
-    if (folder / work_dir.DONE).is_file():
-        logger.info("%s is trained already: %s", folder, (folder / work_dir.DONE).read_text())
-        return folder
-    check_choices(model_args, region_args, args)
-    with work_dir.held(folder, needed=args.should_save):
-        return _train(folder, arguments, model_args, data_args, region_args, args)
+    if estimate is False:
+        given.pop("estimate", None)
+    flags = resumed(given)
+    arguments = parse_arguments(flags)
+    run = TrainingRun(flags, arguments)
+    if (run.folder / work_dir.DONE).is_file():
+        logger.info("%s is trained already: %s", run.folder, (run.folder / work_dir.DONE).read_text())
+        return run.folder
+    check_choices(arguments)
+    with work_dir.lock(run.folder, needed=run.args.should_save):
+        run.load_data()
+        run.find_checkpoint()
+        run.load_model()
+        run.cache_features()
+        run.build_dataset()
+        run.initialize_region_encoder()
+        run.freeze_parameters()
+        run.build_trainer()
+        run.check_start()
+        run.record_start()
+        run.train()
+        run.save_model()
+    return run.folder
 
 
-def _train(
-    folder: Path,
-    arguments: list[str],
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    region_args: RegionArguments,
-    args: TrainingArguments,
-) -> Path:
-    set_seed(args.seed)
-    mixture = build_mixture(data_args.dataset_config, args.seed)
-    held_out = build_mixture(data_args.eval_dataset, args.seed) if data_args.eval_dataset else None
-    check_drops([*mixture.parts, *(held_out.parts if held_out else ())], data_args.max_bad_fraction)
-    if args.should_save:
-        saving.clear_leftovers(folder)
-    checkpoint = saving.last_checkpoint(folder)
-    if args.should_save and checkpoint is None:  # before the first step may lie hours of looking at images
-        work_dir.remember_arguments(folder, args.stage, arguments_to_remember(arguments), begun=False)
-    args.eval_on_start = args.eval_on_start and checkpoint is None  # else it was done when the run began
-    with sharding.whole_while_opening(args):
-        model, processor = open_model(checkpoint, model_args, args)
-    check_fit(processor, model)
-    keep_frozen(model.vision_tower, model_args.frozen_dtype)  # as a checkpoint holds it, before images are looked at
-    features = None
-    if data_args.picture_features:
-        kept = Path(data_args.picture_features)
-        with main_process_first("the images are looked at"):
-            features = keep_features(kept, mixture, processor, model, bf16=args.bf16, device=args.device)
-    texts = None
-    if region_args.align_regions or region_args.align_weight:
-        if features is None or model.config.region_encoder_type != "light":
-            raise InputError(
-                "--align_regions and --align_weight need --region_encoder_type light and --picture_features FOLDER"
-            )
-        with main_process_first("the texts that name regions are read"):
-            texts = _region_texts(folder, mixture, processor, model)
-    dataset = EncodedDataset(mixture, processor, args.seed, features, texts.index if texts else None)
-    alignment = AlignmentLoss(texts.targets) if texts else None
-    _configure_regularisation(model, region_args)
-    if checkpoint is None:
-        if not is_ours(Path(model_args.model_name_or_path)):
-            _calibrate(model, dataset)
-        if region_args.align_regions:
-            _align(model, alignment, dataset, region_args, args)
-    modules = learning_modules(model_args, args)
-    set_trainable(model, [name for name in modules if name != "language_model" or not model_args.lora_r])
-    keep_frozen(model, model_args.frozen_dtype)
-    if model_args.lora_r:
-        model = add_adapters(model, model_args, modules)
-    rates = parse_rates(args.learning_rates)
-    decays = parse_rates(args.weight_decays, "--weight_decays")
-    logger.info("%s", learning_table(model, args.learning_rate, args.weight_decay, rates, decays))
-    plan = sharding.configure(args, model, aligned=bool(region_args.align_weight))
-    trainer = GPT4RoITrainer(
-        model=model,
-        args=args,
-        train_dataset=dataset,
-        eval_dataset=held_out and EncodedDataset(held_out, processor, args.seed),
-        data_collator=RegionCollator(processor.tokenizer.pad_token_id),
-        processing_class=processor,
-        rates=rates,
-        decays=decays,
-        alignment=alignment,
-        align_weight=region_args.align_weight,
-        max_bad_fraction=data_args.max_bad_fraction,
-    )
-    if plan is not None:
-        trainer.add_callback(sharding.StopUnlessSharded(plan, trainer))
-    if held_out:
-        trainer.add_callback(WatchRegions(choose(held_out, args.seed, data_args.watch_regions), processor, trainer))
-    trainer.data = describe_data(dataset)
-    if checkpoint is not None:
-        check_position(checkpoint, trainer.data, trainer.step_size)
-        trainer.read_own_state(checkpoint)
-    else:
-        check_first_batch(trainer.get_train_dataloader(), processor)
-    if args.should_save and checkpoint is None:
-        work_dir.remember_arguments(folder, args.stage, arguments_to_remember(arguments))
-        work_dir.write_settings(
-            folder, [vars(model_args), vars(data_args), vars(region_args), args.to_dict()], args.world_size
+class TrainingRun:
+    """One training; `main` calls its steps, each of which needs those before it.
+
+    Args:
+        flags: The command line, for the work directory to remember.
+        arguments: What it says.
+    """
+
+    mixture: Mixture
+    eval_mixture: Mixture | None = None
+    checkpoint: Path | None
+    model: Any
+    processor: GPT4RoIProcessor
+    features: FeatureCache | None = None
+    dataset: EncodedDataset
+    alignment: AlignmentLoss | None = None
+    trainer: GPT4RoITrainer
+    seconds: float
+
+    def __init__(self, flags: Flags, arguments: Arguments) -> None:
+        self.flags = run_flags(flags)
+        self.arguments = arguments
+        self.model_args, self.data_args, self.region_args, self.args = arguments
+        self.folder = Path(str(self.args.output_dir))
+
+    def load_data(self) -> None:
+        """Opens the training and evaluation data, and refuses data of which too much is unusable."""
+        set_seed(self.args.seed)
+        self.mixture = build_mixture(self.data_args.dataset_config, self.args.seed)
+        if self.data_args.eval_dataset:
+            self.eval_mixture = build_mixture(self.data_args.eval_dataset, self.args.seed)
+        mixtures = [mixture for mixture in (self.mixture, self.eval_mixture) if mixture is not None]
+        check_drops([part for mixture in mixtures for part in mixture.parts], self.data_args.max_bad_fraction)
+
+    def find_checkpoint(self) -> None:
+        """Finds the checkpoint to resume from, and records a new run before hours of encoding images may follow."""
+        if self.args.should_save:
+            saving.clear_leftovers(self.folder)
+        self.checkpoint = saving.last_checkpoint(self.folder)
+        if self.args.should_save and self.checkpoint is None:
+            work_dir.record_flags(self.folder, self.args.stage, self.flags, begun=False)
+        # A resumed run was evaluated when it began.
+        self.args.eval_on_start = self.args.eval_on_start and self.checkpoint is None
+
+    def load_model(self) -> None:
+        """Opens or builds the model and its processor, the tower in the dtype that a checkpoint holds it in."""
+        with sharding.unsharded_while_opening(self.args):
+            self.model, self.processor = open_model(self.checkpoint, self.model_args, self.args)
+        check_fit(self.processor, self.model)
+        cast_frozen_parameters(self.model.vision_tower, self.model_args.frozen_dtype)
+
+    def cache_features(self) -> None:
+        """Encodes every image once, in the first process, where a feature cache is asked for."""
+        if self.data_args.feature_cache:
+            folder = Path(self.data_args.feature_cache)
+            with main_process_first("the images are encoded"):
+                self.features = cache_features(
+                    folder, self.mixture, self.processor, self.model, bf16=self.args.bf16, device=self.args.device
+                )
+
+    def build_dataset(self) -> None:
+        """Makes the encoded training data, and the alignment loss where it is asked for."""
+        texts = None
+        if self.region_args.align_regions or self.region_args.align_weight:
+            if self.features is None or self.model.config.region_encoder_type != "light":
+                raise InputError(
+                    "--align_regions and --align_weight need --region_encoder_type light and --feature_cache FOLDER"
+                )
+            path = self.folder / work_dir.REGION_TEXTS
+            with main_process_first("the texts that name regions are read"):
+                texts = load_region_texts(path, self.mixture, self.processor.tokenizer, self.model)
+        index = texts.index if texts else None
+        self.dataset = EncodedDataset(self.mixture, self.processor, self.args.seed, self.features, index)
+        self.alignment = AlignmentLoss(texts.targets) if texts else None
+
+    def initialize_region_encoder(self) -> None:
+        """Sets the regularisation; calibrates and aligns the region encoder of a run that begins."""
+        set_regularisation(self.model, self.region_args.region_mixup, self.region_args.region_noise)
+        if self.checkpoint is not None:
+            return
+        if not is_ours(Path(self.model_args.model_name_or_path)):
+            calibrate(self.model, self.dataset)
+        if self.alignment is not None and self.region_args.align_regions:
+            align_once(self.model, self.alignment, self.dataset, self.region_args, self.args.device, self.args.seed)
+
+    def freeze_parameters(self) -> None:
+        """Freezes what is not trained, casts it, and adds the adapters."""
+        modules = trainable_modules(self.model_args, self.args)
+        set_trainable(self.model, fully_trained(modules, self.model_args))
+        cast_frozen_parameters(self.model, self.model_args.frozen_dtype)
+        if self.model_args.lora_r:
+            self.model = add_adapters(self.model, self.model_args, modules)
+
+    def build_trainer(self) -> None:
+        """Makes the trainer, with its sharding and the page of watched regions."""
+        args, processor = self.args, self.processor
+        rates = parse_rates(args.learning_rates)
+        decays = parse_rates(args.weight_decays, "--weight_decays")
+        logger.info("%s", trainable_table(self.model, args.learning_rate, args.weight_decay, rates, decays))
+        plan = sharding.configure(args, self.model, aligned=bool(self.region_args.align_weight))
+        evaluated = self.eval_mixture and EncodedDataset(self.eval_mixture, processor, args.seed)
+        self.trainer = GPT4RoITrainer(
+            model=self.model,
+            args=args,
+            train_dataset=self.dataset,
+            eval_dataset=evaluated,
+            data_collator=RegionCollator(processor.tokenizer.pad_token_id),
+            processing_class=processor,
+            rates=rates,
+            decays=decays,
+            alignment=self.alignment,
+            align_weight=self.region_args.align_weight,
+            max_bad_fraction=self.data_args.max_bad_fraction,
         )
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_whole()
-    if trainer.is_world_process_zero():
-        facts = {"steps": trainer.state.global_step, "seconds": round(result.metrics["train_runtime"], 1)}
-        atomic_write_text(folder / work_dir.DONE, json.dumps(facts))
-    return folder
+        if plan is not None:
+            self.trainer.add_callback(sharding.StopUnlessSharded(plan, self.trainer))
+        if self.eval_mixture:
+            watched = choose(self.eval_mixture, args.seed, self.data_args.watch_regions)
+            self.trainer.add_callback(WatchRegions(watched, processor, self.trainer))
+
+    def check_start(self) -> None:
+        """Compares the data with a checkpoint's and loads its counts, or looks at the first batch of a new run."""
+        if self.checkpoint is not None:
+            check_position(self.checkpoint, self.trainer.data, self.trainer.step_size)
+            self.trainer.load_own_state(self.checkpoint)
+        else:
+            check_first_batch(self.trainer.get_train_dataloader(), self.processor)
+
+    def record_start(self) -> None:
+        """Records that a new run has begun to train, and all of its settings."""
+        if self.args.should_save and self.checkpoint is None:
+            work_dir.record_flags(self.folder, self.args.stage, self.flags)
+            parts = [vars(part) for part in self.arguments[:-1]]
+            work_dir.write_settings(self.folder, [*parts, self.args.to_dict()], self.args.world_size)
+
+    def train(self) -> None:
+        """Trains to the end."""
+        result = self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        self.seconds = result.metrics["train_runtime"]
+
+    def save_model(self) -> None:
+        """Writes the trained model, and then the mark that the training is finished."""
+        self.trainer.save_final_model()
+        if self.trainer.is_world_process_zero():
+            facts = {"steps": self.trainer.state.global_step, "seconds": round(self.seconds, 1)}
+            atomic_write_text(self.folder / work_dir.DONE, json.dumps(facts))
 
 
-def _calibrate(model: Any, dataset: EncodedDataset) -> None:
+def calibrate(model: Any, dataset: EncodedDataset) -> None:
     """Measures the tower's channels and the boxes for the modules that standardise them, on the first images."""
     if "light" not in (model.config.projector_type, model.config.region_encoder_type):
         return
     samples = [dataset[index] for index in range(min(CALIBRATION_SAMPLES, len(dataset)))]
     boxes = [sample["boxes"] for sample in samples if len(sample.get("boxes", ()))]
-    if dataset.features is not None:
+    if isinstance(dataset.features, FeatureCache):
         maps = dataset.features.sample_maps(CALIBRATION_SAMPLES)
     else:
         images = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
@@ -167,45 +245,10 @@ def _calibrate(model: Any, dataset: EncodedDataset) -> None:
     model.calibrate(maps, boxes)
 
 
-def _configure_regularisation(model: Any, region_args: RegionArguments) -> None:
-    """Sets what disturbs the light encoder while it trains; raises InputError for an encoder that knows none."""
-    if not (region_args.region_mixup or region_args.region_noise):
+def set_regularisation(model: Any, mixup: float, noise: float) -> None:
+    """Sets the light encoder's regularisation; raises InputError for an encoder that has none."""
+    if not (mixup or noise):
         return
     if model.config.region_encoder_type != "light":
         raise InputError("--region_mixup and --region_noise are for --region_encoder_type light")
-    model.region_encoder.set_regularisation(noise=region_args.region_noise, mixup=region_args.region_mixup)
-
-
-def _region_texts(folder: Path, mixture: Mixture, processor: GPT4RoIProcessor, model: Any) -> RegionTexts:
-    """Returns the texts that name regions; their targets are those that the run began with."""
-    path = folder / work_dir.REGION_TEXTS
-    if path.is_file():
-        return RegionTexts.load(path)
-    texts = [text for index in range(len(mixture)) for text in mixture.region_texts(index).values()]
-    if len(set(texts)) < 2:
-        raise InputError("--align_regions needs questions about one region each, with answers; the data sets have none")
-    made = RegionTexts.of(texts, processor.tokenizer, model.get_input_embeddings().weight.detach().cpu())
-    made.save(path)
-    return made
-
-
-def _align(
-    model: Any, loss: AlignmentLoss, dataset: EncodedDataset, region_args: RegionArguments, args: TrainingArguments
-) -> None:
-    """Aligns the region encoder in the first process, and gives it to the others, equal to the bit."""
-    encoder = model.region_encoder
-    with moved_to(args.device, encoder):
-        with main_process_first("the regions are aligned with words") as first:
-            if first:
-                epochs, rate = region_args.align_regions, region_args.align_learning_rate
-                batches = _batches_to_align(dataset, region_args.align_batch_size)
-                generator = torch.Generator().manual_seed(args.seed)
-                align_regions(model, loss.to(args.device), batches, epochs, rate, generator)
-        broadcast_parameters([*encoder.parameters(), *encoder.buffers()], args.device)
-
-
-def _batches_to_align(dataset: EncodedDataset, size: int) -> list[dict[str, Any]]:
-    collate = RegionCollator(dataset.processor.tokenizer.pad_token_id)
-    starts = range(0, len(dataset), size)
-    batches = [collate([dataset[index] for index in range(s, min(s + size, len(dataset)))]) for s in starts]
-    return [batch for batch in batches if "feature_maps" in batch]
+    model.region_encoder.set_regularisation(noise=noise, mixup=mixup)

@@ -1,10 +1,7 @@
-"""A small page of a few fixed regions and what the model says of them, step after step: one sees it learn."""
+"""Watched regions: a callback that shows the model's answers to fixed questions at each evaluation on a page."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -24,29 +21,31 @@ from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.io.json_files import as_json
 from gpt4roi.processing.images import load_image
 from gpt4roi.processing.processor import GPT4RoIProcessor
-from gpt4roi.report.drawing import draw_boxes
+from gpt4roi.report.drawing import draw_boxes, jpeg_data_url
+from gpt4roi.report.rendering import render
 from gpt4roi.structures import RegionSample
 
 logger = logging.getLogger(__name__)
 
 PAGE, ANSWERS = "watch.html", "watch.json"
 MAX_NEW_TOKENS, IMAGE_SIDE = 48, 240
-STYLE = (
-    "body{font:15px/1.4 system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
-    "td,th{border:1px solid #ccc;padding:.4em .6em;text-align:left;vertical-align:top}td.right{background:#e3f4e3}"
-)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """One question that is asked again and again; sample: up to the question; truth: the data's own answer."""
+    """A question that is asked at each evaluation.
+
+    Attributes:
+        sample: The sample up to its question.
+        truth: The data's own answer.
+    """
 
     sample: RegionSample
     truth: str
 
     @property
     def key(self) -> str:
-        """Tells this question from the others."""
+        """Name of the question in watch.json."""
         return f"{self.sample.source}: {self.sample.turns[-1].text}"
 
 
@@ -135,39 +134,30 @@ def _history(folder: Path) -> dict[str, Any]:
 
 
 def page(watched: list[Watched], history: dict[str, Any]) -> str:
-    """Writes the page: a row for each question, a column for each evaluation; right answers stand on green."""
-    steps = sorted(history, key=int)
-    heads = "".join(f"<th>step {step}<br>loss {_number(history[step]['loss'])}</th>" for step in steps)
+    """Returns the page: a row for each question, a column for each evaluation; right answers stand on green."""
+    by_step = [(step, history[step]) for step in sorted(history, key=int)]
     rows = []
     for one in watched:
-        cells = []
-        for step in steps:
-            answer = history[step]["answers"].get(one.key, "")
-            right = " class=right" if answer.strip().lower() == one.truth.strip().lower() else ""
-            cells.append(f"<td{right}>{html.escape(answer)}</td>")
-        asked = html.escape(one.sample.turns[-1].text)
-        rows.append(f"<tr><td>{_image(one.sample)}<td>{asked}<br><b>{html.escape(one.truth)}</b>{''.join(cells)}</tr>")
-    return (
-        f"<!doctype html><meta charset=utf-8><title>Watched regions</title><style>{STYLE}</style>"
-        f"<h1>Watched regions</h1><p>Under each question the data's own answer.</p>"
-        f"<table><tr><th>image<th>question{heads}</tr>{''.join(rows)}</table>\n"
-    )
+        answers = [entry["answers"].get(one.key, "") for _, entry in by_step]
+        truth = one.truth.strip().lower()
+        rows.append(
+            {
+                "question": one.sample.turns[-1].text,
+                "truth": one.truth,
+                "answers": [(answer, answer.strip().lower() == truth) for answer in answers],
+                **_image(one.sample),
+            }
+        )
+    return render("watch.html", history=by_step, rows=rows) + "\n"
 
 
-def _number(loss: Any) -> str:
-    return f"{loss:.3f}" if isinstance(loss, float) else "–"
-
-
-def _image(sample: RegionSample) -> str:
-    """Returns the image with its boxes as an <img> that needs no file, or why it cannot be read or drawn on."""
+def _image(sample: RegionSample) -> dict[str, str]:
+    """Returns the `image` with its boxes as a data URL, or the `fault` for which it cannot be read or drawn on."""
     try:
         image = load_image(sample.image, sample.image_pipeline)
         width, height = image.size
         scale = np.array([width, height, width, height]) if sample.box_frame == "unit" else 1
-        drawn = draw_boxes(image, np.asarray(sample.boxes_px) * scale)
-    except ValueError as error:  # of the image, or of a box whose corners are the wrong way round
-        return html.escape(str(error))
-    drawn.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-    file = io.BytesIO()
-    drawn.save(file, "JPEG", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+        drawn = draw_boxes(image, (np.asarray(sample.boxes_px) * scale).tolist())
+    except ValueError as error:  # of the image, or of a box with inverted corners
+        return {"image": "", "fault": str(error)}
+    return {"image": jpeg_data_url(drawn, IMAGE_SIDE, quality=80), "fault": ""}

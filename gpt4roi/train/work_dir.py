@@ -1,19 +1,17 @@
-"""The work directory of a training: what was asked for, by whom it is used, and whether it is done."""
+"""Work directory of a training run: its recorded arguments, settings, lock and completion mark."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import atomic_write_text, readable_write_errors
+from gpt4roi.io.atomic import FileLock, atomic_write_text, readable_write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +20,12 @@ SETTINGS = "settings.json"
 DONE = "trained.json"
 LOCK = "run.lock"
 REGION_TEXTS = "region_texts.safetensors"
+
+Flags = dict[str, tuple[str, ...]]
+"""A command line as name -> values; words before the first flag stand under an empty name."""
+
+ALIASES = {"picture_features": "feature_cache"}
+"""Former names of flags, which run.json of older runs and older scripts hold."""
 
 CHANGEABLE = frozenset(
     {
@@ -42,36 +46,81 @@ CHANGEABLE = frozenset(
         "gradient_checkpointing",
     }
 )
-"""What a run that is resumed may be told anew, since it changes neither the samples of a step nor what is learnt."""
+"""Flags that a resumed run may be given anew: they change neither the samples of a step nor what is trained."""
 
 
-def remembered_arguments(folder: Path, stage: int, given: list[str]) -> list[str]:
-    """Returns the arguments of the run that a work directory belongs to, or the given ones for a new run.
+def parse_flags(argv: Sequence[str]) -> Flags:
+    """Parses `--some-flag=value` and `--some_flag value …`; a flag given twice counts as given last."""
+    flags: Flags = {}
+    name = ""
+    for word in argv:
+        if word.startswith("--"):
+            name, *value = word[2:].split("=", 1)
+            name = name.replace("-", "_")
+            name = ALIASES.get(name, name)
+            flags[name] = tuple(value)
+        else:
+            flags[name] = (*flags.get(name, ()), word)
+    return flags
 
-    A run that has begun to learn takes only CHANGEABLE arguments beside its own; one that was interrupted before that
-    takes any. Raises InputError where the directory belongs to a run with other arguments or of another stage.
+
+def to_argv(flags: Flags) -> list[str]:
+    """Writes flags as the words of a command line."""
+    return [word for name, values in flags.items() for word in (*([f"--{name}"] if name else ()), *values)]
+
+
+_SWITCH = {"yes": True, "true": True, "t": True, "y": True, "1": True}
+_SWITCH |= {"no": False, "false": False, "f": False, "n": False, "0": False}
+
+
+def switch(flags: Flags, name: str) -> bool | None:
+    """Returns whether a switch is on or off, as argparse reads it; None where it is neither.
+
+    A switch is on where it is named alone.
+    """
+    values = flags.get(name, ("false",)) or ("true",)
+    return _SWITCH.get(values[0].lower()) if len(values) == 1 else None
+
+
+def is_on(flags: Flags, name: str) -> bool:
+    """Tells whether a switch is on: named alone, or with a value that argparse takes for true."""
+    return bool(switch(flags, name))
+
+
+def recorded_flags(folder: Path, stage: int, given: Flags) -> Flags:
+    """Returns the flags of the run that a work directory belongs to, or the given ones for a new run.
+
+    A run that has begun to train takes only CHANGEABLE flags beside its own; one that was interrupted before that
+    takes any.
+
+    Args:
+        folder: The work directory.
+        stage: The stage that is asked for.
+        given: Flags of the command line, without the stage and the folder.
+
+    Raises:
+        InputError: The directory belongs to a run with other flags or of another stage, or to something else.
     """
     path = folder / ARGUMENTS
     if not path.is_file():
-        _refuse_strangers(folder)
+        _check_foreign_files(folder)
         return given
     try:
         run = json.loads(path.read_text())
-        arguments, of_stage, begun = list(run["arguments"]), run["stage"], bool(run.get("begun", True))
+        recorded, of_stage, begun = parse_flags(run["arguments"]), run["stage"], bool(run.get("begun", True))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: damaged; delete it to start anew in this folder") from None
     if of_stage != stage:
         raise InputError(f"{folder} holds a run of stage {of_stage}, not {stage}; choose another work directory")
-    if not given or _plain(given) == _plain(arguments):
-        return arguments
-    before, now = options(arguments), options(given)
-    if set(now) <= CHANGEABLE:
-        logger.info("Resuming %s with changed %s", folder, ", ".join(sorted(now)))
-        return [*arguments, *given]
+    differing = sorted(name for name in {**recorded, **given} if not _same(recorded.get(name), given.get(name)))
+    if not given or not differing:
+        return recorded
+    if set(given) <= CHANGEABLE:
+        logger.info("Resuming %s with changed %s", folder, ", ".join(sorted(given)))
+        return recorded | given
     if not begun:
         (folder / REGION_TEXTS).unlink(missing_ok=True)
         return given
-    differing = sorted(name for name in {**before, **now} if _plain(before.get(name)) != _plain(now.get(name)))
     if set(differing) <= CHANGEABLE:
         return given
     shown = ", ".join(f"--{name}" for name in differing if name not in CHANGEABLE)
@@ -81,48 +130,14 @@ def remembered_arguments(folder: Path, stage: int, given: list[str]) -> list[str
     )
 
 
-def _plain(words: Sequence[str] | None) -> list[str] | None:
-    """Returns words without the slash at the end that a shell completes a folder with."""
-    return words and [word.rstrip("/") for word in words]
+def _same(one: Sequence[str] | None, other: Sequence[str] | None) -> bool:
+    """Compares values without the slash at the end that a shell completes a folder with."""
+    if one is None or other is None:
+        return one is other
+    return [value.rstrip("/") for value in one] == [value.rstrip("/") for value in other]
 
 
-def words(argv: Sequence[str]) -> list[str]:
-    """Returns every word, `--some-flag=value` as `--some_flag` and `value`."""
-    return [part for word in argv for part in _apart(word)]
-
-
-def _apart(word: str) -> list[str]:
-    """Returns `--some-flag=value` as `--some_flag` and `value`, and any other word as it is."""
-    if not word.startswith("--"):
-        return [word]
-    flag, *value = word.split("=", 1)
-    return ["--" + flag[2:].replace("-", "_"), *value]
-
-
-def options(arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Reads `--name value …` words as name -> values; a name given twice counts as given last."""
-    read: dict[str, tuple[str, ...]] = {}
-    name = ""
-    for word in arguments:
-        if word.startswith("--"):
-            name = word[2:]
-            read[name] = ()
-        elif name:
-            read[name] += (word,)
-    return read
-
-
-SWITCH = {"yes": True, "true": True, "t": True, "y": True, "1": True}
-SWITCH |= {"no": False, "false": False, "f": False, "n": False, "0": False}
-"""The words that the parser takes for a switch that is on or off, in whatever case."""
-
-
-def is_on(options: Mapping[str, tuple[str, ...]], name: str) -> bool:
-    """Tells whether a switch is on: named alone, or with a word that the parser takes for true."""
-    return name in options and SWITCH.get((options[name] or ("true",))[0].lower(), False)
-
-
-def _refuse_strangers(folder: Path) -> None:
+def _check_foreign_files(folder: Path) -> None:
     """Raises InputError where a folder without a run of ours holds a model or checkpoints of something else."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; --output_dir names a folder")
@@ -134,14 +149,13 @@ def _refuse_strangers(folder: Path) -> None:
         )
 
 
-def remember_arguments(folder: Path, stage: int, arguments: list[str], begun: bool = True) -> None:
-    """Writes down what a run was asked for, so that the folder alone resumes it; begun: whether it learns already."""
-    atomic_write_text(
-        folder / ARGUMENTS, json.dumps({"stage": stage, "arguments": arguments, "begun": begun}, indent=1)
-    )
+def record_flags(folder: Path, stage: int, flags: Flags, begun: bool = True) -> None:
+    """Writes the flags of a run, so that the folder alone resumes it; begun: whether it has begun to train."""
+    facts = {"stage": stage, "arguments": to_argv(flags), "begun": begun}
+    atomic_write_text(folder / ARGUMENTS, json.dumps(facts, indent=1))
 
 
-def write_settings(folder: Path, parts: list[Mapping[str, Any]], processes: int) -> None:
+def write_settings(folder: Path, parts: Sequence[Mapping[str, Any]], processes: int) -> None:
     """Writes every setting of a run, the defaults too, with the versions of what it runs on."""
     versions = {}
     for package in ("gpt4roi", "torch", "transformers", "accelerate", "peft", "deepspeed"):
@@ -164,28 +178,23 @@ def require_finished(folder: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path, needed: bool = True) -> Iterator[None]:
-    """Holds a work directory for one training; raises InputError while another one runs in it.
+def lock(folder: Path, needed: bool = True) -> Iterator[None]:
+    """Locks a work directory for one training; the first process does so for all.
 
-    needed: whether this process holds it, which the first one does for all.
+    Raises:
+        InputError: Another training runs in it, or it cannot be written to.
     """
     if not needed:
         yield
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        (folder / LOCK).touch()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to ({error.strerror}); choose another work directory") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(handle, 32).decode(errors="replace").strip()
-            raise InputError(f"another training runs in {folder} (process {owner}); wait for it or end it") from None
+    named = str(folder).replace("{", "{{").replace("}", "}}")
+    busy = f"another training runs in {named} (process {{owner}}); wait for it or end it"
+    with ExitStack() as held:
         with readable_write_errors(folder / LOCK, "the run is where it was"):
-            os.ftruncate(handle, 0)
-            os.write(handle, str(os.getpid()).encode())
+            held.enter_context(FileLock(folder / LOCK, busy=busy))
         yield
-    finally:
-        os.close(handle)

@@ -16,8 +16,8 @@ from tiny import tiny_model, tiny_processor
 from gpt4roi.cli import build_parser, subcommand_names
 from gpt4roi.data.registry import READERS, SUBSET_KEYS, read_config
 from gpt4roi.data.unified import UnifiedDataset
-from gpt4roi.train.defaults import STAGE_DEFAULTS
-from gpt4roi.train.training import parse
+from gpt4roi.train.arguments import STAGE_DEFAULTS
+from gpt4roi.train.command_line import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from gpt4roi.checkpoint.loading import build_from_parts, load_model
 from gpt4roi.structures import RegionSample, Turn
-from gpt4roi.train.trainable import MODULES, set_trainable
+from gpt4roi.train.param_groups import MODULES, set_trainable
 
 LLAMA_3_ROPE = {
     "rope_type": "llama3",

@@ -56,7 +56,7 @@ def arguments(parts: Path, folder: Path, steps: int) -> list[str]:
         *("--stage", "1", "--output_dir", str(folder), "--max_steps", str(steps), "--save_steps", str(SAVE_STEPS)),
         *("--model_name_or_path", f"{parts}/language_model", "--vision_tower", f"{parts}/pyramid"),
         *("--region_encoder_type", "light", "--region_noise", "0.5", "--prompt_format", "chat"),
-        *("--dataset_config", f"{parts}/train.jsonl", "--picture_features", f"{parts}/features"),
+        *("--dataset_config", f"{parts}/train.jsonl", "--feature_cache", f"{parts}/features"),
         *("--global_batch_size", "4", "--per_device_train_batch_size", "2", "--learning_rate", "3e-3"),
         *("--report_to", "none", "--disable_tqdm", "true", "--attn_implementation", "eager"),
     ]

@@ -32,10 +32,10 @@ from gpt4roi.data.training_dataset import EncodedDataset  # noqa: E402
 from gpt4roi.errors import InputError  # noqa: E402
 from gpt4roi.models.light_encoder import LightRegionEncoder  # noqa: E402
 from gpt4roi.models.vision_tower import VisionTower  # noqa: E402
-from gpt4roi.train import feature_cache, main, saving, sharding, trainer, training  # noqa: E402
+from gpt4roi.train import alignment, feature_cache, main, saving, sharding, trainer, training  # noqa: E402
 from gpt4roi.train.command_line import parse  # noqa: E402
-from gpt4roi.train.estimate import Shape, estimate  # noqa: E402
-from gpt4roi.train.trainable import set_trainable  # noqa: E402
+from gpt4roi.train.estimate import Shape, estimate_memory  # noqa: E402
+from gpt4roi.train.param_groups import set_trainable  # noqa: E402
 
 PATIENCE = timedelta(minutes=10)
 """How long processes wait for each other where nothing else is asked; the machine may be busy."""
@@ -204,7 +204,7 @@ def wait_for_the_first(folder: Path) -> dict:
 def align(folder: Path, parts: Path, kept: Path) -> dict:
     """Aligns and trains a step; returns what this process did for it, and a digest of what it came to."""
     facts = {"looked": 0, "aligned": 0}
-    look, align_regions, set_up = feature_cache._look, training.align_regions, training.set_trainable
+    look, align_regions, set_up = feature_cache._encode_images, alignment.align_regions, training.set_trainable
 
     def look_and_tell(*args: Any) -> Any:
         facts["looked"] += 1
@@ -219,12 +219,12 @@ def align(folder: Path, parts: Path, kept: Path) -> dict:
         facts["digest"] = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
         return set_up(model, *args)
 
-    feature_cache._look, training.align_regions, training.set_trainable = (
+    feature_cache._encode_images, alignment.align_regions, training.set_trainable = (
         look_and_tell,
         align_and_tell,
         digest_and_set_up,
     )
-    more = ("--align_regions", "2", "--picture_features", str(kept), "--max_steps", "1")
+    more = ("--align_regions", "2", "--feature_cache", str(kept), "--max_steps", "1")
     return facts | train(folder, parts, *more)
 
 
@@ -298,7 +298,7 @@ def shard_and_learn(folder: Path, processor: Any, batches: list[dict]) -> dict:
     facts = {"units": plan.units, "bytes_whole": sharding.local_bytes(model), "unsharded": []}
     facts["unsharded_before"] = sharding.unsharded_units(model, plan)
     facts["refusal"] = refusal(model, plan)
-    sharding.shard(model, plan)
+    shard_by_accelerate(model)
     sharding.require_sharded(model, plan, "FSDP 2")
     facts["bytes_here"] = sharding.local_bytes(model)
     facts["bytes_tower"] = sharding.local_bytes(model.vision_tower)
@@ -308,21 +308,21 @@ def shard_and_learn(folder: Path, processor: Any, batches: list[dict]) -> dict:
     weights, moments = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder / "sharded")
     facts["losses"] += learn(model, optimizer, batches, 2, ranks=2)
-    full = sharding.full_state_dict(model)
+    full = full_state_dict(model)
     facts["full_tensors"] = len(full)
     if dist.get_rank() == 0:
         fresh().save_pretrained(folder / "full", state_dict=full)
         processor.save_pretrained(folder / "full")
 
-    resumed = sharding.shard(fresh(), plan)
+    resumed = shard_by_accelerate(fresh())
     again = optimizer_of(resumed)
     weights, moments = get_state_dict(resumed, again)
     dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder / "sharded")
     set_state_dict(resumed, again, model_state_dict=weights, optim_state_dict=moments)
     facts["losses_resumed"] = learn(resumed, again, batches, 2, ranks=2)
 
-    facts["evaluated"] = evaluate_beside_text(sharding.shard(fresh(), plan), processor, batches)
-    frozen = sharding.shard(fresh(("region_encoder",)), plan)
+    facts["evaluated"] = evaluate_beside_text(shard_by_accelerate(fresh()), processor, batches)
+    frozen = shard_by_accelerate(fresh(("region_encoder",)))
     facts["losses_frozen"] = learn(frozen, optimizer_of(frozen), batches, 2, ranks=2)
     facts["accelerate"] = by_accelerate()
     facts["fsdp1"] = by_fsdp1(batches)
@@ -330,6 +330,13 @@ def shard_and_learn(folder: Path, processor: Any, batches: list[dict]) -> dict:
     facts["half"] = {f"{kind} {version}": in_half_precision(kind, version) for kind, version in kinds}
     dist.destroy_process_group()
     return facts
+
+
+def full_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Gathers the weights of a sharded model on the first process, as accelerate does for the trained model."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def text_batch(processor: Any) -> dict:
@@ -536,7 +543,7 @@ def estimated_for(parts: Path, *more: str) -> dict[str, int]:
     """Returns what `--estimate` says of the training in two processes."""
     argv = ["--stage", "1", "--output_dir", "unused", *arguments(parts), *more]
     model_args, _, _, args = parse(argv, planning=True)
-    found = estimate(model_args, args, Shape(1, 60, 1, 10), gpus=2)
+    found = estimate_memory(model_args, args, Shape(1, 60, 1, 10), gpus=2)
     return {part: sum(getattr(found, part).values()) for part in ("weights", "gradients", "optimiser")}
 
 

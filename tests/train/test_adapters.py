@@ -12,9 +12,9 @@ from gpt4roi.checkpoint.adapter import merge_adapter
 from gpt4roi.checkpoint.loading import load_model
 from gpt4roi.errors import InputError
 from gpt4roi.train import main, training
-from gpt4roi.train.adapters import add_adapters, check_adapters, keep_frozen
+from gpt4roi.train.adapters import add_adapters, cast_frozen_parameters, check_adapters
 from gpt4roi.train.arguments import AdapterArguments
-from gpt4roi.train.trainable import learning_table, set_trainable
+from gpt4roi.train.param_groups import set_trainable, trainable_table
 
 pytestmark = pytest.mark.heavy
 
@@ -89,7 +89,7 @@ def test_only_adapters_and_the_named_modules_learn_and_the_table_says_how_many()
     adapted = add_adapters(
         model, AdapterArguments(lora_r=2, lora_target_modules="q_proj,v_proj"), ("region_encoder", "language_model")
     )
-    lines = {line.split()[0]: line.split() for line in learning_table(adapted, 1e-3, 0, {}, {}).splitlines()}
+    lines = {line.split()[0]: line.split() for line in trainable_table(adapted, 1e-3, 0, {}, {}).splitlines()}
     # Two layers; q: 32 -> 32, v: 32 -> 16; two ranks each.
     assert lines["language_model"][2] == str(2 * (2 * (32 + 32) + 2 * (32 + 16)))
     assert lines["mm_projector"][2] == "0"
@@ -102,7 +102,7 @@ def test_only_adapters_and_the_named_modules_learn_and_the_table_says_how_many()
 def test_frozen_modules_can_be_kept_in_half_the_memory():
     model = tiny_model("clip")
     set_trainable(model, ("region_encoder",))
-    keep_frozen(model, "bfloat16")
+    cast_frozen_parameters(model, "bfloat16")
     kept = {name.split(".")[0]: parameter.dtype for name, parameter in model.named_parameters()}
     assert kept["language_model"] == kept["vision_tower"] == torch.bfloat16
     assert kept["region_encoder"] == torch.float32
@@ -116,7 +116,7 @@ def test_frozen_modules_can_be_kept_in_half_the_memory():
         ({"lora_r": -1}, ALL, True, "expected a rank above 0"),
         ({"lora_r": 8, "lora_dropout": 1.0}, ALL, True, "expected 0 or more and below 1"),
         ({"lora_alpha": 8.0}, ALL, True, "--lora_alpha does nothing without --lora_r"),
-        ({"quantization": "4bit"}, ALL, True, "quantized weights cannot learn"),
+        ({"quantization": "4bit"}, ALL, True, "quantized weights cannot be trained"),
         ({"lora_r": 8, "quantization": "3bit"}, ALL, True, "expected 4bit or 8bit"),
         ({"frozen_dtype": "int8"}, ALL, True, "expected one of float32, bfloat16, float16"),
     ],

@@ -7,8 +7,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from gpt4roi.errors import InputError
-from gpt4roi.train import work_dir
 from gpt4roi.train.command_line import parse
+from gpt4roi.train.work_dir import is_on, parse_flags
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def test_a_training_on_a_gpu_uses_it(a_gpu, tmp_path, words):
 
 
 def test_a_switch_is_on_by_its_name_alone_and_the_last_word_wins():
-    assert work_dir.is_on(work_dir.options(["--use_cpu", "--seed", "1"]), "use_cpu")
-    assert work_dir.is_on(work_dir.options(["--use_cpu", "no", "--use_cpu", "Yes"]), "use_cpu")
-    assert not work_dir.is_on(work_dir.options(["--use_cpu", "--use_cpu", "False"]), "use_cpu")
-    assert not work_dir.is_on({}, "use_cpu")
+    assert is_on(parse_flags(["--use_cpu", "--seed", "1"]), "use_cpu")
+    assert is_on(parse_flags(["--use_cpu", "no", "--use_cpu", "Yes"]), "use_cpu")
+    assert not is_on(parse_flags(["--use_cpu", "--use_cpu", "False"]), "use_cpu")
+    assert not is_on({}, "use_cpu")
 
 
 def test_fp16_alone_is_taken_where_bfloat16_is_the_default(a_gpu, tmp_path):

@@ -13,13 +13,13 @@ from gpt4roi.data.registry import build_mixture
 from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.errors import InputError
 from gpt4roi.structures import Augmentation, RegionSample, Turn
-from gpt4roi.train import feature_cache, training
-from gpt4roi.train.feature_cache import keep_features
+from gpt4roi.train import alignment, feature_cache
+from gpt4roi.train.feature_cache import cache_features
 
 
 def test_kept_features_are_what_the_tower_says_of_each_image(parts, pyramid_model, pyramid_processor, tmp_path):
     mixture = build_mixture(parts / "train.jsonl")
-    kept = keep_features(tmp_path, mixture, pyramid_processor, pyramid_model)
+    kept = cache_features(tmp_path, mixture, pyramid_processor, pyramid_model)
     sample = mixture.sample(3, np.random.default_rng(0))
     tokens, maps = pyramid_model.encode_image(pyramid_processor.encode(sample)["pixel_values"][None])
     mine = kept.get(sample.image)
@@ -33,16 +33,16 @@ def test_a_second_opening_reads_the_file_and_a_changed_image_makes_a_new_one(
     parts, pyramid_model, pyramid_processor, tmp_path
 ):
     mixture = build_mixture(parts / "train.jsonl")
-    first = keep_features(tmp_path, mixture, pyramid_processor, pyramid_model)
+    first = cache_features(tmp_path, mixture, pyramid_processor, pyramid_model)
     (file,) = tmp_path.iterdir()
     before = file.stat().st_mtime_ns
-    again = keep_features(tmp_path, mixture, pyramid_processor, pyramid_model)
+    again = cache_features(tmp_path, mixture, pyramid_processor, pyramid_model)
     assert file.stat().st_mtime_ns == before
     assert torch.equal(first.tensors["image_tokens"], again.tensors["image_tokens"])
     assert first.sizes == again.sizes
     image = parts / "images" / "0.png"
     os.utime(image, ns=(0, image.stat().st_mtime_ns + 10**9))
-    keep_features(tmp_path, mixture, pyramid_processor, pyramid_model)
+    cache_features(tmp_path, mixture, pyramid_processor, pyramid_model)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -54,14 +54,14 @@ def test_features_that_cannot_be_written_end_in_one_line_and_leave_nothing(
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
     try:
         with pytest.raises(InputError, match=r"features-\w+\.safetensors cannot be written: .*File too large"):
-            keep_features(tmp_path / "kept", mixture, pyramid_processor, pyramid_model)
+            cache_features(tmp_path / "kept", mixture, pyramid_processor, pyramid_model)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "kept").iterdir()) == []
-    monkeypatch.setattr(feature_cache, "_look", None)  # it is said before any image is looked at
+    monkeypatch.setattr(feature_cache, "_encode_images", None)  # it is said before any image is looked at
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file; name a folder"):
-        keep_features(tmp_path / "file", mixture, pyramid_processor, pyramid_model)
+        cache_features(tmp_path / "file", mixture, pyramid_processor, pyramid_model)
 
 
 def test_images_are_looked_at_on_the_device_of_the_training(
@@ -69,7 +69,7 @@ def test_images_are_looked_at_on_the_device_of_the_training(
 ):
     places = []
     monkeypatch.setattr(pyramid_model.vision_tower, "to", lambda device: places.append(str(device)))
-    keep_features(
+    cache_features(
         tmp_path, build_mixture(parts / "train.jsonl"), pyramid_processor, pyramid_model, device=torch.device("cuda:1")
     )
     assert places == ["cuda:1", "cpu"]
@@ -85,14 +85,14 @@ def test_tower_and_region_encoder_work_where_the_training_does_before_it_begins(
         yield
 
     monkeypatch.setattr(feature_cache, "moved_to", moved_to)
-    monkeypatch.setattr(training, "moved_to", moved_to)
-    stage1(tmp_path / "out", parts, "--align_regions", "1", "--picture_features", f"{tmp_path}/kept", steps=1)
+    monkeypatch.setattr(alignment, "moved_to", moved_to)
+    stage1(tmp_path / "out", parts, "--align_regions", "1", "--feature_cache", f"{tmp_path}/kept", steps=1)
     assert moved == [("cpu", "VisionTower"), ("cpu", "LightRegionEncoder")]
 
 
 def test_a_sample_with_kept_features_has_the_same_text_and_boxes(parts, pyramid_model, pyramid_processor, tmp_path):
     mixture = build_mixture(parts / "train.jsonl")
-    kept = keep_features(tmp_path, mixture, pyramid_processor, pyramid_model)
+    kept = cache_features(tmp_path, mixture, pyramid_processor, pyramid_model)
     with_image = EncodedDataset(mixture, pyramid_processor, 0)[2]
     with_features = EncodedDataset(mixture, pyramid_processor, 0, kept, {"red": 0, "green": 1, "blue": 2})[2]
     assert torch.equal(with_image["input_ids"], with_features["input_ids"])
@@ -126,25 +126,25 @@ def test_unreadable_images_are_skipped_with_the_words_of_the_plain_path(
     assert [reason is not None for reason in reasons] == [False, True, True, True] + [False] * 4
 
     for _ in range(2):  # looked at, then read from the file
-        kept = keep_features(tmp_path / "kept", mixture, pyramid_processor, pyramid_model)
+        kept = cache_features(tmp_path / "kept", mixture, pyramid_processor, pyramid_model)
         dataset = EncodedDataset(mixture, pyramid_processor, 0, kept)
         samples = [dataset[index] for index in range(8)]
         assert [sample.get("skipped") for sample in samples] == reasons
-        whole = keep_features(tmp_path / "whole", Some(mixture, 6), pyramid_processor, pyramid_model)
+        whole = cache_features(tmp_path / "whole", Some(mixture, 6), pyramid_processor, pyramid_model)
         image = mixture.sample(6, np.random.default_rng(0)).image
         assert torch.allclose(samples[6]["image_tokens"], whole.get(image)["image_tokens"], rtol=2e-3, atol=2e-3)
     assert caplog.text.count("3 of 8 images cannot be read, and their samples are skipped; the first: image") == 1
 
     Image.new("RGB", (64, 64)).save(tmp_path / "1.png")
     assert "but now it can; begin the training anew" in dataset[1]["skipped"]
-    kept = keep_features(tmp_path / "kept", mixture, pyramid_processor, pyramid_model)
+    kept = cache_features(tmp_path / "kept", mixture, pyramid_processor, pyramid_model)
     assert "skipped" not in EncodedDataset(mixture, pyramid_processor, 0, kept)[1]
 
 
 @pytest.mark.heavy
 def test_a_training_on_kept_features_skips_and_counts_as_without_them(damaged, parts, tmp_path):
     counts = []
-    for more in ([], ["--picture_features", f"{tmp_path}/kept"]):
+    for more in ([], ["--feature_cache", f"{tmp_path}/kept"]):
         chosen = ["--dataset_config", str(damaged), "--logging_steps", "1", "--max_bad_fraction", "0.5", *more]
         folder = stage1(tmp_path / f"out{len(counts)}", parts, *chosen, steps=4)
         state = json.loads(next(folder.glob("checkpoint-*/trainer_state.json")).read_text())
@@ -153,8 +153,8 @@ def test_a_training_on_kept_features_skips_and_counts_as_without_them(damaged, p
 
 
 def test_images_none_of_which_can_be_read_are_told_in_one_line(damaged, pyramid_model, pyramid_processor, tmp_path):
-    with pytest.raises(InputError, match=r"--picture_features: 1 of 1 images cannot be read; the first: .*1\.png"):
-        keep_features(tmp_path / "kept", Some(build_mixture(damaged), 1), pyramid_processor, pyramid_model)
+    with pytest.raises(InputError, match=r"--feature_cache: 1 of 1 images cannot be read; the first: .*1\.png"):
+        cache_features(tmp_path / "kept", Some(build_mixture(damaged), 1), pyramid_processor, pyramid_model)
     assert not (tmp_path / "kept").exists()
 
 
@@ -186,5 +186,5 @@ class Shifting:
 
 
 def test_augmented_images_cannot_be_kept(parts, pyramid_model, pyramid_processor, tmp_path):
-    with pytest.raises(InputError, match="shifted#1: --picture_features needs data sets that do not augment"):
-        keep_features(tmp_path, Shifting(str(parts / "images/0.png")), pyramid_processor, pyramid_model)
+    with pytest.raises(InputError, match="shifted#1: --feature_cache needs data sets that do not augment"):
+        cache_features(tmp_path, Shifting(str(parts / "images/0.png")), pyramid_processor, pyramid_model)

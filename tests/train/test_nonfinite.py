@@ -1,4 +1,4 @@
-"""No training goes on in silence after its numbers have lost their meaning."""
+"""NaN or inf in loss or gradients stops a training, and sanity checks before its first step."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from tiny import tiny_model, tiny_processor
 from tiny_training import ONE_BY_ONE, losses, stage1
 
 from gpt4roi.data.collator import RegionCollator
+from gpt4roi.data.registry import build_mixture
+from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.errors import InputError
 from gpt4roi.structures import RegionSample, Turn
-from gpt4roi.train.nonfinite import GuardedSteps, StepGuard
+from gpt4roi.train.command_line import parse
+from gpt4roi.train.nonfinite import NonFiniteGuard
 from gpt4roi.train.sanity_checks import check_first_batch, check_fit
 from gpt4roi.train.trainer import GPT4RoITrainer
 
@@ -25,7 +28,7 @@ def batch_of(processor, *answers):
     return RegionCollator(0)([processor.encode(sample) for sample in samples])
 
 
-def test_the_first_batch_is_rendered_with_what_is_learnt_marked(caplog):
+def test_the_first_set_batch_info_rendered_with_what_is_learnt_marked(caplog):
     processor = tiny_processor()
     caplog.set_level("INFO")
     check_first_batch([batch_of(processor, "yes", "no, never")], processor)
@@ -37,7 +40,7 @@ def test_a_format_whose_answers_have_no_end_is_refused():
     processor = tiny_processor()
     batch = batch_of(processor, "yes")
     batch["labels"][batch["input_ids"] == processor.tokenizer.eos_token_id] = -100
-    with pytest.raises(InputError, match=r"does not fit the tokenizer: no answer .* never stop; learnt is 'yes'"):
+    with pytest.raises(InputError, match=r"does not fit the tokenizer: no answer .* never stop; supervised is 'yes'"):
         check_first_batch([batch], processor)
 
 
@@ -71,42 +74,36 @@ def test_a_first_loss_that_is_not_finite_names_the_broken_weights_and_the_sample
     model = tiny_model()
     model.language_model.model.norm.weight.data[3] = float("nan")
     with pytest.raises(InputError, match=r"first loss is nan in step 1 \(samples a#1\); 1 tensors .*model.norm.weight"):
-        StepGuard(3).saw_loss(float("nan"), 5, ["a#1"], 0, model)
+        NonFiniteGuard(3).check_loss(float("nan"), 5, ["a#1"], 0, model)
 
 
 def test_a_first_loss_of_exactly_zero_stops_only_where_something_is_learnt():
-    guard, model = StepGuard(3), torch.nn.Linear(1, 1)
-    guard.saw_loss(0.0, 0, [], 0, model)
+    guard, model = NonFiniteGuard(3), torch.nn.Linear(1, 1)
+    guard.check_loss(0.0, 0, [], 0, model)
     with pytest.raises(InputError, match="first loss is exactly 0 on 7 supervised tokens"):
-        guard.saw_loss(0.0, 7, ["a#1"], 0, model)
+        guard.check_loss(0.0, 7, ["a#1"], 0, model)
     guard.began = True
-    guard.saw_loss(0.0, 7, ["a#1"], 1, model)
+    guard.check_loss(0.0, 7, ["a#1"], 1, model)
 
 
-def scaled_trainer(max_bad_steps):
-    """A trainer whose gradients are scaled, as in fp16; only what the guard asks of it."""
-
-    class Base:
-        def _get_grad_norm(self, model, grad_norm=None):
-            return grad_norm
-
-    class Trainer(GuardedSteps, Base):
-        accelerator, state = SimpleNamespace(scaler=object()), SimpleNamespace(global_step=1)
-        guard = StepGuard(max_bad_steps)
-
-    return Trainer()
+def a_trainer(parts, tmp_path, *more):
+    """A trainer of a tiny model on the squares."""
+    args = parse(["--stage", "1", "--output_dir", str(tmp_path), "--report_to", "none", *more]).training
+    dataset = EncodedDataset(build_mixture(parts / "train.jsonl"), tiny_processor(), 0)
+    return GPT4RoITrainer(args, model=tiny_model(), train_dataset=dataset, rates={}, decays={})
 
 
-def test_in_fp16_the_first_loss_is_the_first_alone_and_later_ones_that_are_not_finite_are_counted():
-    trainer, model = scaled_trainer(1), torch.nn.Linear(1, 1)
+def test_in_fp16_the_first_loss_is_the_first_alone_and_later_ones_that_are_not_finite_are_counted(parts, tmp_path):
+    trainer, model = a_trainer(parts, tmp_path, "--max_bad_steps", "1"), torch.nn.Linear(1, 1)
+    trainer.accelerator.scaler = object()  # as in fp16
     guard = trainer.guard
-    guard.saw_loss(2.0, 5, ["a#1"], 0, model)
+    guard.check_loss(2.0, 5, ["a#1"], 0, model)
     assert trainer._get_grad_norm(model, float("inf")) == float("inf")  # the scaler looks for its scale
     assert (guard.began, guard.bad_steps, guard.sources) == (True, 0, [])
-    guard.saw_loss(float("nan"), 5, ["a#2"], 1, model)
+    guard.check_loss(float("nan"), 5, ["a#2"], 1, model)
     trainer._get_grad_norm(model, float("nan"))
     assert trainer.bad_steps == 1
-    guard.saw_loss(float("nan"), 5, ["a#3"], 2, model)
+    guard.check_loss(float("nan"), 5, ["a#3"], 2, model)
     with pytest.raises(InputError, match=r"not finite in 2 steps.*\(samples a#3\)"):
         trainer._get_grad_norm(model, float("nan"))
 
@@ -127,7 +124,7 @@ def test_a_step_of_nan_changes_nothing_is_counted_and_names_its_samples(parts, t
     with_a_loss_of_nan(monkeypatch, {2})
     folder = stage1(tmp_path / "out", parts, *ONE_BY_ONE, steps=5)
     assert json.loads((folder / "trained.json").read_text())["steps"] == 5
-    assert re.search(r"Step 3 is left out: its loss is not finite \(samples .*train.jsonl#\d+\)", caplog.text)
+    assert re.search(r"Step 3 is skipped: its loss is not finite \(samples .*train.jsonl#\d+\)", caplog.text)
     state = json.loads((folder / "checkpoint-5" / "trainer_state.json").read_text())
     lines = [(entry["step"], entry.get("bad_steps")) for entry in state["log_history"] if "grad_norm" in entry]
     assert lines == [(1, None), (2, None), (3, 1), (4, 1), (5, 1)]
@@ -150,36 +147,27 @@ def test_a_run_whose_first_loss_is_nan_stops_before_it_changes_a_weight(parts, t
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
-def test_what_a_batch_consists_of_is_counted_where_it_is_made_and_no_gpu_is_asked():
+def test_what_a_batch_consists_of_is_counted_where_it_is_made_and_no_gpu_is_asked(parts, tmp_path):
     batch = batch_of(tiny_processor(), "yes", "no, never")
     expected = int((batch["labels"] != -100).sum()), int(batch["attention_mask"].sum())
     assert (batch["n_supervised"], batch["n_tokens"]) == expected == (14, 60)
-    noticed = {}
-    trainer = SimpleNamespace(
-        _count=lambda extra: None,
-        batch_is=lambda supervised, sources: noticed.update(supervised=supervised, sources=sources),
-        rates_seen=SimpleNamespace(saw=lambda tokens, regions: noticed.update(tokens=tokens, regions=regions)),
-        alignment=None,
-        train_dataset=None,
-    )
+    trainer = a_trainer(parts, tmp_path)
     # A tensor of the meta device has no values, so that asking for one raises; on a GPU it would wait.
     inputs = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    received = []
 
     class Model:
         training = True
 
         def __call__(self, logits_at_labels_only, num_items_in_batch, **inputs):
-            noticed["arguments"] = sorted(inputs)
+            received.extend(sorted(inputs))
             return SimpleNamespace(loss=torch.tensor(2.0))
 
-    assert GPT4RoITrainer.compute_loss(trainer, Model(), inputs) == 2
-    assert noticed == {
-        "supervised": 14,
-        "sources": batch["sources"],
-        "tokens": 60,
-        "regions": 0,
-        "arguments": ["attention_mask", "input_ids", "labels"],
-    }
+    assert trainer.compute_loss(Model(), inputs) == 2
+    assert received == ["attention_mask", "input_ids", "labels"]
+    assert (trainer.seen, trainer.throughput.tokens, trainer.throughput.regions) == (2, 60, 0)
+    with pytest.raises(InputError, match=r"first loss is nan in step 1 \(samples "):  # with what the batch consists of
+        trainer.guard.check_loss(float("nan"), 14, batch["sources"], 0, tiny_model())
 
 
 def test_a_batch_without_a_usable_sample_has_nothing_to_learn():

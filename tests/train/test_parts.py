@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from gpt4roi.errors import InputError
-from gpt4roi.train.alignment import AlignmentLoss, RegionTexts, hits
-from gpt4roi.train.trainable import learning_table, parameter_groups, parse_modules, parse_rates, set_trainable
+from gpt4roi.train.alignment import AlignmentLoss, RegionTexts
+from gpt4roi.train.param_groups import param_groups, parse_modules, parse_rates, set_trainable, trainable_table
 
 
 def test_only_the_named_modules_learn(clip_model):
@@ -14,14 +14,14 @@ def test_only_the_named_modules_learn(clip_model):
 def test_each_learning_rate_and_decay_has_its_group_and_decay_falls_on_all(clip_model):
     set_trainable(clip_model, ("region_encoder", "mm_projector"))
     rates = parse_rates("mm_projector=1e-4")
-    groups = parameter_groups(clip_model, 1e-3, 0.01, rates, parse_rates("region_encoder=0.2", "--weight_decays"))
+    groups = param_groups(clip_model, 1e-3, 0.01, rates, parse_rates("region_encoder=0.2", "--weight_decays"))
     counts = {(group["lr"], group["weight_decay"]): len(group["params"]) for group in groups}
     assert counts == {(1e-4, 0.01): 2, (1e-3, 0.2): len(list(clip_model.region_encoder.parameters()))}
 
 
 def test_the_table_counts_what_learns_and_says_how_fast(clip_model):
     set_trainable(clip_model, ("region_encoder", "mm_projector"))
-    table = learning_table(clip_model, 1e-3, 0.01, {"mm_projector": 1e-4}, {"region_encoder": 0.2})
+    table = trainable_table(clip_model, 1e-3, 0.01, {"mm_projector": 1e-4}, {"region_encoder": 0.2})
     lines = {line.split()[0]: line.split()[1:] for line in table.splitlines()}
     count = sum(p.numel() for p in clip_model.region_encoder.parameters())
     assert lines["region_encoder"] == [f"{count:,d}", f"{count:,d}", "0.001,", "0.2"]
@@ -64,6 +64,6 @@ def test_the_alignment_loss_is_least_for_the_right_text_and_ignores_unknown_ones
     loss = AlignmentLoss(targets)
     right, wrong = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])
     assert loss(torch.eye(3), right) < 0.01 < loss(torch.eye(3), wrong)
-    assert hits(loss, torch.eye(3), right) == 3
-    assert hits(loss, torch.eye(3), wrong) == 0
+    assert loss.count_hits(torch.eye(3), right) == 3
+    assert loss.count_hits(torch.eye(3), wrong) == 0
     assert loss(torch.eye(3), torch.tensor([-1, -1, -1])) == 0

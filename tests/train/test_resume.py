@@ -3,7 +3,6 @@
 import json
 import logging
 import resource
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from gpt4roi.data.registry import build_mixture
 from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.errors import InputError
 from gpt4roi.train import main, saving, training
-from gpt4roi.train.nonfinite import StepGuard
+from gpt4roi.train.command_line import parse
 from gpt4roi.train.resume import check_position, describe_data, realign
 
 pytestmark = pytest.mark.heavy
@@ -93,13 +92,14 @@ def stopped(parts, tmp_path, monkeypatch):
     return tmp_path / "stopped"
 
 
-def test_counts_of_another_number_of_processes_are_summed_except_those_that_all_share(tmp_path):
-    trainer = object.__new__(training.GPT4RoITrainer)
-    trainer.guard, trainer.args = StepGuard(3), SimpleNamespace(process_index=0, world_size=1)
+def test_counts_of_another_number_of_processes_are_summed_except_those_that_all_share(parts, tmp_path):
+    args = parse(["--stage", "1", "--output_dir", str(tmp_path), "--report_to", "none"]).training
+    dataset = EncodedDataset(build_mixture(parts / "train.jsonl"), None, 0)
+    trainer = training.GPT4RoITrainer(args, model=torch.nn.Linear(1, 1), train_dataset=dataset, rates={}, decays={})
     own = {"seen": 50, "skipped": 1, "dropped_turns": 2, "bad_steps": 2, "loss": 1.0, "last_logged": 4}
     for rank in range(2):
         (tmp_path / f"rank_{rank}.json").write_text(json.dumps(own))
-    trainer.read_own_state(tmp_path)
+    trainer.load_own_state(tmp_path)
     assert (trainer.seen, trainer.skipped, trainer.dropped_turns, trainer.bad_steps) == (100, 2, 4, 2)
 
 
@@ -147,7 +147,7 @@ def test_nothing_is_read_to_get_to_the_right_place_within_an_epoch(parts, tmp_pa
 
 
 def test_images_that_a_16_bit_tower_looked_at_are_the_same_after_resuming(parts, tmp_path, monkeypatch):
-    kept = ["--frozen_dtype", "bfloat16", "--picture_features", str(tmp_path / "kept")]
+    kept = ["--frozen_dtype", "bfloat16", "--feature_cache", str(tmp_path / "kept")]
     uninterrupted = main([*arguments(parts, tmp_path / "one"), *kept])
     train_until([*arguments(parts, tmp_path / "two"), *kept], 5, monkeypatch)
     main(["--stage", "1", "--output_dir", str(tmp_path / "two")])
@@ -159,11 +159,11 @@ def test_a_run_that_was_stopped_before_its_first_step_is_remembered(parts, tmp_p
     def stop(*args, **kwargs):
         raise Stopped
 
-    for name in ("keep_features", "open_model"):
+    for name in ("cache_features", "open_model"):
         monkeypatch.setattr(training, name, stop)
         folder = tmp_path / name
         with pytest.raises(Stopped):
-            main([*arguments(parts, folder), "--picture_features", str(tmp_path / "kept")])
+            main([*arguments(parts, folder), "--feature_cache", str(tmp_path / "kept")])
         kept = json.loads((folder / "run.json").read_text())
         assert (kept["arguments"][:2], kept["begun"]) == (["--max_steps", str(STEPS)], False)
 
@@ -192,7 +192,7 @@ def test_a_torn_checkpoint_is_passed_over_and_written_again(whole, stopped, capl
     (stopped / ".partial-checkpoint-6").mkdir()
     with caplog.at_level(logging.INFO):
         main(["--stage", "1", "--output_dir", str(stopped)])
-    assert "checkpoint-5 is torn (it has no whole.json" in caplog.text
+    assert "checkpoint-5 is corrupt (it has no whole.json" in caplog.text
     assert ".partial-checkpoint-6 was left unfinished" in caplog.text
     assert same_tensors(stopped, whole)
 
@@ -201,7 +201,7 @@ def test_a_disk_that_is_full_ends_the_run_with_the_old_checkpoint_whole(whole, s
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"checkpoint 6 cannot be written to .*checkpoint-3 is whole: make room"):
+        with pytest.raises(InputError, match=r"checkpoint 6 cannot be written to .*checkpoint-3 is complete: make"):
             main(["--stage", "1", "--output_dir", str(stopped)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

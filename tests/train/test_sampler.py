@@ -76,13 +76,13 @@ def test_the_batches_of_a_step_may_be_cut_in_any_way_without_changing_its_loss(p
 @pytest.mark.parametrize("words", [(), ("--data_seed", "5")])
 def test_a_step_has_the_same_samples_however_it_is_cut(parts, tmp_path, monkeypatch, words):
     batches = []
-    told = GPT4RoITrainer.batch_is
+    told = GPT4RoITrainer.set_batch_info
 
     def watch(trainer, supervised, sources):
         batches.append(sources)
         told(trainer, supervised, sources)
 
-    monkeypatch.setattr(GPT4RoITrainer, "batch_is", watch)
+    monkeypatch.setattr(GPT4RoITrainer, "set_batch_info", watch)
     for size in ("4", "2"):
         cut = ("--per_device_train_batch_size", size, "--global_batch_size", "4")
         stage1(tmp_path / size, parts, *cut, *words, steps=3)

@@ -17,7 +17,7 @@ def checkpoint(folder, step, size=1000):
     path.mkdir(parents=True)
     (path / "model.safetensors").write_bytes(os.urandom(size))
     (path / "trainer_state.json").write_text("{}")
-    saving.seal(path)
+    saving.write_manifest(path)
     return path
 
 
@@ -53,7 +53,7 @@ def test_a_torn_checkpoint_is_passed_over_with_a_word(tmp_path, caplog, harm, wo
     assert not caplog.text
     harm(new)
     assert saving.last_checkpoint(tmp_path) == old
-    assert f"checkpoint-10 is torn ({words}" in caplog.text
+    assert f"checkpoint-10 is corrupt ({words}" in caplog.text
 
 
 def test_a_folder_without_a_whole_checkpoint_has_none(tmp_path):
@@ -78,14 +78,14 @@ def test_the_limit_counts_whole_checkpoints_only_and_keeps_the_best(tmp_path):
         checkpoint(tmp_path, step)
     for step in (5, 6):
         cut(checkpoint(tmp_path, step) / "model.safetensors")
-    saving.thin_out(tmp_path, 2, best=str(tmp_path / "checkpoint-1"))
+    saving.rotate_checkpoints(tmp_path, 2, best=str(tmp_path / "checkpoint-1"))
     assert names(tmp_path) == [f"checkpoint-{step}" for step in (1, 3, 4, 5, 6)]
-    saving.thin_out(tmp_path, 1)
+    saving.rotate_checkpoints(tmp_path, 1)
     assert names(tmp_path) == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]
     cut(tmp_path / "checkpoint-4" / "model.safetensors")
-    saving.thin_out(tmp_path, 1)
+    saving.rotate_checkpoints(tmp_path, 1)
     assert names(tmp_path) == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]
-    saving.thin_out(tmp_path, None)
+    saving.rotate_checkpoints(tmp_path, None)
     assert len(names(tmp_path)) == 3
 
 
@@ -94,7 +94,7 @@ def test_a_finished_checkpoint_takes_the_place_of_a_torn_one(tmp_path):
     fresh = checkpoint(tmp_path / ".partial-checkpoint-3", 3)
     (fresh / "whole.json").unlink()
     saving.publish(fresh, tmp_path / "checkpoint-3")
-    assert saving.damage(tmp_path / "checkpoint-3") is None
+    assert saving.find_corruption(tmp_path / "checkpoint-3") is None
 
 
 def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_nothing_that_looks_like_one(tmp_path, monkeypatch):
@@ -139,14 +139,14 @@ def test_a_full_disk_is_one_readable_error_and_what_was_begun_is_removed(tmp_pat
     with (
         pytest.raises(
             InputError,
-            match=r"checkpoint 8 cannot be written to .*: [Nn]o space .*; checkpoint-4 is whole: make room and",
+            match=r"checkpoint 8 cannot be written to .*: [Nn]o space .*; checkpoint-4 is complete: make room and",
         ),
-        saving.room_for("checkpoint 8", tmp_path, staged),
+        saving.disk_full_message("checkpoint 8", tmp_path, staged),
     ):
         raise error
     assert names(tmp_path) == ["checkpoint-4"]
 
 
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
-    with pytest.raises(RuntimeError, match="shapes"), saving.room_for("it", tmp_path, tmp_path / "x"):
+    with pytest.raises(RuntimeError, match="shapes"), saving.disk_full_message("it", tmp_path, tmp_path / "x"):
         raise RuntimeError("shapes differ")

@@ -24,7 +24,7 @@ def changed(before, after):
 def trained1(parts, tmp_path_factory):
     """Stage 1's folder after alignment and 30 steps."""
     folder = tmp_path_factory.mktemp("stage1")
-    return stage1(folder, parts, "--align_regions", "2", "--picture_features", f"{parts}/features", steps=30)
+    return stage1(folder, parts, "--align_regions", "2", "--feature_cache", f"{parts}/features", steps=30)
 
 
 @pytest.mark.heavy
@@ -146,7 +146,7 @@ def test_two_processes_skip_a_sample_and_report_the_loss_of_one(parts, tmp_path)
 
 
 def test_the_alignment_without_kept_features_is_refused(parts, tmp_path):
-    with pytest.raises(InputError, match="need --region_encoder_type light and --picture_features FOLDER"):
+    with pytest.raises(InputError, match="need --region_encoder_type light and --feature_cache FOLDER"):
         stage1(tmp_path / "out", parts, "--align_regions", "1")
 
 

@@ -15,7 +15,7 @@ from gpt4roi.data.registry import build_mixture
 from gpt4roi.errors import InputError
 from gpt4roi.structures import RegionSample, Turn
 from gpt4roi.train import main
-from gpt4roi.train.throughput import Rates
+from gpt4roi.train.throughput import ThroughputMeter
 from gpt4roi.train.watch import Watched, choose, page
 
 
@@ -69,12 +69,12 @@ def test_what_is_logged_also_reaches_tensorboard(watched):
 def test_rates_are_of_the_time_since_the_last_line_and_of_all_processes(monkeypatch):
     clock = iter([0.0, 10.0, 20.0])
     monkeypatch.setattr("gpt4roi.train.throughput.time.perf_counter", lambda: next(clock))
-    rates = Rates(processes=4)
-    rates.saw(100, 5)
-    first = rates.line(1, 11)
+    rates = ThroughputMeter(processes=4)
+    rates.update(100, 5)
+    first = rates.metrics(1, 11)
     assert (first["tokens_per_second"], first["regions_per_second"]) == (40.0, 2.0)
-    rates.saw(300, 0)
-    assert rates.line(3, 11) | {"peak_memory_gib": 0} == {
+    rates.update(300, 0)
+    assert rates.metrics(3, 11) | {"peak_memory_gib": 0} == {
         "tokens_per_second": 120.0,
         "regions_per_second": 0.0,
         "peak_memory_gib": 0,
@@ -117,7 +117,7 @@ def test_a_watched_question_with_a_bare_box_keeps_that_box_and_what_cannot_be_dr
 
 def test_a_watched_image_that_is_gone_is_told_on_the_page():
     sample = RegionSample("gone.png", (Turn("user", "What is <region1>?"),), np.asarray([[1, 1, 9, 9]]), source="a#1")
-    assert "gone.png&#x27; not found" in page([Watched(sample, "cat")], {"1": {"loss": 0.5, "answers": {}}})
+    assert "gone.png&#39; not found" in page([Watched(sample, "cat")], {"1": {"loss": 0.5, "answers": {}}})
 
 
 def test_an_evaluation_without_anything_to_evaluate_on_is_refused(tmp_path):

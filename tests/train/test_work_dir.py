@@ -8,64 +8,76 @@ import pytest
 
 from gpt4roi.errors import InputError
 from gpt4roi.train import work_dir
+from gpt4roi.train.work_dir import parse_flags
+
+
+def record(folder, stage, words, **how):
+    work_dir.record_flags(folder, stage, parse_flags(words.split()), **how)
+
+
+def recorded(folder, stage, words=""):
+    """Returns the command line of a run that is started with these words."""
+    return " ".join(work_dir.to_argv(work_dir.recorded_flags(folder, stage, parse_flags(words.split()))))
 
 
 def test_a_folder_alone_gets_the_arguments_of_its_run(tmp_path):
-    work_dir.remember_arguments(tmp_path, 1, ["--seed", "3"])
-    assert work_dir.remembered_arguments(tmp_path, 1, []) == ["--seed", "3"]
-    assert work_dir.remembered_arguments(tmp_path, 1, ["--seed", "3"]) == ["--seed", "3"]
+    record(tmp_path, 1, "--seed 3")
+    assert recorded(tmp_path, 1) == "--seed 3"
+    assert recorded(tmp_path, 1, "--seed 3") == "--seed 3"
     with pytest.raises(InputError, match=r"holds a run with other arguments \(they differ in --seed\)"):
-        work_dir.remembered_arguments(tmp_path, 1, ["--seed", "4"])
+        recorded(tmp_path, 1, "--seed 4")
     with pytest.raises(InputError, match="holds a run of stage 1, not 2"):
-        work_dir.remembered_arguments(tmp_path, 2, [])
+        recorded(tmp_path, 2)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
-        work_dir.remembered_arguments(tmp_path, 1, [])
+        recorded(tmp_path, 1)
 
 
 def test_what_changes_neither_samples_nor_learning_may_be_told_anew(tmp_path):
-    work_dir.remember_arguments(tmp_path, 1, ["--seed", "3", "--save_steps", "10"])
-    assert work_dir.remembered_arguments(tmp_path, 1, ["--save_steps", "5"]) == [
-        *("--seed", "3", "--save_steps", "10"),
-        *("--save_steps", "5"),
-    ]
-    again = ["--save_steps", "5", "--seed", "3", "--per_device_train_batch_size", "1"]
-    assert work_dir.remembered_arguments(tmp_path, 1, again) == again
+    record(tmp_path, 1, "--seed 3 --save_steps 10")
+    assert recorded(tmp_path, 1, "--save_steps 5") == "--seed 3 --save_steps 5"
+    again = "--save_steps 5 --seed 3 --per_device_train_batch_size 1"
+    assert recorded(tmp_path, 1, again) == again
     with pytest.raises(InputError, match=r"differ in --learning_rate\)"):
-        work_dir.remembered_arguments(tmp_path, 1, ["--save_steps", "5", "--learning_rate", "1", "--seed", "3"])
+        recorded(tmp_path, 1, "--save_steps 5 --learning_rate 1 --seed 3")
 
 
 def test_a_folder_with_a_slash_at_its_end_is_the_same(tmp_path):
-    arguments = ["--stage1", "exp/stage1", "--seed", "3"]
-    work_dir.remember_arguments(tmp_path, 2, arguments)
-    assert work_dir.remembered_arguments(tmp_path, 2, ["--stage1", "exp/stage1/", "--seed", "3"]) == arguments
-    again = ["--stage1", "exp/stage1/", "--save_steps", "5", "--seed", "3"]
-    assert work_dir.remembered_arguments(tmp_path, 2, again) == again
+    arguments = "--stage1 exp/stage1 --seed 3"
+    record(tmp_path, 2, arguments)
+    assert recorded(tmp_path, 2, "--stage1 exp/stage1/ --seed 3") == arguments
+    again = "--stage1 exp/stage1/ --save_steps 5 --seed 3"
+    assert recorded(tmp_path, 2, again) == again
+
+
+def test_a_run_of_version_0_1_is_resumed_by_the_new_name_of_a_flag(tmp_path):
+    (tmp_path / "run.json").write_text('{"stage": 1, "arguments": ["--picture_features", "kept"], "begun": true}')
+    for words in ("", "--picture_features kept", "--picture-features=kept", "--feature_cache kept"):
+        assert recorded(tmp_path, 1, words) == "--feature_cache kept"
 
 
 def test_a_run_that_has_not_begun_to_learn_takes_other_arguments(tmp_path):
-    work_dir.remember_arguments(tmp_path, 1, ["--seed", "3"], begun=False)
+    record(tmp_path, 1, "--seed 3", begun=False)
     (tmp_path / "region_texts.safetensors").touch()
-    assert work_dir.remembered_arguments(tmp_path, 1, []) == ["--seed", "3"]
-    changed = work_dir.remembered_arguments(tmp_path, 1, ["--save_steps", "5"])
-    assert changed == ["--seed", "3", "--save_steps", "5"]
-    assert work_dir.remembered_arguments(tmp_path, 1, ["--seed", "4"]) == ["--seed", "4"]
+    assert recorded(tmp_path, 1) == "--seed 3"
+    assert recorded(tmp_path, 1, "--save_steps 5") == "--seed 3 --save_steps 5"
+    assert recorded(tmp_path, 1, "--seed 4") == "--seed 4"
     assert not (tmp_path / "region_texts.safetensors").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "log.txt").touch()
-    assert work_dir.remembered_arguments(tmp_path, 1, ["--seed", "3"]) == ["--seed", "3"]
+    assert recorded(tmp_path, 1, "--seed 3") == "--seed 3"
     (tmp_path / "config.json").touch()
     with pytest.raises(InputError, match=r"holds config\.json but no run of this training"):
-        work_dir.remembered_arguments(tmp_path, 1, [])
+        recorded(tmp_path, 1)
     with pytest.raises(InputError, match="is a file"):
-        work_dir.remembered_arguments(tmp_path / "config.json", 1, [])
+        recorded(tmp_path / "config.json", 1)
 
 
 def test_a_second_training_in_a_folder_is_refused_while_the_first_one_lives(tmp_path):
-    code = "import sys; from pathlib import Path; from gpt4roi.train.work_dir import held\n"
-    code += "with held(Path(sys.argv[1])): sys.stdout.write('in\\n'); sys.stdout.flush(); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from gpt4roi.train.work_dir import lock\n"
+    code += "with lock(Path(sys.argv[1])): sys.stdout.write('in\\n'); sys.stdout.flush(); sys.stdin.read()"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     first = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
@@ -78,14 +90,14 @@ def test_a_second_training_in_a_folder_is_refused_while_the_first_one_lives(tmp_
         assert first.stdout.readline() == "in\n"
         with (
             pytest.raises(InputError, match=f"another training runs in .* \\(process {first.pid}\\)"),
-            work_dir.held(tmp_path),
+            work_dir.lock(tmp_path),
         ):
             pass
     finally:
         first.kill()
         first.wait()
         first.stdin.close(), first.stdout.close()
-    with work_dir.held(tmp_path):
+    with work_dir.lock(tmp_path):
         assert (tmp_path / "run.lock").read_text() == str(os.getpid())
 
 
@@ -93,17 +105,17 @@ def test_a_disk_without_any_room_is_said_in_one_line(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(work_dir.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     with (
         pytest.raises(InputError, match=r"run\.lock cannot be written: No space left on device"),
-        work_dir.held(tmp_path),
+        work_dir.lock(tmp_path),
     ):
         pass
 
 
 def test_only_a_finished_training_is_started_from(tmp_path):
     work_dir.require_finished(tmp_path)
-    work_dir.remember_arguments(tmp_path, 1, [])
+    record(tmp_path, 1, "")
     with pytest.raises(InputError, match=r"its training is not finished \(trained\.json is missing\)"):
         work_dir.require_finished(tmp_path)
     (tmp_path / "trained.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Which parts of the model learn, and how fast each."""
+"""Optimiser `param_groups`: which modules are trainable, at which learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 from gpt4roi.errors import InputError
 
 MODULES = ("region_encoder", "mm_projector", "language_model")
-"""What can learn; the vision tower never does."""
+"""What can be trained; the vision tower never is."""
 PARTS = ("vision_tower", *MODULES)
 
 
 def parse_modules(text: str) -> tuple[str, ...]:
-    """Reads a comma-separated list of modules; raises InputError for a name that is not one of MODULES."""
+    """Parses a comma-separated list of modules; raises InputError for a name that is not one of MODULES."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     unknown = [name for name in names if name not in MODULES]
     if unknown or not names:
@@ -25,9 +25,10 @@ def parse_modules(text: str) -> tuple[str, ...]:
 
 
 def parse_rates(text: str | None, flag: str = "--learning_rates") -> dict[str, float]:
-    """Reads `region_encoder=5e-4,mm_projector=1e-4`.
+    """Parses `region_encoder=5e-4,mm_projector=1e-4`.
 
-    Raises InputError where a part is not module=number, the number is below 0, or a module is named twice.
+    Raises:
+        InputError: A part is not module=number, the number is below 0, or a module is named twice.
     """
     rates: dict[str, float] = {}
     for part in (text or "").split(","):
@@ -46,17 +47,17 @@ def parse_rates(text: str | None, flag: str = "--learning_rates") -> dict[str, f
 
 
 def module_of(parameter: str) -> str:
-    """Returns which of the model's parts a parameter belongs to, by its full name, also inside a peft model."""
+    """Returns which of PARTS a parameter belongs to, by its full name, also inside a peft model."""
     return next((part for part in parameter.split(".") if part in PARTS), "")
 
 
 def set_trainable(model: nn.Module, modules: Sequence[str]) -> None:
-    """Lets the named modules learn and freezes all others."""
+    """Makes the named modules trainable and freezes all others."""
     for name in PARTS:
         getattr(model, name).requires_grad_(name in modules)
 
 
-def parameter_groups(
+def param_groups(
     model: nn.Module,
     learning_rate: float,
     weight_decay: float,
@@ -65,7 +66,14 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Returns one optimiser group for each pair of learning rate and weight decay.
 
-    rates, decays: of modules that differ from the rest. Weight decay falls on every parameter, as in the original.
+    Weight decay falls on every parameter, as in the original.
+
+    Args:
+        model: Only its trainable parameters are grouped.
+        learning_rate: Of modules that `rates` does not name.
+        weight_decay: Of modules that `decays` does not name.
+        rates: Learning rates by module.
+        decays: Weight decays by module.
     """
     decays = decays or {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -77,18 +85,18 @@ def parameter_groups(
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
 
-def learning_table(
+def trainable_table(
     model: nn.Module, learning_rate: float, weight_decay: float, rates: dict[str, float], decays: dict[str, float]
 ) -> str:
-    """Writes one line a module: its parameters, how many of them learn, and at which rate and weight decay."""
+    """Formats one line a module: its parameters, the trainable ones, their learning rate and weight decay."""
     counts = {name: [0, 0] for name in PARTS}
     for name, parameter in model.named_parameters():
         count = counts.get(module_of(name))
         if count is not None:
             count[0] += parameter.numel()
             count[1] += parameter.numel() if parameter.requires_grad else 0
-    lines = [f"{'module':16s} {'parameters':>16s} {'learn':>16s}  rate, weight decay"]
-    for name, (total, learn) in counts.items():
-        how = f"{rates.get(name, learning_rate):g}, {decays.get(name, weight_decay):g}" if learn else "frozen"
-        lines.append(f"{name:16s} {total:16,d} {learn:16,d}  {how}")
+    lines = [f"{'module':16s} {'parameters':>16s} {'trainable':>16s}  rate, weight decay"]
+    for name, (total, trained) in counts.items():
+        how = f"{rates.get(name, learning_rate):g}, {decays.get(name, weight_decay):g}" if trained else "frozen"
+        lines.append(f"{name:16s} {total:16,d} {trained:16,d}  {how}")
     return "\n".join(lines)
