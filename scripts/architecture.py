@@ -12,11 +12,14 @@ import argparse
 import ast
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from scripts.house import ROOT, levels, modules
-from scripts.walk import Walk, answer, training_sample
+
+if TYPE_CHECKING:
+    from scripts.walk import Walk
 
 PAGE = ROOT / "docs" / "architecture.md"
 MARKER = "<!-- generated below this line: python scripts/architecture.py --write -->\n"
@@ -74,6 +77,8 @@ def walk_lines(title: str, walk: Walk) -> list[str]:
 
 def walks() -> str:
     """Returns the paths of a training sample and of an answer, as traced."""
+    from scripts.walk import answer, training_sample  # needs torch, which the site does without
+
     to_batch, to_loss = training_sample()
     lines = [
         "",
