@@ -183,13 +183,12 @@ def digest(folder: Path) -> dict[str, bytes]:
     """Hashes every tensor under its original name, to compare the two results."""
     import hashlib
 
-    from gpt4roi.checkpoint.safetensors_stream import read_directory
-    from gpt4roi.checkpoint.stored import chunk_buffer
+    from gpt4roi.checkpoint.tensor_files import chunk_buffer, list_tensors
     from gpt4roi.models.original_format import to_ours
 
     result = {}
     for file in folder.glob("*.safetensors"):
-        for name, tensor in read_directory(file).items():
+        for name, tensor in list_tensors(file).items():
             hasher = hashlib.sha256()
             for piece in tensor.read(chunk_buffer()):
                 hasher.update(piece)

@@ -1,4 +1,4 @@
-"""Adapters of peft: what a training changed, saved alone, joined with the model that it was trained on."""
+"""peft adapters (LoRA): put onto the model that they were trained on, and merged into its weights."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.checkpoint.loading import load_model, load_processor
-from gpt4roi.checkpoint.shards import DEFAULT_SHARD_SIZE
-from gpt4roi.checkpoint.staging import StagedFolder, check_space, check_target
+from gpt4roi.checkpoint.writer import DEFAULT_SHARD_SIZE, check_space, check_target, staged_folder
 from gpt4roi.errors import InputError
 from gpt4roi.io.sizes import parse_size
 
@@ -17,8 +16,9 @@ CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_
 def open_adapter(base: Any, folder: str | Path) -> Any:
     """Puts an adapter onto a model, as a peft model.
 
-    Raises InputError where the folder holds no adapter, or one whose tensors are not exactly those of its places in
-    the model; peft alone would leave the others at random.
+    Raises:
+        InputError: The folder holds no adapter, or one whose tensors are not exactly those that the model has places
+            for; peft alone would leave the others at random.
     """
     folder = Path(folder)
     _check_folder(folder)
@@ -66,8 +66,13 @@ def merge_adapter(
 ) -> str:
     """Writes the folder `target`: the model `base` with an adapter's changes in its own weights, and its processor.
 
-    Both are in memory, in the base's dtype. The target is written beside and renamed when whole. Returns in one line
-    what was written. Raises InputError where a folder is not what it should be, or they do not fit.
+    Both are in memory, in the base's dtype.
+
+    Returns:
+        One line about what was written.
+
+    Raises:
+        InputError: A folder is not what it should be, or they do not fit.
     """
     target = Path(target)
     parse_size(max_shard_size)
@@ -79,8 +84,7 @@ def merge_adapter(
     merged = open_adapter(model, adapter).merge_and_unload()
     size = sum(value.numel() * value.element_size() for value in merged.state_dict().values())
     check_space(target, size)
-    with StagedFolder(target, None) as staged:
-        merged.save_pretrained(staged.path, max_shard_size=max_shard_size)
-        processor.save_pretrained(staged.path)
-        staged.publish()
+    with staged_folder(target, None) as folder:
+        merged.save_pretrained(folder, max_shard_size=max_shard_size)
+        processor.save_pretrained(folder)
     return f"{size / 1e6:.1f} MB in {str(merged.dtype).removeprefix('torch.')}"

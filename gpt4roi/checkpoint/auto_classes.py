@@ -1,4 +1,4 @@
-"""Makes AutoConfig, AutoModelForImageTextToText and AutoProcessor of transformers open folders of GPT4RoI.
+"""Registers AutoConfig, AutoModelForImageTextToText and AutoProcessor of transformers for GPT4RoI folders.
 
 `import gpt4roi.auto` is all; it imports torch and transformers, which `import gpt4roi` does not. Whoever uses a
 public name of gpt4roi that needs torch has it already.

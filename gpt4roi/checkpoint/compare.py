@@ -1,4 +1,4 @@
-"""Runs two folders on the same image and says how far their answers are apart."""
+"""Comparison of two model folders: the largest relative difference of their outputs on the same input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ def compare_models(first: str | Path, second: str | Path, vision_tower: str | No
     """Returns the largest relative difference of the logits and of the region features on an image with two boxes.
 
     Relative to the largest magnitude in `first`. Both run in float32 on the CPU, one after the other.
-    vision_tower: folder or hub name of the tower, for a folder that lies without it.
+
+    Args:
+        first: Folder or hub name.
+        second: Folder or hub name.
+        vision_tower: Folder or hub name of the tower, for a folder that was saved without it.
     """
     one, other = _outputs(first, vision_tower), _outputs(second, vision_tower)
     return {name: float((one[name] - other[name]).abs().max() / one[name].abs().max()) for name in one}
@@ -43,7 +47,7 @@ def _prompt(config: GPT4RoIConfig, generator: torch.Generator) -> torch.Tensor:
     def words() -> list[int]:
         return torch.randint(3, config.text_config.vocab_size // 2, (_WORDS_BETWEEN,), generator=generator).tolist()
 
-    image = [config.image_token_id] * config.image_seq_length
+    image = [config.image_token_id] * int(config.image_seq_length or 0)
     if config.mm_use_im_start_end:
         image = [config.image_start_token_id, *image, config.image_end_token_id]
     regions = [token for _ in _BOXES for token in (*words(), config.region_token_id)]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the module itself imports torch, for which no --help should wait
-    from gpt4roi.checkpoint.folder_plan import FolderPlan
+    from gpt4roi.checkpoint.writer import FolderPlan
 
 
 def add_writing_arguments(parser: argparse.ArgumentParser, target: str) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gpt4roi.checkpoint.loading import load_processor, load_tokenizer
+from gpt4roi.checkpoint.loading import load_processor, load_tokenizer, with_settings
 from gpt4roi.constants import IGNORE_INDEX
+from gpt4roi.models.original_format import is_gpt4roi_folder
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
 from gpt4roi.structures import RegionSample
@@ -44,8 +43,8 @@ class LengthEstimator:
     def __init__(self, processor: GPT4RoIProcessor, limit: int, bytes_per_token: float | None = None) -> None:
         self.limit, self.bytes_per_token = limit, bytes_per_token
         self.side = processor.image_size
-        self.processor = _with_limit(processor, limit)
-        self._unlimited = _with_limit(processor, UNLIMITED)
+        self.processor = with_settings(processor, model_max_length=limit)
+        self._unlimited = with_settings(processor, model_max_length=UNLIMITED)
 
     def measure(self, sample: RegionSample, image_size: tuple[int, int]) -> Measure:
         """Encodes a sample's text; raises InputError as the processor does."""
@@ -83,20 +82,12 @@ def open_length_estimator(model: str | None, limit: int | None = None, prompt_fo
     if model is None:
         byte_processor = GPT4RoIProcessor(_byte_tokenizer(), prompt_format=prompt_format)
         return LengthEstimator(byte_processor, limit or DEFAULT_LIMIT, BYTES_PER_TOKEN)
-    if _is_ours(Path(model)):
+    if is_gpt4roi_folder(model):
         processor = load_processor(model)
         return LengthEstimator(processor, limit or processor.model_max_length)
     tokenizer = load_tokenizer(model)
     add_special_tokens(tokenizer)
     return LengthEstimator(GPT4RoIProcessor(tokenizer, prompt_format=prompt_format), limit or DEFAULT_LIMIT)
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return False
-    return kind in ("gpt4roi", "llava")
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -111,8 +102,3 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     add_special_tokens(fast)
     return fast
-
-
-def _with_limit(processor: GPT4RoIProcessor, limit: int) -> GPT4RoIProcessor:
-    fields = {key: value for key, value in processor.to_dict().items() if key != "processor_class"}
-    return GPT4RoIProcessor(processor.tokenizer, **fields | {"model_max_length": limit})

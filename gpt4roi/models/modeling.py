@@ -24,7 +24,7 @@ from gpt4roi.models.frozen_prefix import hidden_states, prefix_length
 from gpt4roi.models.light_encoder import LightProjector, LightRegionEncoder
 from gpt4roi.models.loss import cross_entropy, next_tokens
 from gpt4roi.models.placeholders import match_images_to_samples, positions, scatter, segment_mask
-from gpt4roi.models.pretrained import OpensFolders
+from gpt4roi.models.pretrained import GPT4RoIPreTrainedModel
 from gpt4roi.models.region_encoder import FeatureFusion, RegionEncoder, RegionPooler
 from gpt4roi.models.region_encoder_base import RegionEncoderBase
 from gpt4roi.models.vision_tower import VisionTower, flatten_map
@@ -51,7 +51,7 @@ class GPT4RoIOutput(CausalLMOutputWithPast):
     region_features: torch.Tensor | None = None
 
 
-class GPT4RoIForConditionalGeneration(OpensFolders, PreTrainedModel, GenerationMixin):
+class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
     """Answers about images and regions of them.
 
     Args:

@@ -1,18 +1,13 @@
-"""The original's folders: its parameter names, its configuration, and how its tower was rounded."""
+"""The original's checkpoint format: parameter names, config.json and token ids, translated to ours and back."""
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from gpt4roi.constants import (
     ADDED_TOKENS,
@@ -23,8 +18,14 @@ from gpt4roi.constants import (
     REGION_TOKEN,
 )
 from gpt4roi.errors import InputError
+from gpt4roi.io.json_files import read_json_object
+from gpt4roi.models.configuration import GPT4RoIConfig
 
-LEGACY_MODEL_TYPE = "llava"
+ORIGINAL_MODEL_TYPE = "llava"
+ADDED_TOKENS_FILE = "added_tokens.json"
+
+TOWER_PREFIX = "vision_tower."
+"""Of the tower's parameters, in our format; the original keeps its tower in a folder of its own."""
 
 NAMES = (
     # the original's                            ours
@@ -38,15 +39,13 @@ NAMES = (
     ("model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
 )
-"""Beginnings of parameter names; the first line that fits counts, in both directions."""
+"""Prefixes of parameter names; the first line that fits counts, in both directions."""
 
 NORM = (".gn.", ".norm.")
 """The GroupNorm inside a fusion round: the original's name, and ours."""
 
 ROTARY_BUFFER = re.compile(r"rotary_emb\.inv_freq$")
 """Saved by old versions of transformers; computed today."""
-
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 TOKEN_OF_ID = {
     "image_token_id": IMAGE_PATCH_TOKEN,
@@ -59,11 +58,9 @@ TOKEN_OF_ID = {
 EMBEDDINGS = "model.embed_tokens.weight"
 """The table with one row a token."""
 
-_LFS_START = b"version https://git-lfs"
-
 
 def to_ours(name: str) -> str | None:
-    """Translates a parameter's name from the original's; None for a rotary buffer, which nobody needs.
+    """Translates a parameter's name from the original's; None for a rotary buffer, which is computed today.
 
     A name that fits no line of the table is returned as it is.
     """
@@ -81,7 +78,7 @@ def to_original(name: str) -> str:
     for old, new in NAMES:
         if name.startswith(new):
             original = old + name.removeprefix(new)
-            return original.replace(*reversed(NORM)) if ".fuse_convs." in original else original
+            return original.replace(NORM[1], NORM[0]) if ".fuse_convs." in original else original
     return name
 
 
@@ -97,17 +94,51 @@ def through_half(tensor: torch.Tensor) -> torch.Tensor:
 
 def is_original(config: dict[str, Any]) -> bool:
     """Tells whether a config.json is of the original's kind."""
-    return config.get("model_type") == LEGACY_MODEL_TYPE and "mm_vision_tower" in config
+    return config.get("model_type") == ORIGINAL_MODEL_TYPE and "mm_vision_tower" in config
+
+
+def is_gpt4roi_folder(folder: str | Path) -> bool:
+    """Tells whether a folder holds a GPT4RoI model, in our format or the original's."""
+    try:
+        config = read_json_object(Path(folder) / "config.json")
+    except InputError:
+        return False
+    return config.get("model_type") in (GPT4RoIConfig.model_type, ORIGINAL_MODEL_TYPE)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises InputError where a folder holds an adapter alone instead of a model."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds an adapter, not a model; join it with its base: gpt4roi merge-adapter BASE {folder} OUT"
+        )
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Reads the config.json of a folder; raises InputError where it is not a GPT4RoI model of either format."""
+    refuse_adapter(folder)
+    config = read_json_object(folder / "config.json")
+    if not is_original(config) and config.get("model_type") != GPT4RoIConfig.model_type:
+        raise InputError(
+            f"{folder}: model_type is {config.get('model_type')!r}, expected {GPT4RoIConfig.model_type!r} or the "
+            f"original's {ORIGINAL_MODEL_TYPE!r}; to start a training from a language model, name it as "
+            "--model_name_or_path"
+        )
+    return config
 
 
 def config_values(
-    config: dict[str, Any], shapes: dict[str, Sequence[int]], token_ids: dict[str, int]
+    config: dict[str, Any], shapes: Mapping[str, Sequence[int]], token_ids: dict[str, int]
 ) -> dict[str, Any]:
     """Translates the original's config.json to arguments of GPT4RoIConfig, without the tower's.
 
-    config: the file's content; shapes: shape of each tensor under its original name: every size that the
-    file leaves open is read from them; token_ids: ids of <im_patch>, <bbox>, <im_start>, <im_end>.
-    Raises InputError where a needed tensor is missing.
+    Args:
+        config: Content of the file.
+        shapes: Shape of each tensor under its original name; every size that the file leaves open is read from them.
+        token_ids: Ids of <im_patch>, <bbox>, <im_start>, <im_end>, as token_ids() returns them.
+
+    Raises:
+        InputError: A needed tensor is missing.
     """
     region = "model.spi_module."
     try:
@@ -137,37 +168,30 @@ def config_values(
     }
 
 
-def _count(shapes: dict[str, Sequence[int]], prefix: str) -> int:
+def _count(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
     """Counts the members of a module list by the numbers after a prefix."""
     return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; raises InputError with the file's name where there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-
-
 def added_tokens(folder: Path) -> dict[str, int]:
     """Reads the ids of padding, image and region tokens from a tokenizer's files; empty where they name none."""
-    path = folder / "added_tokens.json"
+    path = folder / ADDED_TOKENS_FILE
     if path.is_file():
-        return read_json(path)
+        return read_json_object(path)
     path = folder / "tokenizer.json"
-    tokens = read_json(path).get("added_tokens", []) if path.is_file() else []
+    tokens = read_json_object(path).get("added_tokens", []) if path.is_file() else []
     return {token["content"]: token["id"] for token in tokens if token["content"] in (PAD_TOKEN, *ADDED_TOKENS)}
 
 
 def token_ids(folder: Path, rows: int) -> dict[str, int]:
     """Reads the ids of the added tokens, by the fields of GPT4RoIConfig that hold them.
 
-    rows: of the embedding table; where no file names the tokens, they are its last rows in the original's order.
-    Raises InputError where a token has no id, or one beyond the table.
+    Args:
+        folder: Holds the tokenizer.
+        rows: Of the embedding table; where no file names the tokens, they are its last rows in the original's order.
+
+    Raises:
+        InputError: A token has no id, or one beyond the table.
     """
     ids = added_tokens(folder) or {token: rows - len(ADDED_TOKENS) + n for n, token in enumerate(ADDED_TOKENS)}
     absent = [token for token in TOKEN_OF_ID.values() if token not in ids]
@@ -185,116 +209,14 @@ def token_ids(folder: Path, rows: int) -> dict[str, int]:
     return {name: ids[token] for name, token in TOKEN_OF_ID.items()}
 
 
-def relative_name(tower: str) -> str:
+def portable_name(tower: str | None) -> str | None:
     """Returns a tower's name as a saved configuration may hold it: no path of this machine."""
+    if tower is None:
+        return None
     return Path(tower).name if tower.startswith((".", "/", "~")) or Path(tower).is_absolute() else tower
 
 
-def tower_places(name: str, folder: Path | None) -> list[Path]:
-    """Lists where a tower may lie: in the checkpoint's folder, then in the working directory."""
+def tower_candidates(name: str, folder: Path | None) -> list[Path]:
+    """Lists the paths where a tower may be: in the checkpoint's folder, then in the working directory."""
     here = [Path(name)] if folder is None else [Path(name), Path(Path(name).name)]
-    return here if folder is None else [folder / place for place in here] + here
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Lists the files of a checkpoint's weights, safetensors or .bin, one file or the shards of an index.
-
-    Raises InputError where there is no weight file, a shard is missing, or a file is a pointer of Git LFS.
-    """
-    for name in WEIGHT_FILES:
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            files = [folder / name]
-        elif index.is_file():
-            files = _shards(folder, index)
-        else:
-            continue
-        for file in files:
-            _refuse_pointer(file)
-        return files
-    raise InputError(f"{folder}: no weights, expected one of {', '.join(WEIGHT_FILES)} or an index of shards")
-
-
-def _shards(folder: Path, index: Path) -> list[Path]:
-    try:
-        shards = sorted(set(read_json(index)["weight_map"].values()))
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{index} is not an index of shards; download it again") from None
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing:
-        raise InputError(
-            f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {missing[:3]}; download them into it"
-        )
-    return [folder / shard for shard in shards]
-
-
-def _refuse_pointer(path: Path) -> None:
-    with open(path, "rb") as file:
-        if file.read(len(_LFS_START)) == _LFS_START:
-            raise InputError(f"{path} is a pointer of Git LFS, not the weights; run `git lfs pull` in {path.parent}")
-
-
-def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Reads all tensors of a checkpoint folder; raises InputError as weight_files and read_file do."""
-    tensors: dict[str, torch.Tensor] = {}
-    for path in weight_files(folder):
-        tensors.update(read_file(path))
-    return tensors
-
-
-def tensor_names(folder: Path) -> set[str]:
-    """Lists the tensors of a checkpoint folder without reading them; raises InputError as read_tensors does."""
-    names: set[str] = set()
-    for path in weight_files(folder):
-        names |= _names_of_safetensors(path) if path.suffix == ".safetensors" else read_file(path).keys()
-    return names
-
-
-@contextmanager
-def naming_damaged(place: str | Path) -> Iterator[None]:
-    """Lets weights that transformers cannot read be told in one line with their file; raises InputError then."""
-    try:
-        yield
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError):
-        if Path(place).is_dir():
-            tensor_names(Path(place))
-        raise
-
-
-def _names_of_safetensors(path: Path) -> set[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    except SafetensorError as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path} is cut off or damaged ({path.stat().st_size} bytes, {str(error).splitlines()[0]}); "
-        "download or copy it again"
-    )
-
-
-def read_file(path: Path) -> dict[str, torch.Tensor]:
-    """Reads one file of tensors; raises InputError where it holds anything else."""
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise _damaged(path, error) from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError:
-        raise InputError(f"{path}: not a file of tensors, or one with code in it, which is not run") from None
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), "it is cut off")
-        raise InputError(f"{path}: not a file of tensors ({reason})") from None
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise InputError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
-    return content
-
-
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
+    return here if folder is None else [folder / path for path in here] + here

@@ -1,4 +1,4 @@
-"""Opening a folder: one of ours, or one in the original's format."""
+"""`from_pretrained` for folders of both formats (ours and the original's), and loading of vision towers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedConf
 
 from gpt4roi.errors import InputError
 from gpt4roi.io.hub import ACCESS, is_hub_name, local_folder
+from gpt4roi.io.weight_files import damaged_file_named, read_tensors, tensor_names
 from gpt4roi.models import original_format
 from gpt4roi.models.configuration import GPT4RoIConfig
+from gpt4roi.models.original_format import TOWER_PREFIX, portable_name
 
 logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 8
-TOWER_PREFIX = "vision_tower."
 
 UNQUANTIZED = ("vision_tower", "mm_projector", "region_encoder")
-"""What stays in its precision when the language model is quantized."""
+"""Modules that stay in their precision when the language model is quantized."""
 
 HOW_TO_NAME = (
     "give the tower's folder or its hub name (as openai/clip-vit-large-patch14) as vision_tower=, on the command line "
@@ -29,24 +30,31 @@ HOW_TO_NAME = (
 )
 
 
-class OpensFolders:
-    """Gives a model class a `from_pretrained` that opens both formats and leaves no tensor to chance."""
+class GPT4RoIPreTrainedModel(PreTrainedModel):
+    """Base class whose `from_pretrained` opens both formats and refuses missing or unexpected tensors."""
 
     @classmethod
-    def from_pretrained(
-        cls, path: str | Path, *args: Any, vision_tower: str | Path | None = None, **kwargs: Any
+    def from_pretrained(  # type: ignore[override]  # transformers spells out arguments that are passed on here
+        cls, path: str | Path | None, *args: Any, vision_tower: str | Path | None = None, **kwargs: Any
     ) -> Any:
         """Opens a folder or a hub name, in our format or the original's.
 
-        vision_tower: folder or hub name of the tower, for a folder that lies without it.
-        Other arguments are those of transformers; `torch_dtype` is `dtype`. A quantization_config leaves UNQUANTIZED
-        as they are. Raises InputError where the folder is of another kind, the tower is not found, or any tensor is
-        missing, unexpected or of another shape.
+        Args:
+            path: Folder or hub name.
+            *args: As transformers takes them.
+            vision_tower: Folder or hub name of the tower, for a folder that was saved without it.
+            **kwargs: As transformers takes them; `torch_dtype` is `dtype`. A quantization_config leaves UNQUANTIZED as
+                they are.
+
+        Raises:
+            InputError: The folder is of another kind, the tower is not found, or any tensor is missing, unexpected or
+                of another shape.
         """
         if path is None:
             return super().from_pretrained(path, *args, **kwargs)
-        folder = Path(local_folder(path, **{name: kwargs.get(name) for name in ACCESS}), kwargs.pop("subfolder", ""))
-        values = _config_values(folder)
+        access: dict[str, Any] = {name: kwargs.get(name) for name in ACCESS}
+        folder = Path(local_folder(path, **access), kwargs.pop("subfolder", ""))
+        values = original_format.read_model_config(folder)
         wants_info = kwargs.pop("output_loading_info", False)
         tolerant = kwargs.get("ignore_mismatched_sizes", False)
         # Mismatches are collected, so that all of them can be named at once.
@@ -54,7 +62,7 @@ class OpensFolders:
         if "torch_dtype" in kwargs:
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = spare_our_modules(kwargs["quantization_config"])
+            kwargs["quantization_config"] = exclude_from_quantization(kwargs["quantization_config"])
         if original_format.is_original(values):
             model, info = _open_original(super().from_pretrained, folder, values, vision_tower, kwargs)
         elif _lacks_tower(folder, kwargs):
@@ -63,29 +71,14 @@ class OpensFolders:
             model, info = super().from_pretrained(str(folder), *args, **kwargs)
         model.name_or_path = str(path)
         if not tolerant:
-            _refuse_gaps(str(path), info)
+            _check_missing_keys(str(path), info)
         model.vision_tower.requires_grad_(False)
         kind = "the original's format" if original_format.is_original(values) else "our format"
-        logger.info("opened %s, in %s: %s", path, kind, describe(model))
+        logger.info("opened %s, in %s: %s", path, kind, summarize_model(model))
         return (model, info) if wants_info else model
 
 
-def _config_values(folder: Path) -> dict[str, Any]:
-    """Reads a folder's config.json; raises InputError where it is none of GPT4RoI."""
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise InputError(
-            f"{folder} holds an adapter, not a model; join it with its base: gpt4roi merge-adapter BASE {folder} OUT"
-        )
-    values = original_format.read_json(folder / "config.json")
-    if not original_format.is_original(values) and values.get("model_type") != GPT4RoIConfig.model_type:
-        raise InputError(
-            f"{folder}: model_type is {values.get('model_type')!r}, expected gpt4roi or the original's llava; "
-            "to start a training from a language model, name it as --model_name_or_path"
-        )
-    return values
-
-
-def spare_our_modules(quantization: Any) -> Any:
+def exclude_from_quantization(quantization: Any) -> Any:
     """Returns a copy of a quantization's configuration, object or dict, that leaves UNQUANTIZED in their precision."""
     quantization = copy.deepcopy(quantization)
     is_dict = isinstance(quantization, dict)
@@ -107,10 +100,10 @@ def _lacks_tower(folder: Path, kwargs: dict[str, Any]) -> bool:
     """Tells whether the weights of a folder of ours are without the tower's."""
     if kwargs.get("variant") or kwargs.get("state_dict") is not None:
         return False
-    return not any(name.startswith(TOWER_PREFIX) for name in original_format.tensor_names(folder))
+    return not any(name.startswith(TOWER_PREFIX) for name in tensor_names(folder))
 
 
-def _refuse_gaps(path: str, info: dict[str, Any]) -> None:
+def _check_missing_keys(path: str, info: dict[str, Any]) -> None:
     """Raises InputError that lists missing, unexpected and mis-shaped tensors."""
     problems = []
     for kind in ("missing_keys", "unexpected_keys"):
@@ -130,39 +123,36 @@ def _some(names: list[str]) -> str:
 
 def _open_original(open_ours: Any, folder: Path, values: dict[str, Any], tower: str | Path | None, kwargs: dict) -> Any:
     """Translates an original-format folder and opens it as one of ours."""
-    tensors = original_format.read_tensors(folder)
+    tensors = read_tensors(folder)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     rows = next(iter(shapes.get(original_format.EMBEDDINGS, ())), None)
-    ids = (
-        {} if rows is None else original_format.token_ids(folder, rows)
-    )  # without a table, config_values says what is missing
+    # Without a table, config_values tells what is missing.
+    ids = {} if rows is None else original_format.token_ids(folder, rows)
     arguments = original_format.config_values(values, shapes, ids)
     name, backbone = _tower_of(folder, values, tower, round_to_half=True)
-    config = GPT4RoIConfig(
-        **arguments, vision_config=backbone.config, mm_vision_tower=original_format.relative_name(name)
-    )
+    config = GPT4RoIConfig(**arguments, vision_config=backbone.config, mm_vision_tower=portable_name(name))
     return _join(open_ours, folder, config, original_format.rename(tensors), backbone, kwargs)
 
 
 def _open_without_tower(
     open_ours: Any, folder: Path, values: dict[str, Any], tower: str | Path | None, kwargs: dict
 ) -> Any:
-    """Opens a folder of ours whose weights lack the tower, with the one that its config or the caller names."""
+    """Opens a folder of ours whose weights lack the tower, with the one that the caller or its config names."""
     half = values.get("region_encoder_type", "gpt4roi") == "gpt4roi"
     name, backbone = _tower_of(folder, values, tower, round_to_half=half)
     if "vision_config" not in values:
         values = {key: value for key, value in values.items() if key not in ("image_size", "image_seq_length")}
-    named = {"vision_config": backbone.config, "mm_vision_tower": original_format.relative_name(name)}
+    named = {"vision_config": backbone.config, "mm_vision_tower": portable_name(name)}
     config = GPT4RoIConfig.from_dict({**values, **named})
     if kwargs.get("dtype") is None and isinstance(values.get("dtype"), str):
         kwargs = {**kwargs, "dtype": getattr(torch, values["dtype"])}
-    return _join(open_ours, folder, config, original_format.read_tensors(folder), backbone, kwargs)
+    return _join(open_ours, folder, config, read_tensors(folder), backbone, kwargs)
 
 
 def _tower_of(
     folder: Path, values: dict[str, Any], tower: str | Path | None, round_to_half: bool
 ) -> tuple[str, PreTrainedModel]:
-    """Returns name and tower of a folder that lies without it."""
+    """Returns the name and the tower of a folder that was saved without it."""
     name = values.get("mm_vision_tower") if tower is None else str(tower)
     if not name:
         raise InputError(f"{folder}: it holds no vision tower and its config names none; {HOW_TO_NAME}")
@@ -170,7 +160,12 @@ def _tower_of(
 
 
 def _join(
-    open_ours: Any, folder: Path, config: GPT4RoIConfig, state: dict, backbone: PreTrainedModel, kwargs: dict
+    open_ours: Any,
+    folder: Path,
+    config: GPT4RoIConfig,
+    state: dict[str, torch.Tensor],
+    backbone: PreTrainedModel,
+    kwargs: dict,
 ) -> Any:
     """Opens weights under our names together with a tower; in the weights' own dtype unless another is asked for."""
     own = state[f"language_model.{original_format.EMBEDDINGS}"].dtype
@@ -189,41 +184,45 @@ def find_tower(name: str, folder: Path | None = None) -> str:
 
     Raises InputError that says how to name it, where the name can be no hub name and no such folder exists.
     """
-    places = original_format.tower_places(name, folder)
-    for place in places:
-        if (place / "config.json").is_file():
-            return str(place)
+    candidates = original_format.tower_candidates(name, folder)
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return str(candidate)
     if is_hub_name(name):
         return name
-    looked = ", ".join(str(place) for place in places)
+    looked = ", ".join(map(str, candidates))
     raise InputError(f"vision tower {name!r} not found: looked for a config.json in {looked}; {HOW_TO_NAME}")
 
 
-def load_tower(place: str, round_to_half: bool = False) -> PreTrainedModel:
+def load_tower(location: str, round_to_half: bool = False) -> PreTrainedModel:
     """Loads a vision tower from a folder or the hub, in float32.
 
-    round_to_half: round its weights to float16 first, as the original did. Raises InputError where it cannot be had,
-    or where its file lacks any of its tensors.
+    Args:
+        location: Folder or hub name, as find_tower returns it.
+        round_to_half: Round its weights to float16 first, as the original did.
+
+    Raises:
+        InputError: It cannot be opened, or its file lacks any of its tensors.
     """
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(location)
         config = getattr(config, "vision_config", config)
         if config.model_type == "timm_backbone":
-            tower, missing = _load_pyramid(config, Path(place))
+            tower, missing = _load_pyramid(config, Path(location))
         else:
-            with original_format.naming_damaged(place):
+            with damaged_file_named(location):
                 tower, info = AutoModel.from_pretrained(
-                    place, config=config, dtype=torch.float32, output_loading_info=True
+                    location, config=config, dtype=torch.float32, output_loading_info=True
                 )
             missing = sorted(info["missing_keys"])
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(
-            f"vision tower {place}: cannot be opened ({str(error).splitlines()[0]}); {HOW_TO_NAME}"
+            f"vision tower {location}: cannot be opened ({str(error).splitlines()[0]}); {HOW_TO_NAME}"
         ) from None
     if missing:
-        raise InputError(f"vision tower {place}: {len(missing)} tensors are missing: {_some(missing)}")
+        raise InputError(f"vision tower {location}: {len(missing)} tensors are missing: {_some(missing)}")
     if round_to_half:
         for parameter in tower.parameters():
             parameter.data = original_format.through_half(parameter.data)
@@ -233,12 +232,12 @@ def load_tower(place: str, round_to_half: bool = False) -> PreTrainedModel:
 def _load_pyramid(config: PreTrainedConfig, folder: Path) -> tuple[PreTrainedModel, list[str]]:
     """Builds a timm backbone and fills it from a folder, which transformers would look for among timm's own."""
     tower = AutoModel.from_config(config)
-    result = tower.load_state_dict(original_format.read_tensors(folder), strict=False)
+    result = tower.load_state_dict(read_tensors(folder), strict=False)
     return tower.float(), sorted(result.missing_keys)
 
 
-def describe(model: Any) -> str:
-    """Says in one line what a model is made of."""
+def summarize_model(model: Any) -> str:
+    """Returns one line about what a model is made of."""
     text = model.config.text_config
     count = sum(parameter.numel() for parameter in model.parameters())
     return (

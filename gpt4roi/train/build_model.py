@@ -12,17 +12,20 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig
 
+from gpt4roi.checkpoint.build import V1_FORMATS, build_from_parts
 from gpt4roi.checkpoint.loading import (
-    build_from_parts,
     load_model,
     load_processor,
     load_tokenizer,
     tower_image_size,
     vision_config,
+    with_settings,
 )
 from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
-from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration, original_format
+from gpt4roi.io.json_files import read_json_object
+from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
+from gpt4roi.models.original_format import is_gpt4roi_folder, is_original, refuse_adapter
 from gpt4roi.models.pretrained import find_tower
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
@@ -48,7 +51,7 @@ def open_model(
         source = checkpoint
     else:
         work_dir.require_finished(source)
-    if is_ours(source):
+    if is_gpt4roi_folder(source):
         quantization = quantization_config(model_args)
         processor = _own_processor(source, model_args)
         model = load_model(
@@ -85,8 +88,7 @@ def _own_processor(folder: Path, model_args: ModelArguments) -> GPT4RoIProcessor
         )
     if model_args.model_max_length in (None, processor.model_max_length):
         return processor
-    saved = {name: value for name, value in processor.to_dict().items() if name != "processor_class"}
-    return GPT4RoIProcessor(processor.tokenizer, **saved | {"model_max_length": model_args.model_max_length})
+    return with_settings(processor, model_max_length=model_args.model_max_length)
 
 
 def _build(model_args: ModelArguments) -> tuple[Any, GPT4RoIProcessor]:
@@ -108,7 +110,7 @@ def _build(model_args: ModelArguments) -> tuple[Any, GPT4RoIProcessor]:
 def trainable_modules(model_args: ModelArguments, args: TrainingArguments) -> tuple[str, ...]:
     """Returns the modules to train: those asked for, and the projector where this run starts it untrained."""
     modules = parse_modules(args.trainable_modules)
-    is_new = not is_ours(Path(model_args.model_name_or_path))
+    is_new = not is_gpt4roi_folder(Path(model_args.model_name_or_path))
     if is_new and model_args.pretrain_mm_mlp_adapter is None and "mm_projector" not in modules:
         logger.info("mm_projector starts untrained (no --pretrain_mm_mlp_adapter), so it is trained too")
         modules += ("mm_projector",)
@@ -119,13 +121,9 @@ def check_choices(arguments: Arguments) -> None:
     """Raises InputError for choices about the model that contradict each other, before anything is opened."""
     model_args, _, region_args, args = arguments
     source = Path(model_args.model_name_or_path)
-    starts_from_ours = is_ours(source)
+    starts_from_ours = is_gpt4roi_folder(source)
     if not any(Path(str(args.output_dir)).glob("checkpoint-*")):  # a run that is resumed needs no start
-        if (source / "adapter_config.json").is_file() and not (source / "config.json").is_file():
-            raise InputError(
-                f"{source} holds an adapter, not a model; join it with its base: gpt4roi merge-adapter BASE {source} "
-                "OUT"
-            )
+        refuse_adapter(source)
         work_dir.require_finished(source)
         if args.stage == 2 and not starts_from_ours:
             raise _not_a_start_of_stage_2(source)
@@ -144,15 +142,6 @@ def _check_new_parts(model_args: ModelArguments, region_args: RegionArguments) -
         raise InputError("--region_mixup and --region_noise are for --region_encoder_type light")
 
 
-def is_ours(folder: Path) -> bool:
-    """Tells whether a folder holds a GPT4RoI model, in our format or the original's."""
-    try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, json.JSONDecodeError):
-        return False
-    return kind in ("gpt4roi", "llava")
-
-
 def planned_config(given: ModelArguments) -> GPT4RoIConfig:
     """Returns the configuration that a training's model would have; reads configurations and a tokenizer alone.
 
@@ -160,10 +149,10 @@ def planned_config(given: ModelArguments) -> GPT4RoIConfig:
         InputError: A part has no configuration.
     """
     source = Path(given.model_name_or_path)
-    if not is_ours(source):
+    if not is_gpt4roi_folder(source):
         return _config_of_parts(given)
-    values = original_format.read_json(source / "config.json")
-    if not original_format.is_original(values):
+    values = read_json_object(source / "config.json")
+    if not is_original(values):
         if "vision_config" not in values:
             values["vision_config"] = vision_config(find_tower(values["mm_vision_tower"], source)).to_dict()
         return GPT4RoIConfig.from_dict(values)
@@ -180,7 +169,7 @@ def _config_of_parts(given: ModelArguments) -> GPT4RoIConfig:
     except (OSError, ValueError, json.JSONDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"language model {given.model_name_or_path}: no configuration there ({reason})") from None
-    add_special_tokens(tokenizer, pad_with_unknown=(given.prompt_format or "v0") in ("v1", "llava_v1"))
+    add_special_tokens(tokenizer, pad_with_unknown=(given.prompt_format or "v0") in V1_FORMATS)
     text.vocab_size = max(text.vocab_size, len(tokenizer))
     location = find_tower(given.vision_tower)
     tower, vocabulary = vision_config(location), tokenizer.get_vocab()

@@ -18,11 +18,12 @@ from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.distributed import main_process_first
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_write_text
+from gpt4roi.models.original_format import is_gpt4roi_folder
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.train import saving, sharding, work_dir
 from gpt4roi.train.adapters import add_adapters, cast_frozen_parameters, fully_trained
 from gpt4roi.train.alignment import AlignmentLoss, align_once, load_region_texts
-from gpt4roi.train.build_model import check_choices, is_ours, open_model, trainable_modules
+from gpt4roi.train.build_model import check_choices, open_model, trainable_modules
 from gpt4roi.train.command_line import Arguments, parse_arguments, resumed, run_flags
 from gpt4roi.train.estimate import estimate_from_flags
 from gpt4roi.train.feature_cache import FeatureCache, cache_features
@@ -158,7 +159,7 @@ class TrainingRun:
         set_regularisation(self.model, self.region_args.region_mixup, self.region_args.region_noise)
         if self.checkpoint is not None:
             return
-        if not is_ours(Path(self.model_args.model_name_or_path)):
+        if not is_gpt4roi_folder(Path(self.model_args.model_name_or_path)):
             calibrate(self.model, self.dataset)
         if self.alignment is not None and self.region_args.align_regions:
             align_once(self.model, self.alignment, self.dataset, self.region_args, self.args.device, self.args.seed)

@@ -24,7 +24,7 @@ from small_weights import (
     save,
 )
 
-from gpt4roi.checkpoint import staging
+from gpt4roi.checkpoint import writer
 from gpt4roi.checkpoint.delta import model_fingerprint, plan_apply, plan_make
 from gpt4roi.errors import InputError
 from gpt4roi.models.original_format import to_ours
@@ -233,7 +233,7 @@ def test_a_second_run_is_kept_out_until_the_first_one_s_folder_is_in_place_and_t
         work(*arguments)
 
     for name in ("sync", "remove_folder"):
-        monkeypatch.setattr(staging, name, partial(meet_the_second, name, getattr(staging, name)))
+        monkeypatch.setattr(writer, name, partial(meet_the_second, name, getattr(writer, name)))
     first.write()
     assert moments == ["remove_folder", "sync", "sync", "remove_folder"]
     assert_equal(load(tmp_path / "out"), {to_ours(name): tensor for name, tensor in expected_sum().items()})

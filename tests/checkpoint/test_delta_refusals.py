@@ -124,6 +124,7 @@ def foreign_pickle(place):
     folders = pair(place)
     (folders["delta"] / "model.safetensors").unlink()
     with zipfile.ZipFile(folders["delta"] / "pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/version", "3\n")
         archive.writestr("archive/data.pkl", pickle.dumps(Path("x"), protocol=2))
     return folders
 
@@ -174,13 +175,13 @@ WRONG = {
     no_base: "there is no base folder",
     no_weights: "has no weights: expected one of model.safetensors",
     missing_shard: "lacks 1 of its 3 shards (pytorch_model-00002-of-00003.bin)",
-    cut_off: "is cut off:",
-    old_format: "is in PyTorch's old format (before 1.6), which can only be read whole and needs",
+    cut_off: "is cut off or damaged (",
+    old_format: "is in PyTorch's old format (before 1.6), which can only be read at once and needs",
     trained_base: "is not a bare language model: it has 13 tensors such as",
     other_width: "do not fit: 21 tensors differ in shape, first lm_head.weight [20, 32] in the base and",
     other_depth: "has 9 tensors that the delta",
     other_vocabulary: "has 21 rows in model.embed_tokens.weight, the delta was made from 20",
-    whole_model: "is a whole model, not a delta: 5 of its 5 normalisation weights",
+    whole_model: "is a complete model, not a delta: 5 of its 5 normalisation weights",
     other_delta: "has no region encoder among its 22 tensors",
     other_base: "is not the one that the delta was made from: 21 of 21 tensors have other numbers",
     pointer: "is a pointer of Git LFS (",

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_processor, tiny_text_config, tiny_tokenizer, tiny_vision_config
 from transformers import AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPModel
 
-from gpt4roi.checkpoint.loading import build_from_parts, load_model, load_processor
+from gpt4roi.checkpoint.build import build_from_parts
+from gpt4roi.checkpoint.loading import load_model, load_processor
 from gpt4roi.errors import InputError
 
 BASE_TOKENS = 259
@@ -226,7 +227,7 @@ def test_a_folder_that_is_not_there_is_refused(path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\n", r"is a pointer of Git LFS, .*git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"is a pointer of Git LFS .*git lfs pull"),
         (b"", "is cut off or damaged|not a file of tensors"),
         (None, "is cut off or damaged|not a file of tensors"),
     ],

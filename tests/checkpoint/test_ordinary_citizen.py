@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from gpt4roi.checkpoint.loading import load_model
 from gpt4roi.models import GPT4RoIForConditionalGeneration
-from gpt4roi.models.pretrained import UNQUANTIZED, spare_our_modules
+from gpt4roi.models.pretrained import UNQUANTIZED, exclude_from_quantization
 from gpt4roi.structures import RegionSample, Turn
 
 
@@ -128,16 +128,16 @@ def test_both_names_of_the_dtype_are_understood(folder, name, dtype):
 def test_a_quantization_leaves_tower_projector_and_region_encoder_out(bits):
     with init_empty_weights():
         model = GPT4RoIForConditionalGeneration(tiny_config())
-    config = spare_our_modules(BitsAndBytesConfig(**{f"load_in_{bits}bit": True}))
+    config = exclude_from_quantization(BitsAndBytesConfig(**{f"load_in_{bits}bit": True}))
     skipped = HfQuantizer.get_modules_to_not_convert(model, config.llm_int8_skip_modules, model._keep_in_fp32_modules)
     assert set(skipped) == {"lm_head", *UNQUANTIZED}
 
 
 def test_modules_that_the_caller_leaves_out_stay_left_out_and_his_configuration_is_not_touched():
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["up_proj"])
-    assert spare_our_modules(config).llm_int8_skip_modules == ["up_proj", *UNQUANTIZED]
+    assert exclude_from_quantization(config).llm_int8_skip_modules == ["up_proj", *UNQUANTIZED]
     assert config.llm_int8_skip_modules == ["up_proj"]
-    assert spare_our_modules({"load_in_8bit": True})["llm_int8_skip_modules"] == ["lm_head", *UNQUANTIZED]
+    assert exclude_from_quantization({"load_in_8bit": True})["llm_int8_skip_modules"] == ["lm_head", *UNQUANTIZED]
 
 
 def check_quantized(folder, inputs, tmp_path, bits: int, device: str) -> None:

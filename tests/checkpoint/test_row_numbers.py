@@ -15,7 +15,8 @@ import torch
 from tiny import tiny_text_config, tiny_tokenizer, tiny_vision_config
 from transformers import AutoModel, AutoModelForCausalLM
 
-from gpt4roi.checkpoint.loading import build_from_parts, load_model, load_processor
+from gpt4roi.checkpoint.build import build_from_parts
+from gpt4roi.checkpoint.loading import load_model, load_processor
 from gpt4roi.errors import InputError
 
 RECORDED = Path(__file__).parents[1] / "golden/original_format_folder"

@@ -11,11 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_weights import assert_equal, llama, save
 
-from gpt4roi.checkpoint.numbers import TORCH_DTYPES
-from gpt4roi.checkpoint.safetensors_stream import PlannedTensor, write_file
-from gpt4roi.checkpoint.shards import plan_shards
-from gpt4roi.checkpoint.stored import CHUNK_ELEMENTS, chunk_buffer
-from gpt4roi.checkpoint.streams import open_weights
+from gpt4roi.checkpoint.tensor_files import CHUNK_ELEMENTS, DTYPES, chunk_buffer, open_weights
+from gpt4roi.checkpoint.writer import PlannedTensor, split_into_shards, write_safetensors
 from gpt4roi.errors import InputError
 from gpt4roi.io.sizes import parse_size
 
@@ -24,7 +21,7 @@ def read_all(folder) -> dict[str, torch.Tensor]:
     result = {}
     for name, stored in open_weights(folder).tensors.items():
         raw = bytearray(b"".join(bytes(piece) for piece in stored.read(chunk_buffer())))
-        result[name] = torch.frombuffer(raw, dtype=TORCH_DTYPES[stored.dtype]).view(stored.shape)
+        result[name] = torch.frombuffer(raw, dtype=DTYPES[stored.dtype]).view(stored.shape)
     return result
 
 
@@ -71,6 +68,7 @@ class Foreign:
 
 def test_code_in_a_bin_is_refused_by_name_and_not_run(tmp_path):
     with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/version", "3\n")
         archive.writestr("archive/data.pkl", pickle.dumps({"weight": Foreign()}, protocol=2))
     with pytest.raises(InputError, match=r"asks for \w+\.exec, .* may run foreign code and was not read"):
         open_weights(tmp_path)
@@ -120,7 +118,7 @@ def test_a_written_file_is_read_by_the_safetensors_library_with_aligned_data(tmp
     numbers = torch.arange(6, dtype=torch.float32).view(2, 3)
     planned = PlannedTensor("weight", "F32", (2, 3), lambda: iter([memoryview(numbers.numpy()).cast("B")]))
     seen = []
-    write_file(tmp_path / "model.safetensors", [planned], {"format": "pt"}, seen.append)
+    write_safetensors(tmp_path / "model.safetensors", [planned], seen.append)
     assert_equal(load_file(tmp_path / "model.safetensors"), {"weight": numbers})
     assert int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little") % 8 == 0
     assert seen == [24]
@@ -131,13 +129,13 @@ def test_shards_fill_up_in_order_and_a_large_tensor_gets_its_own():
     def planned(name: str, count: int) -> PlannedTensor:
         return PlannedTensor(name, "F16", (count,), lambda: iter(()))
 
-    shards = plan_shards([planned("a", 30), planned("b", 20), planned("c", 200), planned("d", 1)], 100)
+    shards = split_into_shards([planned("a", 30), planned("b", 20), planned("c", 200), planned("d", 1)], 100)
     assert {name: [tensor.name for tensor in group] for name, group in shards.items()} == {
         "model-00001-of-00003.safetensors": ["a", "b"],
         "model-00002-of-00003.safetensors": ["c"],
         "model-00003-of-00003.safetensors": ["d"],
     }
-    assert list(plan_shards([planned("a", 30)], 100)) == ["model.safetensors"]
+    assert list(split_into_shards([planned("a", 30)], 100)) == ["model.safetensors"]
 
 
 def test_sizes_are_read_as_people_write_them():

@@ -115,7 +115,7 @@ def test_a_hub_name_that_nobody_has_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\n", r"is a pointer of Git LFS, .*git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"is a pointer of Git LFS .*git lfs pull"),
         (None, r"model.safetensors is cut off or damaged \(\d+ bytes"),
     ],
 )

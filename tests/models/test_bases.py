@@ -20,7 +20,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from gpt4roi.checkpoint.loading import build_from_parts, load_model
+from gpt4roi.checkpoint.build import build_from_parts
+from gpt4roi.checkpoint.loading import load_model
 from gpt4roi.structures import RegionSample, Turn
 from gpt4roi.train.param_groups import MODULES, set_trainable
 

@@ -124,13 +124,13 @@ def test_missing_unexpected_and_misshaped_tensors_are_listed(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "pytorch_model.bin").unlink(), "no weights, expected one of model.safetensors"),
+        (lambda folder: (folder / "pytorch_model.bin").unlink(), "has no weights: expected one of model.safetensors"),
         (
             lambda folder: (folder / "pytorch_model.bin").write_bytes(b"nothing"),
             "not a file of tensors, or one with code in it",
         ),
         (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json: not JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
         (lambda folder: (folder / "added_tokens.json").write_text('{"[PAD]": 600}'), "no id for <im_patch>, <bbox>"),
         (
             lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
@@ -158,7 +158,7 @@ def test_damaged_folders_are_refused_in_one_line(folder, damage, message):
 def test_a_missing_shard_is_named(folder):
     write_weights(folder, "sharded bin")
     (folder / "shard-1.bin").unlink()
-    with pytest.raises(InputError, match=r"1 of 3 weight files are missing: \['shard-1.bin'\]"):
+    with pytest.raises(InputError, match=r"lacks 1 of its 3 shards \(shard-1.bin\)"):
         load_model(folder)
 
 
