@@ -70,7 +70,7 @@ def talk(person: Person, url: str, deadline: float) -> None:
     turn = 0
     while time.monotonic() < deadline:
         if turn % (2 * len(person.boxes)) == 0:
-            client.predict(person.image, api_name="/set_picture")
+            client.predict(person.image, api_name="/set_image")
         number = turn % len(person.boxes)
         start = time.monotonic()
         answer = client.predict(QUESTION, [person.boxes[number]], api_name="/ask")

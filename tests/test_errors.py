@@ -9,7 +9,7 @@ import pytest
 
 from gpt4roi import InputError
 from gpt4roi.data.unified_object import BadObjectError
-from gpt4roi.demo.hints import Hint, UnclearError
+from gpt4roi.demo.hints import Hint, IncompleteQuestionError
 
 
 def test_an_error_has_no_code_unless_it_is_given_one():
@@ -25,7 +25,7 @@ def test_an_error_keeps_its_message_and_code_between_processes(again):
 
 @pytest.mark.parametrize(
     ("error", "name"),
-    [(BadObjectError("wrong field", "a#1: no boxes"), "kind"), (UnclearError([Hint("which?")]), "hints")],
+    [(BadObjectError("wrong field", "a#1: no boxes"), "kind"), (IncompleteQuestionError([Hint("which?")]), "hints")],
 )
 def test_what_a_subclass_adds_survives_pickling(error, name):
     again = pickle.loads(pickle.dumps(error))

@@ -41,4 +41,4 @@ def _complete_files(parser: argparse.ArgumentParser, completer: dict) -> None:
             for below in action.choices.values():
                 _complete_files(below, completer)
         elif action.nargs != 0 and not action.choices and action.type not in (int, float):
-            action.complete = completer
+            vars(action)["complete"] = completer  # where shtab looks for it

@@ -1,4 +1,4 @@
-"""`gpt4roi demo`: a page in the browser where boxes are drawn and talked about."""
+"""`gpt4roi demo`: serves the Gradio page where boxes are drawn on an image and talked about."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLE = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the model, where the page is, and its limits."""
+    """Declares the model, the address of the page, and its limits."""
     add_model_arguments(parser)
     parser.add_argument("--port", type=int, metavar="N", help="(default: the first free one from 7860 on)")
     parser.add_argument(
@@ -37,17 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-megapixels", type=int, default=40, metavar="N", help="of an image (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-sessions", type=int, default=64, metavar="N", help="conversations held (default: %(default)s)"
+        "--max-sessions",
+        type=int,
+        default=64,
+        metavar="N",
+        help="conversations held; the longest idle one is evicted (default: %(default)s)",
     )
     parser.add_argument(
         "--idle-minutes",
         type=float,
         default=30,
         metavar="N",
-        help="a conversation at rest so long is put away (default: %(default)s)",
+        help="after which an idle conversation expires (default: %(default)s)",
     )
     parser.add_argument(
-        "--at-once", type=int, default=1, metavar="N", help="answers computed side by side (default: %(default)s)"
+        "--concurrency",
+        "--at-once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="answers computed side by side (default: %(default)s)",
     )
 
 
@@ -74,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         limits=Limits(args.max_upload_mb * 2**20, args.max_megapixels * 1_000_000),
         max_sessions=args.max_sessions,
         idle_minutes=args.idle_minutes,
-        at_once=args.at_once,
+        concurrency=args.concurrency,
     )
     running = serve(chat, Path(args.model).name, options)
     if password is None and (args.share or args.host not in ("127.0.0.1", "localhost", "::1")):
@@ -95,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_numbers(args: argparse.Namespace) -> None:
     if args.port is not None and not 1 <= args.port <= 65535:
         raise InputError(f"--port is between 1 and 65535, got {args.port}")
-    for name in ("max_upload_mb", "max_megapixels", "max_sessions", "idle_minutes", "at_once"):
+    for name in ("max_upload_mb", "max_megapixels", "max_sessions", "idle_minutes", "concurrency"):
         if not getattr(args, name) > 0:
             raise InputError(f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}")
 

@@ -1,0 +1,1 @@
+"""Demo: the Gradio page where boxes are drawn on an image and talked about."""

@@ -1,7 +1,7 @@
-"""The page as a small programming interface: the same actions under names for `gradio_client`.
+"""HTTP API of the page: the same actions under named endpoints for `gradio_client`.
 
-Each client has a session of its own. What is wrong comes back as gradio_client's AppError with one line; nothing else
-about the server is told. docs/demo.md shows every call.
+Each client has a session of its own. Wrong input comes back as gradio_client's AppError with one line; nothing else
+about the server is disclosed. docs/demo.md shows every call.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -18,15 +17,16 @@ from gpt4roi.demo.examples import open_example
 from gpt4roi.demo.export import conversation_image
 from gpt4roi.demo.handlers import Handlers, find_session, sampling_of
 from gpt4roi.demo.session import NO_IMAGE, Session
-from gpt4roi.demo.uploads import as_data_url, open_upload, scaled
+from gpt4roi.demo.uploads import Upload, open_upload, scaled
 from gpt4roi.errors import InputError
+from gpt4roi.report.drawing import jpeg_data_url
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns wrong input into one line for the client, and a defect into a line that tells nothing."""
+    """Turns wrong input into one line for the client, and a defect into a line without details."""
     try:
         yield
     except InputError as error:
@@ -38,8 +38,8 @@ def one_line_errors() -> Iterator[None]:
         raise gr.Error("something went wrong; the log of the server says what", print_exception=False) from None
 
 
-class Interface:
-    """The functions behind the names; gr.api reads their types and docstrings for the page's own documentation."""
+class Api:
+    """The functions behind the endpoints; gr.api reads their types and docstrings for the page's own documentation."""
 
     def __init__(self, handlers: Handlers) -> None:
         self.handlers = handlers
@@ -47,17 +47,21 @@ class Interface:
     def _session(self, request: gr.Request) -> Session:
         return find_session(self.handlers.store, request)
 
-    def set_picture(self, picture: str, request: gr.Request) -> dict:
+    def set_image(self, image: str, request: gr.Request) -> dict:
         """Shows an image, given as base64 text, and begins a new conversation. Returns its width and height."""
         with one_line_errors():
-            return self._show(request, lambda: open_upload(picture, self.handlers.limits))
+            return self._show(request, lambda: open_upload(image, self.handlers.limits))
+
+    def set_picture(self, picture: str, request: gr.Request) -> dict:
+        """Old name of set_image."""
+        return self.set_image(picture, request)
 
     def set_example(self, name: str, request: gr.Request) -> dict:
         """Shows one of the page's examples by name, and begins a new conversation. Returns its width and height."""
         with one_line_errors():
             return self._show(request, lambda: scaled(open_example(name)))
 
-    def _show(self, request: gr.Request, open_it: Callable[[], Any]) -> dict:
+    def _show(self, request: gr.Request, open_it: Callable[[], Upload]) -> dict:
         session = self._session(request)
         session.show(open_it())
         width, height = session.size
@@ -75,7 +79,7 @@ class Interface:
         """Asks the next question and streams the answer. boxes: the new ones, [x1, y1, x2, y2] in pixels."""
         with one_line_errors():
             session = self._session(request)
-            yield from session.ask(question, boxes, sampling_of(temperature, max_new_tokens, seed), anyway=True)
+            yield from session.ask(question, boxes, sampling_of(temperature, max_new_tokens, seed), force=True)
 
     def stop(self, request: gr.Request) -> dict:
         """Stops the answer being written; the conversation stays as it was. Returns the conversation."""
@@ -103,26 +107,28 @@ class Interface:
         with one_line_errors():
             return {"model": self.handlers.model_name, **self._session(request).as_record()}
 
-    def conversation_picture(self, request: gr.Request) -> str:
+    def conversation_image(self, request: gr.Request) -> str:
         """Returns the conversation as an image, a JPEG as `data:` text."""
         with one_line_errors():
             session = self._session(request)
             if session.image is None:
                 raise InputError(NO_IMAGE.text)
-            return as_data_url(conversation_image(session), side=8192)
+            return jpeg_data_url(conversation_image(session), max_side=8192, quality=88)
+
+    def conversation_picture(self, request: gr.Request) -> str:
+        """Old name of conversation_image."""
+        return self.conversation_image(request)
 
 
-def add_api(handlers: Handlers, model_queue: str, at_once: int) -> None:
-    """Adds the interface to the page being built. What needs the model waits in the page's own queue."""
-    interface = Interface(handlers)
-    by_model = partial(gr.api, concurrency_id=model_queue, concurrency_limit=at_once)
-    for function in (interface.set_picture, interface.set_example, interface.ask):
-        by_model(function, api_name=function.__name__, api_description=function.__doc__)
-    for function in (
-        interface.stop,
-        interface.start_over,
-        interface.clear_all,
-        interface.conversation,
-        interface.conversation_picture,
+def add_api(handlers: Handlers, model_queue: str, concurrency: int) -> None:
+    """Adds the API to the page being built; what needs the model waits in the page's own queue."""
+    api = Api(handlers)
+    by_model: dict[str, Any] = {"concurrency_id": model_queue, "concurrency_limit": concurrency}
+    quick: dict[str, Any] = {"concurrency_limit": 8}
+    for names, queue in (
+        (("set_image", "set_picture", "set_example", "ask"), by_model),
+        (("stop", "start_over", "clear_all", "conversation", "conversation_image", "conversation_picture"), quick),
     ):
-        gr.api(function, api_name=function.__name__, api_description=function.__doc__, concurrency_limit=8)
+        for name in names:
+            function = getattr(api, name)
+            gr.api(function, api_name=name, api_description=function.__doc__, **queue)

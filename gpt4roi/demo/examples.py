@@ -1,4 +1,4 @@
-"""Photographs to try the page with; scikit-image carries them."""
+"""Example images of the page: photographs that scikit-image ships."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXAMPLES = {
 
 @cache
 def available() -> tuple[str, ...]:
-    """Returns the names of the examples that are there; none without scikit-image."""
+    """Returns the names of the installed examples; none without scikit-image."""
     if find_spec("skimage") is None:
         return ()
     folder = files("skimage") / "data"
@@ -39,7 +39,7 @@ def available() -> tuple[str, ...]:
 
 
 def open_example(name: object) -> Image.Image:
-    """Opens an example by its name. Raises InputError where there is none of that name."""
+    """Opens an example by its name; raises InputError where there is none of that name."""
     if not isinstance(name, str) or name not in available():
         raise InputError(f"no such example; there are {', '.join(available()) or 'none without scikit-image'}")
     with (files("skimage") / "data" / EXAMPLES[name].file).open("rb") as file, Image.open(file) as image:

@@ -1,4 +1,4 @@
-"""A conversation as an image: the boxes on the photograph, the words below, regions in their colours."""
+"""Export: a conversation drawn as one image, boxes on the photograph, questions and answers below."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gpt4roi.demo.session import Session
 from gpt4roi.processing.mentions import MAX_DIGITS
-from gpt4roi.report.drawing import draw_boxes, region_color
+from gpt4roi.report.drawing import Font, draw_boxes, region_color
 
 MENTION = re.compile(rf"<region(\d{{1,{MAX_DIGITS}}})>|\bregion ?(\d{{1,{MAX_DIGITS}}})\b", re.IGNORECASE)
 
@@ -23,7 +23,7 @@ _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "Arial Unicode
 
 @dataclass(frozen=True)
 class Piece:
-    """A word, or a mention of a region where number is not 0."""
+    """A word, or a mention of a region where `number` is not 0."""
 
     text: str
     number: int = 0
@@ -46,7 +46,7 @@ def pieces_of(text: str, num_boxes: int) -> list[Piece]:
 def conversation_image(session: Session) -> Image.Image:
     """Draws a session on one sheet, WIDTH pixels wide. There must be an image in it."""
     assert session.image is not None
-    photograph = draw_boxes(session.image, session.kept_boxes())
+    photograph = draw_boxes(session.image, session.boxes_in_stored_image())
     photograph.thumbnail((WIDTH - 2 * MARGIN, 1200), Image.Resampling.LANCZOS)
     font = _font_for(" ".join(one.question + one.answer for one in session.rounds))
     count = len(session.boxes_px)
@@ -69,8 +69,8 @@ def conversation_image(session: Session) -> Image.Image:
     return sheet
 
 
-def _font_for(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """PIL's own font has Latin letters; for others one of the machine's, where it has one."""
+def _font_for(text: str) -> Font:
+    """Returns PIL's own font, which has Latin letters; for others one of the system's, where it has one."""
     if any(ord(letter) > 0x24F and not 0x2010 <= ord(letter) <= 0x2122 for letter in text):
         for name in _WIDE_FONTS:
             try:
@@ -80,8 +80,8 @@ def _font_for(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(SIZE)
 
 
-def _wrap(pieces: list[Piece], font) -> list[list[tuple[int, Piece]]]:
-    """Sets the pieces into lines; each with its place from the left."""
+def _wrap(pieces: list[Piece], font: Font) -> list[list[tuple[int, Piece]]]:
+    """Wraps the pieces into lines; each piece with its offset from the left."""
     blank, room = font.getlength(" "), WIDTH - 2 * MARGIN
     lines: list[list[tuple[int, Piece]]] = [[]]
     x = 0.0
@@ -96,7 +96,7 @@ def _wrap(pieces: list[Piece], font) -> list[list[tuple[int, Piece]]]:
     return lines
 
 
-def _fitting(piece: Piece, font, room: float) -> list[Piece]:
+def _fitting(piece: Piece, font: Font, room: float) -> list[Piece]:
     """Cuts a word that is wider than the sheet."""
     if font.getlength(piece.text) <= room:
         return [piece]
@@ -104,7 +104,7 @@ def _fitting(piece: Piece, font, room: float) -> list[Piece]:
     return [Piece(piece.text[start : start + count]) for start in range(0, len(piece.text), count)]
 
 
-def _draw_line(pen: ImageDraw.ImageDraw, y: int, line: list[tuple[int, Piece]], font, ink: str) -> None:
+def _draw_line(pen: ImageDraw.ImageDraw, y: int, line: list[tuple[int, Piece]], font: Font, ink: str) -> None:
     for x, piece in line:
         left = MARGIN + x
         if piece.number:

@@ -1,4 +1,4 @@
-"""What a question still lacks, said in place of a refusal, with a way to mend it."""
+"""Hints: what a question still lacks before the model can answer it, with a one-click fix for each."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ _PLAIN_MENTION = re.compile(rf"\bregion\s*(\d{{1,{MAX_DIGITS}}})\b(?!\s*>)", re.
 class Hint:
     """One sentence about what is missing; where `label` is given, a click puts `question` in.
 
-    changes: what it replaces by what, to be done to words that were edited since; where nothing is replaced, it comes
-    at the end. anyway: the question may also be asked as it is.
+    Attributes:
+        force: The question may also be asked as it is.
+        changes: (before, after) replacements, applied to text that was edited since; an empty `before` appends.
     """
 
     text: str
     label: str = ""
     question: str = ""
-    anyway: bool = False
+    force: bool = False
     changes: tuple[tuple[str, str], ...] = ()
 
 
-class UnclearError(InputError):
-    """A question that can't be asked yet; `hints` say why. Nothing was changed."""
+class IncompleteQuestionError(InputError):
+    """A question that cannot be asked yet; `hints` say why. Nothing was changed."""
 
     def __init__(self, hints: Collection[Hint]) -> None:
         self.hints = tuple(hints)
         super().__init__(" ".join(hint.text for hint in self.hints))
 
 
-def tidy(question: str) -> str:
-    """Returns the question as the model's side writes it: `<1>`, `< Region 1 >` become `<region1>`."""
+def normalize_mentions(question: str) -> str:
+    """Returns the question with its mentions as the model expects them: `<1>`, `< Region 1 >` become `<region1>`."""
     return _LOOSE_MENTION.sub(r"<region\1>", question.strip())
 
 
@@ -49,12 +50,17 @@ def find_hints(
     introduced: Collection[int] = (),
     num_known: int = 0,
     default_question: str = "What is <region1>?",
-    anyway: bool = False,
+    force: bool = False,
 ) -> list[Hint]:
-    """Looks for what a tidied question lacks.
+    """Looks for what a question with normalized mentions lacks.
 
-    num_boxes: boxes there are, the first num_known of them from earlier rounds. introduced: numbers already brought
-    in by `<regionN>`. anyway: the person has seen that a box is not mentioned.
+    Args:
+        question: The text.
+        num_boxes: Boxes there are, the first `num_known` of them from earlier rounds.
+        introduced: Numbers already brought in by `<regionN>`.
+        num_known: Boxes of earlier rounds.
+        default_question: What to suggest about the first new box.
+        force: The user has seen that a box is not mentioned.
     """
     new = [number for number in range(num_known + 1, num_boxes + 1) if number not in introduced]
     if not question:
@@ -65,10 +71,10 @@ def find_hints(
     hints += _bare_boxes(question, new)
     plain = {int(number) for number in _PLAIN_MENTION.findall(question)} - set(introduced) - set(mentioned)
     hints += [_not_introduced(question, number) for number in sorted(plain) if 1 <= number <= num_boxes]
-    if hints or anyway:
+    if hints or force:
         return hints
-    left = [number for number in new if number not in mentioned]
-    return [_not_mentioned(question, left)] if left else []
+    unmentioned = [number for number in new if number not in mentioned]
+    return [_not_mentioned(question, unmentioned)] if unmentioned else []
 
 
 def suggest(default_question: str, new: Collection[int]) -> str:
@@ -121,4 +127,4 @@ def _not_mentioned(question: str, numbers: list[int]) -> Hint:
         listed = f"{', '.join(names[:-1])} and {names[-1]}"
         text, label = f"{listed} are drawn, but the question does not mention them.", "Add them"
     added = tuple(("", name) for name in names)
-    return Hint(text, label, f"{body} {' '.join(names)}{end}", anyway=True, changes=added)
+    return Hint(text, label, f"{body} {' '.join(names)}{end}", force=True, changes=added)

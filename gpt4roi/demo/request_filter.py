@@ -1,4 +1,4 @@
-"""What may come in: bodies of bounded size that name no file, and no route that opens a path or an address."""
+"""HTTP middleware: limits body size, refuses bodies that name files, and blocks routes that open paths or URLs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs
 
-CLOSED = (
+BLOCKED_ROUTES = (
     "upload",
     "upload_progress",
     "file=",
@@ -25,7 +25,7 @@ CLOSED = (
     "custom_component",
     "profiling",
 )
-"""Gradio's routes that write files, open paths or fetch addresses; the page uses none of them."""
+"""Gradio's routes that write files, open paths or fetch URLs; the page uses none of them."""
 
 PREFIX = "/gradio_api/"
 MAX_DEPTH = 40
@@ -43,14 +43,14 @@ class RefusedError(Exception):
         self.status, self.line = status, line
 
 
-class Gate:
+class RequestFilter:
     """ASGI middleware in front of Gradio's application."""
 
     def __init__(self, app: Any, max_body: int) -> None:
         self.app, self.max_body = app, max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or refuses it."""
+        """Passes a request to Gradio, or refuses it."""
         if scope["type"] == "websocket":  # the page has none
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -67,7 +67,7 @@ class Gate:
         await self.app(scope, receive, send)
 
     async def _checked_body(self, scope: Scope, receive: Receive) -> Receive:
-        """Reads the whole body, checks it, and returns a function that hands it on."""
+        """Reads the complete body, checks it, and returns a `receive` that replays it."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.max_body:
@@ -84,23 +84,23 @@ class Gate:
                 break
         if scope["path"].startswith(PREFIX):
             check_json(bytes(body))
-        held: bytes | None = bytes(body)
+        pending: bytes | None = bytes(body)
 
-        async def hand_on() -> dict[str, Any]:
-            nonlocal held
-            if held is None:
+        async def replay() -> dict[str, Any]:
+            nonlocal pending
+            if pending is None:
                 return await receive()
-            message = {"type": "http.request", "body": held, "more_body": False}
-            held = None
+            message = {"type": "http.request", "body": pending, "more_body": False}
+            pending = None
             return message
 
-        return hand_on
+        return replay
 
 
 def check_json(body: bytes) -> None:
     """Raises RefusedError where a body is not plain JSON, is nested too deep, or names a file for Gradio to open."""
     try:
-        value = json.loads(body, parse_constant=_no_number)
+        value = json.loads(body, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         raise RefusedError(400, "the body is not JSON") from None
     level = [value]
@@ -113,7 +113,7 @@ def check_json(body: bytes) -> None:
     raise RefusedError(400, f"the body is nested deeper than {MAX_DEPTH} levels")
 
 
-def _no_number(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
@@ -127,7 +127,7 @@ def _check_route(scope: Scope) -> None:
     path = scope["path"]
     # Gradio also answers under the root for some of these.
     below = path.removeprefix(PREFIX.rstrip("/")).lstrip("/")
-    if below.startswith(CLOSED):
+    if below.startswith(BLOCKED_ROUTES):
         raise RefusedError(404, "there is nothing here")
     if "deep_link" in parse_qs(scope.get("query_string", b"").decode("latin-1")):
         raise RefusedError(404, "there are no deep links here")
@@ -135,7 +135,7 @@ def _check_route(scope: Scope) -> None:
 
 async def _answer(send: Send, refusal: RefusedError) -> None:
     body = json.dumps({"detail": refusal.line}).encode()
-    # What is left of the body is not read, so the connection cannot go on.
+    # The rest of the body is not read, so the connection cannot be reused.
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -1,4 +1,4 @@
-"""Puts the page on the network: by default on this machine only, never shared unless asked."""
+"""Server of the page: binds to this machine only by default, and is never shared unless asked."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import gradio as gr
 from starlette.middleware import Middleware
 
+from gpt4roi.demo.gradio_compat import LAUNCH_OPTIONS, forget_session, tolerate_double_deletion
 from gpt4roi.demo.handlers import Handlers
-from gpt4roi.demo.request_filter import Gate
+from gpt4roi.demo.request_filter import RequestFilter
 from gpt4roi.demo.session import Session
 from gpt4roi.demo.store import SessionStore
 from gpt4roi.demo.ui import asset, build_page, head, theme
@@ -31,10 +32,14 @@ HOME = "127.0.0.1"
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where the page is, who may come in, and how much everyone may have.
+    """Address, access and limits of the page.
 
-    port: None looks for a free one from 7860 on. max_sessions, idle_minutes: when conversations are put away.
-    at_once: answers computed side by side. queue_size: questions that may wait.
+    Attributes:
+        port: None looks for a free one from 7860 on.
+        max_sessions: Conversations held; the one that was idle longest is evicted.
+        idle_minutes: After which a conversation expires.
+        concurrency: Answers computed side by side.
+        queue_size: Questions that may wait.
     """
 
     host: str = HOME
@@ -44,13 +49,13 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     max_sessions: int = 64
     idle_minutes: float = 30
-    at_once: int = 1
+    concurrency: int = 1
     queue_size: int = 64
 
 
 @dataclass
-class Running:
-    """A page that is being served."""
+class RunningServer:
+    """The page while it is being served."""
 
     page: gr.Blocks
     url: str
@@ -70,29 +75,30 @@ class Running:
         self.page.close(verbose=False)
 
 
-def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOptions()) -> Running:
+def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOptions()) -> RunningServer:
     """Starts the page over one loaded model, in threads of its own, and returns it.
 
-    Raises InputError where the port is taken or the machine cannot be reached for sharing.
+    Raises:
+        InputError: The port is taken, or no public address can be had.
     """
     store = SessionStore(
         lambda: Session(chat.model, chat.processor), options.max_sessions, idle_seconds=60 * options.idle_minutes
     )
     handlers = Handlers(store, options.limits, model_name)
-    page = build_page(handlers, options.at_once)
-    page.queue(max_size=options.queue_size, default_concurrency_limit=options.at_once)
+    page = build_page(handlers, options.concurrency)
+    page.queue(max_size=options.queue_size, default_concurrency_limit=options.concurrency)
     _check_port(options)
     # base64 needs a third more than the file; the rest of a request is small.
-    gate = Middleware(Gate, max_body=options.limits.max_bytes * 4 // 3 + 2**17)
+    request_filter = Middleware(RequestFilter, max_body=options.limits.max_bytes * 4 // 3 + 2**17)
     try:
         with _without_proxies(options.share):
             _, local, shared = page.launch(
                 server_name=f"[{options.host}]" if ":" in options.host else options.host,
                 server_port=options.port,
                 share=options.share,
-                auth=_only_with(options.password),
+                auth=_password_check(options.password),
                 auth_message="This page asks for a password. Write anything as the user name.",
-                app_kwargs={"middleware": [gate]},
+                app_kwargs={"middleware": [request_filter]},
                 state_session_capacity=options.max_sessions,
                 prevent_thread_lock=True,
                 quiet=True,
@@ -106,35 +112,23 @@ def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOpti
                 theme=theme(),
                 css=asset("page.css"),
                 head=head(),
-                _frontend=False,  # would look a second time whether the page answers, and give up after three seconds
+                **LAUNCH_OPTIONS,
             )
     except (OSError, RuntimeError) as error:
         raise InputError(f"the page cannot be served: {error}") from None
     if options.share and not shared:
         page.close(verbose=False)
         raise InputError("no public address could be had; is there a network? Without --share the page stays local")
-    page.app.iterators = _Answers(page.app.iterators)
-    # Gradio keeps the last values that a session sent and was shown; they go with it.
-    store.on_drop = lambda key: page.state_holder.session_data.pop(key, None)
-    return Running(page, shared or local, store, store.keep_swept())
-
-
-class _Answers(dict):
-    """The answers that Gradio writes, by event.
-
-    One that ends while it is cancelled is deleted twice, by its end and by the cancellation, and whoever comes second
-    would fail: the browser is told of an error of the server, or Gradio keeps what the event has left.
-    """
-
-    def __delitem__(self, event: str) -> None:
-        self.pop(event, None)
+    tolerate_double_deletion(page)
+    store.on_drop = partial(forget_session, page)
+    return RunningServer(page, shared or local, store, store.start_sweeper())
 
 
 @contextmanager
 def _without_proxies(share: bool) -> Iterator[None]:
-    """Lets Gradio ask its own server whether it is there, also where a proxy is set for all addresses.
+    """Lets Gradio reach its own server also where a proxy is set for all addresses.
 
-    share: Gradio asks for a public address too, for which the proxy stays.
+    With `share`, Gradio asks for a public address too, for which the proxy stays.
     """
     before = os.environ.get("no_proxy")
     os.environ["no_proxy"] = "*"
@@ -150,15 +144,15 @@ def _without_proxies(share: bool) -> Iterator[None]:
             os.environ["no_proxy"] = before
 
 
-def _only_with(password: str | None) -> Any:
+def _password_check(password: str | None) -> Callable[[str, str], bool] | None:
     if password is None:
         return None
-    wanted = password.encode()
-    return lambda _user, given: hmac.compare_digest(given.encode(), wanted)
+    expected = password.encode()
+    return lambda _user, given: hmac.compare_digest(given.encode(), expected)
 
 
 def _check_port(options: ServerOptions) -> None:
-    """Says that a port is taken, or that a host is not this machine's, before Gradio does it at length."""
+    """Raises one line where a port is taken or a host is not this machine's, before Gradio does it at length."""
     if options.port is None:
         return
     with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as probe:

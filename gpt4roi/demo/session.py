@@ -1,10 +1,10 @@
-"""One person's conversation about one image, as plain data; nothing here knows Gradio."""
+"""Session: one user's conversation about one image, as plain data; independent of Gradio."""
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gpt4roi.demo.hints import Hint, UnclearError, find_hints, tidy
+from gpt4roi.demo.hints import Hint, IncompleteQuestionError, find_hints, normalize_mentions
 from gpt4roi.demo.uploads import Upload
 from gpt4roi.errors import InputError
 from gpt4roi.generation.sampling import SamplingParams
@@ -30,7 +30,7 @@ NO_IMAGE = Hint("There is no image yet. Choose one of your own, or click an exam
 
 @dataclass(frozen=True)
 class Round:
-    """A question with its answer. regions: the numbers of the boxes that are new in this round."""
+    """A question with its answer; regions: the numbers of the boxes that are new in this round."""
 
     question: str
     answer: str
@@ -38,7 +38,7 @@ class Round:
 
 
 class Session:
-    """An image, its boxes and what was said about them.
+    """An image, its boxes and the conversation about them.
 
     Boxes are numbered from 1 in the order in which they were drawn. A box that has been asked about is part of the
     conversation and stays as it is; those drawn since may change until the next question, and come in with it.
@@ -52,7 +52,7 @@ class Session:
         self._forget()
 
     def _new_chat(self) -> RegionChat:
-        # What the model has read is not kept: many people at rest would hold the memory of the few who ask.
+        # No cache of keys and values between rounds: many idle users would hold the memory of the few who ask.
         return RegionChat(self._model, self._processor, keep_cache=False)
 
     def _forget(self) -> None:
@@ -83,66 +83,76 @@ class Session:
         return self._busy.locked()
 
     def show(self, upload: Upload) -> None:
-        """Looks at an image and begins a new conversation; an answer being written is stopped."""
+        """Encodes an image and begins a new conversation; an answer being written is stopped."""
         chat = self._new_chat()
         chat.set_image(upload.image)
-        with self._quiet():
+        with self._interrupted():
             self._forget()
             self._chat, self.image, self.size = chat, upload.image, upload.own_size
             self.image_id = secrets.token_hex(8)
 
     def start_over(self) -> None:
         """Forgets boxes and conversation; the image stays."""
-        with self._quiet():
+        with self._interrupted():
             self._chat.reset()
             self._begin()
 
     def clear(self) -> None:
         """Forgets everything, the image too."""
-        with self._quiet():
+        with self._interrupted():
             self._chat = self._new_chat()
             self._forget()
 
     def stop(self, wait_seconds: float = 0) -> None:
         """Stops the answer being written; the conversation stays as it was before the question.
 
-        wait_seconds: how long to wait at most until the next question may be asked.
+        Args:
+            wait_seconds: How long to wait at most until the next question may be asked.
         """
         self._stop.set()
         if wait_seconds and self._busy.acquire(timeout=wait_seconds):
             self._busy.release()
 
-    def hints(self, question: Any, drawn_px: Sequence = (), anyway: bool = False) -> list[Hint]:
-        """Says what a question lacks before it can be asked. drawn_px: the boxes drawn since the last one."""
+    def hints(self, question: Any, drawn_px: Sequence | np.ndarray = (), force: bool = False) -> list[Hint]:
+        """Returns what a question lacks before it can be asked; drawn_px: the boxes drawn since the last one."""
         if self.image is None:
             return [NO_IMAGE]
         known = len(self.boxes_px)
         return find_hints(
-            tidy(question) if isinstance(question, str) else "",
+            normalize_mentions(question) if isinstance(question, str) else "",
             known + len(drawn_px),
             self.introduced,
             known,
             self.default_question,
-            anyway,
+            force,
         )
 
     def ask(
-        self, question: str, drawn_px: Any = (), decoding: SamplingParams | None = None, anyway: bool = False
+        self, question: str, drawn_px: Any = (), sampling: SamplingParams | None = None, force: bool = False
     ) -> Iterator[str]:
-        """Answers a question and yields the answer as far as it is there, again and again until it is whole.
+        """Streams the answer to a question; nothing changes where it fails or is stopped.
 
-        drawn_px: boxes drawn since the last question, xyxy in pixels of the person's own image; those after the
-        last one mentioned are left for later. anyway: a drawn box need not be mentioned.
-        Raises UnclearError where something is missing, InputError on wrong boxes or values; nothing has changed then,
-        nor where the answer is stopped.
+        Args:
+            question: The text.
+            drawn_px: Boxes drawn since the last question, xyxy in pixels of the user's own image; those after the
+                last one mentioned are left for later.
+            sampling: Greedy by default.
+            force: A drawn box need not be mentioned.
+
+        Yields:
+            The answer so far, until it is complete.
+
+        Raises:
+            IncompleteQuestionError: Something is missing.
+            InputError: Wrong boxes or values.
         """
-        decoding = decoding or SamplingParams()
+        sampling = sampling or SamplingParams()
         checked, known = self.image_id, len(self.boxes_px)
-        drawn = self.check(question, drawn_px, anyway)
-        asked = tidy(question)
+        drawn = self.check(question, drawn_px, force)
+        asked = normalize_mentions(question)
         if not self._busy.acquire(blocking=False):
             raise InputError("an answer is still being written; wait for it, or stop it")
-        if (self.image_id, len(self.boxes_px)) != (checked, known):  # by another request of the same person
+        if (self.image_id, len(self.boxes_px)) != (checked, known):  # by another request of the same user
             self._busy.release()
             raise InputError("the image or its boxes changed while this was asked; ask again")
         before = self._chat.turns
@@ -154,10 +164,10 @@ class Session:
             pieces = self._chat.stream(
                 asked,
                 (new * self._scale).tolist(),
-                max_new_tokens=decoding.max_new_tokens,
-                temperature=decoding.temperature,
-                top_p=decoding.top_p,
-                seed=decoding.seed,
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=sampling.seed,
             )
             answer = ""
             for piece in pieces:
@@ -166,18 +176,18 @@ class Session:
                 if self._stop.is_set():
                     return
         finally:
-            if pieces is not None:
+            if isinstance(pieces, Generator):
                 pieces.close()
-            if self._chat.turns != before:  # the answer was whole, whether or not anybody took its last piece
+            if self._chat.turns != before:  # the answer is complete, whether or not anybody took its last piece
                 self.boxes_px += new.tolist()
                 self.rounds.append(Round(asked, self._chat.turns[-1].text, self.new_regions(asked, known)))
                 self.asking = ""
             self._busy.release()
 
-    def check(self, question: Any, drawn_px: Any, anyway: bool = False) -> np.ndarray:
+    def check(self, question: Any, drawn_px: Any, force: bool = False) -> np.ndarray:
         """Returns the drawn boxes, float64[N, 4], where the question can be asked; raises as `ask` does."""
         if self.image is None:
-            raise UnclearError([NO_IMAGE])
+            raise IncompleteQuestionError([NO_IMAGE])
         if not isinstance(question, str) or len(question) > MAX_QUESTION:
             raise InputError(f"a question is text of at most {MAX_QUESTION} characters")
         if not isinstance(drawn_px, (list, tuple, np.ndarray)):
@@ -186,27 +196,27 @@ class Session:
             raise InputError(f"a conversation has at most {MAX_BOXES} boxes; start over for more")
         width, height = self.size
         drawn = check_boxes(drawn_px, (height, width), first_number=len(self.boxes_px) + 1)
-        hints = self.hints(question, drawn, anyway)
+        hints = self.hints(question, drawn, force)
         if hints:
-            raise UnclearError(hints)
+            raise IncompleteQuestionError(hints)
         return drawn.reshape(-1, 4)
 
     @staticmethod
     def new_regions(question: str, num_known: int) -> tuple[int, ...]:
         """Returns the numbers of the drawn boxes that a question brings in: up to the last one it mentions."""
-        last = max(mentioned_regions(tidy(question)), default=0)
+        last = max(mentioned_regions(normalize_mentions(question)), default=0)
         return tuple(range(num_known + 1, last + 1))
 
     @property
     def _scale(self) -> np.ndarray:
-        """From pixels of the person's image to pixels of the one that is kept."""
+        """From pixels of the user's image to pixels of the stored one."""
         assert self.image is not None
         x, y = self.image.width / self.size[0], self.image.height / self.size[1]
         return np.array([x, y, x, y])
 
     @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """Stops an answer being written and holds the next one off."""
+    def _interrupted(self) -> Iterator[None]:
+        """Stops an answer being written, and blocks the next one inside the `with` block."""
         self._stop.set()
         if not self._busy.acquire(timeout=30):
             raise InputError("the answer being written does not stop; try again in a moment")
@@ -215,12 +225,12 @@ class Session:
         finally:
             self._busy.release()
 
-    def kept_boxes(self) -> np.ndarray:
-        """Returns the boxes of the conversation, float64[N, 4] xyxy in pixels of the image that is kept."""
+    def boxes_in_stored_image(self) -> np.ndarray:
+        """Returns the boxes of the conversation, float64[N, 4] xyxy in pixels of the stored image."""
         return np.asarray(self.boxes_px, dtype=np.float64).reshape(-1, 4) * self._scale
 
     def as_record(self) -> dict[str, Any]:
-        """Returns the conversation as JSON can hold it; boxes in pixels of the person's own image."""
+        """Returns the conversation as JSON can hold it; boxes in pixels of the user's own image."""
         width, height = self.size
         return {
             "picture": {"width": width, "height": height} if self.image is not None else None,

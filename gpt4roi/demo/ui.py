@@ -1,47 +1,20 @@
-"""The page: its parts, where they stand, and which listener belongs to what."""
+"""User interface: the layout of the page, and which handler listens to which event."""
 
 from __future__ import annotations
 
 import json
 from importlib.resources import files
+from typing import Any
 
 import gradio as gr
 
 from gpt4roi.demo.api import add_api
 from gpt4roi.demo.examples import EXAMPLES, available, open_example
 from gpt4roi.demo.handlers import MAX_NEW_TOKENS, Handlers, ask_again
-from gpt4roi.demo.uploads import as_data_url
-from gpt4roi.report.drawing import PALETTE
+from gpt4roi.report.drawing import PALETTE, jpeg_data_url
 
 MODEL = "model"
-"""What needs the model waits in one queue of this name."""
-
-STAGE = """
-<div class="stage">
-  <div class="stage-drop">
-    <button type="button" class="plain choose">Choose an image</button>
-    <span>or drop one here, paste one, or click an example</span>
-  </div>
-  <div class="stage-frame" tabindex="0" role="group" aria-label="Image. Draw a box by dragging.">
-    <img class="stage-image" alt="" draggable="false">
-    <div class="stage-boxes"></div>
-  </div>
-  <p class="stage-note" role="status" aria-live="polite"></p>
-  <div class="stage-chips" aria-label="Regions"></div>
-  <div class="stage-tools">
-    <button type="button" class="plain add-box">Add a box</button>
-    <button type="button" class="plain choose">Another image</button>
-  </div>
-  <p class="stage-help">Drag on the image to draw a box. Move it by its edge or number, resize it by its dots; with
-  the keyboard: Tab to a box, arrows move, Shift and arrows resize, Delete deletes, Enter puts it into the question.</p>
-  <input type="file" accept="image/jpeg,image/png,image/webp,image/gif,image/bmp" hidden>
-</div>
-"""
-CONVERSATION = """
-<p class="conversation-empty">Ask about the image as a whole, or draw boxes and ask about them:
-a click on a region’s chip puts it into the question.</p>
-<div class="conversation" role="log" aria-live="polite" aria-label="Conversation"></div>
-"""
+"""Name of the queue in which everything waits that needs the model."""
 
 
 def asset(name: str) -> str:
@@ -50,38 +23,36 @@ def asset(name: str) -> str:
 
 
 def head() -> str:
-    """Returns what the parts of the page share, for the page's head."""
+    """Returns the script that all parts of the page share, for the page's head."""
     return f"<script>window.gpt4roiPalette = {json.dumps(PALETTE)};\n{asset('page.js')}</script>"
 
 
 def theme() -> gr.themes.Base:
-    """A quiet theme in the machine's own fonts: the page asks no other server for anything."""
+    """Returns a theme in the system's own fonts: the page asks no other server for anything."""
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     return gr.themes.Soft(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"])
 
 
-def _part(template: str, script: str, **more) -> gr.HTML:
-    return gr.HTML(html_template=template, js_on_load=asset(script), apply_default_css=False, **more)
+def _part(name: str, template: str | None = None, **more: Any) -> gr.HTML:
+    """Builds a part of the page from its files `<name>.js` and, where no template is given, `<name>.html`."""
+    template = asset(f"{name}.html") if template is None else template
+    return gr.HTML(html_template=template, js_on_load=asset(f"{name}.js"), apply_default_css=False, **more)
 
 
-def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
-    """Builds the page and its programming interface. at_once: how many answers are computed side by side."""
+def build_page(handlers: Handlers, concurrency: int = 1) -> gr.Blocks:
+    """Builds the page and its HTTP API; concurrency: how many answers are computed side by side."""
     with gr.Blocks(title="GPT4RoI", analytics_enabled=False) as page:
         gr.HTML("<h1>GPT4RoI</h1><p>Draw boxes on an image and talk about them.</p>", elem_classes="page-title")
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=320):
                 limit = handlers.limits.max_bytes
-                stage = _part(STAGE, "stage.js", value=None, image=None, note=None, max_bytes=limit, elem_id="stage")
-                examples = _part('<div class="examples"></div>', "examples.js", value=_thumbnails(), elem_id="examples")
+                stage = _part("stage", value=None, image=None, note=None, max_bytes=limit, elem_id="stage")
+                examples = _part("examples", '<div class="examples"></div>', value=_thumbnails(), elem_id="examples")
             with gr.Column(scale=5, min_width=320):
-                conversation = _part(CONVERSATION, "conversation.js", value=None, image=None, elem_id="conversation")
-                hints = _part(
-                    '<div class="hints" role="status" aria-live="polite"></div>',
-                    "hints.js",
-                    value=None,
-                    elem_id="hints",
-                )
-                place = gr.HTML(elem_id="queue-place")
+                conversation = _part("conversation", value=None, image=None, elem_id="conversation")
+                hint_list = '<div class="hints" role="status" aria-live="polite"></div>'
+                hints = _part("hints", hint_list, value=None, elem_id="hints")
+                queue_position = gr.HTML(elem_id="queue-place")
                 question = gr.Textbox(
                     label="Question", placeholder="What is <region1>?", lines=1, max_lines=8, elem_id="question"
                 )
@@ -89,56 +60,62 @@ def build_page(handlers: Handlers, at_once: int = 1) -> gr.Blocks:
                     ask = gr.Button("Ask", variant="primary", elem_id="ask")
                     stop = gr.Button("Stop", interactive=False, elem_id="stop")
                 with gr.Row():
-                    small = {"size": "sm", "min_width": 90}
+                    small: dict[str, Any] = {"size": "sm", "min_width": 90}
                     over = gr.Button("Start over", elem_id="start-over", **small)
                     clear = gr.Button("Clear all", elem_id="clear-all", **small)
                     record = gr.Button("Save as JSON", elem_id="save-json", **small)
                     image = gr.Button("Save as image", elem_id="save-image", **small)
                 settings = _settings()
-                saved = _part("<span></span>", "download.js", value=None, elem_id="saved")
+                saved = _part("download", "<span></span>", value=None, elem_id="saved")
 
-        # The page's own listeners are no part of the interface, whose names are api.py's.
-        private = {"api_visibility": "private", "api_name": "page"}
+        # The page's own listeners are no part of the API, whose endpoints are in api.py.
+        private: dict[str, Any] = {"api_visibility": "private", "api_name": "page"}
         quick = {**private, "queue": False, "show_progress": "hidden"}
-        by_model = {**private, "concurrency_id": MODEL, "concurrency_limit": at_once, "show_progress_on": [place]}
-        shown = [stage, conversation, hints]
-        asked = [question, stage, *settings]
-        told = [*shown, question, ask, stop]
-        begun = [hints, ask, stop]
-        usual = gr.on([ask.click, question.submit], handlers.begin, [question, stage], begun, **quick).then(
-            handlers.ask, asked, told, **by_model
+        on_queue = {"concurrency_id": MODEL, "concurrency_limit": concurrency, "show_progress_on": [queue_position]}
+        by_model = {**private, **on_queue}
+        image_outputs = [stage, conversation, hints]
+        ask_inputs, ask_outputs = [question, stage, *settings], [*image_outputs, question, ask, stop]
+        begin_outputs = [hints, ask, stop]
+        asked = gr.on([ask.click, question.submit], handlers.begin, [question, stage], begin_outputs, **quick).then(
+            handlers.ask, ask_inputs, ask_outputs, **by_model
         )
-        anyway = hints.anyway(handlers.begin_anyway, [question, stage], begun, **quick).then(
-            handlers.ask_anyway, asked, told, **by_model
+        forced = hints.force(handlers.begin_forced, [question, stage], begin_outputs, **quick).then(
+            handlers.ask_forced, ask_inputs, ask_outputs, **by_model
         )
-        for answered in (usual, anyway):  # where Gradio itself refuses a question: the queue is full
+        for answered in (asked, forced):  # where Gradio itself refuses a question: the queue is full
             answered.failure(ask_again, None, [ask, stop], **quick)
-        # What was asked is cancelled first: nothing of it can arrive after what these say.
-        ends = {"fn": None, "cancels": [usual, anyway], **quick}
+        # A question being answered is cancelled first: nothing of it can arrive after what these show.
+        cancel = {"fn": None, "cancels": [asked, forced], **quick}
         for event in (stop.click, stage.upload, examples.pick):  # another image waits for no answer about the old one
-            event(**ends).then(handlers.stop, [question, stage], told, **quick)
-        # After these `ends`: the browser takes the listeners of an event one after the other, to the end of each.
-        stage.upload(handlers.upload, None, shown, trigger_mode="multiple", **by_model)
-        examples.pick(handlers.pick, None, shown, trigger_mode="multiple", **by_model)
-        over.click(**ends).then(handlers.start_over, [stage], [*shown, ask, stop], **quick)
-        clear.click(**ends).then(handlers.clear_all, None, [*shown, ask, stop, question], **quick)
+            event(**cancel).then(handlers.stop, [question, stage], ask_outputs, **quick)
+        # After these cancellations: the browser runs the listeners of an event one after the other, each to its end.
+        stage.upload(handlers.upload, None, image_outputs, trigger_mode="multiple", **by_model)
+        examples.pick(handlers.pick, None, image_outputs, trigger_mode="multiple", **by_model)
+        over.click(**cancel).then(handlers.start_over, [stage], [*image_outputs, ask, stop], **quick)
+        clear.click(**cancel).then(handlers.clear_all, None, [*image_outputs, ask, stop, question], **quick)
         record.click(handlers.save_record, [stage], [saved, hints], **quick)
         image.click(handlers.save_image, [stage], [saved, hints], **quick)
         page.unload(handlers.leave)
-        add_api(handlers, MODEL, at_once)
+        add_api(handlers, MODEL, concurrency)
     return page
 
 
-def _settings() -> list:
+def _settings() -> list[gr.components.Component]:
     with gr.Accordion("Settings", open=False):
-        temperature = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 takes the likeliest words")
+        temperature = gr.Slider(0, 2, value=0, step=0.05, label="Temperature", info="0 decodes greedily")
         length = gr.Slider(1, MAX_NEW_TOKENS, value=256, step=1, label="Longest answer, in tokens")
-        seed = gr.Number(value=-1, precision=0, label="Seed", info="repeats what is drawn; below 0: anew each time")
+        seed = gr.Number(
+            value=-1, precision=0, label="Seed", info="repeats a sampled answer; below 0: a new one each time"
+        )
     return [temperature, length, seed]
 
 
 def _thumbnails() -> list[dict]:
     return [
-        {"name": name, "title": EXAMPLES[name].title, "src": as_data_url(open_example(name), side=160, quality=80)}
+        {
+            "name": name,
+            "title": EXAMPLES[name].title,
+            "src": jpeg_data_url(open_example(name), max_side=160, quality=80),
+        }
         for name in available()
     ]

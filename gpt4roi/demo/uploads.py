@@ -1,4 +1,4 @@
-"""Images that come over the network: only their bytes, in a few formats, within limits of bytes and pixels."""
+"""Uploaded images: base64 bytes only, in a few formats, within limits of bytes and pixels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gpt4roi.errors import InputError
 from gpt4roi.processing.user_input import open_image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""What PIL is allowed to try; its other readers are never handed a stranger's bytes."""
+"""What PIL is allowed to try; its other decoders never see a stranger's bytes."""
 
-KEPT_SIDE = 2048
-"""Larger images are scaled down to this side once they are opened; the model looks at a few hundred pixels."""
+MAX_STORED_SIDE = 2048
+"""Larger images are scaled down to this side once they are opened; the model sees a few hundred pixels."""
 
 MAX_ASPECT = 20
-"""How many times longer than the other a side may be: the model's resize keeps the shape at first."""
+"""How many times longer than the other a side may be: the model's resize keeps the aspect ratio at first."""
 
 DAMAGED = "the image is damaged and cannot be decoded; save it again"
 
@@ -51,8 +51,10 @@ class Upload:
 def open_upload(data: object, limits: Limits = Limits()) -> Upload:
     """Opens an image that came as base64, with or without `data:image/…;base64,` before it.
 
-    Nothing else is taken: a path or an address is text that is not base64, and is never opened.
-    Raises InputError on all that is no image within the limits.
+    Nothing else is accepted: a path or a URL is text that is not base64, and is never opened.
+
+    Raises:
+        InputError: It is no image within the limits.
     """
     raw = _decode(data, limits)
     try:
@@ -65,27 +67,18 @@ def open_upload(data: object, limits: Limits = Limits()) -> Upload:
         raise InputError(f"the image has too many pixels; at most {limits.max_pixels:,} are taken") from None
     except InputError:
         raise
-    except Exception:  # decoders raise whatever comes to their mind over damaged files
+    except Exception:  # PIL plugins may raise anything on corrupt files
         raise InputError(DAMAGED) from None
     return scaled(upright)
 
 
 def scaled(image: Image.Image) -> Upload:
-    """Keeps an image within KEPT_SIDE, and remembers its own size, in whose pixels boxes are given."""
+    """Scales an image down to MAX_STORED_SIDE, and keeps its own size, in whose pixels boxes are given."""
     own_size = image.size
-    if max(own_size) > KEPT_SIDE:
+    if max(own_size) > MAX_STORED_SIDE:
         image = image.copy()
-        image.thumbnail((KEPT_SIDE, KEPT_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        image.thumbnail((MAX_STORED_SIDE, MAX_STORED_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return Upload(image, own_size)
-
-
-def as_data_url(image: Image.Image, side: int = 1280, quality: int = 88) -> str:
-    """Returns a JPEG of the image, its longer side at most so many pixels, as a `data:` address for the browser."""
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    packed = io.BytesIO()
-    small.save(packed, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
 
 
 def _decode(data: object, limits: Limits) -> bytes:
@@ -104,7 +97,7 @@ def _decode(data: object, limits: Limits) -> bytes:
 def _decoded(image: Image.Image) -> Image.Image:
     try:
         return open_image(image)
-    except InputError:  # its words are for files and arrays
+    except InputError:  # its message is for files and arrays
         raise InputError(DAMAGED) from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -30,7 +30,9 @@ def jpeg_data_url(image: Image.Image, max_side: int, quality: int = 82) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def draw_boxes(image: Image.Image, boxes_px: Sequence, labels: Sequence[str] | None = None) -> Image.Image:
+def draw_boxes(
+    image: Image.Image, boxes_px: Iterable[Sequence[float]], labels: Sequence[str] | None = None
+) -> Image.Image:
     """Returns a copy of the image, RGB, with every box in its colour and its number (or label) in a corner.
 
     Args:

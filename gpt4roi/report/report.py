@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
@@ -103,7 +104,7 @@ class GalleryItem:
     """
 
     image: Any
-    boxes_px: Sequence = ()
+    boxes_px: Sequence[Sequence[float]] | np.ndarray = ()
     title: str = ""
     answers: Sequence[Answer] = ()
     passages: Sequence[tuple[str, bool]] = ()

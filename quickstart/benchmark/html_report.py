@@ -70,7 +70,8 @@ def _percentage(estimate: dict) -> Estimate:
 
 
 def _cider(estimate: dict) -> Estimate:
-    return Estimate(*(100 * estimate[key] for key in ("value", "low", "high")), estimate["n"])
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return Estimate(value, low, high, estimate["n"])
 
 
 def _caption_rows(metrics: dict) -> list[list]:

@@ -1,4 +1,4 @@
-"""`gpt4roi demo` with wrong arguments; what the page does is tested in tests/serve."""
+"""`gpt4roi demo` with wrong arguments; what the page does is tested in tests/demo."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
     [
         (["--port", "70000"], "--port is between 1 and 65535, got 70000"),
         (["--port", "web"], "argument --port: invalid int value: 'web'"),
-        (["--at-once", "0"], "--at-once must be above 0, got 0"),
+        (["--concurrency", "0"], "--concurrency must be above 0, got 0"),
+        (["--at-once", "0"], "--concurrency must be above 0, got 0"),
         (["--max-upload-mb", "-1"], "--max-upload-mb must be above 0, got -1"),
         (["--idle-minutes", "nan"], "--idle-minutes must be above 0, got nan"),
         (["--password-file", "nowhere.txt"], "--password-file nowhere.txt: cannot be read: No such file"),

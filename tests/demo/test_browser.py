@@ -270,7 +270,7 @@ def test_each_mistake_is_a_hint_in_place_and_nothing_typed_is_lost(open_page, ru
     page.type("")
     page.page.click("#ask")
     page.wait_for_hints("Ask something, for example: What is <region1>?")
-    page.page.click(".hint-mend")
+    page.page.click(".hint-fix")
     page.wait_for_question("What is <region1>?")
 
     page.type("What is <region2>?")
@@ -282,19 +282,19 @@ def test_each_mistake_is_a_hint_in_place_and_nothing_typed_is_lost(open_page, ru
     page.draw(0.7, 0.2, 0.9, 0.6)
     page.page.click("#ask")
     page.page.wait_for_selector("text=<region1> is drawn, but the question does not mention it.")
-    page.page.click(".hint-mend")
+    page.page.click(".hint-fix")
     page.wait_for_question("What is <region2> <region1>?")
     page.type("What is <region1> without the other?")
     page.page.click("#ask")
     page.page.wait_for_selector("text=Add <region2>")
-    page.page.click(".hint-anyway")
+    page.page.click(".hint-force")
     page.wait_for_answers(1)
     assert len(the_session(running, "What is <region1> without the other?").boxes_px) == 1
     assert page.regions() == 2  # the other one stays to be asked about
     page.page.wait_for_selector(".hint", state="detached")
 
 
-def test_a_hint_mends_the_words_as_they_are_when_it_is_clicked(open_page):
+def test_a_hint_fixes_the_text_as_they_are_when_it_is_clicked(open_page):
     page = open_page()
     page.pick(1)
     page.draw(0.1, 0.1, 0.3, 0.3)
@@ -302,22 +302,22 @@ def test_a_hint_mends_the_words_as_they_are_when_it_is_clicked(open_page):
     page.type("Is region 1 left of region2, not of region 12?")
     page.page.click("#ask")
     assert len(page.hints()) == 2
-    page.page.locator(".hint-mend").first.click()
-    page.page.locator(".hint-mend").first.click()
+    page.page.locator(".hint-fix").first.click()
+    page.page.locator(".hint-fix").first.click()
     page.wait_for_question("Is <region1> left of <region2>, not of region 12?")
 
     page.type("Is anything here?")
     page.page.click("#ask")
     page.page.wait_for_selector(".hint:has-text('<region1> and <region2> are drawn')")
     page.type("Is anything in <region1> that is not elsewhere?")
-    page.page.click(".hint-mend")
+    page.page.click(".hint-fix")
     page.wait_for_question("Is anything in <region1> that is not elsewhere <region2>?")
 
     page.type(" ")
     page.page.click("#ask")
     page.page.wait_for_selector(".hint:has-text('Ask something')")
     page.type("Is it <region1>, <region2>?")
-    page.page.click(".hint-mend")
+    page.page.click(".hint-fix")
     page.wait_for_question("Is it <region1>, <region2>?")
 
 
@@ -332,18 +332,18 @@ def test_markup_in_a_question_is_shown_and_not_obeyed(open_page, running):
     assert page.page.evaluate("window.hurt") is None
 
 
-def test_a_conversation_that_was_put_away_says_so_and_a_new_one_begins(open_page, running):
+def test_a_conversation_that_expired_says_so_and_a_new_one_begins(open_page, running):
     page = open_page()
     page.pick(1)
     page.draw(0.2, 0.2, 0.6, 0.6)
-    page.ask("What will be put away, <region1>?")
-    kept = the_session(running, "What will be put away, <region1>?")
+    page.ask("What will expire, <region1>?")
+    kept = the_session(running, "What will expire, <region1>?")
     (key,) = [key for key, (session, *_) in running.store._sessions.items() if session is kept]
     for button in ("#save-json", "#save-image", "#start-over", "#ask"):
         running.store.drop(key)
         page.type("And now?")
         page.page.click(button)
-        page.page.wait_for_selector(".hint:has-text('was put away after a rest')")
+        page.page.wait_for_selector(".hint:has-text('expired because it was idle')")
         assert page.page.locator(".round").count() == 1 and page.regions() == 1
         assert page.question() == "And now?"
         page.page.evaluate("document.querySelector('.hint').remove()")

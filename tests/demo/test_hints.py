@@ -1,14 +1,14 @@
-"""What a question lacks, and the words that mend it."""
+"""What a question lacks, and the text that fixes it."""
 
 from __future__ import annotations
 
 import pytest
 
-from gpt4roi.demo.hints import find_hints, tidy
+from gpt4roi.demo.hints import find_hints, normalize_mentions
 
 
 def texts(question: str, num_boxes: int, **more) -> list[str]:
-    return [hint.text for hint in find_hints(tidy(question), num_boxes, **more)]
+    return [hint.text for hint in find_hints(normalize_mentions(question), num_boxes, **more)]
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,13 @@ def texts(question: str, num_boxes: int, **more) -> list[str]:
     ],
 )
 def test_a_whole_question_lacks_nothing(question, num_boxes):
-    assert find_hints(tidy(question), num_boxes) == []
+    assert find_hints(normalize_mentions(question), num_boxes) == []
 
 
 def test_an_empty_question_is_given_one_about_the_first_new_box():
     (hint,) = find_hints("", 3, introduced={1}, num_known=1)
     assert hint.question == "What is <region2>?"
-    (hint,) = find_hints(tidy("  "), 0)
+    (hint,) = find_hints(normalize_mentions("  "), 0)
     assert hint.question == "What is in this image?"
 
 
@@ -42,9 +42,9 @@ def test_the_next_number_without_a_box_says_to_draw_one_and_a_far_one_how_many_t
 
 def test_a_drawn_box_that_is_not_mentioned_can_be_added_or_left_out():
     (hint,) = find_hints("What is <region1>?", 2)
-    assert hint.text == "<region2> is drawn, but the question does not mention it." and hint.anyway
+    assert hint.text == "<region2> is drawn, but the question does not mention it." and hint.force
     assert (hint.label, hint.question) == ("Add <region2>", "What is <region1> <region2>?")
-    assert find_hints("What is <region1>?", 3, anyway=True) == []
+    assert find_hints("What is <region1>?", 3, force=True) == []
 
 
 def test_several_drawn_boxes_that_are_not_mentioned_are_one_hint():

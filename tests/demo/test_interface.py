@@ -47,6 +47,7 @@ def connect(running):
 def test_the_interface_has_these_names_and_no_others(connect):
     described = connect().view_api(return_format="dict", print_info=False)
     assert set(described["named_endpoints"]) == {
+        "/set_image",
         "/set_picture",
         "/set_example",
         "/ask",
@@ -54,6 +55,7 @@ def test_the_interface_has_these_names_and_no_others(connect):
         "/start_over",
         "/clear_all",
         "/conversation",
+        "/conversation_image",
         "/conversation_picture",
     }
     assert not described["unnamed_endpoints"]
@@ -63,7 +65,7 @@ def test_the_interface_has_these_names_and_no_others(connect):
 
 def test_a_client_talks_as_region_chat_does(connect, tiny_chat):
     client, chat = connect(), RegionChat(tiny_chat.model, tiny_chat.processor)
-    assert client.predict(noise(1), api_name="/set_picture") == {"width": 96, "height": 64}
+    assert client.predict(noise(1), api_name="/set_image") == {"width": 96, "height": 64}
     chat.set_image(open_upload(noise(1)).image)
     said = []
     for question, boxes in [("Is <region1> like <region2>?", [[5, 5, 40, 30], [30, 10, 90, 60]]), ("And region1?", [])]:
@@ -76,10 +78,17 @@ def test_a_client_talks_as_region_chat_does(connect, tiny_chat):
     assert record["model"] == "tiny"
     assert [one["box"] for one in record["regions"]] == [[5, 5, 40, 30], [30, 10, 90, 60]]
     assert [one["answer"] for one in record["rounds"]] == said
-    sheet = open_upload(client.predict(api_name="/conversation_picture").split(",")[1])
+    sheet = open_upload(client.predict(api_name="/conversation_image").split(",")[1])
     assert sheet.own_size[0] == 960
     assert client.predict(api_name="/start_over")["rounds"] == []
     assert client.predict(api_name="/clear_all")["picture"] is None
+
+
+def test_the_old_names_of_the_interface_still_work(connect):
+    client = connect()
+    assert client.predict(picture=noise(1), api_name="/set_picture") == {"width": 96, "height": 64}
+    sheet = open_upload(client.predict(api_name="/conversation_picture").split(",")[1])
+    assert sheet.own_size[0] == 960
 
 
 def test_clients_do_not_see_each_other(connect):
@@ -185,27 +194,25 @@ REFUSED = {
     "an address read through the proxy": lambda s: s.get("/gradio_api/proxy=http://169.254.169.254/latest/meta-data"),
     "a static file by a path that climbs": lambda s: s.get("/static/..%2f..%2f..%2f..%2f..%2fetc%2fpasswd"),
     "a stored page by a path that climbs": lambda s: s.get("/?deep_link=..%2f..%2fetc"),
-    "a path in the place of an image": lambda s: s.call("set_picture", "/etc/passwd"),
-    "an address in the place of an image": lambda s: s.call("set_picture", "http://127.0.0.1:9/x.png"),
-    "a file record with a path": lambda s: s.call("set_picture", FILE),
-    "a file record with an address": lambda s: s.call("set_picture", ADDRESS),
+    "a path in the place of an image": lambda s: s.call("set_image", "/etc/passwd"),
+    "an address in the place of an image": lambda s: s.call("set_image", "http://127.0.0.1:9/x.png"),
+    "a file record with a path": lambda s: s.call("set_image", FILE),
+    "a file record with an address": lambda s: s.call("set_image", ADDRESS),
     "a file record deep in a value": lambda s: s.call("ask", "What?", [[FILE]]),
-    "a file record behind escapes": lambda s: s.post("call/set_picture", ESCAPED),
-    "a decompression bomb": lambda s: s.call("set_picture", bomb()),
-    "an image over the limit of pixels": lambda s: s.call("set_picture", noise(0, (3000, 2000))),
-    "an image over the limit of bytes": lambda s: s.call("set_picture", "A" * 2_900_000),
-    "a body over the limit": lambda s: s.post("call/set_picture", b'{"data": ["' + b"A" * 4_000_000 + b'"]}'),
+    "a file record behind escapes": lambda s: s.post("call/set_image", ESCAPED),
+    "a decompression bomb": lambda s: s.call("set_image", bomb()),
+    "an image over the limit of pixels": lambda s: s.call("set_image", noise(0, (3000, 2000))),
+    "an image over the limit of bytes": lambda s: s.call("set_image", "A" * 2_900_000),
+    "a body over the limit": lambda s: s.post("call/set_image", b'{"data": ["' + b"A" * 4_000_000 + b'"]}'),
     "a body over the limit that does not say its length": lambda s: s.post(
-        "call/set_picture", (b"A" * 2**16 for _ in range(64))
+        "call/set_image", (b"A" * 2**16 for _ in range(64))
     ),
     "a body that is not JSON": lambda s: s.post("call/ask", b"\xff\xfe{"),
     "a body nested so deep that a parser gives up": lambda s: s.post("call/ask", DEEP),
     "a body nested deeper than any of ours": lambda s: s.post("call/ask", NESTED),
     "an example by a path": lambda s: s.call("set_example", "../astronaut.png"),
-    "an image that is a program": lambda s: s.call("set_picture", base64.b64encode(b"#!/bin/sh\nid\n" * 9).decode()),
-    "an image for Ghostscript": lambda s: s.call(
-        "set_picture", base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n").decode()
-    ),
+    "an image that is a program": lambda s: s.call("set_image", base64.b64encode(b"#!/bin/sh\nid\n" * 9).decode()),
+    "an image for Ghostscript": lambda s: s.call("set_image", base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n").decode()),
     "too few values": lambda s: s.call("ask"),
     "values of the wrong types": lambda s: s.call("ask", {"a": 1}, "boxes", [], {}, "seed"),
     "a question of a million letters": lambda s: s.call("ask", "x" * 1_000_000),
@@ -234,7 +241,7 @@ REFUSED = {
 def stranger(running):
     """One stranger with an image of his own, so that questions reach the model's side."""
     one = Stranger(running.url)
-    assert '"width"' in one.call("set_picture", noise(5))[1]
+    assert '"width"' in one.call("set_image", noise(5))[1]
     yield one
     one.http.close()
 
@@ -262,9 +269,9 @@ def test_nothing_of_a_stranger_is_written_to_the_disk(running, stranger, tmp_pat
 
     folder = Path(tempfile.gettempdir()) / "gradio"
     before = set(folder.rglob("*")) if folder.exists() else set()
-    stranger.call("set_picture", noise(6))
+    stranger.call("set_image", noise(6))
     stranger.call("ask", "What is <region1>?", [[5, 5, 40, 30]], 0, 2, None)
-    stranger.call("conversation_picture")
+    stranger.call("conversation_image")
     assert (set(folder.rglob("*")) if folder.exists() else set()) == before
 
 
@@ -285,7 +292,7 @@ def test_a_question_that_does_not_fit_any_more_goes_back_where_it_was_typed(runn
     request = SimpleNamespace(session_hash="somebody")
     session = handlers.store.get("somebody")
     session.show(open_upload(noise(1)))
-    stage = {"picture": session.image_id, "boxes": [], "fixed": 0}
+    stage = {"image": session.image_id, "boxes": [], "fixed": 0}
     asked = "What may be seen here, and what else, and what beside it, if there is anything at all? " * 2
 
     first, *_, last = handlers.ask(asked, stage, 0, 4, None, request)
@@ -320,7 +327,7 @@ def refused(tiny_chat):
             def refuse(self, *_, **__):
                 raise error
 
-            stop = start_over = clear = as_record = kept_boxes = refuse
+            stop = start_over = clear = as_record = boxes_in_stored_image = refuse
 
         handlers = Handlers(SessionStore(lambda: Refusing(tiny_chat.model, tiny_chat.processor)), Limits(), "tiny")
         handlers.store.get("somebody").show(open_upload(noise(1)))
@@ -347,18 +354,6 @@ def test_an_error_of_a_button_is_a_hint_in_place_and_all_else_stays(refused, nam
         changes = [update.get("interactive") for update in outputs if "value" not in update and "hints" not in update]
         assert set(changes) <= {None, True} and changes.count(True) == (num_outputs > 2), "only Ask is free again"
     assert "of the server" in caplog.text and "does not stop" not in caplog.text
-
-
-def test_an_answer_that_ends_while_it_is_cancelled_is_no_error(running):
-    answers = running.page.app.iterators
-
-    class Ending:
-        async def aclose(self) -> None:
-            answers.pop("ending")
-
-    answers["ending"] = Ending()
-    body = {"session_hash": "stranger-000001", "fn_index": 0, "event_id": "ending"}
-    assert Stranger(running.url).post("cancel", json.dumps(body)) == (200, '{"success":true}')
 
 
 def test_nobody_comes_in_without_the_password(tiny_chat):

@@ -14,7 +14,7 @@ from tiny import tiny_model, tiny_processor
 
 from gpt4roi import InputError, RegionChat
 from gpt4roi.demo.export import LINE, conversation_image, pieces_of
-from gpt4roi.demo.hints import UnclearError
+from gpt4roi.demo.hints import IncompleteQuestionError
 from gpt4roi.demo.session import MAX_BOXES, Round, Session
 from gpt4roi.demo.store import SessionStore
 from gpt4roi.demo.uploads import scaled
@@ -102,14 +102,14 @@ def test_boxes_are_in_pixels_of_the_persons_own_image(parts):
     box = [1024, 512, 3072, 1536]
     answer(session, "What is <region1>?", [box], SHORT)
     assert session.boxes_px == [box]
-    assert session.kept_boxes().tolist() == [[512, 256, 1536, 768]]
+    assert session.boxes_in_stored_image().tolist() == [[512, 256, 1536, 768]]
     assert session.as_record()["picture"] == {"width": 4096, "height": 2048}
 
 
 def test_boxes_after_the_last_one_mentioned_are_left_for_later(session):
-    with pytest.raises(UnclearError, match="<region2> is drawn"):
+    with pytest.raises(IncompleteQuestionError, match="<region2> is drawn"):
         answer(session, "What is <region1>?", BOXES[:2], SHORT)
-    answer(session, "What is <region1>?", BOXES[:2], SHORT, anyway=True)
+    answer(session, "What is <region1>?", BOXES[:2], SHORT, force=True)
     assert session.boxes_px == BOXES[:1]
     answer(session, "And <region2>?", BOXES[1:2], SHORT)
     assert session.boxes_px == BOXES[:2] and session.introduced == {1, 2}
@@ -119,8 +119,8 @@ def test_nothing_changes_where_a_question_is_unclear_or_wrong(session):
     answer(session, "What is <region1>?", BOXES[:1], SHORT)
     before = session.as_record()
     for question, boxes, error in [
-        ("", [], UnclearError),
-        ("What is <region3>?", BOXES[1:2], UnclearError),
+        ("", [], IncompleteQuestionError),
+        ("What is <region3>?", BOXES[1:2], IncompleteQuestionError),
         ("What is <region2>?", [[1, 2, 3]], InputError),
         ("What is <region2>?", [[1, 2, 3, float("nan")]], InputError),
         ("What is <region2>?", [[0, 0, 500, 500]], InputError),
@@ -136,7 +136,7 @@ def test_nothing_changes_where_a_question_is_unclear_or_wrong(session):
 
 
 def test_without_an_image_the_hint_says_so(parts):
-    with pytest.raises(UnclearError, match="There is no image yet"):
+    with pytest.raises(IncompleteQuestionError, match="There is no image yet"):
         answer(Session(*parts), "What is this?")
 
 
@@ -337,7 +337,7 @@ def test_a_sweeper_runs_by_itself(parts):
     store, gone = SessionStore(lambda: Session(*parts), idle_seconds=0.01), threading.Event()
     store.on_drop = lambda key: gone.set()
     store.get("a")
-    ended = store.keep_swept(every_seconds=0.02)
+    ended = store.start_sweeper(every_seconds=0.02)
     assert gone.wait(600)
     ended.set()
     assert len(store) == 0

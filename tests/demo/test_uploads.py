@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from gpt4roi import InputError
-from gpt4roi.demo.uploads import KEPT_SIDE, Limits, as_data_url, open_upload
+from gpt4roi.demo.uploads import MAX_STORED_SIDE, Limits, open_upload
+from gpt4roi.report.drawing import jpeg_data_url
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **more) -> str:
@@ -52,7 +53,7 @@ def test_images_are_turned_upright():
 def test_large_images_are_kept_small_and_remember_their_size():
     upload = open_upload(encoded(Image.new("RGB", (4096, 1024)), "PNG"))
     assert upload.own_size == (4096, 1024)
-    assert upload.image.size == (KEPT_SIDE, KEPT_SIDE // 4)
+    assert upload.image.size == (MAX_STORED_SIDE, MAX_STORED_SIDE // 4)
 
 
 @pytest.mark.heavy
@@ -92,6 +93,6 @@ def test_limits_are_the_callers():
 
 
 def test_what_the_browser_shows_is_a_small_jpeg():
-    address = as_data_url(Image.new("RGB", (3000, 1500)), side=300)
+    address = jpeg_data_url(Image.new("RGB", (3000, 1500)), max_side=300)
     assert address.startswith("data:image/jpeg;base64,")
     assert open_upload(address).own_size == (300, 150)

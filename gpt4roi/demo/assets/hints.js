@@ -1,9 +1,9 @@
-// What the question lacks. Python gives `value` {hints: [{text, label, question, anyway, changes}]}.
+// Hints: what the question lacks. Python gives `value` {hints: [{text, label, question, force, changes}]}.
 const { make, questionBox, setQuestion } = window.gpt4roi;
 const list = element.querySelector('.hints');
 
-// The words may have been edited since, or mended by another hint: only what is missing changes in them.
-const mended = (hint) => {
+// The text may have been edited since, or fixed by another hint: only what is missing changes in it.
+const fixed = (hint) => {
   const now = questionBox().value;
   if (!now.trim()) return hint.question;
   return hint.changes.reduce((text, [before, after]) => {
@@ -20,20 +20,20 @@ const load = () => {
     const row = make('p', 'hint');
     row.append(make('span', '', hint.text));
     if (hint.label) {
-      const button = make('button', 'hint-mend', hint.label);
+      const button = make('button', 'hint-fix', hint.label);
       button.type = 'button';
       button.onclick = () => {
-        setQuestion(mended(hint));
+        setQuestion(fixed(hint));
         row.remove();
       };
       row.append(button);
     }
     return row;
   }));
-  if (hints.some((hint) => hint.anyway)) {
-    const button = make('button', 'hint-anyway', 'Ask anyway');
+  if (hints.some((hint) => hint.force)) {
+    const button = make('button', 'hint-force', 'Ask anyway');
     button.type = 'button';
-    button.onclick = () => trigger('anyway', {});
+    button.onclick = () => trigger('force', {});
     list.append(button);
   }
 };

@@ -86,19 +86,19 @@
   };
 
   // The image with numbered boxes, for the conversation. boxes: [x1, y1, x2, y2] in the image's pixels.
-  const figure = (picture, boxes, fresh) => {
+  const figure = (image, boxes, fresh) => {
     const frame = make('div', 'figure');
-    const image = make('img');
-    image.src = picture.src;
+    const view = make('img');
+    view.src = image.src;
     // Said before the image is decoded, so that nothing below jumps and the end can be scrolled to.
-    frame.style.aspectRatio = `${picture.width} / ${picture.height}`;
-    frame.style.width = `min(70%, ${Math.round((260 * picture.width) / picture.height)}px)`;
-    image.alt = `The image with ${boxes.length} numbered ${boxes.length === 1 ? 'box' : 'boxes'}`;
-    frame.append(image);
+    frame.style.aspectRatio = `${image.width} / ${image.height}`;
+    frame.style.width = `min(70%, ${Math.round((260 * image.width) / image.height)}px)`;
+    view.alt = `The image with ${boxes.length} numbered ${boxes.length === 1 ? 'box' : 'boxes'}`;
+    frame.append(view);
     boxes.forEach((box, index) => {
       const number = index + 1;
       const node = make('div', fresh.includes(number) ? 'figure-box' : 'figure-box older');
-      place(node, box, picture);
+      place(node, box, image);
       node.style.setProperty('--region', color(number));
       node.append(make('span', 'region-tag', String(number)));
       frame.append(node);
@@ -106,11 +106,11 @@
     return frame;
   };
 
-  const place = (node, [x1, y1, x2, y2], picture) => {
-    node.style.left = `${(100 * x1) / picture.width}%`;
-    node.style.top = `${(100 * y1) / picture.height}%`;
-    node.style.width = `${(100 * (x2 - x1)) / picture.width}%`;
-    node.style.height = `${(100 * (y2 - y1)) / picture.height}%`;
+  const place = (node, [x1, y1, x2, y2], image) => {
+    node.style.left = `${(100 * x1) / image.width}%`;
+    node.style.top = `${(100 * y1) / image.height}%`;
+    node.style.width = `${(100 * (x2 - x1)) / image.width}%`;
+    node.style.height = `${(100 * (y2 - y1)) / image.height}%`;
   };
 
   window.gpt4roi = { color, make, chip, withChips, questionBox, setQuestion, insertMention, renumberQuestion, download, figure, place };

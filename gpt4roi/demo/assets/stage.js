@@ -4,12 +4,12 @@
 // younger than what Python knew. This side writes `value` whenever the boxes drawn since change.
 const { color, make, chip, insertMention, renumberQuestion, place } = window.gpt4roi;
 const find = (selector) => element.querySelector(selector);
-const frame = find('.stage-frame'), image = find('.stage-image'), layer = find('.stage-boxes');
+const frame = find('.stage-frame'), view = find('.stage-image'), layer = find('.stage-boxes');
 const chips = find('.stage-chips'), note = find('.stage-note'), file = find('input[type=file]');
 
 const SMALLEST = 4; // pixels on the screen; less is a click
 const SIDES = { n: [0, -1], s: [0, 1], w: [-1, 0], e: [1, 0], nw: [-1, -1], ne: [1, -1], sw: [-1, 1], se: [1, 1] };
-let picture = null, boxes = [], fixed = 0, selected = -1, drag = null;
+let image = null, boxes = [], fixed = 0, selected = -1, drag = null;
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const ordered = ([x1, y1, x2, y2]) => [Math.min(x1, x2), Math.min(y1, y2), Math.max(x1, x2), Math.max(y1, y2)];
@@ -21,15 +21,15 @@ const say = (text, wrong = false) => {
 };
 
 const publish = () => {
-  props.value = { picture: picture ? picture.id : '', boxes: boxes.map(rounded), fixed };
+  props.value = { image: image ? image.id : '', boxes: boxes.map(rounded), fixed };
 };
 
 // Where a pointer is, in pixels of the person's own image; never outside it.
 const point = (event) => {
-  const area = image.getBoundingClientRect();
+  const area = view.getBoundingClientRect();
   return [
-    clamp(((event.clientX - area.left) / area.width) * picture.width, 0, picture.width),
-    clamp(((event.clientY - area.top) / area.height) * picture.height, 0, picture.height),
+    clamp(((event.clientX - area.left) / area.width) * image.width, 0, image.width),
+    clamp(((event.clientY - area.top) / area.height) * image.height, 0, image.height),
   ];
 };
 
@@ -52,7 +52,7 @@ const regionNode = (index) => {
 };
 
 const render = () => {
-  element.querySelector('.stage').classList.toggle('has-image', Boolean(picture));
+  element.querySelector('.stage').classList.toggle('has-image', Boolean(image));
   while (layer.children.length > boxes.length) layer.lastChild.remove();
   while (layer.children.length < boxes.length) layer.append(regionNode());
   boxes.forEach((box, index) => {
@@ -62,7 +62,7 @@ const render = () => {
     node.classList.toggle('selected', index === selected);
     node.style.setProperty('--region', color(index + 1));
     node.querySelector('.region-tag').textContent = index + 1;
-    place(node, ordered(box), picture);
+    place(node, ordered(box), image);
     const [x1, y1, x2, y2] = ordered(box).map(Math.round);
     node.setAttribute('aria-label', `region ${index + 1}${isFixed(index) ? ', part of the conversation' : ''}, ` +
       `from ${x1}, ${y1} to ${x2}, ${y2}`);
@@ -120,20 +120,20 @@ const boxAt = ([x, y]) => {
 
 const moved = (box, dx, dy) => {
   const [x1, y1, x2, y2] = box;
-  const right = clamp(dx, -x1, picture.width - x2), down = clamp(dy, -y1, picture.height - y2);
+  const right = clamp(dx, -x1, image.width - x2), down = clamp(dy, -y1, image.height - y2);
   return [x1 + right, y1 + down, x2 + right, y2 + down];
 };
 
 const resized = (box, side, dx, dy) => {
   const [across, along] = SIDES[side];
   const next = [...box];
-  if (across) next[across < 0 ? 0 : 2] = clamp(next[across < 0 ? 0 : 2] + dx, 0, picture.width);
-  if (along) next[along < 0 ? 1 : 3] = clamp(next[along < 0 ? 1 : 3] + dy, 0, picture.height);
+  if (across) next[across < 0 ? 0 : 2] = clamp(next[across < 0 ? 0 : 2] + dx, 0, image.width);
+  if (along) next[along < 0 ? 1 : 3] = clamp(next[along < 0 ? 1 : 3] + dy, 0, image.height);
   return next;
 };
 
 frame.onpointerdown = (event) => {
-  if (!picture || drag || event.button > 0) return;
+  if (!image || drag || event.button > 0) return;
   const start = point(event), region = event.target.closest('.stage-region');
   const index = region && event.target !== region ? Number(region.dataset.index) : -1;
   event.preventDefault();
@@ -162,8 +162,8 @@ frame.onpointermove = (event) => {
 };
 
 const largeEnough = (box) => {
-  const area = image.getBoundingClientRect(), [x1, y1, x2, y2] = ordered(box);
-  return ((x2 - x1) / picture.width) * area.width >= SMALLEST && ((y2 - y1) / picture.height) * area.height >= SMALLEST;
+  const area = view.getBoundingClientRect(), [x1, y1, x2, y2] = ordered(box);
+  return ((x2 - x1) / image.width) * area.width >= SMALLEST && ((y2 - y1) / image.height) * area.height >= SMALLEST;
 };
 
 frame.onpointerup = (event) => {
@@ -203,7 +203,7 @@ const onBoxKey = (event, index) => {
     frame.focus({ preventScroll: true });
   } else if (arrows[event.key]) {
     if (known) return say(`Box ${index + 1} is part of the conversation and stays where it is.`);
-    const step = event.altKey || event.ctrlKey ? 1 : Math.max(picture.width, picture.height) / 100;
+    const step = event.altKey || event.ctrlKey ? 1 : Math.max(image.width, image.height) / 100;
     const [dx, dy] = arrows[event.key].map((one) => one * step);
     const next = event.shiftKey ? resized(boxes[index], 'se', dx, dy) : moved(boxes[index], dx, dy);
     if (next[2] - next[0] >= 1 && next[3] - next[1] >= 1) boxes[index] = next;
@@ -216,7 +216,7 @@ const onBoxKey = (event, index) => {
 
 // A box for those who do not draw: in the middle, a little aside from the one before.
 find('.add-box').onclick = () => {
-  const { width, height } = picture, aside = (boxes.length % 5) * 0.04;
+  const { width, height } = image, aside = (boxes.length % 5) * 0.04;
   addBox([width * (0.3 + aside), height * (0.3 + aside), width * (0.6 + aside), height * (0.6 + aside)]);
   render();
   publish();
@@ -225,14 +225,14 @@ find('.add-box').onclick = () => {
 
 const send = (chosen) => {
   if (!chosen) return;
-  if (!chosen.type.startsWith('image/')) return say(`“${chosen.name}” is not a picture.`, true);
+  if (!chosen.type.startsWith('image/')) return say(`“${chosen.name}” is not an image.`, true);
   if (chosen.size > props.max_bytes) {
     const megabytes = (size) => (size / 2 ** 20).toFixed(1);
     return say(`“${chosen.name}” has ${megabytes(chosen.size)} MB; at most ${megabytes(props.max_bytes)} are taken.`, true);
   }
   say('Looking at the image …');
   const reader = new FileReader();
-  reader.onload = () => trigger('upload', { picture: reader.result });
+  reader.onload = () => trigger('upload', { image: reader.result });
   reader.onerror = () => say(`“${chosen.name}” cannot be read.`, true);
   reader.readAsDataURL(chosen);
 };
@@ -254,7 +254,7 @@ document.addEventListener('paste', (event) => {
 
 // As wide as there is room; a small image is shown up to three times its size, to be drawn on more easily.
 const shownWidth = () => {
-  const { width, height } = picture, most = Math.max(width, Math.min(3 * width, 560));
+  const { width, height } = image, most = Math.max(width, Math.min(3 * width, 560));
   return `min(100%, ${((68 * width) / height).toFixed(2)}vh, ${most}px)`;
 };
 
@@ -273,19 +273,19 @@ const keepDrawn = (value) => {
 const load = () => {
   const value = props.value || {};
   const next = props.image && props.image.src ? props.image : null;
-  const changed = (next && next.id) !== (picture && picture.id);
+  const changed = (next && next.id) !== (image && image.id);
   if (changed) {
-    picture = next;
-    if (picture) image.src = picture.src;
-    else image.removeAttribute('src');
-    image.alt = picture ? 'The image of the conversation' : '';
-    if (picture) frame.style.width = shownWidth();
+    image = next;
+    if (image) view.src = image.src;
+    else view.removeAttribute('src');
+    view.alt = image ? 'The image of the conversation' : '';
+    if (image) frame.style.width = shownWidth();
   }
-  const same = Boolean(picture) && !changed;
-  if (same && value.picture !== picture.id) return; // of an answer about the image before
+  const same = Boolean(image) && !changed;
+  if (same && value.image !== image.id) return; // of an answer about the image before
   if (same && value.keep) keepDrawn(value);
   else {
-    boxes = picture && value.boxes ? value.boxes.map((box) => [...box]) : [];
+    boxes = image && value.boxes ? value.boxes.map((box) => [...box]) : [];
     fixed = value.fixed || 0;
     selected = -1;
     drag = null;
