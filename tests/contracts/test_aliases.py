@@ -76,9 +76,20 @@ def old_key_of_the_pairs(tmp_path) -> None:
     assert UnifiedDataset(one_object(tmp_path), pairs_per_visit={"greeting": 3}).pairs_per_epoch == {"greeting": 3}
 
 
+def old_names_of_the_page_api(tmp_path) -> None:
+    pytest.importorskip("gradio", reason='pip install "gpt4roi[demo]"')
+    from inspect import signature
+
+    from gpt4roi.demo.api import Api
+
+    assert list(signature(Api.set_picture).parameters)[1:] == ["picture", "request"]
+    assert Api.conversation_picture  # tests/demo/test_interface.py calls both through gradio_client
+
+
 TRIALS: dict[str, Callable[[Any], None]] = {
     "picture_pipeline": old_key_of_the_pipeline,
     "bilinear": old_names_of_the_pipelines,
+    "/set_picture": old_names_of_the_page_api,
     "pairs_per_visit": old_key_of_the_pairs,
 }
 
