@@ -117,6 +117,7 @@ def test_an_abandoned_stream_leaves_the_conversation_as_it_was():
     assert chat.turns == () and len(chat.boxes_px) == 0
 
 
+@pytest.mark.heavy
 def test_greedy_is_the_default_and_draws_repeat_with_their_seed():
     def ask(**settings):
         return chat_with(image=True).ask(QUESTION, BOXES[:1], max_new_tokens=12, **settings)
@@ -186,6 +187,7 @@ def test_boxes_are_in_pixels_of_the_image_as_people_see_it():
     assert answers == chat.describe(make_image(), BOXES, max_new_tokens=6)
 
 
+@pytest.mark.heavy
 def test_threads_with_a_chat_each_do_not_mix_over_one_model():
     model = tiny_model("pyramid")
     processor = tiny_processor(model.config)

@@ -83,6 +83,7 @@ def test_check_tells_a_folder_whose_numbers_changed(tmp_path, ours):
     assert compare_models(ours, tmp_path / "original")["region features"] > 0.1
 
 
+@pytest.mark.heavy
 def test_the_converted_config_opens_with_the_sizes_of_the_source(tmp_path, ours):
     plan_convert(ours, tmp_path / "original", "original").write()
     plan_convert(tmp_path / "original", tmp_path / "back", "hf").write()

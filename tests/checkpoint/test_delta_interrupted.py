@@ -109,6 +109,7 @@ def remove_result(place: Path) -> None:
         (place / "out").rmdir()
 
 
+@pytest.mark.heavy
 def test_the_peak_of_memory_over_the_imports_stays_below_64_mb_for_a_table_of_51_mb(processes, place):
     queue = processes.SimpleQueue()
     run(processes, apply_and_report, place, queue)

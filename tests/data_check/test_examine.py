@@ -47,6 +47,7 @@ def good_set(folder, count=12):
     return folder / "train.jsonl"
 
 
+@pytest.mark.heavy
 def test_two_processes_find_the_same_in_the_same_order_as_one(faulty, estimator):
     reports = []
     for workers in (1, 2):
@@ -164,6 +165,7 @@ def test_an_image_of_coco_is_known_by_its_number_under_every_name(tmp_path):
     assert "same COCO number" in found[0].message
 
 
+@pytest.mark.heavy
 def test_copies_in_another_size_and_quality_look_the_same_and_others_do_not(tmp_path):
     facts = {}
     for seed in range(12):

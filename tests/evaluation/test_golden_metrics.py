@@ -16,6 +16,8 @@ from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import ALL_REFERENCES, PER_EXPRESSION, score_names, score_texts
 from gpt4roi.evaluation.similarity import clean_category, clean_name, find_sentence_model
 
+pytestmark = pytest.mark.heavy
+
 TOLERANCE = 1e-4
 NO_SOURCE = Source(Path("nowhere"))
 needs_java = pytest.mark.skipif(not has_java(), reason="PTB tokenizer and METEOR are Java programs")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("backend", ["torchvision", "sparse", "mmcv", "auto"])
 def test_region_embeddings_equal_the_recording_with_each_backend(narrow, recorded, boxes, backend, monkeypatch):
     before = set(sys.modules)

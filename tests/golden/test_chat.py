@@ -27,6 +27,7 @@ def image(tmp_path):
     return tmp_path / "p.png"
 
 
+@pytest.mark.heavy
 def test_a_folder_in_the_original_format_answers_about_boxes(image):
     chat = RegionChat.from_pretrained(FOLDER, dtype="float32")
     answers = chat.describe(image, [[5, 5, 60, 60], [40, 20, 110, 80]], max_new_tokens=8)
@@ -45,6 +46,7 @@ def test_a_tower_that_lies_elsewhere_can_be_named(towerless, image):
     assert named.describe(image, boxes, max_new_tokens=8) == whole.describe(image, boxes, max_new_tokens=8)
 
 
+@pytest.mark.heavy
 def test_the_command_line_names_the_flag_for_a_missing_tower(towerless, image, capsys):
     model, tower = towerless
     words = ["describe", str(image), "--box", "5,5,60,60", "--max-new-tokens", "2", "--model", str(model)]

@@ -64,6 +64,7 @@ def test_projected_image_tokens_equal_the_recording(narrow, recorded):
         assert_close(narrow.get_image_features(recorded["pixel_values"]), recorded["mm_projector"])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("level", range(4))
 def test_fused_pyramid_equals_the_recording(pyramid, recorded, level):
     assert pyramid[level].shape == (3, 64, 128 >> level, 128 >> level)
@@ -120,6 +121,7 @@ def test_gradient_slices_equal_the_recording(step, recorded):
         assert (got - expected).norm() <= 1e-3 * expected.norm(), name
 
 
+@pytest.mark.heavy
 def test_loss_at_labels_only_is_the_same_loss_from_fewer_logits(narrow, recorded, boxes, facts):
     with torch.no_grad():
         output = narrow(

@@ -80,6 +80,7 @@ def test_the_public_names_and_those_of_the_original_are_the_same_classes():
     assert gpt4roi.MLVLROIQueryModule is RegionEncoder
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["clip", "pyramid"])
 def test_the_auto_class_opens_a_saved_model_with_tied_or_free_embeddings(kind, tmp_path):
     for tied in (True, False):

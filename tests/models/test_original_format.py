@@ -69,6 +69,7 @@ def test_every_form_of_weight_files_gives_the_recorded_logits(folder, recorded, 
     assert_recorded_logits(GPT4RoIForConditionalGeneration.from_pretrained(folder), recorded)
 
 
+@pytest.mark.heavy
 def test_a_model_saved_in_our_format_gives_the_recorded_logits_without_the_tower_beside_it(folder, recorded, tmp_path):
     ours = tmp_path / "ours"
     load_model(folder).save_pretrained(ours)
@@ -77,6 +78,7 @@ def test_a_model_saved_in_our_format_gives_the_recorded_logits_without_the_tower
     assert json.loads((ours / "config.json").read_text())["mm_vision_tower"] == "clip"
 
 
+@pytest.mark.heavy
 def test_half_precision_folders_open_in_half_precision_or_as_asked(folder):
     tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
     torch.save({name: tensor.half() for name, tensor in tensors.items()}, folder / "pytorch_model.bin")

@@ -145,6 +145,7 @@ def test_gradients_under_bfloat16_autocast_are_finite():
     assert all(gradient.isfinite().all() for gradient in differentiate(encoder, features))
 
 
+@pytest.mark.heavy
 def test_gradient_checkpointing_changes_no_gradient():
     encoder, maps, boxes = build("many boxes")
     expected = differentiate(encoder, encoder(maps, boxes))

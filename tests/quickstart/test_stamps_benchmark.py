@@ -224,6 +224,7 @@ def test_the_files_tell_numbers_answers_and_what_the_data_set_says_of_itself(dat
     assert "gpt4roi evaluate …" in page and "this evaluation" in page
 
 
+@pytest.mark.heavy
 def test_a_model_answers_as_one_question_at_a_time(data):
     model = tiny_model("pyramid")
     processor = tiny_processor(model.config)

@@ -91,6 +91,7 @@ def test_a_small_file_is_not_enlarged_beyond_twice_its_size():
                 assert placed.box[2] - placed.box[0] <= 80
 
 
+@pytest.mark.heavy
 def test_two_processes_write_the_same_images_as_one(tmp_path):
     laid = [lay_out(seed) for seed in range(20)]
     assert list(scenes.write_images(laid, STAMPS, BACKGROUNDS, tmp_path / "one")) == list(range(20))

@@ -107,6 +107,7 @@ def test_the_prefix_and_checkpointing_make_them_fewer(folders):
     assert activations(everything, "true") < activations(everything, "false")
 
 
+@pytest.mark.heavy
 def test_weights_gradients_and_optimiser_are_those_of_the_real_ones(folders):
     model = tiny_model("pyramid")
     set_trainable(model, ("region_encoder", "language_model"))

@@ -14,6 +14,8 @@ from gpt4roi.checkpoint.loading import load_model, load_processor
 from gpt4roi.errors import InputError
 from gpt4roi.train import main
 
+pytestmark = pytest.mark.heavy
+
 
 def changed(before, after):
     """Returns the first part of the names of tensors that differ."""

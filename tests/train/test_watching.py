@@ -18,6 +18,8 @@ from gpt4roi.train import main
 from gpt4roi.train.throughput import ThroughputMeter
 from gpt4roi.train.watch import Watched, choose, page
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def watched(parts, tmp_path_factory):
