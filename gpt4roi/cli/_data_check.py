@@ -20,7 +20,7 @@ def add_check(subcommands: Any) -> None:
     """Adds the subcommand."""
     parser = subcommands.add_parser(
         "check",
-        help="look a data set over before training",
+        help="check data sets before training",
         description="Opens every annotation and image of a list of data sets, and says what training would skip, "
         "what was probably not meant, and how long prompts become. Ends with a verdict: exit code 0 where training "
         "may begin, 1 where it should not, 2 where the arguments are wrong.",
@@ -34,7 +34,7 @@ def add_check(subcommands: Any) -> None:
     parser.add_argument(
         "--prompt-format", default="v0", metavar="NAME", help="for a language model (default: %(default)s)"
     )
-    parser.add_argument("--sample", type=int, metavar="N", help="look at N random samples of each set only")
+    parser.add_argument("--sample", type=int, metavar="N", help="check only N random samples of each set")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
     parser.add_argument("--seed", type=int, default=0, help="of draws and samples (default: %(default)s)")
     parser.add_argument(

@@ -19,27 +19,31 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="DIR", default=DEFAULT_MODEL, help="a model's folder or hub name (default: %(default)s)"
     )
     parser.add_argument(
-        "--vision-tower", metavar="DIR", help="the tower's folder or hub name, for a model that lies without it"
+        "--vision-tower", metavar="DIR", help="folder or hub name of the vision tower, for a model saved without it"
     )
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, mps, … (default: the best there is)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, mps, … (default: the best available)")
     parser.add_argument(
-        "--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: what the device can do)"
+        "--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: the best that the device supports)"
     )
+    parser.add_argument("--quantize", choices=("4bit", "8bit"), help="quantize the language model (needs bitsandbytes)")
     parser.add_argument(
-        "--quantize", choices=("4bit", "8bit"), help="the language model in fewer bits (needs bitsandbytes)"
+        "--compile", action="store_true", help="torch.compile the language model; the first answers are slow"
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the language model: slow first answers")
 
 
 def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares how answers are chosen and where they end."""
     parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="cut answers (default: %(default)s)"
+        "--max-new-tokens", type=int, default=256, metavar="N", help="longest answer, in tokens (default: %(default)s)"
     )
-    parser.add_argument("--temperature", type=float, metavar="T", help="draw words; greedy unless given")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest words only")
-    parser.add_argument("--seed", type=int, metavar="N", help="makes what is drawn repeatable")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end answers before this text")
+    parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature; greedy unless given")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling: the most likely tokens that sum to P"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the sampling")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="stop string: answers end before it"
+    )
 
 
 def decoding_settings(args: argparse.Namespace) -> dict[str, Any]:

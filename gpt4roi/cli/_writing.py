@@ -15,7 +15,7 @@ def add_writing_arguments(parser: argparse.ArgumentParser, target: str) -> None:
     """Declares how the folder is written; target: what the subcommand's help calls it."""
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file, such as 5GB (default)")
     parser.add_argument(
-        "--overwrite", action="store_true", help=f"replace {target} if it exists, once the new one is whole"
+        "--overwrite", action="store_true", help=f"replace {target} if it exists, once the new one is complete"
     )
 
 

@@ -19,13 +19,13 @@ from gpt4roi.cli._model import (
 )
 from gpt4roi.errors import InputError
 
-HELP = "write a text at every box of a COCO file"
+HELP = "caption every box of a COCO file"
 EXAMPLE = """
   gpt4roi caption annotations/instances_val2017.json --images val2017 --out captions.json
   gpt4roi caption detections.json --images photos --out captions.json --question "What is <region1>?"
   torchrun --nproc_per_node 8 -m gpt4roi.cli caption boxes.json --images photos --out captions.json
 
-Killed and run again, it goes on; the result is the same, however often and in how many processes.
+Rerun after a kill, it resumes; the result is the same whatever the number of kills and processes.
 """
 FAILURES_SHOWN = 10
 
@@ -40,14 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="COCO or LVIS annotations, a detector's results in COCO form, or the unified format (.jsonl)",
     )
     parser.add_argument("--images", metavar="DIR", required=True, help="the folder of the images")
-    parser.add_argument("--out", metavar="OUT.json", required=True, help="the result; OUT.json.parts while it grows")
-    parser.add_argument("--question", metavar="TEXT", help="asked about each box, as <region1> (default: the model's)")
-    parser.add_argument("--field", default="caption", metavar="NAME", help="gets the text (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT.json if it is of another job")
     parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="boxes answered at once (default: %(default)s)"
+        "--out", metavar="OUT.json", required=True, help="the result; OUT.json.parts until it is complete"
     )
-    parser.add_argument("--json", action="store_true", help="write the counts as one JSON object")
+    parser.add_argument("--question", metavar="TEXT", help="asked about each box, as <region1> (default: the model's)")
+    parser.add_argument(
+        "--field", default="caption", metavar="NAME", help="key that gets the caption (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.json if another job wrote it")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="boxes per batch (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     add_decoding_arguments(parser)
     add_model_arguments(parser)
 
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
         args.question = one_region_question(args.question)
     if args.temperature and args.seed is None:
-        raise InputError("--temperature needs --seed, so that a job that is killed and goes on draws the same")
+        raise InputError("--temperature needs --seed, so that a job that is killed and resumes draws the same")
     job = describe_job(args)
     settings = decoding_settings(args)
     if Path(args.annotations).resolve() == out.resolve():

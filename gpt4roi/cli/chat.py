@@ -35,13 +35,13 @@ EXAMPLE = """
 """
 COMMANDS = """\
 A line is a question; <region1> (or <1>) in it introduces box 1, later it is only region1. Commands:
-  /box X1,Y1,X2,Y2   give a new box, in pixels; its number is told
+  /box X1,Y1,X2,Y2   add a box, in pixels; prints its number
   /boxes             list the boxes
-  /undo              take back the last box that was not asked about yet
+  /undo              remove the last box that was not asked about yet
   /draw FILE         save the image with its numbered boxes
   /save FILE         save the conversation as JSON
   /reset             forget the conversation and its boxes
-  /image FILE      begin anew with another image
+  /image FILE      start a new conversation about another image
   /help, /quit"""
 EXIT_SOME_FAILED = 2
 
@@ -51,19 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{parser.epilog}\n\n{COMMANDS}"
     parser.add_argument("image", metavar="IMAGE", help="an image file")
     add_region_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="write one JSON object a line for each answer")
-    parser.add_argument("--draw", metavar="FILE", help="keep the image with its numbered boxes in this file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line for each answer")
+    parser.add_argument("--draw", metavar="FILE", help="save the image with its numbered boxes")
     parser.add_argument(
         "--drop-history",
         action="store_true",
-        help="leave out the oldest rounds where the conversation outgrows the model's context (default: say so)",
+        help="leave out the oldest rounds where the conversation outgrows the model's context (default: an error)",
     )
     add_decoding_arguments(parser)
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Opens the model, then answers line after line; a wrong line is told and costs nothing but itself."""
+    """Opens the model, then answers line after line; a wrong line is reported and changes nothing."""
     regions = given_regions(args)
     drawn_to = drawing_target(args.draw)
     check_model_folder(args.model)
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _typed_lines() -> Iterator[str]:
-    """Yields what a person types, with the line editing of the terminal."""
+    """Yields what the user types, with the line editing of the terminal."""
     import contextlib
 
     with contextlib.suppress(ImportError):

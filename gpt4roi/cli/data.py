@@ -10,7 +10,7 @@ from gpt4roi.cli._data_convert import add_convert, convert
 from gpt4roi.io.python_files import import_file
 
 QUICKSTART = Path(__file__).parents[2] / "quickstart" / "__main__.py"
-HELP = "look data sets over and convert them"
+HELP = "check data sets before training, and convert them"
 EXAMPLE = """
   gpt4roi data check my/train.jsonl --html report.html
   gpt4roi data check gpt4roi/configs/stage2.py --sample 1000 --model ./vicuna-7b

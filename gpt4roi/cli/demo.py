@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 lets other machines in (default: %(default)s)"
     )
-    parser.add_argument("--share", action="store_true", help="also get a public address from Gradio's servers")
+    parser.add_argument("--share", action="store_true", help="also get a public URL from Gradio's servers")
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
-    parser.add_argument("--password-file", metavar="FILE", help="its first line is asked for before the page is shown")
+    parser.add_argument("--password-file", metavar="FILE", help="file whose first line is the password of the page")
     parser.add_argument("--max-upload-mb", type=int, default=12, metavar="N", help="of a file (default: %(default)s)")
     parser.add_argument(
         "--max-megapixels", type=int, default=40, metavar="N", help="of an image (default: %(default)s)"
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="answers computed side by side (default: %(default)s)",
+        help="answers computed concurrently (default: %(default)s)",
     )
 
 

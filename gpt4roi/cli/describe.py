@@ -17,7 +17,7 @@ from gpt4roi.cli._model import (
 from gpt4roi.cli._regions import add_region_arguments, box_text, drawing_target, given_regions, save_drawing
 from gpt4roi.errors import InputError
 
-HELP = "answer about boxes on one image"
+HELP = "answer questions about boxes on one image"
 EXAMPLE = """
   gpt4roi describe photo.jpg --box 40,30,210,190 --box 220,35,400,260 --draw out.png
   gpt4roi describe photo.jpg --regions boxes.json --question "What is <region1>?" --json
@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a question about <region1>, asked about each box by itself; or one that mentions several regions, asked "
         "once about all boxes; or, without boxes, one about the image (default: the model's own about each box)",
     )
-    parser.add_argument("--json", action="store_true", help="write one JSON object instead of lines")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("--draw", metavar="FILE", help="also save the image with its numbered boxes")
     parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="boxes answered at once (default: %(default)s)"
+        "--batch-size", type=int, default=32, metavar="N", help="boxes per batch (default: %(default)s)"
     )
     add_decoding_arguments(parser)
     add_model_arguments(parser)

@@ -13,7 +13,7 @@ from gpt4roi.cli._model import add_model_arguments, check_model_folder, open_cha
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.benchmarks import BENCHMARKS, benchmark_name, open_benchmark
 
-HELP = "measure a model on a benchmark"
+HELP = "evaluate a model on a benchmark"
 EXAMPLE = """
   gpt4roi evaluate --benchmark quickstart/benchmark/stamps.py --model exp/quickstart/stage2 \\
     --data exp/quickstart/data --out exp/quickstart/eval
@@ -30,31 +30,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--benchmark",
         required=True,
         metavar="NAME|FILE.py",
-        help=f"what to measure: {', '.join(sorted(BENCHMARKS))}; or a Python file that defines a benchmark",
+        help=f"name: {', '.join(sorted(BENCHMARKS))}; or a Python file that defines a benchmark",
     )
     parser.add_argument("--data", metavar="PATH", required=True, help="the annotation file, or its folder")
     parser.add_argument("--images", metavar="DIR", help="the images' folder (default: the usual one beside the data)")
-    parser.add_argument("--split", metavar="NAME", help="which part of the data (default: the one that papers report)")
+    parser.add_argument("--split", metavar="NAME", help="split of the data (default: the one that papers report)")
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="gets metrics.json, predictions.jsonl and report.html"
     )
     add_model_arguments(parser)
-    parser.add_argument("--limit", type=int, metavar="N", help="only N images (of each split), for a look")
-    parser.add_argument("--shuffle", type=int, metavar="SEED", help="draw the N images instead of taking the first")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N images (of each split), for a quick check")
+    parser.add_argument("--shuffle", type=int, metavar="SEED", help="sample the N images instead of taking the first")
     parser.add_argument("--question", metavar="TEXT", help="ask this about every region instead of the usual question")
     parser.add_argument("--compare", metavar="FILE", help="metrics.json of another run: paired differences")
     parser.add_argument("--sentence-model", metavar="DIR", help="folder of all-MiniLM-L6-v2 (default: the package's)")
     parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="cut answers (default: what the benchmark says, else 64)"
+        "--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: the benchmark's, else 64)"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=128, metavar="N", help="prompts at once (default: %(default)s)"
+        "--batch-size", type=int, default=128, metavar="N", help="prompts per batch (default: %(default)s)"
     )
-    parser.add_argument("--fresh", action="store_true", help="forget the answers that an earlier run left in --out")
+    parser.add_argument("--fresh", action="store_true", help="discard the answers that an earlier run left in --out")
     parser.add_argument(
         "--phases", metavar="FILE", help='JSON object {"phase": minutes} to show in the report, such as of a training'
     )
-    parser.add_argument("--json", action="store_true", help="write the main figures as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the main figures as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         sentence_model=None if args.sentence_model is None else Path(args.sentence_model),
     )
     if args.compare is not None:
-        read_run(args.compare, benchmark_name(args.benchmark))  # a wrong one is told before the model is opened
+        read_run(args.compare, benchmark_name(args.benchmark))  # a wrong one is reported before the model is opened
     items = read_items(args.benchmark, source)
     world = init_distributed()
     try:

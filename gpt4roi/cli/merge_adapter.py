@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gpt4roi.checkpoint.adapter import merge_adapter
 
-    said = merge_adapter(
+    summary = merge_adapter(
         args.base,
         args.adapter,
         args.target,
@@ -32,5 +32,5 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         vision_tower=args.vision_tower,
     )
-    output.line(f"wrote {args.target}: {said}")
+    output.line(f"wrote {args.target}: {summary}")
     return 0

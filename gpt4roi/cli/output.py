@@ -26,7 +26,7 @@ def piece(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Writes to stderr what is said to a person beside the answers."""
+    """Writes messages for the user to stderr, beside the answers."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
