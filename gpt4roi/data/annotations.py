@@ -58,6 +58,16 @@ def check_reserved_tokens(value: str, what: str) -> str:
     return value
 
 
+def alternating_texts(turns: Any, what: str) -> list[Any]:
+    """Returns the values of LLaVA's turns, in complete pairs of human and gpt; raises InvalidAnnotationError."""
+    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
+        raise InvalidAnnotationError(f"{what} without question and answer")
+    pairs = turns[: len(turns) // 2 * 2]
+    if any(turn.get("from") != ("human", "gpt")[step % 2] for step, turn in enumerate(pairs)):
+        raise InvalidAnnotationError(f"{what} in which human and gpt do not take turns")
+    return [turn.get("value") for turn in pairs]
+
+
 def is_unicode(text: str) -> bool:
     """False for halves of surrogate pairs, which JSON can hold and nothing can write."""
     if not text.isascii():

@@ -17,12 +17,6 @@ _STACKED = ("image_tokens",)
 class RegionCollator:
     """Pads encoded samples to one batch for training; what could not be encoded is left out.
 
-    Called with outputs of GPT4RoIProcessor.encode; instead of `pixel_values` they may hold what the vision tower made
-    of the image: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
-
-    Returns the model's arguments, plus `text_ids` (int64[M], one for each `<bbox>` of the batch) where the samples
-    have them, `n_dropped_turns` and `sources` of each sample used, `skipped`: the reasons of those left out, and
-    `n_tokens` and `n_supervised`: how many tokens there are and how many are supervised, to avoid a device sync.
     Where all are left out, one row without a label stands in, so that the batches of a step, and all processes, stay
     together.
     """
@@ -31,6 +25,17 @@ class RegionCollator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Makes a batch.
+
+        Args:
+            features: Outputs of GPT4RoIProcessor.encode; instead of `pixel_values` they may hold what the vision tower
+                made of the image: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
+
+        Returns:
+            The model's arguments, plus `text_ids` (int64[M], one for each `<bbox>` of the batch) where the samples have
+            them, `n_dropped_turns` and `sources` of each sample used, `skipped`: the reasons of those left out, and
+            `n_tokens` and `n_supervised`, counted here to avoid a device sync.
+        """
         encoded = [feature for feature in features if "input_ids" in feature]
         skipped = [feature["skipped"] for feature in features if "input_ids" not in feature]
         if not encoded:

@@ -87,10 +87,12 @@ class IndexedDataset(RegionDataset):
         return len(self.columns["position"])
 
     def drops(self) -> Iterator[Drop]:
+        """Lists what was dropped, in the order of the files."""
         details = self.columns.all_texts("drop_detail")
         return iter_drops(self.columns["drops"], details, self.columns.metadata, self.files)
 
     def faults(self) -> tuple[int, int]:
+        """Returns how many annotations were dropped because they are wrong in themselves, and how many there were."""
         rows, is_fault = self.columns["drops"], np.asarray(self.columns.metadata["drop_faults"], dtype=bool)
         wrong = int(is_fault[rows[:, 2]].sum()) if len(rows) else 0
         return wrong, len(self) + len(self.columns.get("boxes", ())) + len(rows)

@@ -72,6 +72,7 @@ class UnifiedDataset(IndexedDataset):
         self._log_drops()
 
     def build(self, contents: list[bytes]) -> Columns:
+        """Makes the index of the file's objects, checked; texts and boxes in columns, with offsets by object."""
         drops, positions, objects = Drops([(0, "")]), [], []
         for position, item in parse_entries(self.path, contents.pop()):
             try:
@@ -116,6 +117,7 @@ class UnifiedDataset(IndexedDataset):
             logger.info("%s: %d masks became their bounding boxes", self.path, self.n_masks)
 
     def faults(self) -> tuple[int, int]:
+        """Returns how many objects were dropped because they are wrong in themselves, and how many there were."""
         wrong, _ = super().faults()
         return wrong, len(self) + len(self.columns["drops"])
 
@@ -137,6 +139,7 @@ class UnifiedDataset(IndexedDataset):
         }
 
     def item(self, index: int) -> Item:
+        """Returns what the file says about object `index`."""
         entry, source = self.entry(index), self.source(index)
         return Item(
             image=self._path(entry),
@@ -167,6 +170,7 @@ class UnifiedDataset(IndexedDataset):
         )
 
     def region_texts(self, index: int) -> dict[int, str]:
+        """Returns what the boxes are called (box number from 0 -> text), as far as the object says so."""
         return texts_of(self.entry(index))
 
     def _draw_pairs(self, turns: list[Turn], tasks: list[str], rng: np.random.Generator) -> list[Turn]:

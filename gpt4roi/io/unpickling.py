@@ -73,6 +73,8 @@ class PickledArray:
         try:
             shape, dtype, fortran, data = self.state
             return np.frombuffer(data, dtype.dtype()).reshape(shape, order="F" if fortran else "C")
+        except InputError:
+            raise
         except (AttributeError, TypeError, ValueError, OverflowError):
             raise InputError("array that is not complete") from None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.data.annotations import require_text
-from gpt4roi.data.convert.objects import Conversion
+from gpt4roi.data.convert.objects import Conversion, caption_fields
 from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.frames import oriented_size
@@ -70,7 +70,12 @@ def objects_of_coco(
         if not regions:
             target.leave_out("image without a box that can be used", f"{where}: no box that can be used")
             continue
-        yield _asked(where, target.image_name(str(Path(img_prefix) / name)), regions, question)
+        yield {
+            "id": where.rpartition("/")[2],
+            "image": target.image_name(str(Path(img_prefix) / name)),
+            "boxes": [[round(value, 2) for value in box] for box, _ in regions],
+            **caption_fields([called for _, called in regions], question),
+        }
     lost = sum(map(len, of_image.values()))
     if lost:
         message = f"{path}: {lost} boxes in images that the file does not list or that are left out"
@@ -99,22 +104,6 @@ def _image(image: Any) -> tuple[Id, str]:
         raise InvalidAnnotationError("image without an id")
     key = parse_id(image.get("id"), "image without an id")
     return key, require_text(image_file_name(image), "file_name of the image")
-
-
-def _asked(where: str, image: str, regions: list[tuple[list[float], str]], question: str) -> dict[str, Any]:
-    turns = []
-    for number, (_, called) in enumerate(regions, start=1):
-        turns.append({"from": "human", "value": question.replace("{region}", f"<region{number}>")})
-        turns.append({"from": "gpt", "value": called})
-    return {
-        "id": where.rpartition("/")[2],
-        "image": image,
-        "boxes": [[round(value, 2) for value in box] for box, _ in regions],
-        "region_texts": [called for _, called in regions],
-        "independent": True,
-        "tasks": ["caption"] * len(regions),
-        "conversations": turns,
-    }
 
 
 def write_coco(objects: Iterable[dict[str, Any]], path: Path, target: Conversion, labels: bool = False) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,21 @@ def as_object(sample: RegionSample, target: Conversion) -> dict[str, Any]:
         made["independent"] = True
     made["conversations"] = [{"from": _SPEAKERS[turn.role], "value": turn.text} for turn in sample.turns]
     return made
+
+
+def caption_fields(texts: Sequence[str], question: str) -> dict[str, Any]:
+    """Returns the fields of an object with one independent question for each region, answered by its text.
+
+    Args:
+        texts: What each region is called.
+        question: With {region} for the region.
+    """
+    turns = []
+    for number, text in enumerate(texts, start=1):
+        turns.append({"from": "human", "value": question.replace("{region}", f"<region{number}>")})
+        turns.append({"from": "gpt", "value": text})
+    tasks = ["caption"] * len(texts)
+    return {"region_texts": list(texts), "independent": True, "tasks": tasks, "conversations": turns}
 
 
 def _pixels(sample: RegionSample) -> np.ndarray:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.constants import IMAGE_TOKEN
-from gpt4roi.data.annotations import require_text
-from gpt4roi.data.convert.objects import Conversion
+from gpt4roi.data.annotations import alternating_texts, require_text
+from gpt4roi.data.convert.objects import Conversion, caption_fields
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
 from gpt4roi.io.coco import InvalidAnnotationError
@@ -59,13 +59,7 @@ def _object(entry: Any, where: str, img_prefix: str | Path, target: Conversion) 
         "boxes": boxes.round(2).tolist(),
     }
     if "description" in entry:
-        texts = _descriptions(entry["description"], len(regions))
-        turns = []
-        for number, described in enumerate(texts, start=1):
-            turns.append({"from": "human", "value": DESCRIBE.format(region=f"<region{number}>")})
-            turns.append({"from": "gpt", "value": described})
-        more = {"region_texts": texts, "independent": True, "tasks": ["caption"] * len(texts)}
-        return made | more | {"conversations": turns}
+        return made | caption_fields(_descriptions(entry["description"], len(regions)), DESCRIBE)
     return made | {"conversations": _conversation(entry.get("conversations"), len(regions))}
 
 
@@ -81,19 +75,16 @@ def _conversation(turns: Any, count: int) -> list[dict[str, str]]:
 
     The data's first question may mention none of the regions that later turns and answers speak of.
     """
-    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
-        raise InvalidAnnotationError("entry without question and answer")
-    said = []
-    for step, turn in enumerate(turns[: len(turns) // 2 * 2]):
-        if turn.get("from") != ("human", "gpt")[step % 2] or not isinstance(turn.get("value"), str):
-            raise InvalidAnnotationError("entry in which human and gpt do not take turns")
-        said.append(turn["value"].replace(IMAGE_TOKEN, "").strip())
-    mentioned = {number for one in said for number in region_numbers(one)}
+    values = alternating_texts(turns, "entry")
+    if not all(isinstance(value, str) for value in values):
+        raise InvalidAnnotationError("entry with a turn that is not text")
+    texts = [value.replace(IMAGE_TOKEN, "").strip() for value in values]
+    mentioned = {number for text in texts for number in region_numbers(text)}
     if mentioned and not 1 <= min(mentioned) <= max(mentioned) <= count:
         raise InvalidAnnotationError("entry that mentions a region it does not have")
-    introduced = set(region_numbers(said[0]))
+    introduced = set(region_numbers(texts[0]))
     if mentioned - introduced or not mentioned:
         listed = ", ".join(f"<region{number}>" for number in range(1, count + 1))
-        said[0] = LISTED.format(regions=listed) + MENTION.sub(r"region\1", said[0])
-    later = [MENTION.sub(r"region\1", one) for one in said[1:]]
-    return [{"from": ("human", "gpt")[step % 2], "value": one} for step, one in enumerate([said[0], *later])]
+        texts[0] = LISTED.format(regions=listed) + MENTION.sub(r"region\1", texts[0])
+    later = [MENTION.sub(r"region\1", text) for text in texts[1:]]
+    return [{"from": ("human", "gpt")[step % 2], "value": text} for step, text in enumerate([texts[0], *later])]

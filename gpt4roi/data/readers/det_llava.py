@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt4roi.constants import IMAGE_TOKEN
-from gpt4roi.data.annotations import Drops, require_file_name, require_text
+from gpt4roi.data.annotations import Drops, alternating_texts, require_file_name, require_text
 from gpt4roi.data.base import Item
 from gpt4roi.data.columns import Columns, make_offsets
 from gpt4roi.data.index import IndexedDataset, make_columns
@@ -25,8 +25,6 @@ from gpt4roi.structures import RegionSample, Turn
 LISTED_PROBABILITY = 0.5
 MIN_SCORE, MIN_SIDE = 0.3, 0.02
 MAX_REGIONS, MAX_FALLBACK = 100, 10
-
-_SPEAKERS = ("human", "gpt")
 
 
 class DetLlava(IndexedDataset):
@@ -101,7 +99,7 @@ class DetLlava(IndexedDataset):
         listed = kept if rng.random() <= LISTED_PROBABILITY else kept[:0]
         names = [self.class_names[label] for label in labels[listed].tolist()]
         texts[0] = "".join(f"{DETECTED_REGION.format(name=name)}\n" for name in names) + texts[0]
-        turns = [Turn(("user", "assistant")[step % 2], said) for step, said in enumerate(texts)]
+        turns = [Turn(("user", "assistant")[step % 2], text) for step, text in enumerate(texts)]
         if not self.as_released:
             turns += presence_rounds(labels, labels[kept], self.class_names, rng)
         boxes = detections[listed, :4].astype(np.float64)
@@ -154,15 +152,6 @@ def _dialogue(entry: Any) -> tuple[str, list[str]]:
     if "image" not in entry:
         raise FilteredOutError("dialogue without an image")
     image = require_file_name(entry["image"], "image of the dialogue")
-    turns = entry.get("conversations")
-    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
-        raise InvalidAnnotationError("dialogue without question and answer")
-    texts = []
-    for step, turn in enumerate(turns[: len(turns) // 2 * 2]):
-        if turn.get("from") != _SPEAKERS[step % 2]:
-            raise InvalidAnnotationError("dialogue in which human and gpt do not take turns")
-        said = turn.get("value")
-        if step % 2 == 0 and isinstance(said, str):
-            said = said.replace(IMAGE_TOKEN, "").strip()
-        texts.append(require_text(said, "turn of the dialogue"))
-    return image, texts
+    texts = alternating_texts(entry.get("conversations"), "dialogue")
+    texts[::2] = [text.replace(IMAGE_TOKEN, "").strip() if isinstance(text, str) else text for text in texts[::2]]
+    return image, [require_text(text, "turn of the dialogue") for text in texts]

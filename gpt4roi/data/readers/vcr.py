@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from gpt4roi.data.annotations import Drops, require_file_name, require_text
 from gpt4roi.data.base import Item
-from gpt4roi.data.columns import Columns
+from gpt4roi.data.columns import Columns, make_offsets
 from gpt4roi.data.index import IndexedDataset, make_columns
 from gpt4roi.data.readers.dialogues import draw, mention, with_image_preamble
 from gpt4roi.errors import InputError
@@ -46,6 +46,8 @@ class VCR(IndexedDataset):
             border, and (`vcr` alone) the name of the next object instead of the one meant.
     """
 
+    version = 2
+
     def __init__(self, ann_file: str | Path, img_prefix: str | Path = "", as_released: bool = False) -> None:
         self.as_released = as_released
         super().__init__([ann_file], img_prefix, f"as_released={as_released}")
@@ -53,19 +55,27 @@ class VCR(IndexedDataset):
     def build(self, contents: list[bytes]) -> Columns:
         drops = Drops([(0, "")])
         positions: list[int] = []
-        columns: dict[str, list[str]] = {name: [] for name in ("image", "metadata", "objects", *_PARTS)}
+        objects: list[list[str]] = []
+        columns: dict[str, list[str]] = {name: [] for name in ("image", "metadata", *_PARTS)}
         for number, entry in parse_jsonl(contents[0], self.files[0]):
             try:
-                row = self._row(entry)
+                row, names = self._row(entry)
             except InvalidAnnotationError as error:
                 drops.add(error, number)
                 continue
             positions.append(number)
+            objects.append(names)
             for name, value in row.items():
                 columns[name].append(value)
-        return make_columns({"position": np.asarray(positions, dtype=np.int64)}, columns, drops)
+        columns["object"] = list(chain.from_iterable(objects))
+        arrays = {
+            "position": np.asarray(positions, dtype=np.int64),
+            "first_object": make_offsets(map(len, objects)),
+        }
+        return make_columns(arrays, columns, drops)
 
-    def _row(self, entry: Any) -> dict[str, str]:
+    def _row(self, entry: Any) -> tuple[dict[str, str], list[str]]:
+        """Returns the texts of an entry by their column, and the names of its objects."""
         if isinstance(entry, InputError):
             raise InvalidAnnotationError("line that is not valid JSON")
         if not isinstance(entry, dict):
@@ -77,29 +87,28 @@ class VCR(IndexedDataset):
         row = {
             "image": require_file_name(entry.get("img_fn"), "img_fn"),
             "metadata": require_file_name(entry.get("metadata_fn"), "metadata_fn"),
-            "objects": json.dumps(objects),
         }
         for part in _PARTS:
-            said = require_text(entry.get(f"{part}_orig"), f"{part}_orig")
+            text = require_text(entry.get(f"{part}_orig"), f"{part}_orig")
             if self.as_released:
-                row[part] = mark_as_released(said)
+                row[part] = mark_as_released(text)
             else:
-                row[part] = mark(said, entry.get(part), len(objects))
+                row[part] = mark(text, entry.get(part), len(objects))
         self.check([row[part] for part in _PARTS], len(objects))
-        return row
+        return row, objects
 
     def check(self, texts: list[str], num_objects: int) -> None:
         """Raises InvalidAnnotationError for an item that is left out; texts: question, answer and rationale, marked."""
-        if self.as_released and any(tag >= num_objects for said in texts for tag in tags(said)):
+        if self.as_released and any(tag >= num_objects for text in texts for tag in tags(text)):
             raise FilteredOutError("text with a number that is not below the number of objects")
 
     def dialogue(self, texts: list[str], objects: list[str], rng: np.random.Generator) -> tuple[list[Turn], list[int]]:
         """Returns the turns, and the objects (from 1) whose boxes they mention, in the boxes' order."""
         if self.as_released:
-            question, answer, rationale = (write(said, lambda tag: f"{objects[tag]} at region{tag}") for said in texts)
+            question, answer, rationale = (write(text, lambda tag: f"{objects[tag]} at region{tag}") for text in texts)
         else:
             question, answer, rationale = (
-                write(said, lambda tag: f"{objects[tag - 1]} at {mention(tag)}") for said in texts
+                write(text, lambda tag: f"{objects[tag - 1]} at {mention(tag)}") for text in texts
             )
         listed = list(range(1, len(objects) + 1))
         prefix = draw(VCR_PREFIXES, rng).format(regions=", ".join(map(mention, listed)))
@@ -107,7 +116,7 @@ class VCR(IndexedDataset):
 
     def objects(self, index: int) -> list[str]:
         """Returns the class names of an item's objects."""
-        return json.loads(self.columns.text("objects", index))
+        return self.columns.texts("object", self.columns.rows("first_object", index))
 
     def item(self, index: int) -> Item:
         boxes, size = self._boxes(index)
@@ -175,7 +184,7 @@ class SingleVCR(VCR):
     """Asks about the only object that the question means and that the answer means too (`single_vcr`)."""
 
     def check(self, texts: list[str], num_objects: int) -> None:
-        asked, answered = (tags(said) for said in texts[:2])
+        asked, answered = (tags(text) for text in texts[:2])
         inside_words = self.as_released and len(digits(texts[0])) != 1
         if len(asked) != 1 or asked[0] not in answered or inside_words:
             raise FilteredOutError("question or answer that does not mean one object")
@@ -215,7 +224,7 @@ def renumbered(texts: list[str], objects: list[str], listed: list[int], rng: np.
             return f"{objects[tag - 1]} at {mention(listed.index(tag) + 1)}"
         return objects[tag - 1] if 1 <= tag <= len(objects) else str(tag)
 
-    question, answer, rationale = (write(said, name) for said in texts)
+    question, answer, rationale = (write(text, name) for text in texts)
     turns = rounds(question, answer, rationale, rng)
     return turns if set(tags(texts[2])) <= set(listed) else turns[:2]
 
@@ -262,7 +271,7 @@ def mark(text: str, words: Any, num_objects: int) -> str:
 
 
 def mark_as_released(text: str) -> str:
-    """Marks every whole number, as the original's replacement did."""
+    """Marks every integer, as the original's replacement did."""
     return re.sub(r"\b\d{1,4}\b", lambda match: f"\ue000{int(match.group())}\ue001", text)
 
 
@@ -304,6 +313,6 @@ def _runs_of(words: Any) -> list[tuple[str, bool]] | None:
 def _means_object(text: str, match: re.Match[str], num_objects: int) -> bool:
     start, end = match.span()
     beside = text[start - 1 : start] + text[end : end + 1]
-    whole = not any(character.isalnum() or character in "_$" for character in beside)
+    alone = not any(character.isalnum() or character in "_$" for character in beside)
     short = len(match.group()) <= 4  # no image has more objects, and int() has its limits
-    return whole and short and 1 <= int(match.group()) <= num_objects and not _UNIT.match(text, end)
+    return alone and short and 1 <= int(match.group()) <= num_objects and not _UNIT.match(text, end)
