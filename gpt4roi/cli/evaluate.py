@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates and writes the main figures to stdout, one a line."""
-    facts = check_arguments(args)
+    metadata = check_arguments(args)
 
     from gpt4roi.distributed import destroy_distributed, init_distributed
     from gpt4roi.evaluation.compare import read_run
@@ -81,13 +81,22 @@ def run(args: argparse.Namespace) -> int:
     if args.compare is not None:
         read_run(args.compare, benchmark_name(args.benchmark))  # a wrong one is reported before the model is opened
     items = read_items(args.benchmark, source)
-    world = init_distributed()
+    context = init_distributed()
     try:
-        answer, settings = open_predictor(args, world)
+        predictor, settings = open_predictor(args, context)
         settings |= {"model": path_fingerprint(args.model), "batch_size": args.batch_size}
         settings |= {"tower": None if args.vision_tower is None else path_fingerprint(args.vision_tower)}
         metrics = evaluate(
-            args.benchmark, answer, source, args.out, facts, settings, args.compare, world, args.fresh, items
+            args.benchmark,
+            predictor,
+            source,
+            args.out,
+            metadata=metadata,
+            settings=settings,
+            compare=args.compare,
+            context=context,
+            fresh=args.fresh,
+            items=items,
         )
     finally:
         destroy_distributed()
@@ -113,31 +122,31 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--images {args.images}: no such folder")
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise InputError(f"--out {args.out}: is a file; give a folder")
-    facts = {"model": str(args.model), "command": command_line(args)}
+    metadata: dict[str, Any] = {"model": str(args.model), "command": command_line(args)}
     if args.phases:
-        facts["phases"] = read_phases(Path(args.phases))
+        metadata["phases"] = read_phases(Path(args.phases))
     if args.model.endswith(".py"):
         if not Path(args.model).is_file():
             raise InputError(f"--model {args.model}: no such file")
     else:
         check_model_folder(args.model)
-    return facts
+    return metadata
 
 
-def open_predictor(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, Any]]:
+def open_predictor(args: argparse.Namespace, context: Any) -> tuple[Any, dict[str, Any]]:
     """Opens the model, and returns it with the settings that its answers depend on."""
     from gpt4roi.evaluation.models import WrappedModel, is_wrapper
     from gpt4roi.evaluation.predictor import ModelPredictor
 
     if is_wrapper(args.model):
         return WrappedModel(args.model), {}
-    args.device = world.device(args.device)
+    args.device = context.device(args.device)
     chat = open_chat(args)
-    length = args.max_new_tokens or getattr(open_benchmark(args.benchmark), "MAX_NEW_TOKENS", 64)
+    length = args.max_new_tokens or open_benchmark(args.benchmark).max_new_tokens
     dtype = str(next(chat.model.language_model.parameters()).dtype)
-    answer = ModelPredictor(chat.model, chat.processor, args.batch_size, length)
+    predictor = ModelPredictor(chat.model, chat.processor, args.batch_size, length)
     settings = {"dtype": dtype, "device": chat.model.device.type, "max_new_tokens": length}
-    return answer, settings if args.quantize is None else {**settings, "quantize": args.quantize}
+    return predictor, settings if args.quantize is None else {**settings, "quantize": args.quantize}
 
 
 def write_figures(metrics: dict[str, Any], args: argparse.Namespace) -> None:

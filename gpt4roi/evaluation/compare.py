@@ -1,4 +1,4 @@
-"""Two runs of a benchmark beside each other: paired differences over the items that both have."""
+"""Comparison of two runs of a benchmark: paired differences over the items that both have."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.files import read_json, read_json_lines
-from gpt4roi.evaluation.items import Item, Source
+from gpt4roi.evaluation.items import Benchmark, Item, Source
+from gpt4roi.io.json_files import read_json, read_jsonl
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +38,14 @@ def read_run(path: str | Path, benchmark: str) -> OtherRun:
     if not isinstance(metrics, dict) or metrics.get("benchmark") != benchmark:
         found = metrics.get("benchmark") if isinstance(metrics, dict) else None
         raise InputError(f"--compare {path}: is of the benchmark {found!r}, not {benchmark!r}")
-    lines = read_json_lines(path.with_name("predictions.jsonl"))
+    lines = read_jsonl(path.with_name("predictions.jsonl"))
     try:
         return OtherRun(path, metrics, {line["id"]: line for line in lines})
     except (TypeError, KeyError):
         raise InputError(f"--compare {path.with_name('predictions.jsonl')}: a line has no id") from None
 
 
-def compare_runs(benchmark: ModuleType, source: Source, items: Sequence[Item], other: OtherRun) -> dict[str, Any]:
+def compare_runs(benchmark: Benchmark, source: Source, items: Sequence[Item], other: OtherRun) -> dict[str, Any]:
     """Returns this run's figures minus the other's over the common items, with intervals of paired resamplings."""
     common = [item for item in items if _same(item, other.predictions.get(item.id))]
     if not common:

@@ -1,4 +1,4 @@
-"""One evaluation from data to files: predictions.jsonl, metrics.json and report.html."""
+"""Evaluation of a model on a benchmark, from data to predictions.jsonl, metrics.json and report.html."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy
@@ -20,57 +19,81 @@ from gpt4roi.errors import InputError
 from gpt4roi.evaluation.benchmarks import benchmark_name, open_benchmark
 from gpt4roi.evaluation.compare import compare_runs, read_run
 from gpt4roi.evaluation.html_report import write_page
-from gpt4roi.evaluation.items import Item, Scores, Source, count_references
+from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
-from gpt4roi.evaluation.predictions import CHUNK_IMAGES, KEPT, Prediction, predict_all
+from gpt4roi.evaluation.predictions import KEPT, Prediction, predict_all
 from gpt4roi.evaluation.predictor import Predictor
 from gpt4roi.io.atomic import atomic_write_text
-from gpt4roi.io.json_files import as_json
+from gpt4roi.io.json_files import as_json, write_json
 
 logger = logging.getLogger(__name__)
 
 
+_OLD_OPTIONS = {"facts": "metadata", "world": "context"}
+"""Options of version 0.1, and what they are called now."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Options of evaluate.
+
+    Attributes:
+        metadata: What else belongs into metrics.json and the report, such as the command, or `phases`, minutes by
+            phase.
+        settings: What answers depend on beside the questions, such as the model's fingerprint; answers journaled under
+            other settings are not used.
+        compare: metrics.json of another run, or its folder.
+        context: The processes that share the work.
+        fresh: Asks again what was answered before.
+        items: What read_items returned, where it was called before.
+    """
+
+    metadata: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    compare: str | Path | None = None
+    context: DistributedContext = field(default_factory=DistributedContext)
+    fresh: bool = False
+    items: list[Item] | None = None
+
+
 def evaluate(
-    name: str,
-    answer: Predictor,
-    source: Source,
-    out_dir: str | Path,
-    facts: dict[str, Any] | None = None,
-    settings: dict[str, Any] | None = None,
-    compare: str | Path | None = None,
-    world: DistributedContext | None = None,
-    fresh: bool = False,
-    items: list[Item] | None = None,
+    name: str, predictor: Predictor, source: Source, out_dir: str | Path, **options: Any
 ) -> dict[str, Any] | None:
     """Asks everything, writes the files into out_dir and returns the metrics; None in all processes but the first.
 
-    name: as in BENCHMARKS. answer: a ModelPredictor or anything that answers. facts: what else belongs into
-    metrics.json and the report, such as the command, or `phases`, minutes by phase. settings: what answers depend on
-    beside the questions, such as the model's fingerprint; answers kept under other settings are not taken over.
-    compare: metrics.json of another run, or its folder. fresh: asks again what was answered before. items: what
-    read_items returned, where it was called before.
-    Raises InputError where the data cannot be used.
+    Args:
+        name: Of the benchmark, as in BENCHMARKS, or its file.
+        predictor: A ModelPredictor or anything else that answers queries.
+        source: Where the data lie.
+        out_dir: Gets predictions.jsonl, metrics.json and report.html.
+        options: As of EvaluationOptions.
+
+    Raises:
+        InputError: The data cannot be used.
     """
     started = time.monotonic()
-    world, out_dir = world or DistributedContext(), Path(out_dir)
+    given = EvaluationOptions(**{_OLD_OPTIONS.get(key, key): value for key, value in options.items()})
+    out_dir = Path(out_dir)
     benchmark = open_benchmark(name)
-    other = None if compare is None else read_run(compare, name)
-    items = read_items(name, source) if items is None else items
+    other = None if given.compare is None else read_run(given.compare, benchmark_name(name))
+    items = read_items(name, source) if given.items is None else given.items
     make_folder(out_dir)
     name = benchmark_name(name)
-    settings = {"benchmark": name, **(settings or {})}
-    at_once = getattr(benchmark, "IMAGE_BATCH_SIZE", CHUNK_IMAGES)
-    predictions = predict_all([item.query for item in items], answer, out_dir, settings, world, fresh, at_once)
-    if world.rank != 0:
+    settings = {"benchmark": name, **given.settings}
+    queries = [item.query for item in items]
+    predictions = predict_all(
+        queries, predictor, out_dir, settings, given.context, given.fresh, benchmark.image_batch_size
+    )
+    if given.context.rank != 0:
         return None
     items = merge_predictions(items, predictions)
     scores = benchmark.score(items, source)
     metrics = assemble(name, benchmark, source, items, scores)
-    metrics |= {"seconds": round(time.monotonic() - started, 1), "processes": world.size, **(facts or {})}
+    metrics |= {"seconds": round(time.monotonic() - started, 1), "processes": given.context.size, **given.metadata}
     if other is not None:
         metrics["compared"] = compare_runs(benchmark, source, items, other)
     write_predictions(out_dir / "predictions.jsonl", items, scores)
-    atomic_write_text(out_dir / "metrics.json", as_json(metrics, 1) + "\n", KEPT)
+    write_json(out_dir / "metrics.json", metrics, 1, KEPT)
     write_page(out_dir / "report.html", benchmark, metrics, items, scores, other)
     for note in metrics["notes"]:
         logger.warning("%s", note)
@@ -81,8 +104,8 @@ def evaluate(
 def read_items(name: str, source: Source) -> list[Item]:
     """Reads what a benchmark asks. Raises InputError where the data cannot be used, before any model is opened."""
     benchmark = open_benchmark(name)
-    if source.split is not None and source.split not in benchmark.SPLITS:
-        raise InputError(f"--split {source.split}: {name} has {', '.join(benchmark.SPLITS)}")
+    if source.split is not None and source.split not in benchmark.splits:
+        raise InputError(f"--split {source.split}: {name} has {', '.join(benchmark.splits)}")
     items = benchmark.load(source)
     check_images(items)
     return items
@@ -110,7 +133,7 @@ def merge_predictions(items: Sequence[Item], predictions: Sequence[Prediction]) 
     ]
 
 
-def assemble(name: str, benchmark: ModuleType, source: Source, items: Sequence[Item], scores: Scores) -> dict[str, Any]:
+def assemble(name: str, benchmark: Benchmark, source: Source, items: Sequence[Item], scores: Scores) -> dict[str, Any]:
     """Returns what goes into metrics.json: figures with intervals, and all that is needed to repeat them."""
     unanswered = [item for item in items if item.error]
     notes = list(scores.notes)
@@ -119,8 +142,8 @@ def assemble(name: str, benchmark: ModuleType, source: Source, items: Sequence[I
     estimates = {key: measure.estimate().to_dict() for key, measure in scores.measures.items()}
     return {
         "benchmark": name,
-        "title": benchmark.TITLE,
-        "split": source.split or benchmark.SPLITS[0],
+        "title": benchmark.title,
+        "split": source.split or benchmark.splits[0],
         "summary": {key: estimate["value"] for key, estimate in estimates.items()},
         "estimates": estimates,
         "by_task": {
@@ -160,10 +183,10 @@ def write_predictions(path: Path, items: Sequence[Item], scores: Scores) -> None
         }
         fields |= {"question": item.query.question, "references": list(item.references), "answer": item.answer}
         fields |= {"scores": row} | ({"right": right} if right is not None else {})
-        optional = {"task": item.task, "options": list(item.options), "label": item.label, "error": item.error}
-        optional |= {"likelihoods": item.likelihoods}
+        optional: dict[str, Any] = {"task": item.task, "options": list(item.options), "label": item.label}
+        optional |= {"error": item.error, "likelihoods": item.likelihoods}
         fields |= {key: value for key, value in optional.items() if value not in (None, "", [])}
-        fields |= {key: value for key, value in item.facts.items() if isinstance(value, str | int | float)}
+        fields |= {key: value for key, value in item.metadata.items() if isinstance(value, str | int | float)}
         lines.append(as_json(fields) + "\n")
     atomic_write_text(path, "".join(lines), KEPT)
 

@@ -1,8 +1,7 @@
-"""Reads the official files of benchmarks; what is wrong with one is said in a line."""
+"""Benchmark files: where annotations and images lie, and fields, boxes and ids of their records."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.items import Source
+from gpt4roi.io.coco import InvalidAnnotationError, parse_floats
 
 
 def find_annotations(source: Source, names: Sequence[str]) -> Path:
@@ -33,39 +33,9 @@ def find_images(source: Source, usual: Iterable[Path]) -> Path:
     folders = [source.images] if source.images is not None else list(usual)
     found = next((folder for folder in folders if folder.is_dir()), None)
     if found is None:
-        looked = ", ".join(str(folder) for folder in folders)
-        raise InputError(f"no folder of images: looked for {looked}; give --images DIR")
+        searched = ", ".join(str(folder) for folder in folders)
+        raise InputError(f"no folder of images: looked for {searched}; give --images DIR")
     return found
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file. Raises InputError naming file and place where it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no JSON: {error}") from None
-
-
-def read_json_lines(path: Path) -> list[Any]:
-    """Reads a file of one JSON value a line. Raises InputError naming file and line."""
-    values = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    values.append(_parse(line, f"{path}#{number}"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    return values
-
-
-def _parse(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: no JSON: {error}") from None
 
 
 def fields(record: Any, names: Sequence[str], where: str) -> list[Any]:
@@ -81,10 +51,10 @@ def fields(record: Any, names: Sequence[str], where: str) -> list[Any]:
 def box_of_xywh(box: Any, where: str) -> np.ndarray:
     """Returns float64[4] xyxy in pixels of a COCO box. Raises InputError where it is none or has no area."""
     try:
-        x, y, width, height = (float(value) for value in box)
-    except (TypeError, ValueError):
+        x, y, width, height = parse_floats(box, 4)
+    except InvalidAnnotationError:
         raise InputError(f"{where}: expected a box [x, y, width, height], got {box!r:.60}") from None
-    if not (np.isfinite([x, y, width, height]).all() and width > 0 and height > 0):
+    if not (width > 0 and height > 0):
         raise InputError(f"{where}: the box [{x:g}, {y:g}, {width:g}, {height:g}] has no area")
     return np.asarray([x, y, x + width, y + height])
 

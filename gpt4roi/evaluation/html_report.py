@@ -7,13 +7,12 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from gpt4roi.evaluation.compare import OtherRun
-from gpt4roi.evaluation.items import Item, Scores
+from gpt4roi.evaluation.items import Benchmark, Item, Scores
 from gpt4roi.evaluation.metrics import words
 from gpt4roi.evaluation.predictions import KEPT
 from gpt4roi.report.report import Answer, Bin, Estimate, GalleryItem, Report
@@ -30,7 +29,7 @@ INTERVALS = "In percent, CIDEr × 100; marks and ranges enclose 95 % of resampli
 
 def write_page(
     path: Path,
-    benchmark: ModuleType,
+    benchmark: Benchmark,
     metrics: dict[str, Any],
     items: Sequence[Item],
     scores: Scores,
@@ -40,20 +39,17 @@ def write_page(
 
     Raises InputError where it cannot be written.
     """
-    page = Report(metrics.get("title", benchmark.TITLE), getattr(benchmark, "LEAD", ""))
-    page.facts(benchmark.key_figures(metrics) if hasattr(benchmark, "key_figures") else _key_figures(metrics))
+    page = Report(metrics.get("title", benchmark.title), benchmark.lead)
+    page.facts((benchmark.key_figures or _key_figures)(metrics))
     for note in [*metrics.get("data_notes", []), *metrics["notes"]]:
         page.text(note)
     if metrics.get("phases"):
         _phases(page, metrics["phases"] | {"this evaluation": metrics["seconds"] / 60})
-    if hasattr(benchmark, "tables"):
-        benchmark.tables(page, metrics)
-    else:
-        _tables(page, metrics)
+    (benchmark.tables or _tables)(page, metrics)
     if metrics.get("compared"):
         _comparison(page, metrics["compared"])
     page.histograms("Where the answers are good", histograms(items, scores), "n: answers; mean: of right or score.")
-    if hasattr(benchmark, "galleries"):
+    if benchmark.galleries is not None:
         for title, cards, note in benchmark.galleries(items, scores, other):
             page.gallery(title, cards, note)
     else:
@@ -124,7 +120,7 @@ def quality(scores: Scores, row: int) -> float:
 
 def histograms(items: Sequence[Item], scores: Scores) -> list[tuple[str, list[Bin]]]:
     """Returns the bins by box size, number of regions and answer length; controls do not belong there."""
-    rows = [row for row, item in enumerate(items) if not item.facts.get("control")]
+    rows = [row for row, item in enumerate(items) if not item.metadata.get("control")]
     values, items = [quality(scores, row) for row in rows], [items[row] for row in rows]
     several = any(len(item.query.boxes_px) != 1 for item in items)
     of_image: dict[str, int] = {}

@@ -1,8 +1,8 @@
-"""What every benchmark is made of: where its data lie, its questions, and what their answers were worth."""
+"""Benchmark, Source, Item, Scores: what a benchmark is, where its data lie, its questions and their scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,20 +10,25 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpt4roi.evaluation.metrics import Measure
+from gpt4roi.evaluation.predictions import CHUNK_IMAGES
 from gpt4roi.evaluation.predictor import Query
+from gpt4roi.report.report import GalleryItem, Report
 
 Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a benchmark's data lie and which part of them is asked about.
+    """Where a benchmark's data lie and which part of them is used.
 
-    data: the annotation file, or a folder that has it under its usual name. images: the images' folder, by default
-    the usual one beside the annotations. split: by default the one that papers report. limit: only so many images.
-    shuffle: a seed; the limited images are then drawn at random instead of being the first.
-    question: asked instead of the benchmark's own, where it asks one and the same about every region.
-    sentence_model: folder of all-MiniLM-L6-v2, by default that of the installed package.
+    Attributes:
+        data: The annotation file, or a folder that has it under its usual name.
+        images: The images' folder, by default the usual one beside the annotations.
+        split: By default the one that papers report.
+        limit: Only so many images.
+        shuffle: A seed; the limited images are then drawn at random instead of being the first.
+        question: Replaces the benchmark's own, where it asks the same about every region.
+        sentence_model: Folder of all-MiniLM-L6-v2, by default that of the installed package.
     """
 
     data: Path
@@ -35,23 +40,31 @@ class Source:
     sentence_model: Path | None = None
 
     def choose(self, records: Sequence[Record]) -> list[Record]:
-        """Returns as many of the images as are wanted, in the order of the file."""
+        """Returns as many of the images as are asked for, in the order of the file."""
         if self.limit is None or self.limit >= len(records):
             return list(records)
         if self.shuffle is None:
             return list(records[: self.limit])
         drawn = np.random.default_rng(self.shuffle).permutation(len(records))[: self.limit]
-        return [records[place] for place in sorted(drawn.tolist())]
+        return [records[index] for index in sorted(drawn.tolist())]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question with what is right, and later with what was answered.
+    """One question with its references, and later with its prediction.
 
-    references: what is right, one or several texts; of a multiple-choice question the right option.
-    options: what the choices stand for; label: the index of the right one. task: kind of question, for the tables.
-    shown: index of the box that the question is about, for the report; None where it is about several.
-    likelihoods: of each choice, where the predictor gives them. error: why nothing was answered.
+    Attributes:
+        id: Unique in the benchmark.
+        query: The question, as a model gets it.
+        references: The right answers; of a multiple-choice question the right option.
+        task: Kind of question, for the tables.
+        options: What the choices stand for.
+        label: Index of the right option.
+        shown: Index of the box that the question is about, for the report; None where it is about several.
+        metadata: For the benchmark itself; texts and numbers are written to predictions.jsonl.
+        answer: The prediction.
+        likelihoods: Of each choice, where the predictor gives them.
+        error: Why there is no answer.
     """
 
     id: str
@@ -61,7 +74,7 @@ class Item:
     options: tuple[str, ...] = ()
     label: int | None = None
     shown: int | None = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     answer: str = ""
     likelihoods: tuple[float, ...] | None = None
     error: str = ""
@@ -76,9 +89,14 @@ class Item:
 class Scores:
     """What a benchmark measured.
 
-    measures: by name, the headline first. per_item: for each item its scores by name. right: for each item, None where
-    nothing is right or wrong. by_task: the same for parts of the items. notes: what a reader of the numbers must know.
-    details: what else belongs into metrics.json. main: names of the measures shown as key figures.
+    Attributes:
+        measures: By name, the headline first.
+        per_item: For each item its scores by name.
+        right: For each item; None where nothing is right or wrong.
+        by_task: Measures of the items of each task.
+        notes: What a reader of the figures must know.
+        details: What else belongs into metrics.json.
+        main: Names of the measures shown as key figures.
     """
 
     measures: dict[str, Measure]
@@ -88,6 +106,35 @@ class Scores:
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     main: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark: a Python file gives it as BENCHMARK.
+
+    Attributes:
+        title: Headline of the report.
+        splits: The first is the default.
+        load: Reads the questions of a source.
+        score: Scores items with their predictions.
+        max_new_tokens: Where answers are cut, unless the user says otherwise.
+        image_batch_size: Images whose questions form a chunk.
+        lead: First sentence of the report.
+        key_figures: From metrics.json to the report's tiles (name, value, small print), instead of the usual ones.
+        tables: Adds tables to the report, instead of the usual ones.
+        galleries: Title, cards and note of each gallery, instead of the usual one.
+    """
+
+    title: str
+    splits: tuple[str, ...]
+    load: Callable[[Source], list[Item]]
+    score: Callable[[Sequence[Item], Source], Scores]
+    max_new_tokens: int = 64
+    image_batch_size: int = CHUNK_IMAGES
+    lead: str = ""
+    key_figures: Callable[[dict[str, Any]], list[tuple[str, str, str]]] | None = None
+    tables: Callable[[Report, dict[str, Any]], None] | None = None
+    galleries: Callable[[Sequence[Item], Scores, Any], list[tuple[str, list[GalleryItem], str]]] | None = None
 
 
 def count_references(items: Sequence[Item]) -> dict[str, float]:

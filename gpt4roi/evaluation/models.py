@@ -1,4 +1,4 @@
-"""Which model answers: one of ours, or a Python file that wraps another."""
+"""WrappedModel: a Python file that wraps another model, as a predictor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From answers to scores, for the three kinds of benchmark: texts, names and multiple choice."""
+"""Scoring: captions, open-vocabulary names and multiple choice, from predictions to Scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt4roi.evaluation.captions import score_captions
 from gpt4roi.evaluation.choices import likeliest, parse_choice
-from gpt4roi.evaluation.items import Item, Scores, count_references
+from gpt4roi.evaluation.items import Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import Measure, exact_match, word_overlap
 from gpt4roi.evaluation.similarity import (
     MISSING,
@@ -24,8 +24,8 @@ LIKELIHOOD, PARSED = "accuracy (likelihood)", "accuracy (parsed)"
 PER_EXPRESSION, ALL_REFERENCES = "one reference per expression", "all references of a box"
 
 
-def score_texts(items: Sequence[Item], both_protocols: bool = False) -> Scores:
-    """Scores captions against references, and their words without any tool.
+def score_texts(items: Sequence[Item], source: Source | None = None, both_protocols: bool = False) -> Scores:
+    """Scores captions against references, and their words without any tool; source is not used.
 
     both_protocols: also with every reference as an item of its own, `CIDEr (one reference per expression)`; the same
     answer then counts once for each. Otherwise, and beside it, an item has all its references.
@@ -37,7 +37,7 @@ def score_texts(items: Sequence[Item], both_protocols: bool = False) -> Scores:
     own = {"word overlap": Measure.mean(overlap, groups), "exact match": Measure.mean(exact, groups)}
     measures = _in_order(found.measures) | own
     protocols = {ALL_REFERENCES: count_references(items)} if both_protocols else {}
-    main = CAPTION_MEASURES
+    main: tuple[str, ...] = CAPTION_MEASURES
     if both_protocols:
         alone = [(item, (truth,)) for item in items for truth in item.references]
         apart = score_captions(
@@ -61,19 +61,20 @@ def _in_order(measures: dict[str, Measure]) -> dict[str, Measure]:
     return {name: measures[name] for name in dict.fromkeys(names) if name in measures}
 
 
-def score_names(items: Sequence[Item], sentence_model: object = None) -> Scores:
+def score_names(items: Sequence[Item], source: Source | None = None) -> Scores:
     """Scores names of things by sentence similarity (SS) and shared words (S-IoU), means over items."""
     groups = [item.group for item in items]
-    said = [clean_name(item.answer) for item in items]
-    asked = [clean_category(item.references[0]) for item in items]
-    shared = [semantic_iou(*pair) for pair in zip(said, asked, strict=True)]
-    exact = [exact_match(*pair) for pair in zip(said, asked, strict=True)]
-    measures, notes, columns = {}, [], {"S-IoU": shared}
-    folder = find_sentence_model(sentence_model)
+    answers = [clean_name(item.answer) for item in items]
+    truths = [clean_category(item.references[0]) for item in items]
+    shared = [semantic_iou(*pair) for pair in zip(answers, truths, strict=True)]
+    exact = [exact_match(*pair) for pair in zip(answers, truths, strict=True)]
+    measures, notes = {}, []
+    columns: dict[str, Sequence[float]] = {"S-IoU": shared}
+    folder = find_sentence_model(None if source is None else source.sentence_model)
     if folder is None:
         notes.append(MISSING)
     else:
-        alike = SentenceModel(folder).similarity(said, asked)
+        alike = SentenceModel(folder).similarity(answers, truths)
         measures["SS"] = Measure.mean(alike, groups)
         columns = {"SS": alike, "S-IoU": shared}
     measures |= {"S-IoU": Measure.mean(shared, groups), "exact match": Measure.mean(exact, groups)}
@@ -98,8 +99,8 @@ def choose(items: Sequence[Item], parse: Parse = parse_options) -> dict[str, lis
     return ways
 
 
-def score_choices(items: Sequence[Item], parse: Parse = parse_options) -> Scores:
-    """Scores multiple choice by likelihood, where there are likelihoods, and by parsing the answer."""
+def score_choices(items: Sequence[Item], source: Source | None = None, parse: Parse = parse_options) -> Scores:
+    """Scores multiple choice by likelihood, where there are likelihoods, and by parsing answers; source is not used."""
     groups = [item.group for item in items]
     ways = choose(items, parse)
     measures = {name: Measure.mean(right, groups) for name, right in ways.items()}

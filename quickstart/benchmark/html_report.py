@@ -127,8 +127,8 @@ def _unseen_rows(metrics: dict) -> list[list]:
 def _gallery(items: Sequence[Item], split: str, other: OtherRun | None) -> list[GalleryItem]:
     scenes: dict[str, list[Item]] = {}
     for item in items:
-        if item.facts["split"] == split and not item.facts["control"]:
-            scenes.setdefault(item.facts["scene"], []).append(item)
+        if item.metadata["split"] == split and not item.metadata["control"]:
+            scenes.setdefault(item.metadata["scene"], []).append(item)
     return [
         GalleryItem(
             of_scene[0].query.image, of_scene[0].query.boxes_px, scene, [_answer(item, other) for item in of_scene]

@@ -20,29 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source
 from quickstart.benchmark import items as stamps
 from quickstart.benchmark.html_report import LEAD, galleries, key_figures, tables
 from quickstart.benchmark.scores import figures, measures_of
-
-__all__ = [
-    "IMAGE_BATCH_SIZE",
-    "LEAD",
-    "MAX_NEW_TOKENS",
-    "SPLITS",
-    "TITLE",
-    "galleries",
-    "key_figures",
-    "load",
-    "score",
-    "tables",
-]
-
-TITLE = "Regions on held-out scenes"
-SPLITS = ("test and test_unseen",)
-MAX_NEW_TOKENS = 24
-IMAGE_BATCH_SIZE = 1024
-"""Scenes are small: all are looked at together, and the mean region of `blank` is the mean over all of them."""
 
 
 def load(source: Source) -> list[Item]:
@@ -51,15 +32,20 @@ def load(source: Source) -> list[Item]:
 
 
 def _as_item(stamp: stamps.Item) -> Item:
-    facts: dict[str, Any] = {"split": stamp.split, "scene": stamp.scene, "control": stamp.control, "truth": stamp.truth}
-    facts |= {"stamp": stamp} | ({"given": stamp.given} if stamp.given is not None else {})
+    metadata: dict[str, Any] = {
+        "split": stamp.split,
+        "scene": stamp.scene,
+        "control": stamp.control,
+        "truth": stamp.truth,
+    }
+    metadata |= {"stamp": stamp} | ({"given": stamp.given} if stamp.given is not None else {})
     shown = stamp.regions[0] if stamp.task == "caption" else None
-    return Item(stamp.id, stamp.query, (stamp.truth,), stamp.task, shown=shown, facts=facts)
+    return Item(stamp.id, stamp.query, (stamp.truth,), stamp.task, shown=shown, metadata=metadata)
 
 
 def score(items: Sequence[Item], source: Source) -> Scores:
     """Scores captions, relations, controls and things never shown."""
-    answered = [replace(item.facts["stamp"], answer=item.answer) for item in items]
+    answered = [replace(item.metadata["stamp"], answer=item.answer) for item in items]
     found, notes = measures_of(answered)
     right = [stamp.right for stamp in answered]
     per_item = [{"exact": float(one)} for one in right]
@@ -74,3 +60,18 @@ def _of_data(data_dir: Path) -> dict:
         return {}
     manifest = json.loads(path.read_text(encoding="utf-8"))
     return {"data_notes": manifest.get("notes", []), "data_arguments": manifest.get("arguments", {})}
+
+
+BENCHMARK = Benchmark(
+    "Regions on held-out scenes",
+    ("test and test_unseen",),
+    load,
+    score,
+    max_new_tokens=24,
+    # Scenes are small: all are encoded together, and the mean region of `blank` is the mean over all of them.
+    image_batch_size=1024,
+    lead=LEAD,
+    key_figures=key_figures,
+    tables=tables,
+    galleries=galleries,
+)

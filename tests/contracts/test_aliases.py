@@ -86,11 +86,34 @@ def old_names_of_the_page_api(tmp_path) -> None:
     assert Api.conversation_picture  # tests/demo/test_interface.py calls both through gradio_client
 
 
+def old_options_of_evaluate(tmp_path) -> None:
+    from gpt4roi.distributed import DistributedContext
+    from gpt4roi.evaluation.evaluate import evaluate
+    from gpt4roi.evaluation.items import Source
+
+    benchmark = tmp_path / "benchmark.py"
+    benchmark.write_text(
+        "import numpy, pathlib\n"
+        "from gpt4roi.evaluation.items import Benchmark, Item\n"
+        "from gpt4roi.evaluation.predictor import Query\n"
+        "from gpt4roi.evaluation.scoring import score_choices\n"
+        "query = Query(pathlib.Path(__file__), 'What?', numpy.zeros((0, 4)), choices=('a', 'b'), id='1')\n"
+        "item = Item('1', query, ('a',), options=('a', 'b'), label=0)\n"
+        "BENCHMARK = Benchmark('One', ('test',), lambda source: [item], score_choices)\n"
+    )
+    world, source = DistributedContext(), Source(tmp_path)
+    metrics = evaluate(
+        str(benchmark), lambda queries: ["a"], source, tmp_path / "out", facts={"model": "A"}, world=world
+    )
+    assert metrics is not None and metrics["model"] == "A" and metrics["summary"]["accuracy (parsed)"] == 1.0
+
+
 TRIALS: dict[str, Callable[[Any], None]] = {
     "picture_pipeline": old_key_of_the_pipeline,
     "bilinear": old_names_of_the_pipelines,
     "/set_picture": old_names_of_the_page_api,
     "pairs_per_visit": old_key_of_the_pairs,
+    "facts": old_options_of_evaluate,
 }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from official import CAPTIONS, QUESTIONS, WRITERS
+from official import CAPTIONS, QUESTIONS, WRITERS, write_image
 
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
@@ -213,7 +215,7 @@ def test_denials_do_not_count_as_names(tmp_path):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("vg", lambda path: path.write_text("{"), "no JSON"),
+        ("vg", lambda path: path.write_text("{"), "not valid JSON"),
         ("vg", lambda path: path.write_text('{"images": []}'), "no 'annotations'"),
         ("vg", lambda path: path.write_text('{"images": [], "annotations": [{"image_id": 3}]}'), "no 'bbox'"),
         ("vcr", lambda path: path.write_text('{"annot_id": 1}\n'), r"val\.jsonl#1: no 'img_fn'"),
@@ -253,3 +255,42 @@ def test_what_was_not_answered_is_wrong_and_does_not_cost_the_others_their_likel
     expected = sum(item.label == 0 for item in items[1:]) / len(items)
     assert measures["accuracy (likelihood)"].value == pytest.approx(expected)
     assert measures["accuracy (parsed)"].value == pytest.approx(expected)
+
+
+def benchmark_of_the_documentation() -> str:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    return next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "BENCHMARK" in code)
+
+
+def test_a_benchmark_from_a_file_runs_as_the_documentation_shows_it(tmp_path):
+    (tmp_path / "animals.py").write_text(benchmark_of_the_documentation(), encoding="utf-8")
+    boxes = [{"image": f"{n}.png", "box": [2, 3, 40, 50], "name": name} for n, name in enumerate(["cat", "cow"])]
+    (tmp_path / "boxes.jsonl").write_text("\n".join(map(json.dumps, boxes)))
+    for number in range(2):
+        write_image(tmp_path / f"{number}.png", number)
+    (tmp_path / "model.py").write_text("def answer(queries):\n    return ['Cat.'] * len(queries)\n")
+    words = ["--benchmark", "animals.py", "--model", "model.py", "--data", "boxes.jsonl", "--out", "out"]
+    words = [str(tmp_path / word) if not word.startswith("--") else word for word in words]
+
+    assert main(["evaluate", *words]) == 0
+
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["benchmark"], metrics["title"], metrics["split"]) == ("animals", "Animals", "test")
+    assert metrics["summary"]["exact match"] == 0.5 and metrics["items"] == 2
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "<h1>Animals" in report and "What animal is" in report
+    assert main(["evaluate", *words, "--compare", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (("BENCHMARK =", "RESULT ="), "defines no BENCHMARK = gpt4roi.evaluation.items.Benchmark"),
+        (("max_new_tokens=8", "tabels=print"), "unexpected keyword argument 'tabels'"),
+    ],
+)
+def test_a_benchmark_file_with_a_wrong_name_in_it_is_refused(change, error, tmp_path):
+    (tmp_path / "mine.py").write_text(benchmark_of_the_documentation().replace(*change), encoding="utf-8")
+
+    with pytest.raises((InputError, TypeError), match=error):
+        open_benchmark(str(tmp_path / "mine.py"))

@@ -55,10 +55,9 @@ def runs(telling, tmp_path_factory):
 
     out, items = tmp_path_factory.mktemp("runs"), open_benchmark("v7w-telling").load(Source(telling))
     source = Source(telling)
-    evaluate("v7w-telling", right_of(0.6, items), source, out / "a", {"model": "A"}, {"model": "A"})
-    return out, evaluate(
-        "v7w-telling", right_of(0.75, items), source, out / "b", {"model": "B"}, {"model": "B"}, compare=out / "a"
-    )
+    evaluate("v7w-telling", right_of(0.6, items), source, out / "a", metadata={"model": "A"}, settings={"model": "A"})
+    settings = {"metadata": {"model": "B"}, "settings": {"model": "B"}, "compare": out / "a"}
+    return out, evaluate("v7w-telling", right_of(0.75, items), source, out / "b", **settings)
 
 
 def test_a_paired_difference_is_the_difference_with_an_interval_that_pairing_narrows(runs):
@@ -210,7 +209,7 @@ def test_data_that_cannot_be_read_are_told_before_the_model_is_opened(tmp_path, 
     words = ["--benchmark", "vg", "--data", str(tmp_path / "data.json"), "--out", str(tmp_path / "out")]
 
     assert main(["evaluate", *words, "--model", str(model)]) == 2
-    assert "data.json: no JSON" in capsys.readouterr().err
+    assert "data.json: not valid JSON" in capsys.readouterr().err
 
 
 def test_images_that_are_not_there_are_said_before_anything_is_asked(telling, tmp_path, capsys):

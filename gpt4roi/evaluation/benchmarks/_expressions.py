@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images, read_json
-from gpt4roi.evaluation.items import Item, Source
+from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images
+from gpt4roi.evaluation.items import Benchmark, Item, Source
 from gpt4roi.evaluation.predictor import Query
+from gpt4roi.evaluation.scoring import score_texts
+from gpt4roi.io.images_on_disk import find_image
+from gpt4roi.io.json_files import read_json
 
 COCO_FOLDERS = ("coco_all", "coco_imgs", "coco/train2014", "coco/train2017", "train2014", "images")
 
 
-def load_expressions(source: Source, name: str, splits: Sequence[str], question: str) -> list[Item]:
-    """Reads finetune_NAME_SPLIT.json; one item for each box, its references all captions of the box in file order."""
-    split = source.split or splits[0]
-    file_name = f"finetune_{name}_{split}.json"
-    path = find_annotations(source, (file_name, f"mdetr_annotations/{file_name}"))
-    return read_boxes(source, path, COCO_FOLDERS, question, lambda image, _: str(image["caption"]))
+SHORT_QUESTION = "In a few words, how would you refer to <region1>?"
+both_protocols = partial(score_texts, both_protocols=True)
+
+
+def expressions(title: str, name: str, splits: tuple[str, ...], question: str) -> Benchmark:
+    """Returns the benchmark of finetune_NAME_SPLIT.json."""
+
+    def load(source: Source) -> list[Item]:
+        """Returns one item for each box, its references all captions of the box in file order."""
+        file_name = f"finetune_{name}_{source.split or splits[0]}.json"
+        path = find_annotations(source, (file_name, f"mdetr_annotations/{file_name}"))
+        return read_boxes(
+            source, path, COCO_FOLDERS, source.question or question, lambda image, _: str(image["caption"])
+        )
+
+    return Benchmark(title, splits, load, both_protocols)
 
 
 def read_boxes(
@@ -40,7 +54,7 @@ def read_boxes(
         where = f"{path}, annotations#{row}"
         image_id, corners = fields(annotation, ("image_id", "bbox"), where)
         if image_id not in images:
-            raise found_nothing(where, image_id)
+            raise unknown_image(where, image_id)
         file_name, _ = fields(images[image_id], ("file_name", "caption"), f"{path}, image {image_id}")
         text = text_of(images[image_id], annotation)
         if not text or not text.strip():
@@ -50,17 +64,11 @@ def read_boxes(
         if name in of_image:
             of_image[name] = replace(of_image[name], references=(*of_image[name].references, text.strip()))
         else:
-            query = Query(image_path(folder, file_name), question, box_of_xywh(corners, where)[None], id=name)
+            query = Query(find_image(folder, file_name), question, box_of_xywh(corners, where)[None], id=name)
             of_image[name] = Item(name, query, (text.strip(),))
     return [item for of_image in source.choose(list(found.values())) for item in of_image.values()]
 
 
-def image_path(folder: Path, file_name: str) -> Path:
-    """Returns where an image lies: under its own name, or flat under what follows its last `_`, as in COCO 2017."""
-    whole, flat = folder / file_name, folder / Path(file_name).name.split("_")[-1]
-    return flat if not whole.exists() and flat.exists() else whole
-
-
-def found_nothing(where: str, image_id: object) -> InputError:
+def unknown_image(where: str, image_id: object) -> InputError:
     """Returns the error for an annotation whose image is not in the file."""
     return InputError(f"{where}: image_id {image_id!r} is not among the file's images")

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt4roi.evaluation.files import fields, find_annotations, find_images, read_json
+from gpt4roi.evaluation.files import fields, find_annotations, find_images
 from gpt4roi.evaluation.items import Source
+from gpt4roi.io.json_files import read_json
 
 FOLDERS = ("visual7w_images", "images")
 _SEED = 0

@@ -12,20 +12,9 @@ Pitfalls  the names are in the prompt, so this is a closed set; numbers without 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from gpt4roi.constants import REGION_TOKEN
-from gpt4roi.evaluation.benchmarks._categories import COCO_FILES, load_classes, score_classes
-from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.benchmarks._categories import COCO_FILES, classification
 from gpt4roi.processing.prompts import DETECTION_INSTRUCTION
-
-TITLE = "COCO classification from boxes"
-SPLITS = ("val2017",)
-
-
-def load(source: Source) -> list[Item]:
-    """Returns one item for each box."""
-    return load_classes(source, COCO_FILES, _question)
 
 
 def _question(named: dict[int, tuple[str, ...]]) -> str:
@@ -33,6 +22,4 @@ def _question(named: dict[int, tuple[str, ...]]) -> str:
     return DETECTION_INSTRUCTION.format(names=listed) + REGION_TOKEN
 
 
-def score(items: Sequence[Item], source: Source) -> Scores:
-    """Scores top-1."""
-    return score_classes(items, source)
+BENCHMARK = classification("COCO classification from boxes", "val2017", COCO_FILES, _question)

@@ -12,15 +12,11 @@ Pitfalls  a sentence of an image is an entry of its own, so an image occurs up t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.benchmarks._expressions import read_boxes
+from gpt4roi.evaluation.benchmarks._expressions import both_protocols, read_boxes
 from gpt4roi.evaluation.files import find_annotations
-from gpt4roi.evaluation.items import Item, Scores, Source
-from gpt4roi.evaluation.scoring import score_texts
+from gpt4roi.evaluation.items import Benchmark, Item, Source
 
-TITLE = "Flickr30k Entities"
 SPLITS = ("test", "val")
 QUESTION = "Please give a short phrase for <region1>."
 FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
@@ -46,6 +42,4 @@ def _phrase(image: dict, annotation: dict) -> str | None:
         ) from None
 
 
-def score(items: Sequence[Item], source: Source) -> Scores:
-    """Scores both protocols."""
-    return score_texts(items, both_protocols=True)
+BENCHMARK = Benchmark("Flickr30k Entities", SPLITS, load, both_protocols)

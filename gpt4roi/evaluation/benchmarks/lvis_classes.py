@@ -12,21 +12,7 @@ Pitfalls  what stands in brackets in a name (`bus_(vehicle)`) is left out, so a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from gpt4roi.evaluation.benchmarks._categories import LVIS_FILES, load_classes, score_classes
+from gpt4roi.evaluation.benchmarks._categories import LVIS_FILES, classification
 from gpt4roi.evaluation.benchmarks._names import QUESTION
-from gpt4roi.evaluation.items import Item, Scores, Source
 
-TITLE = "LVIS classification from boxes"
-SPLITS = ("val",)
-
-
-def load(source: Source) -> list[Item]:
-    """Returns one item for each box."""
-    return load_classes(source, LVIS_FILES, lambda named: QUESTION)
-
-
-def score(items: Sequence[Item], source: Source) -> Scores:
-    """Scores top-1."""
-    return score_classes(items, source)
+BENCHMARK = classification("LVIS classification from boxes", "val", LVIS_FILES, lambda named: QUESTION)

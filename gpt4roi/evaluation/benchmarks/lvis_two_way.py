@@ -13,21 +13,6 @@ Pitfalls  Ferret's rule lets an answer that repeats both names pass; likelihood 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from gpt4roi.evaluation.benchmarks._categories import LVIS_FILES, two_way
 
-from gpt4roi.evaluation.benchmarks._categories import LVIS_FILES, load_two_way, names_right
-from gpt4roi.evaluation.items import Item, Scores, Source
-from gpt4roi.evaluation.scoring import score_choices
-
-TITLE = "LVIS two-way question"
-SPLITS = ("val",)
-
-
-def load(source: Source) -> list[Item]:
-    """Returns one item for each box."""
-    return load_two_way(source, LVIS_FILES)
-
-
-def score(items: Sequence[Item], source: Source) -> Scores:
-    """Scores the choices."""
-    return score_choices(items, names_right)
+BENCHMARK = two_way("LVIS two-way question", LVIS_FILES)

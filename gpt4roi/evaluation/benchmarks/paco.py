@@ -12,21 +12,6 @@ Pitfalls  the reference run draws answers at temperature 0.2 without a seed, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from gpt4roi.evaluation.benchmarks._names import object_names
 
-from gpt4roi.evaluation.benchmarks._names import load_objects
-from gpt4roi.evaluation.items import Item, Scores, Source
-from gpt4roi.evaluation.scoring import score_names
-
-TITLE = "PACO open-vocabulary names"
-SPLITS = ("val_1k",)
-
-
-def load(source: Source) -> list[Item]:
-    """Returns one item for each object."""
-    return load_objects(source, "paco_val_1k_category.json")
-
-
-def score(items: Sequence[Item], source: Source) -> Scores:
-    """Scores similarity and shared words."""
-    return score_names(items, source.sentence_model)
+BENCHMARK = object_names("PACO open-vocabulary names", "paco_val_1k_category.json")

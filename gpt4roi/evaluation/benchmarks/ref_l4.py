@@ -13,17 +13,17 @@ Pitfalls  texts are long (24 words on average): short answers lose on CIDEr's le
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from gpt4roi.errors import InputError
+from gpt4roi.evaluation.benchmarks._expressions import both_protocols
 from gpt4roi.evaluation.files import box_of_xywh, fields, find_annotations, find_images
-from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.items import Benchmark, Item, Source
 from gpt4roi.evaluation.predictor import Query
-from gpt4roi.evaluation.scoring import score_texts
+from gpt4roi.io.images_on_disk import find_image
 
-TITLE = "Ref-L4 descriptions"
 SPLITS = ("test", "val", "all")
 QUESTION = "Describe <region1> in detail, so that it cannot be taken for anything else."
 
@@ -42,7 +42,7 @@ def load(source: Source) -> list[Item]:
             if name in found:
                 found[name] = replace(found[name], references=(*found[name].references, str(caption)))
             else:
-                image = folder / file_name if (folder / file_name).exists() else folder / Path(file_name).name
+                image = find_image(folder, file_name)
                 query = Query(image, source.question or QUESTION, box_of_xywh(corners, where)[None], id=name)
                 found[name] = Item(name, query, (str(caption),))
     return [item for found in source.choose(list(of_image.values())) for item in found.values()]
@@ -65,6 +65,4 @@ def _rows(path: Path) -> Iterator[tuple[str, dict]]:
     yield from ((f"{path}#{row}", record) for row, record in enumerate(records))
 
 
-def score(items: Sequence[Item], source: Source) -> Scores:
-    """Scores both protocols."""
-    return score_texts(items, both_protocols=True)
+BENCHMARK = Benchmark("Ref-L4 descriptions", SPLITS, load, both_protocols)

@@ -11,22 +11,6 @@ Pitfalls  expressions are two or three words ("left man"): a full sentence score
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from gpt4roi.evaluation.benchmarks._expressions import SHORT_QUESTION, expressions
 
-from gpt4roi.evaluation.benchmarks._expressions import load_expressions
-from gpt4roi.evaluation.items import Item, Scores, Source
-from gpt4roi.evaluation.scoring import score_texts
-
-TITLE = "RefCOCO+ captions"
-SPLITS = ("testA", "testB", "val")
-QUESTION = "In a few words, how would you refer to <region1>?"
-
-
-def load(source: Source) -> list[Item]:
-    """Returns one item for each box."""
-    return load_expressions(source, "refcoco+", SPLITS, source.question or QUESTION)
-
-
-def score(items: Sequence[Item], source: Source) -> Scores:
-    """Scores both protocols."""
-    return score_texts(items, both_protocols=True)
+BENCHMARK = expressions("RefCOCO+ captions", "refcoco+", ("testA", "testB", "val"), SHORT_QUESTION)

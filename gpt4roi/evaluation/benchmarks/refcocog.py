@@ -12,22 +12,8 @@ Pitfalls  papers differ by about 5 points of METEOR at equal CIDEr, probably bec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from gpt4roi.evaluation.benchmarks._expressions import expressions
 
-from gpt4roi.evaluation.benchmarks._expressions import load_expressions
-from gpt4roi.evaluation.items import Item, Scores, Source
-from gpt4roi.evaluation.scoring import score_texts
-
-TITLE = "RefCOCOg captions"
-SPLITS = ("val", "test")
 QUESTION = "Can you provide me with a detailed description of the region in the image marked by <region1>?"
 
-
-def load(source: Source) -> list[Item]:
-    """Returns one item for each box."""
-    return load_expressions(source, "refcocog", SPLITS, source.question or QUESTION)
-
-
-def score(items: Sequence[Item], source: Source) -> Scores:
-    """Scores both protocols."""
-    return score_texts(items, both_protocols=True)
+BENCHMARK = expressions("RefCOCOg captions", "refcocog", ("val", "test"), QUESTION)

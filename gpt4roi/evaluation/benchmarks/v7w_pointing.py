@@ -11,19 +11,16 @@ Pitfalls  others draw the boxes into the image instead, or give them as numbers:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.benchmarks._visual7w import mix, read_questions
 from gpt4roi.evaluation.choices import letters, write_options
 from gpt4roi.evaluation.files import by_id, fields
-from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.items import Benchmark, Item, Source
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_choices
 
-TITLE = "Visual7W pointing"
 SPLITS = ("test", "val", "train")
 FILES = ("dataset_v7w_pointing.json", "visual7w-pointing/dataset.json")
 PROMPT = "{question}\n{options}\nAnswer with the letter of the right option."
@@ -54,6 +51,4 @@ def _corners(box: dict) -> list[float]:
     return [x, y, x + width, y + height]
 
 
-def score(items: Sequence[Item], source: Source) -> Scores:
-    """Scores the choices."""
-    return score_choices(items)
+BENCHMARK = Benchmark("Visual7W pointing", SPLITS, load, score_choices)

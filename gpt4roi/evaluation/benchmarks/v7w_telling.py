@@ -19,12 +19,12 @@ import numpy as np
 
 from gpt4roi.evaluation.benchmarks._visual7w import mix, read_questions
 from gpt4roi.evaluation.choices import letters, write_options
-from gpt4roi.evaluation.files import fields, read_json
-from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.files import fields
+from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_choices
+from gpt4roi.io.json_files import read_json
 
-TITLE = "Visual7W telling"
 SPLITS = ("test", "val", "train")
 FILES = ("dataset_v7w_telling.json", "visual7w-telling/dataset.json")
 GROUNDING = ("v7w_telling_answers.json", "dataset_v7w_grounding_annotations/v7w_telling_answers.json")
@@ -50,8 +50,10 @@ def load(source: Source) -> list[Item]:
         regions = f"The question is about {listed}.\n" if listed else ""
         text = PROMPT.format(regions=regions, question=pair["question"], options=write_options(options))
         query = Query(image, text, corners, choices=letters(len(options)), id=str(pair["qa_id"]))
-        facts = {"grounded": grounding is not None}
-        items.append(Item(query.id, query, (options[label],), pair.get("type", ""), tuple(options), label, None, facts))
+        metadata = {"grounded": grounding is not None}
+        items.append(
+            Item(query.id, query, (options[label],), pair.get("type", ""), tuple(options), label, None, metadata)
+        )
     return items
 
 
@@ -59,6 +61,9 @@ def score(items: Sequence[Item], source: Source) -> Scores:
     """Scores the choices, and by kind of question."""
     scores = score_choices(items)
     scores.details["with_boxes"] = sum(len(item.query.boxes_px) > 0 for item in items)
-    if items and not items[0].facts["grounded"]:
+    if items and not items[0].metadata["grounded"]:
         scores.notes.append(_NO_BOXES)
     return scores
+
+
+BENCHMARK = Benchmark("Visual7W telling", SPLITS, load, score)

@@ -23,13 +23,13 @@ import numpy as np
 
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.choices import letters, write_options
-from gpt4roi.evaluation.files import fields, find_annotations, find_images, read_json, read_json_lines
-from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.files import fields, find_annotations, find_images
+from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source
 from gpt4roi.evaluation.metrics import Measure
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import choose, score_choices
+from gpt4roi.io.json_files import read_json, read_jsonl
 
-TITLE = "Visual Commonsense Reasoning"
 SPLITS = ("val",)
 ANSWER, RATIONALE, BOTH = "Q→A", "QA→R", "Q→AR"
 ANSWER_PROMPT = "{regions}Question: {question}\nOptions:\n{options}\nAnswer with the letter of the right option."
@@ -49,7 +49,7 @@ def load(source: Source) -> list[Item]:
     name = f"{source.split or SPLITS[0]}.jsonl"
     path = find_annotations(source, (name, f"vcr/{name}"))
     folder = find_images(source, (path.parent / "vcr1images", path.parent / "images"))
-    records = source.choose([(f"{path}#{row}", one) for row, one in enumerate(read_json_lines(path), start=1)])
+    records = source.choose([(f"{path}#{row}", one) for row, one in enumerate(read_jsonl(path), start=1)])
     return [item for where, record in records for item in _items(record, folder, where)]
 
 
@@ -102,8 +102,8 @@ def score(items: Sequence[Item], source: Source) -> Scores:
     scores = score_choices(items)
     scores.main, measures = (), {}
     for way, right in choose(items).items():
-        found = dict(zip(((item.facts["annot_id"], item.task) for item in items), right, strict=True))
-        group_of = {item.facts["annot_id"]: item.group for item in items}
+        found = dict(zip(((item.metadata["annot_id"], item.task) for item in items), right, strict=True))
+        group_of = {item.metadata["annot_id"]: item.group for item in items}
         columns = {
             ANSWER: [found[name, ANSWER] for name in group_of],
             RATIONALE: [found[name, RATIONALE] for name in group_of],
@@ -117,3 +117,6 @@ def score(items: Sequence[Item], source: Source) -> Scores:
     scores.by_task = {}
     scores.details["chance"] = {ANSWER: 0.25, RATIONALE: 0.25, BOTH: 0.0625}
     return scores
+
+
+BENCHMARK = Benchmark("Visual Commonsense Reasoning", SPLITS, load, score)

@@ -11,16 +11,14 @@ Pitfalls  CIDEr is of the whole set: never average it over shards. `--limit` cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from gpt4roi.evaluation.benchmarks._expressions import found_nothing, image_path
-from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images, read_json
-from gpt4roi.evaluation.items import Item, Scores, Source
+from gpt4roi.evaluation.benchmarks._expressions import unknown_image
+from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images
+from gpt4roi.evaluation.items import Benchmark, Item, Source
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_texts
+from gpt4roi.io.images_on_disk import find_image
+from gpt4roi.io.json_files import read_json
 
-TITLE = "Visual Genome region captions"
-SPLITS = ("test",)
 QUESTION = "Can you give a description of the region mentioned by <region1>"
 
 
@@ -35,14 +33,12 @@ def load(source: Source) -> list[Item]:
         where = f"{path}, annotations#{row}"
         image_id, corners, caption = fields(annotation, ("image_id", "bbox", "caption"), where)
         if image_id not in file_names:
-            raise found_nothing(where, image_id)
+            raise unknown_image(where, image_id)
         name = str(annotation.get("id", row))
-        box, image_file = box_of_xywh(corners, where), image_path(folder, file_names[image_id])
+        box, image_file = box_of_xywh(corners, where), find_image(folder, file_names[image_id])
         query = Query(image_file, source.question or QUESTION, box[None], id=name)
         of_image.setdefault(file_names[image_id], []).append(Item(name, query, (str(caption),)))
     return [item for items in source.choose(list(of_image.values())) for item in items]
 
 
-def score(items: Sequence[Item], source: Source) -> Scores:
-    """Scores captions, one reference each."""
-    return score_texts(items)
+BENCHMARK = Benchmark("Visual Genome region captions", ("test",), load, score_texts)
