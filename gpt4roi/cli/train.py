@@ -20,6 +20,7 @@ ALLOWS_EXTRA_ARGS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that this command itself reads."""
     parser.add_argument("--stage", metavar="N", help="1: trains the region encoder; 2: all but the vision tower")
     parser.add_argument("--output_dir", metavar="DIR", help="the work directory; alone, it resumes its run")
     parser.add_argument(
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Trains, or prints the estimate."""
     from gpt4roi.train import main
     from gpt4roi.train.estimate import estimate_from_flags
     from gpt4roi.train.work_dir import is_on, parse_flags

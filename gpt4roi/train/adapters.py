@@ -18,13 +18,7 @@ from gpt4roi.train.arguments import DTYPES, AdapterArguments
 
 
 def check_adapters(given: AdapterArguments, modules: tuple[str, ...], from_checkpoint: bool) -> None:
-    """Raises InputError for adapters that do not fit the rest of the training.
-
-    Args:
-        given: The adapters.
-        modules: The trainable modules.
-        from_checkpoint: Whether the run starts from a GPT4RoI folder.
-    """
+    """Raises InputError for adapters that do not fit the trainable modules, or what the run starts from."""
     if given.lora_r == 0:
         if given.quantization and "language_model" in modules:
             raise InputError(
@@ -44,11 +38,7 @@ def check_adapters(given: AdapterArguments, modules: tuple[str, ...], from_check
 
 
 def quantization_config(given: AdapterArguments) -> Any:
-    """Returns the bitsandbytes configuration that was asked for, None for none.
-
-    Raises:
-        InputError: bitsandbytes is not installed.
-    """
+    """Returns the bitsandbytes configuration, None for none; raises InputError where it is not installed."""
     if given.quantization is None:
         return None
     try:
@@ -82,8 +72,7 @@ def fully_trained(modules: tuple[str, ...], given: AdapterArguments) -> list[str
 def add_adapters(model: Any, given: AdapterArguments, modules: tuple[str, ...]) -> nn.Module:
     """Returns the peft model whose language model is trained by adapters and whose other `modules` in full.
 
-    Raises:
-        InputError: peft is not installed, or the language model has no such layer.
+    Raises InputError where peft is not installed, or the language model has no such layer.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -97,9 +86,10 @@ def add_adapters(model: Any, given: AdapterArguments, modules: tuple[str, ...]) 
             f"--lora_target_modules: no {', '.join(unknown) or 'layer'} in the language model; it has "
             f"{', '.join(layers)}"
         )
+    alpha: Any = 2 * given.lora_r if given.lora_alpha is None else given.lora_alpha  # peft takes fractions too
     config = LoraConfig(
         r=given.lora_r,
-        lora_alpha=2 * given.lora_r if given.lora_alpha is None else given.lora_alpha,
+        lora_alpha=alpha,
         lora_dropout=given.lora_dropout,
         target_modules=rf"language_model\..*\.({'|'.join(asked)})",
         modules_to_save=[name for name in modules if name != "language_model"] or None,

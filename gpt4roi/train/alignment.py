@@ -54,9 +54,9 @@ class RegionTexts:
         """Makes the targets: means of input embeddings, each token weighted by 1 / sqrt(document frequency).
 
         Args:
-            texts: Texts that name regions; those given twice count once.
+            texts: Those given twice count once.
             tokenizer: Of the language model.
-            embeddings: float[V, D], the language model's input embeddings.
+            embeddings: float[V, D], its input embeddings.
         """
         distinct = sorted(set(texts))
         ids = [tokenizer(" " + text, add_special_tokens=False).input_ids for text in distinct]
@@ -81,16 +81,9 @@ class RegionTexts:
 
 
 def load_region_texts(path: Path, mixture: Mixture, tokenizer: Any, model: Any) -> RegionTexts:
-    """Returns the texts that name regions of a mixture, with the targets that the run began with.
+    """Returns the texts that name regions of a mixture, with the targets that the run began with, from its file.
 
-    Args:
-        path: Where they are stored; written where they are not yet.
-        mixture: The training data.
-        tokenizer: Of the language model.
-        model: Its input embeddings make the targets of a new run.
-
-    Raises:
-        InputError: The data names fewer than two regions.
+    Raises InputError where the data names fewer than two regions.
     """
     if path.is_file():
         return RegionTexts.load(path)
@@ -103,13 +96,10 @@ def load_region_texts(path: Path, mixture: Mixture, tokenizer: Any, model: Any) 
 
 
 class AlignmentLoss(nn.Module):
-    """Contrastive loss of region embeddings against the texts of their regions, and of the boxes read from them.
-
-    Args:
-        targets: float[T, D] of RegionTexts.
-    """
+    """Contrastive loss of region embeddings against the texts of their regions, and of the boxes read from them."""
 
     targets: torch.Tensor
+    """float[T, D] of RegionTexts."""
 
     def __init__(self, targets: torch.Tensor) -> None:
         super().__init__()
@@ -162,15 +152,10 @@ def align_regions(
     learning_rate: float,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """Trains the region encoder alone, and returns the last epoch's mean loss and top-1 retrieval.
+    """Trains the region encoder alone, where it and the loss lie, and returns the last epoch's loss and retrieval.
 
-    Args:
-        model: Its region encoder is trained, where it lies.
-        loss: On the same device.
-        batches: Dicts with `feature_maps`, `boxes` (list of float[N_i, 4] in [0, 1]) and `text_ids` int64[sum N_i].
-        epochs: How often each batch is seen.
-        learning_rate: Peak of a one-cycle schedule.
-        generator: Of the order of the batches.
+    Batches hold `feature_maps`, `boxes` (list of float[N_i, 4] in [0, 1]) and `text_ids` int64[sum N_i]; their order is
+    drawn from the generator, and `learning_rate` is the peak of a one-cycle schedule.
     """
     encoder = model.region_encoder
     device = next(encoder.parameters()).device

@@ -20,47 +20,43 @@ from gpt4roi.errors import InputError
 from gpt4roi.processing.templates import TEMPLATES
 from gpt4roi.train.param_groups import parse_modules, parse_rates
 
+_BOTH_STAGES = {
+    "learning_rate": 2e-5,
+    "lr_scheduler_type": "cosine",
+    "logging_steps": 1,
+    "save_steps": 1000,
+    "save_total_limit": 2,
+}
 STAGE_DEFAULTS: dict[int, dict[str, Any]] = {
-    1: {
+    1: _BOTH_STAGES
+    | {
         "trainable_modules": "region_encoder",
         "global_batch_size": 4,
         "per_device_train_batch_size": 1,
         "num_train_epochs": 2,
-        "learning_rate": 2e-5,
         "weight_decay": 0.01,
         "warmup_steps": 0.003,
-        "lr_scheduler_type": "cosine",
-        "logging_steps": 1,
-        "save_steps": 1000,
-        "save_total_limit": 2,
         "dataset_config": "gpt4roi/configs/stage1.py",
     },
-    2: {
+    2: _BOTH_STAGES
+    | {
         "trainable_modules": "region_encoder,mm_projector,language_model",
         "global_batch_size": 16,
         "per_device_train_batch_size": 2,
         "num_train_epochs": 1,
-        "learning_rate": 2e-5,
         "weight_decay": 0.0,
         "warmup_steps": 3000,
-        "lr_scheduler_type": "cosine",
         "activation_checkpointing": True,
-        "logging_steps": 1,
-        "save_steps": 1000,
-        "save_total_limit": 2,
         "dataset_config": "gpt4roi/configs/stage2.py",
     },
 }
 """The original's hyper-parameters (its two training scripts); warmup_steps below 1 is a fraction of all steps."""
 
-TRAINER_MINIMUMS = {
-    "learning_rate": 0,
-    "weight_decay": 0,
+TRAINER_MINIMUMS = dict.fromkeys(
+    ("learning_rate", "weight_decay", "seed", "data_seed", "dataloader_num_workers"), 0
+) | {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
-    "seed": 0,
-    "data_seed": 0,
-    "dataloader_num_workers": 0,
     "dataloader_prefetch_factor": 1,
 }
 """Lower bounds of the Trainer's own arguments."""
@@ -83,12 +79,7 @@ def _argument(default: Any, help_text: str, *aliases: str) -> Any:
 
 
 def check_limits(arguments: Any, minimums: Mapping[str, float] | None = None) -> None:
-    """Raises InputError for a value outside of the limits in its field's annotation; None is always inside.
-
-    Args:
-        arguments: A dataclass.
-        minimums: Lower bounds of fields that are declared elsewhere.
-    """
+    """Raises InputError for a value outside of its annotation's limits, or of `minimums`; None is always inside."""
     hints = get_type_hints(type(arguments), include_extras=True)
     limits = {name: [*getattr(hint, "__metadata__", ())] for name, hint in hints.items()}
     for name, value in (minimums or {}).items():

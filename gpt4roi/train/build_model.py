@@ -74,11 +74,7 @@ def _not_a_start_of_stage_2(source: Path) -> InputError:
 
 
 def _own_processor(folder: Path, model_args: ModelArguments) -> GPT4RoIProcessor:
-    """Opens a GPT4RoI folder's processor, with the length that is asked for.
-
-    Raises:
-        InputError: Another prompt format is asked for than the one that the model was trained with.
-    """
+    """Opens a GPT4RoI folder's processor, with the length that is asked for; refuses another prompt format."""
     processor = load_processor(str(folder))
     asked = model_args.prompt_format
     if asked not in (None, processor.prompt_format):
@@ -143,11 +139,7 @@ def _check_new_parts(model_args: ModelArguments, region_args: RegionArguments) -
 
 
 def planned_config(given: ModelArguments) -> GPT4RoIConfig:
-    """Returns the configuration that a training's model would have; reads configurations and a tokenizer alone.
-
-    Raises:
-        InputError: A part has no configuration.
-    """
+    """Returns the configuration that a training's model would have; reads configurations and a tokenizer alone."""
     source = Path(given.model_name_or_path)
     if not is_gpt4roi_folder(source):
         return _config_of_parts(given)
@@ -189,12 +181,7 @@ def _config_of_parts(given: ModelArguments) -> GPT4RoIConfig:
 
 
 def meta_model(config: GPT4RoIConfig, attention: str | None = None) -> GPT4RoIForConditionalGeneration:
-    """Builds a model on the meta device, where tensors have shapes and types alone, and take no memory.
-
-    Args:
-        config: Of the model.
-        attention: Of the language model, by default transformers' choice.
-    """
+    """Builds a model on the meta device, where tensors have shapes and types alone, and take no memory."""
     # What only runs on a GPU saves what sdpa saves.
     config.text_config._attn_implementation = "sdpa" if (attention or "").startswith("flash") else attention
     with torch.device("meta"):

@@ -45,12 +45,8 @@ def parse(argv: Sequence[str], planning: bool = False) -> Arguments:
 def parse_arguments(flags: Flags, planning: bool = False) -> Arguments:
     """Returns the checked arguments of a training, over the defaults of its stage.
 
-    Args:
-        flags: The command line.
-        planning: Nothing will be trained, so that flags which this machine cannot carry out are taken.
-
-    Raises:
-        InputError: An argument is unknown or impossible; raised before anything is loaded.
+    With `planning` nothing will be trained, so that flags which this machine cannot carry out are taken. Raises
+    InputError for unknown and impossible arguments, before anything is loaded.
     """
     stage, _ = stage_and_folder(flags)
     if not flags.get("output_dir") and "help" not in flags and "-h" not in to_argv(flags):
@@ -186,11 +182,7 @@ def _defaults_to_bfloat16(flags: Flags) -> bool:
 
 
 def accumulation_steps(flags: Flags, stage: int, processes: int) -> int:
-    """Returns how many batches each process puts into a step, so that a step has its `global_batch_size`.
-
-    Raises:
-        InputError: The numbers do not fit each other.
-    """
+    """Returns how many batches each process puts into a step, so that a step has its `global_batch_size`."""
     numbers = []
     for name in ("global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"):
         word = next(iter(flags.get(name, ())), None)

@@ -44,31 +44,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class ShardingFactors:
-    """Number of GPUs that each part is sharded over, and what else sharding does to it.
-
-    Attributes:
-        weights: GPUs that the weights are sharded over.
-        gradients: As `weights`.
-        optimiser: As `weights`.
-        tower: As `weights`, of the vision tower.
-        copied: Whether gradients are copied to be averaged.
-        bucket: Values of the buffers that they are averaged in otherwise.
-        gathered: Weights of at most so many values are also held unsharded.
-        half: Whether weights and gradients are cast to 16 bits.
-        master: Whether the optimiser has a float32 copy of what is trained.
-        flat: Whether it sees all of that as one tensor.
-    """
+    """Number of GPUs that each part is sharded over, and what else sharding does to it."""
 
     weights: int = 1
     gradients: int = 1
     optimiser: int = 1
-    tower: int = 1
-    copied: bool = False
-    bucket: int = 0
-    gathered: int = 0
-    half: bool = False
-    master: bool = False
-    flat: bool = False
+    tower: int = 1  # weights of the vision tower
+    copied: bool = False  # gradients are copied to be averaged
+    bucket: int = 0  # values of the buffers that they are averaged in otherwise
+    gathered: int = 0  # weights of at most so many values are also held unsharded
+    half: bool = False  # weights and gradients are cast to 16 bits
+    master: bool = False  # the optimiser has a float32 copy of what is trained
+    flat: bool = False  # it sees all of that as one tensor
 
 
 def sharding_factors(args: TrainingArguments, gpus: int, width: int = 0) -> ShardingFactors:
@@ -97,15 +84,7 @@ def sharding_factors(args: TrainingArguments, gpus: int, width: int = 0) -> Shar
 
 @dataclass
 class Estimate:
-    """Bytes on one GPU.
-
-    Attributes:
-        weights: Of each module.
-        gradients: Of each module.
-        optimiser: Of each module.
-        buckets: Buffers that gradients are averaged in.
-        activations: Of one batch.
-    """
+    """Bytes on one GPU: by module, of the buffers that gradients are averaged in, and of one batch's activations."""
 
     weights: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     gradients: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
@@ -225,12 +204,8 @@ def saved_bytes(run: Callable[[], Any], model: nn.Module) -> int:
 def activation_bytes(model: GPT4RoIForConditionalGeneration, shape: Shape, half: bool, checkpointing: bool) -> int:
     """Returns the bytes that autograd saves of one batch; must run in the mode that the model was built in.
 
-    Args:
-        model: On the meta device, made `runnable`.
-        shape: Of the batch.
-        half: Whether matrix products run in 16 bits.
-        checkpointing: Whether the decoder's layers run again in the backward pass, so that of each only its input is
-            saved, and of one at a time all the rest.
+    With `half`, matrix products run in 16 bits. With `checkpointing`, the decoder's layers run again in the backward
+    pass, so that of each only its input is saved, and of one at a time all the rest.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         around = saved_bytes(lambda: _run(model, shape, decoder=False), model)
@@ -245,11 +220,7 @@ def activation_bytes(model: GPT4RoIForConditionalGeneration, shape: Shape, half:
 def _run(model: GPT4RoIForConditionalGeneration, shape: Shape, decoder: bool = True, prefix: bool = False) -> Any:
     """Runs a batch of the given shape through the model as a training does, and returns the loss.
 
-    Args:
-        model: The model.
-        shape: Of the batch.
-        decoder: Whether the decoder's layers are run too.
-        prefix: Whether what precedes the regions may run without a graph.
+    Without `decoder`, its layers are left out; with `prefix`, what precedes the regions may run without a graph.
     """
     config, samples, tokens = model.config, shape.samples, shape.tokens
     weight = next(model.vision_tower.parameters())
@@ -281,11 +252,7 @@ def _regions(model: GPT4RoIForConditionalGeneration, maps: list[torch.Tensor], s
 
 
 def estimate_from_flags(flags: Flags) -> str:
-    """Estimates the training of a command line, which needs no --output_dir, and returns the table.
-
-    Raises:
-        InputError: As the training itself raises it; or no estimate can be made.
-    """
+    """Estimates the training of a command line, which needs no --output_dir, and returns the table."""
     given = {name: values for name, values in flags.items() if name != "estimate"}
     arguments = parse_arguments({"output_dir": ("exp",)} | given, planning=True)
     check_choices(arguments)

@@ -52,11 +52,8 @@ class FeatureCache:
 
     def get(self, image: str) -> dict[str, Any]:
         """Returns `image_tokens` float16[P, C] and `feature_maps`, a list of float16[C, H, W], of one image."""
-        row = self.row[image]
-        return {
-            "image_tokens": self.tensors["image_tokens"][row],
-            "feature_maps": [self.tensors[level][row] for level in self.levels],
-        }
+        row, tokens = self.row[image], self.tensors["image_tokens"]
+        return {"image_tokens": tokens[row], "feature_maps": [self.tensors[level][row] for level in self.levels]}
 
     def sample_maps(self, count: int) -> list[torch.Tensor]:
         """Returns the maps of the first images, a list of float16[count, C, H, W], for calibration."""
@@ -79,15 +76,8 @@ def cache_features(
 
     The file's name is made of the tower's weights, the precision, the image pipeline and each image's path, size and
     time of change, so that nothing stale is read. Images that cannot be read are left out and logged: their samples
-    are skipped and counted in training.
-
-    Args:
-        folder: Of the cache.
-        mixture: The training data.
-        processor: Prepares the images.
-        model: Its vision tower encodes them.
-        bf16: Encode under autocast, as in the training itself.
-        device: Where to encode, None for where the tower is.
+    are skipped and counted in training. They are encoded on `device` (by default the tower's), and under autocast
+    with `bf16`, as in the training itself.
 
     Raises:
         InputError: A sample augments its image, no image can be read, or the folder cannot be written to.

@@ -16,14 +16,7 @@ from gpt4roi.train.work_dir import ARGUMENTS, Flags, is_on, parse_flags
 
 
 def processes(devices: int, nodes: int, step_size: int, at_once: int) -> int:
-    """Returns how many of a machine's GPUs to use, so that a step's samples are divided equally among all.
-
-    Args:
-        devices: GPUs of one machine.
-        nodes: Machines.
-        step_size: Samples in a step.
-        at_once: Samples that a GPU takes at once.
-    """
+    """Returns how many GPUs of each of `nodes` machines divide a step's samples equally, `at_once` on a GPU."""
     fitting = [count for count in range(1, devices + 1) if step_size % (count * nodes * at_once) == 0]
     return max(fitting, default=devices)
 

@@ -18,12 +18,7 @@ SOURCES_SHOWN = 16
 
 
 class NonFiniteGuard:
-    """Checks the losses and gradients of a training.
-
-    Attributes:
-        max_bad_steps: Steps with non-finite loss or gradients that are skipped before the training stops.
-        bad_steps: How many there were.
-    """
+    """Checks losses and gradients; the training stops after more than `max_bad_steps` steps of non-finite ones."""
 
     def __init__(self, max_bad_steps: int) -> None:
         self.max_bad_steps = max_bad_steps
@@ -33,17 +28,9 @@ class NonFiniteGuard:
         self.bad_sources: list[str] = []
 
     def check_loss(self, loss: float, supervised: int, sources: list[str], step: int, model: nn.Module) -> None:
-        """Records a batch, before the optimiser's step.
+        """Records a batch, its supervised tokens and the sources of its samples, before the optimiser's step.
 
-        Args:
-            loss: Of the batch.
-            supervised: Its supervised tokens.
-            sources: Names of its samples.
-            step: Steps done.
-            model: Named in the message where its weights are not finite.
-
-        Raises:
-            InputError: The first loss of a run is not finite, or exactly 0 though there are supervised tokens.
+        Raises InputError where the first loss of a run is not finite, or exactly 0 though tokens are supervised.
         """
         self.sources += sources
         if not math.isfinite(loss):
@@ -62,8 +49,7 @@ class NonFiniteGuard:
     def check_gradients(self, norm: float, step: int) -> bool:
         """Records a step's gradient norm over all processes, and returns whether the gradients may be used.
 
-        Raises:
-            InputError: More than max_bad_steps could not be used.
+        Raises InputError once more than max_bad_steps could not be used.
         """
         self.began = True
         sources, self.sources = self.sources, []

@@ -25,11 +25,7 @@ def parse_modules(text: str) -> tuple[str, ...]:
 
 
 def parse_rates(text: str | None, flag: str = "--learning_rates") -> dict[str, float]:
-    """Parses `region_encoder=5e-4,mm_projector=1e-4`.
-
-    Raises:
-        InputError: A part is not module=number, the number is below 0, or a module is named twice.
-    """
+    """Parses `region_encoder=5e-4,mm_projector=1e-4`; each module at most once, and no number below 0."""
     rates: dict[str, float] = {}
     for part in (text or "").split(","):
         if not part.strip():
@@ -64,16 +60,9 @@ def param_groups(
     rates: dict[str, float],
     decays: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns one optimiser group for each pair of learning rate and weight decay.
+    """Returns one optimiser group for each pair of learning rate and weight decay of the trainable parameters.
 
-    Weight decay falls on every parameter, as in the original.
-
-    Args:
-        model: Only its trainable parameters are grouped.
-        learning_rate: Of modules that `rates` does not name.
-        weight_decay: Of modules that `decays` does not name.
-        rates: Learning rates by module.
-        decays: Weight decays by module.
+    Weight decay falls on every parameter, as in the original. `rates` and `decays` are those of modules that differ.
     """
     decays = decays or {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -49,13 +49,7 @@ def describe_data(dataset: EncodedDataset) -> dict[str, Any]:
 
 
 def check_position(checkpoint: Path, data: dict[str, Any], step_size: int) -> None:
-    """Raises InputError where the data, or the number of samples in a step, are not those of a checkpoint.
-
-    Args:
-        checkpoint: The checkpoint.
-        data: As of `describe_data`.
-        step_size: Samples in a step over all processes.
-    """
+    """Raises InputError where the data (of `describe_data`) or the samples in a step are not those of a checkpoint."""
     path = checkpoint / POSITION
     if not path.is_file():
         return

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from torch import nn
-
 from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.data.base import RegionDataset, exceeds_bad_fraction
 from gpt4roi.errors import InputError
@@ -34,7 +32,7 @@ def check_drops(parts: Iterable[RegionDataset], max_bad_fraction: float) -> None
             )
 
 
-def check_fit(processor: GPT4RoIProcessor, model: nn.Module) -> None:
+def check_fit(processor: GPT4RoIProcessor, model: Any) -> None:
     """Raises InputError where a processor's tokens or images do not fit the model."""
     config, rows = model.config, model.get_input_embeddings().weight.shape[0]
     highest = max(processor.tokenizer.get_vocab().values())

@@ -133,11 +133,7 @@ def publish_files(staged: Path, target: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file atomically, also where several trainings do so at once; makes the folder.
-
-    Raises:
-        InputError: It cannot be written.
-    """
+    """Writes a safetensors file atomically, also where several trainings do so at once; makes the folder."""
     with readable_write_errors(path, BEFORE_IS_KEPT):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -175,11 +171,7 @@ def rotate_checkpoints(folder: Path, limit: int | None, best: str | None = None)
 
 @contextmanager
 def disk_full_message(what: str, folder: Path, staged: Path) -> Iterator[None]:
-    """Turns a full disk into one readable error, and removes what was begun.
-
-    Raises:
-        InputError: The disk is full; names the last complete checkpoint and how to resume.
-    """
+    """Turns a full disk into an InputError that says how to resume, and removes what was begun."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:

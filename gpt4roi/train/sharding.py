@@ -40,7 +40,6 @@ class ShardPlan:
     Attributes:
         units: Names of modules, inner before outer; everything else but `unsharded` belongs to the root.
         classes: Class names of the units, as accelerate wants them.
-        unsharded: Names of modules.
     """
 
     units: tuple[str, ...]
@@ -89,7 +88,7 @@ def unsharded_units(model: nn.Module, plan: ShardPlan) -> list[str]:
     ]
 
 
-def _is_sharded(parameter: nn.Parameter) -> bool:
+def _is_sharded(parameter: Any) -> bool:
     """Tells whether a parameter is one shard of FSDP 2 or ZeRO-3, over more than one process."""
     placements = getattr(parameter, "placements", None)
     if placements is not None:
@@ -196,8 +195,8 @@ def configure(args: Any, model: nn.Module, aligned: bool) -> ShardPlan | None:
     """Prepares a model for sharding, and tells the Trainer's FSDP which modules to shard, unless `--fsdp_config` does.
 
     Args:
-        args: The training arguments, which are completed.
-        model: The model.
+        args: Completed in place.
+        model: Before it is wrapped.
         aligned: Whether the alignment loss is used, which reaches into the region encoder past what gathers its shards.
 
     Returns:
@@ -246,13 +245,7 @@ def _half_weights(dtype: torch.dtype, asked: str) -> Any:
 
 
 def check_flags(flags: Flags, accelerated: bool, needed: bool = True) -> None:
-    """Raises InputError for flags of sharding that cannot be carried out.
-
-    Args:
-        flags: The command line.
-        accelerated: Whether the training runs on GPUs.
-        needed: Whether the packages must be installed.
-    """
+    """Raises InputError for flags of sharding that cannot be carried out; needed: packages must be installed."""
     fsdp = "fsdp" in flags and flags["fsdp"] not in (("",), ("false",), ("False",))
     deepspeed = flags.get("deepspeed", ())
     if "deepspeed" in flags and not deepspeed:

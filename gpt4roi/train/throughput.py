@@ -10,11 +10,7 @@ import torch
 
 
 class ThroughputMeter:
-    """Counts tokens and regions, and turns them into rates whenever a line is logged.
-
-    Args:
-        processes: How many take part; each counts its own, and they are taken to be alike.
-    """
+    """Counts this process's tokens and regions, and turns them into rates of all processes, taken to be alike."""
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
@@ -28,12 +24,7 @@ class ThroughputMeter:
         self.regions += regions
 
     def metrics(self, step: int, last_step: int) -> dict[str, float]:
-        """Returns tokens and regions a second since the last call, peak memory, and minutes left.
-
-        Args:
-            step: Steps done.
-            last_step: Steps of the whole run.
-        """
+        """Returns tokens and regions a second since the last call, peak memory, and minutes left to `last_step`."""
         now = time.perf_counter()
         seconds = max(now - self.last, 1e-9)
         found = {

@@ -27,25 +27,13 @@ Flags = dict[str, tuple[str, ...]]
 ALIASES = {"picture_features": "feature_cache"}
 """Former names of flags, which run.json of older runs and older scripts hold."""
 
-CHANGEABLE = frozenset(
-    {
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "save_steps",
-        "save_total_limit",
-        "logging_steps",
-        "eval_steps",
-        "report_to",
-        "run_name",
-        "disable_tqdm",
-        "dataloader_num_workers",
-        "dataloader_prefetch_factor",
-        "ddp_backend",
-        "ddp_timeout",
-        "activation_checkpointing",
-        "gradient_checkpointing",
-    }
-)
+# fmt: off
+CHANGEABLE = frozenset((
+    "per_device_train_batch_size", "per_device_eval_batch_size", "save_steps", "save_total_limit", "logging_steps",
+    "eval_steps", "report_to", "run_name", "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor",
+    "ddp_backend", "ddp_timeout", "activation_checkpointing", "gradient_checkpointing",
+))
+# fmt: on
 """Flags that a resumed run may be given anew: they change neither the samples of a step nor what is trained."""
 
 
@@ -74,10 +62,7 @@ _SWITCH |= {"no": False, "false": False, "f": False, "n": False, "0": False}
 
 
 def switch(flags: Flags, name: str) -> bool | None:
-    """Returns whether a switch is on or off, as argparse reads it; None where it is neither.
-
-    A switch is on where it is named alone.
-    """
+    """Returns whether a switch is on (also where it is named alone) or off, as argparse reads it; else None."""
     values = flags.get(name, ("false",)) or ("true",)
     return _SWITCH.get(values[0].lower()) if len(values) == 1 else None
 
@@ -91,15 +76,8 @@ def recorded_flags(folder: Path, stage: int, given: Flags) -> Flags:
     """Returns the flags of the run that a work directory belongs to, or the given ones for a new run.
 
     A run that has begun to train takes only CHANGEABLE flags beside its own; one that was interrupted before that
-    takes any.
-
-    Args:
-        folder: The work directory.
-        stage: The stage that is asked for.
-        given: Flags of the command line, without the stage and the folder.
-
-    Raises:
-        InputError: The directory belongs to a run with other flags or of another stage, or to something else.
+    takes any. Raises InputError where the directory belongs to a run with other flags or of another stage, or to
+    something else.
     """
     path = folder / ARGUMENTS
     if not path.is_file():
@@ -181,8 +159,7 @@ def require_finished(folder: Path) -> None:
 def lock(folder: Path, needed: bool = True) -> Iterator[None]:
     """Locks a work directory for one training; the first process does so for all.
 
-    Raises:
-        InputError: Another training runs in it, or it cannot be written to.
+    Raises InputError where another training runs in it, or it cannot be written to.
     """
     if not needed:
         yield

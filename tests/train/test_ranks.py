@@ -146,7 +146,7 @@ def test_two_processes_report_the_skipped_samples_of_both(found):
 def test_two_processes_stop_together_once_both_have_lost_too_many_samples(found):
     first, second = found["losing"]["stopped"]
     assert first == second
-    assert re.match(r"\d of 8 samples could not be used, more than --max_bad_fraction 0.01; .* the last: pict", first)
+    assert re.match(r"\d of 8 samples could not be used, more than --max_bad_fraction 0.01; .* the last: image", first)
 
 
 def test_a_process_waits_for_the_first_one_longer_than_a_collective_would(found):
