@@ -90,6 +90,8 @@ def checkout(tmp_path_factory) -> Path:
         image.save(folder / name)
     boxes = [{"image_id": "photo.jpg", "bbox": [40, 30, 170, 160], "score": score} for score in (0.9, 0.1)]
     (folder / "detections.json").write_text(json.dumps(boxes))
+    coco = {"annotations": [{"id": 1, "attributes": {"caption": "a red apple"}}]}
+    (folder / "instances_default.json").write_text(json.dumps(coco))
     model = tiny_model("pyramid")
     model.save_pretrained(folder / "exp/quickstart/stage2")
     tiny_processor(model.config).save_pretrained(folder / "exp/quickstart/stage2")
