@@ -69,7 +69,7 @@ def test_the_javascript_example_sets_an_image_and_gets_an_answer(url, model_and_
 @pytest.mark.parametrize(
     ("planted", "message"),
     [
-        (("call set_picture", ": set_picture"), "There is no image yet"),
+        (("call set_image", ": set_image"), "There is no image yet"),
         (("SESSION=$(date +%s%N)", "SESSION=short"), "the request belongs to no session"),
     ],
     ids=["no image", "a session of five letters"],
