@@ -20,7 +20,7 @@ from quickstart import questions, scenes
 from quickstart.library import Photograph, Stamp
 
 FORMAT = 2
-"""Counts up when the same arguments give other files."""
+"""Bump when the same arguments give other files."""
 SEEDS = {"train": 0, "val": 1, "test": 2, "test_unseen": 3}
 RELATIONS_IN_TEST = 400
 """Questions of each relation in the test split."""

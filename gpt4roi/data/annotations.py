@@ -30,19 +30,14 @@ _PATH = "\ue000"
 
 
 def require_text(value: Any, what: str) -> str:
-    """Returns a text that a prompt can hold and that says something; raises InvalidAnnotationError.
-
-    Args:
-        value: The text.
-        what: Its name in the message.
-    """
+    """Returns a text that a prompt can hold and that says something; raises InvalidAnnotationError naming `what`."""
     if not isinstance(value, str) or not value.strip():
         raise InvalidAnnotationError(f"{what} is missing or empty")
     return check_reserved_tokens(value, what)
 
 
 def require_file_name(value: Any, what: str) -> str:
-    """Returns a text that can be a file's name; raises InvalidAnnotationError. what: its name in the message."""
+    """Returns a text that can be a file's name; raises InvalidAnnotationError naming `what`."""
     name = require_text(value, what)
     if len(name) > MAX_NAME_LENGTH or "\x00" in name:
         raise InvalidAnnotationError(f"{what} cannot be a file's name")
@@ -92,14 +87,7 @@ class Drops:
         self._rows: list[tuple[int, int, int, str]] = []
 
     def add(self, error: InvalidAnnotationError, position: int, section: int = 0, path: Path | None = None) -> None:
-        """Notes one drop.
-
-        Args:
-            error: Why it is left out.
-            position: Its place in the section.
-            section: Its number in `sections`.
-            path: The file, where the error's message begins with its place.
-        """
+        """Notes one drop at a position of a section; path: the file, where the error's message begins with it."""
         reason = error.reason
         if reason not in self._reasons:
             self._reasons[reason] = len(self._reasons)

@@ -80,7 +80,7 @@ def check_object(item: Any, source: str) -> dict[str, Any]:
 def texts_of(entry: dict[str, Any]) -> dict[int, str]:
     """Returns what the boxes of a checked object are called, by their number from 0, as far as it says so.
 
-    That is its `region_texts`, or else the first answer to a question about exactly that region; where tasks are told,
+    That is its `region_texts`, or else the first answer to a question about exactly that region; where there are tasks,
     only `caption` ones count.
     """
     if entry["texts"]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
 
-EXAMPLES = 1000
+MAX_EXAMPLES = 1000
 """Of each kind this many findings are stored; all are counted."""
 
 
@@ -46,7 +46,7 @@ KINDS: dict[str, Kind] = {
     "rounds_lost": Kind("warning", "conversation too long", "raise --model_max_length, or split it"),
     "sample_repeated": Kind("warning", "the same sample twice", "delete one, or use ratio to repeat a set"),
     "picture_duplicate": Kind("warning", "the same image under two names", "join their boxes under one name"),
-    "answers_alike": Kind("warning", "one answer given almost always", "balance them, or only that is learnt"),
+    "answers_alike": Kind("warning", "one answer given almost always", "balance them, or the model learns only that"),
     "picture_alike": Kind("note", "images that look the same", "copies in another size or quality?"),
     "left_out": Kind("note", "annotation left out by the data set's own rules", "nothing, if that is what is wanted"),
     "masks": Kind("note", "masks that became their bounding boxes", "nothing; the model reads boxes"),
@@ -91,28 +91,28 @@ class Findings:
 
     def __init__(self, findings: Iterable[Finding] = ()) -> None:
         self.counts: Counter[str] = Counter()
-        self.kept: dict[str, list[Finding]] = {}
+        self.examples: dict[str, list[Finding]] = {}
         for finding in findings:
             self.add(finding)
 
     def add(self, finding: Finding, count: int = 1) -> None:
         """Counts a finding, `count` times, and keeps it where there is room."""
-        kept = self.kept.setdefault(finding.kind, [])
+        examples = self.examples.setdefault(finding.kind, [])
         self.counts[finding.kind] += count
-        if len(kept) < EXAMPLES:
-            kept.append(finding)
+        if len(examples) < MAX_EXAMPLES:
+            examples.append(finding)
 
     def merge(self, other: Findings) -> None:
         """Takes over what another one found."""
         self.counts.update(other.counts)
-        for kind, findings in other.kept.items():
-            kept = self.kept.setdefault(kind, [])
-            kept.extend(findings[: EXAMPLES - len(kept)])
+        for kind, findings in other.examples.items():
+            examples = self.examples.setdefault(kind, [])
+            examples.extend(findings[: MAX_EXAMPLES - len(examples)])
 
     def __iter__(self) -> Iterator[tuple[str, int, list[Finding]]]:
-        """Yields (kind, count, kept findings), the worst kinds first."""
+        """Yields (kind, count, first findings), the worst kinds first."""
         for kind in sorted(self.counts, key=_rank):
-            yield kind, self.counts[kind], self.kept[kind]
+            yield kind, self.counts[kind], self.examples[kind]
 
     def number(self, severity: Severity) -> int:
         """Returns how many findings are of a severity."""
@@ -124,7 +124,7 @@ class Findings:
             kind: {
                 **kind_of(kind)._asdict(),
                 "count": count,
-                "findings": [finding.as_dict() for finding in kept],
+                "findings": [finding.as_dict() for finding in examples],
             }
-            for kind, count, kept in self
+            for kind, count, examples in self
         }

@@ -29,4 +29,4 @@ def test_images_of_refcocog_are_found_among_those_of_coco():
     entries = [(entry_of("coco_det_train"), "training"), (entry_of("refcocog"), "evaluation")]
     _, refcocog = examine(entries, open_length_estimator(None))
     assert refcocog.findings.counts["leakage"] == len(refcocog.images) == 3
-    assert all("same COCO number" in one.message for one in refcocog.findings.kept["leakage"])
+    assert all("same COCO number" in one.message for one in refcocog.findings.examples["leakage"])

@@ -73,7 +73,7 @@ def test_a_part_of_a_set_is_drawn_by_the_seed(tmp_path, estimator):
 def test_a_set_that_does_not_open_leaves_the_others_to_be_checked(tmp_path, estimator):
     entries = [unified(tmp_path / "none.jsonl"), ({"type": "VG"}, "training"), unified(good_set(tmp_path / "good"))]
     results = examine([*entries, (7, "training")], estimator)
-    messages = [one.findings.kept["set_unreadable"][0].message for one in results if one.dataset is None]
+    messages = [one.findings.examples["set_unreadable"][0].message for one in results if one.dataset is None]
     assert "none.jsonl: no such file" in messages[0]
     assert "unknown type 'VG'" in messages[1]
     assert "expected an object with 'type', got 7" in messages[2]
@@ -139,7 +139,7 @@ def test_a_bad_image_counts_for_every_sample_that_needs_it(tmp_path, estimator):
     (result,) = examine([unified(path)], estimator)
     assert result.lost == 2
     assert result.findings.counts["picture_unreadable"] == 1
-    assert "#4 and 1 more samples: " in result.findings.kept["picture_unreadable"][0].message
+    assert "#4 and 1 more samples: " in result.findings.examples["picture_unreadable"][0].message
 
 
 def test_one_answer_to_nearly_everything_is_told(tmp_path, estimator):
@@ -149,7 +149,7 @@ def test_one_answer_to_nearly_everything_is_told(tmp_path, estimator):
         turns.append({"from": "gpt", "value": "No." if number else "yes"})
     (tmp_path / "t.jsonl").write_text(json.dumps({"conversations": turns}))
     (result,) = examine([unified(tmp_path / "t.jsonl")], estimator)
-    assert result.findings.kept["answers_alike"][0].message.endswith("59 of 60 short answers are 'no'")
+    assert result.findings.examples["answers_alike"][0].message.endswith("59 of 60 short answers are 'no'")
 
 
 def test_an_image_of_coco_is_known_by_its_number_under_every_name(tmp_path):

@@ -36,13 +36,7 @@ def objects_of_coco(
     """Yields one object an image, with one question for each of its boxes.
 
     The answer is the annotation's `caption`, or else its category's name. Images without `file_name`, as in LVIS, are
-    named by `coco_url`.
-
-    Args:
-        path: The file in COCO's form.
-        img_prefix: The folder of the images.
-        target: Where the objects go.
-        question: With {region} for the box.
+    named by `coco_url`. The question has {region} for the box.
 
     Raises:
         InputError: The file is not of this form.
@@ -109,16 +103,8 @@ def _image(image: Any) -> tuple[Id, str]:
 def write_coco(objects: Iterable[dict[str, Any]], path: Path, target: Conversion, labels: bool = False) -> int:
     """Writes objects of the unified format as one COCO file, with the text of each box as its `caption`.
 
-    Images must open, because COCO tells their size.
-
-    Args:
-        objects: The objects.
-        path: The file to write.
-        target: Where what is left out is counted.
-        labels: Every different text becomes a category; else all boxes are of the category `region`.
-
-    Returns:
-        The number of boxes.
+    Images must open, because COCO tells their size. With `labels` every different text becomes a category; else all
+    boxes are of the category `region`. Returns the number of boxes.
     """
     made = _CocoFile(path.parent, labels)
     for entry in objects:

@@ -87,12 +87,7 @@ def as_object(sample: RegionSample, target: Conversion) -> dict[str, Any]:
 
 
 def caption_fields(texts: Sequence[str], question: str) -> dict[str, Any]:
-    """Returns the fields of an object with one independent question for each region, answered by its text.
-
-    Args:
-        texts: What each region is called.
-        question: With {region} for the region.
-    """
+    """Returns the fields of an object with one independent question, with {region}, for each region's text."""
     turns = []
     for number, text in enumerate(texts, start=1):
         turns.append({"from": "human", "value": question.replace("{region}", f"<region{number}>")})

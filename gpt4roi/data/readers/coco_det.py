@@ -66,11 +66,7 @@ class CocoDetection(CocoStyleDataset):
 def draw_shift(frame: np.ndarray, rng: np.random.Generator) -> tuple[tuple[int, int], np.ndarray]:
     """Draws how far an image is shifted, (dx, dy) in pixels of the frame, and which boxes bool[N] stay.
 
-    A shift that would leave no box is not made.
-
-    Args:
-        frame: Boxes float32[N, 4] in the frame.
-        rng: What is drawn from.
+    frame: boxes float32[N, 4] in the frame. A shift that would leave no box is not made.
     """
     if rng.random() < SHIFT_PROBABILITY:
         dx, dy = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, size=2).tolist()

@@ -96,21 +96,17 @@ class CocoStyleDataset(IndexedDataset):
         same.test_mode = True
         return same
 
-    def size(self, index: int) -> tuple[int, int]:
-        """Returns (height, width) of an item's image as the file tells it."""
-        height, width = self.columns["size"][index].tolist()
-        return height, width
-
     def regions(self, index: int) -> slice:
         """Returns where an item's boxes lie in the columns of boxes."""
         return self.columns.rows("first", index)
 
     def item(self, index: int) -> Item:
         columns, where = self.columns, self.regions(index)
+        height, width = columns["size"][index].tolist()
         return Item(
             image=self.image(index),
             boxes_px=columns["boxes"][where].copy(),
-            image_size=self.size(index),
+            image_size=(height, width),
             region_texts=tuple(self.texts(index)),
             box_sources=tuple(self.location(one, ANNOTATIONS) for one in columns["box_position"][where].tolist()),
             caption=columns.text("caption", index) if self.captions else "",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from gpt4roi.data.annotations import Drops, require_file_name, require_text
 from gpt4roi.data.base import Item
@@ -20,6 +19,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.geometry import boxes as box_ops
 from gpt4roi.io.coco import FilteredOutError, InvalidAnnotationError, parse_floats, parse_side
 from gpt4roi.io.json_files import parse_jsonl, read_json
+from gpt4roi.processing.images import read_header
 from gpt4roi.processing.prompts import VCR_PREFIXES, VCR_WHY_QUESTIONS
 from gpt4roi.structures import RegionSample, Turn
 
@@ -136,7 +136,8 @@ class VCR(IndexedDataset):
         turns, mentioned = self.dialogue(texts, objects, rng)
         boxes, size = self._boxes(index)
         if not self.as_released:
-            boxes = box_ops.clip(boxes, size or self._image_size(index))
+            size = size or read_header(self.image(index), f" in {self.source(index)}")[0]
+            boxes = box_ops.clip(boxes, size)
         return RegionSample(
             image=self.image(index),
             turns=tuple(with_image_preamble(turns)),
@@ -170,14 +171,6 @@ class VCR(IndexedDataset):
             return boxes, (parse_side(content.get("height")), parse_side(content.get("width")))
         except InvalidAnnotationError:
             return boxes, None
-
-    def _image_size(self, index: int) -> tuple[int, int]:
-        path = self.image(index)
-        try:
-            with Image.open(path) as image:
-                return image.height, image.width
-        except Exception as error:  # a damaged head raises many kinds
-            raise InputError(f"image {path} cannot be opened in {self.source(index)}: {error}") from None
 
 
 class SingleVCR(VCR):
