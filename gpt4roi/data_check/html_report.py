@@ -1,4 +1,4 @@
-"""The examination as an HTML page that one can send to a colleague."""
+"""HTML report of a data check: verdict, figures, findings, faulty images, and samples as the model reads them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COUNT = "{:,}".format
 def write_page(
     path: Path, results: Sequence[SetResult], verdict: Verdict, estimator: LengthEstimator, settings: dict[str, Any]
 ) -> Path:
-    """Writes verdict, figures, findings, faulty images, and some samples as the model reads them."""
+    """Writes the report; raises InputError where it cannot be written."""
     page = Report(
         f"Data check: {settings['config']}", f"{verdict.word[0].upper()}{verdict.word[1:]}: {verdict.reason}."
     )
@@ -40,16 +40,16 @@ def write_page(
         page.gallery("Findings with an image", faulty, f"At most {_SHOWN_IMAGES} of each kind.")
     for one in results:
         _statistics(page, one, estimator)
-    shown = [item for one in results if one.role == "training" for item in _samples(one, estimator)]
-    if shown:
-        page.gallery("Samples as the model reads them", shown, "Drawn at random; what is learnt is highlighted.")
+    samples = [item for one in results if one.role == "training" for item in _samples(one, estimator)]
+    if samples:
+        page.gallery("Samples as the model reads them", samples, "Drawn at random; supervised text is highlighted.")
     page.table("How it was checked", ["", ""], [[key.replace("_", " "), str(value)] for key, value in settings.items()])
     return page.write(path)
 
 
 def _facts(results: Sequence[SetResult], verdict: Verdict) -> list[tuple[str, str, str]]:
     findings = all_findings(results)
-    lost, whole = (sum(pair) for pair in zip(*map(count_unusable, results), strict=True))
+    unusable, total = (sum(pair) for pair in zip(*map(count_unusable, results), strict=True))
     size = sum(one.size for one in results)
     checked = sum(one.checked for one in results)
     return [
@@ -57,7 +57,7 @@ def _facts(results: Sequence[SetResult], verdict: Verdict) -> list[tuple[str, st
         ("samples checked", _COUNT(checked), "all" if checked == size else f"of {size:,}"),
         ("images", _COUNT(sum(len(one.images) for one in results)), "each opened once"),
         ("regions", _COUNT(sum(one.part.statistics.regions for one in results)), ""),
-        ("cannot be used", _COUNT(lost), f"{100 * lost / whole:.3g} % of samples and annotations"),
+        ("cannot be used", _COUNT(unusable), f"{100 * unusable / total:.3g} % of samples and annotations"),
         ("errors", _COUNT(findings.number("error")), f"{_COUNT(findings.number('warning'))} warnings"),
     ]
 
@@ -92,14 +92,14 @@ def _findings(page: Report, results: Sequence[SetResult]) -> None:
         page.text("No fault was found.", "Findings")
         return
     rows = [
-        [_tag(kind), kind_of(kind).title, count, kept[0].message, kind_of(kind).advice]
-        for kind, count, kept in findings
+        [_tag(kind), kind_of(kind).title, count, listed[0].message, kind_of(kind).advice]
+        for kind, count, listed in findings
     ]
     page.table("Findings", ["", "what", "how many", "the first", "what to do"], rows)
-    lines = [[kind_of(kind).title, finding.message] for kind, _, kept in findings for finding in kept[:_LISTED]]
-    whole = sum(count for _, count, _ in findings)
-    more = f"{len(lines):,} of {whole:,}; --json lists more." if whole > len(lines) else ""
-    page.table(f"Every finding ({whole:,})", ["what", "where, and how"], lines, more, folded=True)
+    lines = [[kind_of(kind).title, finding.message] for kind, _, listed in findings for finding in listed[:_LISTED]]
+    total = sum(count for _, count, _ in findings)
+    more = f"{len(lines):,} of {total:,}; --json lists more." if total > len(lines) else ""
+    page.table(f"Every finding ({total:,})", ["what", "where, and how"], lines, more, folded=True)
 
 
 def _tag(kind: str) -> Tag:
@@ -110,9 +110,9 @@ def _tag(kind: str) -> Tag:
 def _faulty(results: Sequence[SetResult]) -> Iterator[GalleryItem]:
     """Yields findings whose image opens, with the boxes they are about."""
     for one in results:
-        for kind, _, kept in one.findings:
+        for kind, _, listed in one.findings:
             shown = 0
-            for finding in kept:
+            for finding in listed:
                 image = _opened(finding.image) if finding.image else None
                 if image is not None and shown < _SHOWN_IMAGES:
                     shown += 1

@@ -87,7 +87,9 @@ class Session:
         chat = self._new_chat()
         chat.set_image(upload.image)
         with self._interrupted():
+            asking = self.asking
             self._forget()
+            self.asking = asking  # for Stop, which puts it back where it was typed, and may come after this
             self._chat, self.image, self.size = chat, upload.image, upload.own_size
             self.image_id = secrets.token_hex(8)
 

@@ -1,4 +1,4 @@
-"""The HTML page of an evaluation: key figures, tables, histograms, the worst answers first, two runs side by side."""
+"""HTML report of an evaluation: key figures, tables, histograms, the worst answers first, two runs side by side."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ def write_page(
     scores: Scores,
     other: OtherRun | None = None,
 ) -> None:
-    """Writes the page; a benchmark's own `key_figures`, `tables` and `galleries` stand in place of the common ones.
+    """Writes the report; a benchmark's own `key_figures`, `tables` and `galleries` replace the common ones.
 
-    Raises InputError where it cannot be written.
+    Raises:
+        InputError: It cannot be written.
     """
     page = Report(metrics.get("title", benchmark.title), benchmark.lead)
     page.facts((benchmark.key_figures or _key_figures)(metrics))
@@ -157,7 +158,7 @@ def _bins(measured: Sequence[float], values: Sequence[float], edges: Sequence[fl
 
 
 def gallery(items: Sequence[Item], scores: Scores, other: OtherRun | None = None) -> tuple[list[GalleryItem], str]:
-    """Returns the cards of the worst, the best and some images in between, and a word on which those are."""
+    """Returns the cards of the worst, the best and some images in between, and a note on which those are."""
     cards: dict[tuple, list[int]] = {}
     for row, item in enumerate(items):
         alone = item.shown is not None and len(item.query.boxes_px) == 1
@@ -165,10 +166,12 @@ def gallery(items: Sequence[Item], scores: Scores, other: OtherRun | None = None
         if item.query.image.is_file():
             cards.setdefault(key, []).append(row)
     ordered = sorted(cards.values(), key=lambda rows: float(np.mean([quality(scores, row) for row in rows])))
-    kept = pick(ordered)
-    note = "" if len(kept) == len(ordered) else f"{len(kept)} of {len(ordered)}: the worst {WORST}, the best {BEST}, "
+    picked = pick(ordered)
+    note = (
+        "" if len(picked) == len(ordered) else f"{len(picked)} of {len(ordered)}: the worst {WORST}, the best {BEST}, "
+    )
     note += f"{BETWEEN} drawn from the rest; at most {MOST_ANSWERS} answers each." if note else ""
-    return [_card([items[row] for row in rows], rows, scores, other) for rows in kept], note
+    return [_card([items[row] for row in rows], rows, scores, other) for rows in picked], note
 
 
 def pick(ordered: list) -> list:
@@ -177,39 +180,39 @@ def pick(ordered: list) -> list:
         return ordered
     middle = range(WORST, len(ordered) - BEST)
     drawn = np.random.default_rng(0).choice(len(middle), BETWEEN, replace=False)
-    return [*ordered[:WORST], *(ordered[WORST + place] for place in sorted(drawn.tolist())), *ordered[-BEST:]]
+    return [*ordered[:WORST], *(ordered[WORST + index] for index in sorted(drawn.tolist())), *ordered[-BEST:]]
 
 
 def _card(items: Sequence[Item], rows: Sequence[int], scores: Scores, other: OtherRun | None) -> GalleryItem:
-    worst = sorted(range(len(items)), key=lambda place: quality(scores, rows[place]))[:MOST_ANSWERS]
+    worst = sorted(range(len(items)), key=lambda index: quality(scores, rows[index]))[:MOST_ANSWERS]
     shown = sorted(worst)
-    merged = all(items[place].shown is not None and len(items[place].query.boxes_px) == 1 for place in shown)
-    boxes = [items[place].query.boxes_px[0] for place in shown] if merged else list(items[0].query.boxes_px)
+    merged = all(items[index].shown is not None and len(items[index].query.boxes_px) == 1 for index in shown)
+    boxes = [items[index].query.boxes_px[0] for index in shown] if merged else list(items[0].query.boxes_px)
     answers = [
-        to_answer(items[place], scores, rows[place], other, number if merged else None)
-        for number, place in enumerate(shown)
+        to_answer(items[index], scores, rows[index], other, number if merged else None)
+        for number, index in enumerate(shown)
     ]
     return GalleryItem(items[0].query.image, boxes, items[0].query.image.name, answers)
 
 
 def to_answer(item: Item, scores: Scores, row: int, other: OtherRun | None, number: int | None) -> Answer:
-    """Returns one row of a card; number: the place of the item's only box among the card's."""
+    """Returns one row of a card; number: the index of the item's only box among the card's."""
     before = other.predictions.get(item.id) if other is not None else None
 
-    def text(said: str) -> str:
-        return said if number is None else _REGION_1.sub(rf"\g<1>{number + 1}", said)
+    def renumbered(text: str) -> str:
+        return text if number is None else _REGION_1.sub(rf"\g<1>{number + 1}", text)
 
-    said = item.answer if not item.error else f"(not answered: {item.error})"
+    answer = item.answer if not item.error else f"(not answered: {item.error})"
     return Answer(
-        text(_shortened(item.query.question)),
-        text(said),
+        renumbered(_shortened(item.query.question)),
+        renumbered(answer),
         item.references[0] if scores.right[row] is not None else None,
         scores.right[row],
         item.task,
         item.references if scores.right[row] is None or len(item.references) > 1 else (),
         scores.per_item[row],
         number,
-        None if before is None else text(str(before.get("answer", ""))),
+        None if before is None else renumbered(str(before.get("answer", ""))),
         None if before is None else next(iter((before.get("scores") or {}).values()), None),
     )
 

@@ -1,4 +1,4 @@
-"""The benchmark's HTML page."""
+"""HTML report of the benchmark: its own key figures, tables and galleries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tables(page: Report, metrics: dict) -> None:
 def galleries(
     items: Sequence[Item], scores: Scores, other: OtherRun | None
 ) -> list[tuple[str, list[GalleryItem], str]]:
-    """Returns both galleries: title, cards, a word."""
+    """Returns both galleries: title, cards, note."""
     note = "Held-out scenes, the unchanged questions."
     seen = ("Scenes", _gallery(items, "test", other), note)
     return [seen, ("Scenes of things never shown", _gallery(items, "test_unseen", other), "")]
@@ -140,6 +140,6 @@ def _gallery(items: Sequence[Item], split: str, other: OtherRun | None) -> list[
 def _answer(item: Item, other: OtherRun | None) -> Answer:
     before = other.predictions.get(item.id) if other is not None else None
     truth = item.references[0]
-    said = None if before is None else str(before.get("answer", ""))
+    previous = None if before is None else str(before.get("answer", ""))
     right = exact_match(item.answer, truth)
-    return Answer(item.query.question, item.answer, truth, right, item.task, region=item.shown, before=said)
+    return Answer(item.query.question, item.answer, truth, right, item.task, region=item.shown, before=previous)

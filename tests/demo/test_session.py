@@ -169,8 +169,9 @@ def test_a_new_image_stops_the_answer_about_the_old_one(session):
     while clearing.is_alive():
         next(answers, None)
     assert session.rounds == [] and session.boxes_px == []
+    assert session.asking == "What is <region1>?"  # to be put back where it was typed
     assert answer(session, "What is <region1>?", BOXES[:1], SHORT)
-    assert len(session.rounds) == 1
+    assert len(session.rounds) == 1 and session.asking == ""
 
 
 def test_starting_over_keeps_the_image_and_clearing_does_not(session):
