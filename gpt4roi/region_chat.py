@@ -20,7 +20,7 @@ from gpt4roi.generation.prompt_cache import PromptCache
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.generation.stopping import answer_text, stable_text, stopping_criterion
 from gpt4roi.processing.mentions import as_plain_text
-from gpt4roi.processing.user_input import check_boxes, clean_question, one_region_question, open_image
+from gpt4roi.processing.user_input import clean_question, one_region_question, open_image, validate_boxes_px
 from gpt4roi.structures import RegionSample, Turn
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class RegionChat:
         Args:
             question: Mentions regions as `<region1>`, or none.
             boxes_px: The boxes that are new in this round, xyxy in pixels of the image, or masks (as of
-                processing.user_input.check_boxes); they are numbered on from those already given.
+                processing.user_input.validate_boxes_px); they are numbered on from those already given.
             sampling: As of SamplingParams.
 
         Raises:
@@ -207,7 +207,7 @@ class RegionChat:
             return next(self.describe_many([image], [boxes_px], question, batch_size, **sampling))
         params = SamplingParams(**sampling)
         encoded = self._require_image().encoded
-        boxes = check_boxes(boxes_px, encoded.size)
+        boxes = validate_boxes_px(boxes_px, encoded.size)
         prompts = region_prompts(self.processor, encoded, boxes, self._region_question(question))
         return answer_all(self.model, self.processor, prompts, params, batch_size)
 
@@ -234,7 +234,7 @@ class RegionChat:
 
     def _open(self, image: Any, boxes_px: Sequence) -> tuple[PreparedImage | None, np.ndarray]:
         opened = open_image(image)
-        boxes = check_boxes(boxes_px, (opened.height, opened.width))
+        boxes = validate_boxes_px(boxes_px, (opened.height, opened.width))
         return prepare_image(self.processor, opened) if len(boxes) else None, boxes
 
     def _require_image(self) -> _Dialogue:
@@ -247,7 +247,7 @@ class RegionChat:
         before = self._require_image()
         turns = (*before.turns, Turn("user", clean_question(question)))
         known = before.boxes_px
-        new = check_boxes(boxes_px, before.encoded.size, first_number=len(known) + 1)
+        new = validate_boxes_px(boxes_px, before.encoded.size, first_number=len(known) + 1)
         boxes = np.concatenate([known, new])
         (prompt,) = before.encoded.prompts(self.processor, [RegionSample("the image", turns, boxes)])
         if prompt.dropped_rounds and self.long_history == "refuse":

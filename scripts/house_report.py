@@ -28,7 +28,7 @@ OLD_NAMES = """
     branched settled_text look_at REGIONS_KEPT PICTURES_AT_ONCE write_whole Rates StepGuard batch_is
     _refuse_strangers thin_out save_whole KeptFeatures keep_features keep_frozen UnusableError LeftOutError
     _spelt _there FEWEST_WORDS LOWEST_SCORE SMALLEST_SIDE too_many_lost Ruler ENDLESS sideways UnclearError
-    PUT_AWAY at_once TAKES_MORE _say_what_became_of_masks take_over n_dropped_turns passages PictureFeatures
+    PUT_AWAY at_once TAKES_MORE _say_what_became_of_masks take_over n_dropped_rounds passages PictureFeatures
     picture_pipeline PicturePipeline pairs_per_visit role_of_speaker default_question held_out
 """
 """Identifiers of TERMS.md that nothing else would use: looked for everywhere in gpt4roi/."""

@@ -79,9 +79,9 @@ def training_sample() -> tuple[Walk, Walk]:
     """Returns the walk from the reader to the batch, and that from the batch to the loss."""
     from tiny import tiny_model, tiny_processor
 
-    from gpt4roi.data.collator import RegionCollator
     from gpt4roi.data.registry import build_mixture
     from gpt4roi.data.training_dataset import EncodedDataset
+    from gpt4roi.processing.batch import RegionCollator
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

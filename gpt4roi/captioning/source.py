@@ -13,7 +13,7 @@ from gpt4roi.io import coco
 from gpt4roi.io.coco import image_file_name, image_size
 from gpt4roi.io.images_on_disk import find_image, index_images
 from gpt4roi.io.json_files import read_json, read_jsonl
-from gpt4roi.processing.regions_file import coco_box
+from gpt4roi.processing.user_input import coco_box
 
 _EXPECTED = "COCO or LVIS annotations, a detector's results in COCO form, or the unified format"
 

@@ -33,7 +33,7 @@ def given_regions(args: argparse.Namespace) -> list[Any]:
     """Returns boxes and masks in order, not checked yet. Raises InputError naming what cannot be read."""
     regions: list[Any] = [parse_box(text, number) for number, text in enumerate(args.boxes, start=1)]
     if args.regions is not None:
-        from gpt4roi.processing.regions_file import read_regions
+        from gpt4roi.processing.user_input import read_regions
 
         regions += read_regions(args.regions, image=args.image)
     return regions

@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
     check_model_folder(args.model)
     settings = decoding_settings(args)
 
-    from gpt4roi.processing.user_input import check_boxes, open_image
+    from gpt4roi.processing.user_input import open_image, validate_boxes_px
 
     image = open_image(args.image)
-    boxes_px = check_boxes(regions, (image.height, image.width))
+    boxes_px = validate_boxes_px(regions, (image.height, image.width))
     chat = open_chat(args, long_history="drop" if args.drop_history else "refuse")
     talk = Conversation(chat, args.image, image, boxes_px.tolist(), settings, args.json, drawn_to)
     talking = sys.stdin.isatty() and sys.stdout.isatty()
@@ -177,11 +177,11 @@ class Conversation:
         self.name, self.image, self.new_boxes = name, image, []
 
     def _box(self, rest: str) -> None:
-        from gpt4roi.processing.user_input import check_boxes
+        from gpt4roi.processing.user_input import validate_boxes_px
 
         number = len(self.boxes) + 1
         size = (self.image.height, self.image.width)
-        self.new_boxes += check_boxes([parse_box(rest, number)], size, first_number=number).tolist()
+        self.new_boxes += validate_boxes_px([parse_box(rest, number)], size, first_number=number).tolist()
         self._redraw()
         output.note(f"region {number}: {rest}; mention it as <region{number}>")
 

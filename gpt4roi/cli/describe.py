@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
     check_model_folder(args.model)
     settings = decoding_settings(args)
 
-    from gpt4roi.processing.user_input import check_boxes, open_image
+    from gpt4roi.processing.user_input import open_image, validate_boxes_px
 
     image = open_image(sys.stdin.buffer.read() if args.image == "-" else args.image)
-    boxes_px = check_boxes(regions, (image.height, image.width))
+    boxes_px = validate_boxes_px(regions, (image.height, image.width))
     question, together = _read_question(args.question, len(boxes_px))
 
     chat = open_chat(args)

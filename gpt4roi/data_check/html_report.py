@@ -181,7 +181,7 @@ def _samples(one: SetResult, estimator: LengthEstimator) -> Iterator[GalleryItem
         boxes = sample.boxes_px
         if sample.box_frame == "unit":
             boxes = boxes * [image.width, image.height, image.width, image.height]
-        passages = estimator.processor.passages(encoded["input_ids"], encoded["labels"])
+        passages = estimator.processor.supervision_spans(encoded["input_ids"], encoded["labels"])
         yield GalleryItem(image, boxes, f"{sample.source.rpartition('/')[2]} · {tokens} tokens", passages=passages)
         shown += 1
         if shown == _SAMPLES:

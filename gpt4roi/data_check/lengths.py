@@ -58,7 +58,7 @@ class LengthEstimator:
         if self.bytes_per_token is not None:  # how much is lost depends on where the tokens end
             return Measure(tokens, supervised, rounds, int(rounds > 1), int(rounds == 1))
         cut = self.processor.encode_text(sample, image_size=image_size)
-        return Measure(tokens, supervised, rounds, cut["n_dropped_turns"], cut["n_cut_answers"])
+        return Measure(tokens, supervised, rounds, cut["n_dropped_rounds"], cut["n_cut_answers"])
 
     def _tokens(self, ids: torch.Tensor) -> int:
         if self.bytes_per_token is None:

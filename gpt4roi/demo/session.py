@@ -16,7 +16,7 @@ from gpt4roi.demo.hints import Hint, IncompleteQuestionError, find_hints, normal
 from gpt4roi.demo.uploads import Upload
 from gpt4roi.errors import InputError
 from gpt4roi.generation.sampling import SamplingParams
-from gpt4roi.processing.user_input import check_boxes, mentioned_regions
+from gpt4roi.processing.user_input import mentioned_regions, validate_boxes_px
 from gpt4roi.region_chat import RegionChat
 
 MAX_BOXES = 50
@@ -197,7 +197,7 @@ class Session:
         if len(self.boxes_px) + len(drawn_px) > MAX_BOXES:
             raise InputError(f"a conversation has at most {MAX_BOXES} boxes; start over for more")
         width, height = self.size
-        drawn = check_boxes(drawn_px, (height, width), first_number=len(self.boxes_px) + 1)
+        drawn = validate_boxes_px(drawn_px, (height, width), first_number=len(self.boxes_px) + 1)
         hints = self.hints(question, drawn, force)
         if hints:
             raise IncompleteQuestionError(hints)

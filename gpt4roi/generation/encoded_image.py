@@ -69,7 +69,7 @@ class PreparedImage:
 
 def prepare_image(processor: Any, image: Image.Image) -> PreparedImage:
     """Prepares an opened image, RGB, for encode_images; the image may then be closed."""
-    return PreparedImage(processor.pixel_values(image, "dialogue"), (image.height, image.width))
+    return PreparedImage(processor.to_pixel_values(image, "dialogue"), (image.height, image.width))
 
 
 @torch.inference_mode()
@@ -144,6 +144,6 @@ class EncodedImage:
         return [self.prompt(one, number) for one in encoded]
 
     def prompt(self, encoded: Mapping[str, Any], number: int = 0) -> Prompt:
-        """Returns the prompt of one encoded sample about this image (input_ids, boxes, n_dropped_turns)."""
+        """Returns the prompt of one encoded sample about this image (input_ids, boxes, n_dropped_rounds)."""
         regions = self.region_features(encoded["boxes"])
-        return Prompt(encoded["input_ids"], number, self.image_features, regions, encoded["n_dropped_turns"])
+        return Prompt(encoded["input_ids"], number, self.image_features, regions, encoded["n_dropped_rounds"])

@@ -1,7 +1,8 @@
-"""The only place that pads: encoded samples become one batch."""
+"""Batches: pad_features and RegionCollator, the data collator, are the only place that pads."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,9 +15,10 @@ def pad_features(
 ) -> dict[str, Any]:
     """Joins what GPT4RoIProcessor.encode returns into a batch for the model.
 
-    Returns input_ids and attention_mask int64[B, T]; labels int64[B, T] where every sample has them; pixel_values
-    float32[K, 3, S, S] and boxes, a list of K float32[M_k, 4], for the K samples with an image, in batch order
-    (neither where there is none); segment_ids and position_ids int64[B, T] where any sample has them.
+    Returns:
+        input_ids and attention_mask int64[B, T]; labels int64[B, T] where every sample has them; pixel_values
+        float32[K, 3, S, S] and boxes, a list of K float32[M_k, 4], for the K samples with an image, in batch order
+        (neither where there is none); segment_ids and position_ids int64[B, T] where any sample has them.
     """
     length = max(len(feature["input_ids"]) for feature in features)
 
@@ -52,4 +54,72 @@ def pad_features(
     boxed = [feature["boxes"] for feature in features if "boxes" in feature]
     if boxed:
         batch["boxes"] = boxed
+    return batch
+
+
+_TENSOR_LISTS = ("feature_maps",)
+_STACKED = ("image_tokens",)
+
+
+class RegionCollator:
+    """Pads encoded samples to one batch for training; what could not be encoded is left out.
+
+    Where all are left out, one row without a label stands in, so that the batches of a step, and all processes, stay
+    together.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Makes a batch.
+
+        Args:
+            features: Outputs of GPT4RoIProcessor.encode; instead of `pixel_values` they may hold the vision tower's
+                outputs: `image_tokens` float[P, C] and `feature_maps`, a list of float[C, H, W].
+
+        Returns:
+            The model's arguments, plus `text_ids` (int64[M], one for each `<bbox>` of the batch) where the samples have
+            them, `n_dropped_rounds` and `sources` of each sample used, `skipped`: the reasons of those left out, and
+            `n_tokens` and `n_supervised`, counted here to avoid a device sync.
+        """
+        encoded = [feature for feature in features if "input_ids" in feature]
+        skipped = [feature["skipped"] for feature in features if "input_ids" not in feature]
+        if not encoded:
+            return _with_counts(self._empty_batch() | {"skipped": skipped})
+        cached = [{key: f[key] for key in (*_TENSOR_LISTS, *_STACKED) if key in f} for f in encoded]
+        batch = pad_features(
+            [{key: value for key, value in f.items() if key not in (*_TENSOR_LISTS, *_STACKED)} for f in encoded],
+            pad_token_id=self.pad_token_id,
+            side="right",
+        )
+        with_image = [entry for entry in cached if entry]
+        if with_image:
+            batch["image_tokens"] = torch.stack([entry["image_tokens"] for entry in with_image])
+            batch["feature_maps"] = [
+                torch.stack(level) for level in zip(*(e["feature_maps"] for e in with_image), strict=True)
+            ]
+        if all("text_ids" in feature for feature in encoded):
+            batch["text_ids"] = torch.cat([feature["text_ids"] for feature in encoded])
+        batch["n_dropped_rounds"] = [feature["n_dropped_rounds"] for feature in encoded]
+        batch["sources"] = [feature["source"] for feature in encoded]
+        if skipped:
+            batch["skipped"] = skipped
+        return _with_counts(batch)
+
+    def _empty_batch(self) -> dict[str, Any]:
+        ids = torch.full((1, 2), self.pad_token_id)
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "attention_mask": torch.ones_like(ids),
+            "n_dropped_rounds": [],
+            "sources": [],
+        }
+
+
+def _with_counts(batch: dict[str, Any]) -> dict[str, Any]:
+    batch["n_tokens"] = int(batch["attention_mask"].sum())
+    batch["n_supervised"] = int((batch["labels"] != IGNORE_INDEX).sum())
     return batch

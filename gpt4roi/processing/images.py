@@ -1,4 +1,4 @@
-"""Images become tensors, and pixel boxes boxes of the model, in the two ways the released models were trained with.
+"""Image preprocessing: loading, resizing and normalising, with boxes, in the two pipelines of the released models.
 
 detection: the image as shown, after its EXIF rotation, is resized straight to the square (bilinear); boxes are clipped
     to it.
@@ -32,7 +32,8 @@ _SIDEWAYS = (5, 6, 7, 8)
 def load_image(image: Any, pipeline: ImagePipeline = "dialogue", where: str = "") -> Image.Image:
     """Opens a path, PIL image or uint8 array [H, W, 3] and returns it as RGB, rotated by EXIF for `detection`.
 
-    Raises InputError where it is missing, damaged, no image, or too large to decode.
+    Raises:
+        InputError: It is missing, damaged, no image, or too large to decode; `where` is part of the message.
     """
     if isinstance(image, np.ndarray):
         return Image.fromarray(_check_array(image, where))
@@ -60,21 +61,24 @@ def load_image(image: Any, pipeline: ImagePipeline = "dialogue", where: str = ""
         raise InputError(f"image {name} is not an image file that can be read{where}") from error
     except InputError:
         raise
-    except Exception as error:  # decoders raise whatever comes to their mind over damaged files
+    except Exception as error:  # PIL plugins may raise anything on corrupt files
         raise InputError(f"image {name} cannot be decoded{where}: {error}; fetch or save it again") from error
 
 
 def read_header(path: str, where: str = "") -> tuple[tuple[int, int], bool]:
     """Returns the (height, width) of an image as stored, and whether its EXIF data turn it by a quarter.
 
-    Decodes nothing. Raises InputError where even its header cannot be read.
+    Decodes nothing.
+
+    Raises:
+        InputError: Not even its header can be read.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 return (image.height, image.width), image.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except Exception as error:  # whatever a damaged header makes the decoder raise
+    except Exception as error:  # PIL plugins may raise anything on corrupt headers
         raise InputError(f"image {path!r} cannot be opened{where}: {error}") from None
 
 
@@ -112,10 +116,7 @@ def to_pixel_values(
     std: tuple[float, float, float],
     augmentation: Augmentation | None = None,
 ) -> torch.Tensor:
-    """Resizes an RGB image to size x size and normalises; mean and std: of values in [0, 1].
-
-    Returns float32[3, size, size].
-    """
+    """Resizes an RGB image and normalises it; float32[3, size, size]. mean, std: of values in [0, 1]."""
     offset = np.asarray(mean, dtype=np.float32)[:, None, None]
     scale = np.asarray(std, dtype=np.float32)[:, None, None]
     pipeline = as_image_pipeline(pipeline)
@@ -182,10 +183,18 @@ def boxes_in_frame(
     size: int,
     augmentation: Augmentation | None = None,
 ) -> np.ndarray:
-    """Moves boxes of the user's image, float[N, 4] xyxy in pixels, into the square that the model sees.
+    """Moves boxes of the user's image into the square that the model sees.
 
-    image_size: (height, width) of the image as its pipeline opens it. Returns float64[N, 4] xyxy in pixels of the
-    square (divide by size for the model): scaled per axis, shifted and flipped with the image, clipped if `detection`.
+    Args:
+        boxes_px: float[N, 4], xyxy in pixels of the user's image.
+        image_size: (height, width) of the image as its pipeline opens it.
+        pipeline: As of load_image.
+        size: Side of the square.
+        augmentation: As applied to the image.
+
+    Returns:
+        float64[N, 4] xyxy in pixels of the square (divide by size for the model): scaled per axis, shifted and flipped
+        with the image, clipped if `detection`.
     """
     frame, pipeline = (size, size), as_image_pipeline(pipeline)
     moved = box_ops.denormalize(box_ops.normalize(np.asarray(boxes_px, dtype=np.float64), image_size), frame)

@@ -1,4 +1,4 @@
-"""GPT4RoIProcessor: a sample (image, boxes, dialogue) becomes the model's tensors, and ids become an answer."""
+"""GPT4RoIProcessor: turns a sample (image, boxes, dialogue) into the model's tensors, and generated ids into text."""
 
 from __future__ import annotations
 
@@ -46,13 +46,19 @@ _SAVED = (
 
 
 class GPT4RoIProcessor(ProcessorMixin):
-    """Writes prompts, tokenizes, opens images and normalises boxes; the same for training and answering.
+    """Renders prompts, tokenizes, opens images and normalises boxes; the same for training and inference.
 
-    image_seq_length: how many tokens the image takes; image_mean, image_std: of values in [0, 1].
-    prompt_format: `v0`, `v1` or `llava_v1` (as released models were trained), or `chat`, the tokenizer's own template.
-    model_max_length: longer samples lose whole question-answer rounds.
-    system_prompt: for `chat`, instead of the template's own.
-    use_image_start_end: puts <im_start> and <im_end> around the image; image_first: v0 only, the image before all.
+    Args:
+        tokenizer: With the added tokens, see tokenizer.add_special_tokens.
+        image_size: Side of the model's input image.
+        image_mean: Of values in [0, 1].
+        image_std: Of values in [0, 1].
+        image_seq_length: How many tokens an image takes.
+        prompt_format: `v0`, `v1` or `llava_v1` (as released models were trained), or `chat`, the tokenizer's template.
+        model_max_length: Longer samples lose complete question-answer rounds.
+        system_prompt: For `chat`, instead of the template's own.
+        use_image_start_end: Puts <im_start> and <im_end> around the image.
+        image_first: For `v0`: the image before all else.
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class GPT4RoIProcessor(ProcessorMixin):
                 f"the tokenizer lacks {lacking}; call gpt4roi.processing.tokenizer.add_special_tokens on it"
             )
         self.image_size, self.image_seq_length = image_size, image_seq_length
-        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.image_mean, self.image_std = _per_channel(image_mean), _per_channel(image_std)
         self.prompt_format, self.model_max_length = prompt_format, model_max_length
         self.system_prompt, self.image_first = system_prompt, image_first
         self.use_image_start_end = use_image_start_end
@@ -132,7 +138,7 @@ class GPT4RoIProcessor(ProcessorMixin):
     def __call__(self, samples: RegionSample | Sequence[RegionSample], generation: bool = False) -> dict[str, Any]:
         """Encodes one or several samples as a batch; padded on the left for generation, else on the right.
 
-        Returns what padding.pad_features describes. Raises InputError as encode does.
+        Returns what batch.pad_features describes. Raises InputError as encode does.
         """
         if isinstance(samples, RegionSample):
             samples = [samples]
@@ -142,19 +148,25 @@ class GPT4RoIProcessor(ProcessorMixin):
     def encode(self, sample: RegionSample, generation: bool = False) -> dict[str, Any]:
         """Turns one sample into tensors.
 
-        generation: up to the point where the model answers, without labels.
-        Returns input_ids, labels int64[T]; where it has an image, pixel_values float32[3, S, S], boxes float32[M, 4]
-        (xyxy in [0, 1], row k is the box of the k-th `<bbox>`) and box_indices int64[M] (its number in the sample, from
-        0); where its turns are independent, segment_ids (0: shared, k: k-th pair) and position_ids int64[T];
-        n_dropped_turns, the question-answer rounds that were too long; n_cut_answers, 1 where the only round left lost
-        the end of its answer; source.
-        Raises InputError, naming the sample's source, where image, boxes and text do not fit together.
+        Args:
+            sample: The sample.
+            generation: Up to the point where the model answers, without labels.
+
+        Returns:
+            input_ids, labels int64[T]; where it has an image, pixel_values float32[3, S, S], boxes float32[M, 4] (xyxy
+            in [0, 1], row k is the box of the k-th `<bbox>`) and box_indices int64[M] (its number in the sample, from
+            0); where its turns are independent, segment_ids (0: shared, k: k-th pair) and position_ids int64[T];
+            n_dropped_rounds, the question-answer rounds that were too long; n_cut_answers, 1 where the only round left
+            lost the end of its answer; source.
+
+        Raises:
+            InputError: Image, boxes and text do not fit together; it names the sample's source.
         """
         if sample.image is None:
             return self.encode_text(sample, generation)
         image = images.load_image(sample.image, sample.image_pipeline, _where(sample))
         encoded = self.encode_text(sample, generation, (image.height, image.width))
-        encoded["pixel_values"] = self.pixel_values(image, sample.image_pipeline, sample.augmentation)
+        encoded["pixel_values"] = self.to_pixel_values(image, sample.image_pipeline, sample.augmentation)
         return encoded
 
     def encode_text(
@@ -178,7 +190,7 @@ class GPT4RoIProcessor(ProcessorMixin):
         if encoded.segment_ids is not None:
             result["segment_ids"] = torch.tensor(encoded.segment_ids)
             result["position_ids"] = torch.tensor(encoded.position_ids)
-        counts = {"n_dropped_turns": encoded.dropped, "n_cut_answers": int(encoded.cut)}
+        counts = {"n_dropped_rounds": encoded.dropped, "n_cut_answers": int(encoded.cut)}
         return result | counts | {"source": sample.source}
 
     def _steps(self, sample: RegionSample, generation: bool, where: str) -> list[DialogueStep]:
@@ -196,7 +208,7 @@ class GPT4RoIProcessor(ProcessorMixin):
         if generation and (not turns or turns[-1].role != "user"):
             raise InputError(f"the last turn must be the user's question{where}")
         if not generation and not any(turn.role == "assistant" for turn in turns):
-            raise InputError(f"there is no answer to learn from{where}")
+            raise InputError(f"there is no answer to train on{where}")
         texts = [turn.text for turn in turns]
         images = sum(text.count(IMAGE_TOKEN) for text in texts)
         if images > 1 or (images and sample.image is None):
@@ -231,24 +243,29 @@ class GPT4RoIProcessor(ProcessorMixin):
     def pixel_values(
         self, image: Any, pipeline: ImagePipeline = "dialogue", augmentation: Augmentation | None = None
     ) -> torch.Tensor:
-        """Turns an image (as of load_image) into float32[3, image_size, image_size]."""
-        opened = images.load_image(image, pipeline)
+        """Opens an image as load_image does and turns it into float32[3, image_size, image_size]."""
+        return self.to_pixel_values(images.load_image(image, pipeline), pipeline, augmentation)
+
+    def to_pixel_values(
+        self, opened: Image.Image, pipeline: ImagePipeline = "dialogue", augmentation: Augmentation | None = None
+    ) -> torch.Tensor:
+        """Turns an image that was opened, RGB, into float32[3, image_size, image_size]."""
         return images.to_pixel_values(opened, pipeline, self.image_size, self.image_mean, self.image_std, augmentation)
 
-    def passages(self, ids: Any, labels: Any) -> list[tuple[str, bool]]:
-        """Writes an encoded sample (input_ids and labels, int64[T]) for people to read.
+    def supervision_spans(self, ids: Any, labels: Any) -> list[tuple[str, bool]]:
+        """Decodes an encoded sample (input_ids and labels, int64[T]) for display.
 
-        Returns (text, whether it is learnt) in order; the image's tokens are `[256 image tokens]`.
+        Returns (text, whether it is supervised) in order; the image's tokens are `[256 image tokens]`.
         """
         runs: list[tuple[str, list[int]]] = []
         for token, label in zip(ids.tolist(), labels.tolist(), strict=True):
             image = token == self.image_patch_token_id
-            kind = "image" if image else "learnt" if label != IGNORE_INDEX else "given"
+            kind = "image" if image else "supervised" if label != IGNORE_INDEX else "context"
             if not runs or runs[-1][0] != kind:
                 runs.append((kind, []))
             runs[-1][1].append(token)
         return [
-            (f"[{len(run)} image tokens]" if kind == "image" else self.tokenizer.decode(run), kind == "learnt")
+            (f"[{len(run)} image tokens]" if kind == "image" else self.tokenizer.decode(run), kind == "supervised")
             for kind, run in runs
         ]
 
@@ -265,6 +282,11 @@ class GPT4RoIProcessor(ProcessorMixin):
         for stop in self.stop_strings:
             text = text.partition(stop)[0]
         return text.strip().removeprefix(self.answer_prefix).strip()
+
+
+def _per_channel(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
 
 
 def _where(sample: RegionSample) -> str:

@@ -1,4 +1,4 @@
-"""Images, boxes and questions as people give them, checked: wrong ones raise InputError with the next step."""
+"""User input: validates images, boxes, masks, JSON files of regions and questions; errors name the next step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,10 @@ from PIL import Image
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
+from gpt4roi.geometry.boxes import xywh_to_xyxy
 from gpt4roi.geometry.masks import size_of, to_box
+from gpt4roi.io.coco import image_file_name
+from gpt4roi.io.json_files import read_json
 from gpt4roi.processing.images import load_image
 from gpt4roi.processing.mentions import region_numbers
 
@@ -31,17 +34,25 @@ _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base6
 BORDER_SLACK_PX = 1.0
 """How far a box may reach over the image's border: annotation files round."""
 
-MASKS_SHOWN = 5
+MAX_LOGGED_MASKS = 5
 
 MAX_BOXES = 1000
 """Boxes that one call takes; more are a mistake, such as a mask given as boxes, more often than a wish."""
 
+_LISTS = ("regions", "annotations", "boxes")
+_CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"))
+_MASKS = ("segmentation", "mask", "rle", "polygon")
+_EXPECTED = "a list of [x1, y1, x2, y2], of masks, or of objects with box, bbox or segmentation"
+
 
 def open_image(image: Any) -> Image.Image:
-    """Opens an image as RGB and upright, so that boxes are in pixels of what people see.
+    """Opens an image as RGB and upright, so that boxes are in pixels of the image as it is displayed.
 
-    image: path, data URL, PIL image, encoded file as bytes, or uint8 array [H, W, 3] (RGB).
-    Raises InputError where there is no such file or where it is not an image.
+    Args:
+        image: Path, data URL, PIL image, encoded file as bytes, or uint8 array [H, W, 3] (RGB).
+
+    Raises:
+        InputError: There is no such file, or it is not an image.
     """
     if isinstance(image, str) and image[:5].lower() == "data:":
         image = _decode(_bytes_of_data_url(image), "of the data URL")
@@ -77,18 +88,22 @@ def _bytes_of_data_url(url: str) -> bytes:
 def _decode(data: bytes, which: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
-    except Exception:  # decoders raise whatever comes to their mind over damaged files
+    except Exception:  # PIL plugins may raise anything on corrupt files
         raise InputError(f"the {len(data)} bytes {which} are not an image file that can be read") from None
 
 
-def check_boxes(boxes_px: Any, image_size: tuple[int, int], first_number: int = 1) -> np.ndarray:
+def validate_boxes_px(boxes_px: Any, image_size: tuple[int, int], first_number: int = 1) -> np.ndarray:
     """Returns the boxes as float64[N, 4], xyxy in pixels, after checking each.
 
-    boxes_px: N boxes of four numbers, or masks, which become the boxes around them: arrays [H, W], COCO's run lengths,
-    polygons (see gpt4roi.geometry.masks). image_size: (height, width) of the image; first_number: what the first one is
-    called in messages.
-    Raises InputError naming the box: not four finite numbers, corners exchanged, no area, outside the image; a mask
-    that is empty or of another image's size; too many.
+    Args:
+        boxes_px: N boxes of four numbers, or masks, which become the boxes around them: arrays [H, W], COCO's run
+            lengths, polygons (see gpt4roi.geometry.masks).
+        image_size: (height, width) of the image.
+        first_number: Number of the first one in messages.
+
+    Raises:
+        InputError: A box is not four finite numbers, has its corners exchanged, no area, or lies outside the image; a
+            mask is empty or of another image's size; there are too many.
     """
     if boxes_px is None:
         return np.zeros((0, 4))
@@ -99,8 +114,8 @@ def check_boxes(boxes_px: Any, image_size: tuple[int, int], first_number: int = 
     _refuse_a_single_box(boxes_px)
     rows = [_as_box(box, number, image_size) for number, box in enumerate(boxes_px, start=first_number)]
     for number, box in enumerate(rows, start=first_number):
-        _check_box(box, number, image_size)
-    _say_what_became_of_masks(boxes_px, rows, first_number)
+        _validate_box(box, number, image_size)
+    _log_mask_conversion(boxes_px, rows, first_number)
     return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
 
 
@@ -131,13 +146,13 @@ def _as_array(mask: Any) -> np.ndarray:
     return np.asarray(mask)
 
 
-def _say_what_became_of_masks(regions: Sequence, boxes: list[list[float]], first_number: int) -> None:
-    """Says in one line, which also people see who did not set up a log, that masks are not looked at as such."""
+def _log_mask_conversion(regions: Sequence, boxes: list[list[float]], first_number: int) -> None:
+    """Warns in one line, which users without a log configuration see too, that masks are used as boxes only."""
     pairs = enumerate(zip(regions, boxes, strict=True), start=first_number)
-    became = [f"region {number}: {_as_text(box)}" for number, (region, box) in pairs if is_mask(region)]
-    if became:
-        more = f"; and {len(became) - MASKS_SHOWN} more" if len(became) > MASKS_SHOWN else ""
-        logger.warning("masks became their bounding boxes: %s%s", "; ".join(became[:MASKS_SHOWN]), more)
+    converted = [f"region {number}: {_as_text(box)}" for number, (region, box) in pairs if is_mask(region)]
+    if converted:
+        more = f"; and {len(converted) - MAX_LOGGED_MASKS} more" if len(converted) > MAX_LOGGED_MASKS else ""
+        logger.warning("masks became their bounding boxes: %s%s", "; ".join(converted[:MAX_LOGGED_MASKS]), more)
 
 
 def is_mask(region: Any) -> bool:
@@ -167,12 +182,15 @@ def _four_numbers(box: Any, number: int) -> list[float]:
     return values
 
 
-def _check_box(box: list[float], number: int, image_size: tuple[int, int]) -> None:
+def _validate_box(box: list[float], number: int, image_size: tuple[int, int]) -> None:
     x1, y1, x2, y2 = box
     height, width = image_size
     what = f"box {number} ({_as_text(box)})"
     if x2 < x1 or y2 < y1:
-        raise InputError(f"{what}: corners are exchanged; give x1,y1 (top left) before x2,y2 (bottom right), in pixels")
+        raise InputError(
+            f"{what}: corners are exchanged; give x1,y1 (top left) before x2,y2 (bottom right), in pixels",
+            code="box_inverted",
+        )
     if x1 == x2 or y1 == y2:
         raise InputError(f"{what}: has no area; x2 must be greater than x1, and y2 than y1")
     if max(box) <= 1 and min(height, width) > 1:
@@ -184,6 +202,78 @@ def _check_box(box: list[float], number: int, image_size: tuple[int, int]) -> No
 
 def _as_text(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
+
+
+def read_regions(path: str | Path, image: str | Path = "") -> list[Any]:
+    """Reads the boxes (xyxy in pixels) and masks of a JSON file, in its order, as `validate_boxes_px` takes them.
+
+    The file holds a list, or an object with `regions`, `annotations` or `boxes`. An entry is four numbers, a mask, or
+    an object with one of: `box` (xyxy), `bbox` (x, y, width, height, as COCO writes it), corners by name, a mask as
+    `segmentation`, `mask`, `rle` or `polygon`. Of a COCO file of several images those of `image`, by file name.
+
+    Raises:
+        InputError: There are none, or one is of another form; it names file and entry.
+    """
+    content = read_json(path)
+    if isinstance(content, dict):
+        name = next((name for name in _LISTS if isinstance(content.get(name), list)), None)
+        if name is None:
+            raise InputError(f"{path}: expected {_EXPECTED}; got an object with {', '.join(content) or 'nothing'}")
+        entries = _of_image(content, image, path) if content.get("images") else content[name]
+    else:
+        entries = content
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: expected {_EXPECTED}; got {entries!r:.60}")
+    if not entries:
+        raise InputError(f"{path}: holds no region; expected {_EXPECTED}")
+    images = {str(entry["image_id"]) for entry in entries if isinstance(entry, dict) and "image_id" in entry}
+    if len(images) > 1:
+        raise InputError(
+            f"{path}: its regions are on {len(images)} images, by image_id; expected those of one, or the names of "
+            "all under images, or use `gpt4roi caption`"
+        )
+    return [_region(entry, f"{path}#{number}") for number, entry in enumerate(entries)]
+
+
+def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path) -> list[Any]:
+    """Returns the annotations of one image of a COCO file."""
+    images = [image for image in content["images"] if isinstance(image, dict)]
+    wanted = PurePath(image_file).name
+    found = [image for image in images if PurePath(image_file_name(image)).name == wanted]
+    if len(images) == 1 and not found:
+        found = images
+    if len(found) != 1:
+        raise InputError(f"{path}: {len(found)} of its {len(images)} images are called {wanted!r}, expected one")
+    identity = found[0].get("id")
+    entries = content.get("annotations") or []
+    return [entry for entry in entries if isinstance(entry, dict) and entry.get("image_id") == identity]
+
+
+def _region(entry: Any, where: str) -> Any:
+    if not isinstance(entry, dict) or {"size", "counts"} <= entry.keys():
+        return entry
+    if entry.get("box"):
+        return entry["box"]
+    if entry.get("bbox"):
+        return coco_box(entry["bbox"], where)
+    for names in _CORNERS:
+        if set(names) <= entry.keys():
+            return [entry[name] for name in names]
+    for name in _MASKS:
+        if entry.get(name):
+            return entry[name]
+    raise InputError(f"{where}: expected an object with box, bbox or segmentation; got {', '.join(map(str, entry))}")
+
+
+def coco_box(bbox: Any, where: str) -> list[float]:
+    """Turns COCO's x, y, width, height into xyxy. Raises InputError where it is not four numbers."""
+    try:
+        values = np.asarray([float(value) for value in bbox])
+    except (TypeError, ValueError, OverflowError):
+        values = np.zeros(0)
+    if len(values) != 4 or isinstance(bbox, str):
+        raise InputError(f"{where}: expected bbox as x, y, width, height, got {bbox!r:.60}")
+    return xywh_to_xyxy(values).tolist()
 
 
 def mentioned_regions(question: str) -> list[int]:

@@ -22,13 +22,13 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from gpt4roi.data.collator import RegionCollator
 from gpt4roi.data.mixture import Mixture
 from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.devices import moved_to
 from gpt4roi.distributed import broadcast_parameters, main_process_first
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.boxes import center_size_features
+from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.train.arguments import RegionArguments
 from gpt4roi.train.saving import save_tensors
 

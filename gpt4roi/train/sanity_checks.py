@@ -56,7 +56,7 @@ def check_first_batch(batches: Iterable[dict[str, Any]], processor: GPT4RoIProce
     """
     reasons: list[str] = []
     for batch in islice(batches, BATCHES_TO_TRY):
-        if batch["n_dropped_turns"]:  # one for each sample used
+        if batch["n_dropped_rounds"]:  # one for each sample used
             break
         reasons += batch["skipped"]
     else:
@@ -90,4 +90,4 @@ def render(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int = 0) -> 
 
 def _spans(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int) -> list[tuple[str, bool]]:
     length = int(batch["attention_mask"][row].sum())
-    return processor.passages(batch["input_ids"][row][:length], batch["labels"][row][:length])
+    return processor.supervision_spans(batch["input_ids"][row][:length], batch["labels"][row][:length])

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 ENOUGH_SEEN = 100
 """Samples after which the fraction that cannot be used is judged."""
-_BATCH_INFO = ("skipped", "sources", "n_dropped_turns", "n_tokens", "n_supervised", "text_ids")
+_BATCH_INFO = ("skipped", "sources", "n_dropped_rounds", "n_tokens", "n_supervised", "text_ids")
 """What a batch holds for the trainer, not for the model."""
 
 
@@ -119,7 +119,7 @@ class GPT4RoITrainer(NonFiniteGuardMixin, ResumableTrainer):
         self.set_batch_info(info["n_supervised"], info["sources"])
         self.throughput.update(info["n_tokens"], regions)
         reasons = info.get("skipped", [])
-        dropped = info.get("n_dropped_turns", [])  # one number for each sample used
+        dropped = info.get("n_dropped_rounds", [])  # one number for each sample used
         self.seen += len(dropped) + len(reasons)
         self.skipped += len(reasons)
         self.dropped_turns += int(sum(dropped))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from gpt4roi.data.collator import RegionCollator
 from gpt4roi.data.mixture import Mixture
 from gpt4roi.data.registry import build_mixture
 from gpt4roi.data.training_dataset import EncodedDataset
@@ -19,6 +18,7 @@ from gpt4roi.distributed import main_process_first
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.models.original_format import is_gpt4roi_folder
+from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.train import saving, sharding, work_dir
 from gpt4roi.train.adapters import add_adapters, cast_frozen_parameters, fully_trained

@@ -7,7 +7,7 @@ from gpt4roi.processing.batch import pad_features
 
 def encoded(length, **extra):
     ids = torch.arange(1, length + 1)
-    return {"input_ids": ids, "labels": ids + 100, "n_dropped_turns": 0, "source": "x", **extra}
+    return {"input_ids": ids, "labels": ids + 100, "n_dropped_rounds": 0, "source": "x", **extra}
 
 
 def test_the_right_side_is_filled_and_masked():

@@ -119,7 +119,7 @@ def test_independent_pairs_that_do_not_fit_are_left_out_and_counted():
     whole = make("chat").encode(sample(*QUESTIONS, independent_turns=True))
     limit = len(whole["input_ids"]) - 1
     short = make("chat", model_max_length=limit).encode(sample(*QUESTIONS, independent_turns=True))
-    assert (short["n_dropped_turns"], short["segment_ids"].max().item(), len(short["boxes"])) == (1, 2, 3)
+    assert (short["n_dropped_rounds"], short["segment_ids"].max().item(), len(short["boxes"])) == (1, 2, 3)
 
 
 def test_training_loses_the_last_rounds_of_a_long_dialogue_with_their_boxes():
@@ -127,7 +127,7 @@ def test_training_loses_the_last_rounds_of_a_long_dialogue_with_their_boxes():
     short = make("chat", model_max_length=len(whole["input_ids"]) - 1).encode(sample(*QUESTIONS[:4]))
     alone = make("chat").encode(sample(*QUESTIONS[:2]))
     assert short["input_ids"].tolist() == alone["input_ids"].tolist()
-    assert (short["n_dropped_turns"], short["n_cut_answers"], len(short["boxes"])) == (1, 0, 1)
+    assert (short["n_dropped_rounds"], short["n_cut_answers"], len(short["boxes"])) == (1, 0, 1)
 
 
 def test_asking_loses_rounds_in_the_middle_and_introduces_their_regions_later():
@@ -136,7 +136,7 @@ def test_asking_loses_rounds_in_the_middle_and_introduces_their_regions_later():
     processor = make("chat", model_max_length=len(whole["input_ids"]) - 1)
     short = processor.encode(sample(*turns), generation=True)
     alone = processor.encode(sample(*turns[:2], turns[4]), generation=True)
-    assert short["n_dropped_turns"] == 1
+    assert short["n_dropped_rounds"] == 1
     assert short["input_ids"].tolist() == alone["input_ids"].tolist()
     assert text_of(processor, short["input_ids"]).count("And is region1 <bbox> old?") == 1
 
@@ -146,7 +146,7 @@ def test_an_answer_too_long_by_itself_loses_its_end_only():
     encoded = processor.encode(sample("What is <region1>?", "a very " + "long " * 50 + "tale"))
     assert len(encoded["input_ids"]) == 150
     assert learnt(processor, encoded).startswith("a very long long")
-    assert (encoded["n_dropped_turns"], encoded["n_cut_answers"]) == (0, 1)
+    assert (encoded["n_dropped_rounds"], encoded["n_cut_answers"]) == (0, 1)
 
 
 def test_a_sample_without_an_image_is_text_alone():
@@ -271,7 +271,7 @@ def test_truncation_switched_on_in_the_tokenizer_does_not_reach_the_processor():
 def test_an_encoded_sample_is_written_in_passages_with_what_is_learnt(pyramid_processor):
     turns = (Turn("user", "What is <region1>?"), Turn("assistant", "a cat"))
     encoded = pyramid_processor.encode_text(RegionSample("a.png", turns, np.ones((1, 4))), image_size=(8, 8))
-    passages = pyramid_processor.passages(encoded["input_ids"], encoded["labels"])
+    passages = pyramid_processor.supervision_spans(encoded["input_ids"], encoded["labels"])
     assert [text for text, learnt in passages if learnt] == ["a cat<|end|>"]
     assert [text for text, _ in passages][1] == f"[{pyramid_processor.image_seq_length} image tokens]"
     assert "What is region1 <bbox>?" in passages[2][0]

@@ -17,7 +17,7 @@ REFUSED = {
     "both ways of referring": (("<bbox> <region1>", "x"), {}, "got both in d.json#7"),
     "an empty answer": (("Hi.", " "), {}, "turn 1 (assistant) is empty in d.json#7"),
     "an empty question": (("", "x"), {}, "turn 0 (user) is empty in d.json#7"),
-    "no answer": (("Hi.",), {}, "there is no answer to learn from in d.json#7"),
+    "no answer": (("Hi.",), {}, "there is no answer to train on in d.json#7"),
     "two images": (("<image> <image>", "x"), {}, "2 <image> in the text but 1 image in d.json#7"),
     "an image that is not there": (
         ("<image>", "x"),

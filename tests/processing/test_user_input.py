@@ -15,11 +15,11 @@ from PIL import Image
 from gpt4roi import InputError
 from gpt4roi.processing.mentions import number_boxes
 from gpt4roi.processing.user_input import (
-    check_boxes,
     clean_question,
     mentioned_regions,
     one_region_question,
     open_image,
+    validate_boxes_px,
 )
 
 SIZE = (64, 96)
@@ -115,7 +115,7 @@ class OnAnotherDevice:
 
 @pytest.mark.gpu
 def test_a_mask_on_a_gpu_becomes_the_box_around_it():
-    assert check_boxes([torch.from_numpy(mask()).cuda()], SIZE).tolist() == [[10, 20, 30, 40]]
+    assert validate_boxes_px([torch.from_numpy(mask()).cuda()], SIZE).tolist() == [[10, 20, 30, 40]]
 
 
 @pytest.mark.parametrize(
@@ -148,14 +148,14 @@ def test_a_mask_on_a_gpu_becomes_the_box_around_it():
     ],
 )
 def test_a_mask_becomes_the_box_around_it_and_this_is_said(region, caplog):
-    boxes = check_boxes([[1, 2, 3, 4], region], SIZE, first_number=4)
+    boxes = validate_boxes_px([[1, 2, 3, 4], region], SIZE, first_number=4)
 
     assert boxes.tolist() == [[1, 2, 3, 4], [10, 20, 30, 40]]
     assert caplog.messages == ["masks became their bounding boxes: region 5: 10,20,30,40"]
 
 
 def test_a_stack_of_masks_is_a_list_of_masks_told_in_one_line(caplog):
-    assert check_boxes(np.stack([mask()] * 7), SIZE).tolist() == [[10, 20, 30, 40]] * 7
+    assert validate_boxes_px(np.stack([mask()] * 7), SIZE).tolist() == [[10, 20, 30, 40]] * 7
     assert len(caplog.messages) == 1 and caplog.messages[0].endswith("region 5: 10,20,30,40; and 2 more")
 
 
@@ -181,12 +181,12 @@ def test_a_stack_of_masks_is_a_list_of_masks_told_in_one_line(caplog):
 )
 def test_wrong_regions_are_named(boxes, message):
     with pytest.raises(InputError, match=message) as caught:
-        check_boxes(boxes, SIZE)
+        validate_boxes_px(boxes, SIZE)
     assert len(str(caught.value)) < 300
 
 
 def test_no_boxes_are_no_boxes():
-    assert check_boxes(None, SIZE).shape == check_boxes([], SIZE).shape == (0, 4)
+    assert validate_boxes_px(None, SIZE).shape == validate_boxes_px([], SIZE).shape == (0, 4)
 
 
 def test_short_mentions_are_written_out():

@@ -230,14 +230,14 @@ def align(folder: Path, parts: Path, kept: Path) -> dict:
 
 def batch_of(parts: Path, processor: Any) -> list[dict]:
     """Encodes the first four samples as two batches of two, of which the second holds no region."""
-    from gpt4roi.data.collator import RegionCollator
     from gpt4roi.data.registry import build_mixture
+    from gpt4roi.processing.batch import RegionCollator
 
     dataset = EncodedDataset(build_mixture(parts / "train.jsonl"), processor, 0)
     collate = RegionCollator(processor.tokenizer.pad_token_id)
     halves = [collate([dataset[index] for index in pair]) for pair in ((0, 1), (2, 3))]
     for half in halves:
-        for name in ("n_dropped_turns", "n_tokens", "n_supervised"):
+        for name in ("n_dropped_rounds", "n_tokens", "n_supervised"):
             half.pop(name)
     return halves
 

@@ -11,10 +11,10 @@ import torch
 from tiny import tiny_model, tiny_processor
 from tiny_training import ONE_BY_ONE, losses, stage1
 
-from gpt4roi.data.collator import RegionCollator
 from gpt4roi.data.registry import build_mixture
 from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.errors import InputError
+from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.structures import RegionSample, Turn
 from gpt4roi.train.command_line import parse
 from gpt4roi.train.nonfinite import NonFiniteGuard

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_training import losses, stage1
 
-from gpt4roi.data.collator import RegionCollator
 from gpt4roi.data.registry import build_mixture
 from gpt4roi.data.training_dataset import EncodedDataset
+from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.train.sampler import StepSampler, longest_first
 from gpt4roi.train.trainer import GPT4RoITrainer
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gpt4roi import InputError
-from gpt4roi.processing.regions_file import read_regions
+from gpt4roi.processing.user_input import read_regions
 
 BOX = [1, 2, 31, 42]
 RUNS = {"size": [4, 4], "counts": [0, 16]}
