@@ -1,4 +1,4 @@
-"""Dialogues become ids and labels: references written, template rendered, image expanded, too long ones shortened."""
+"""Dialogue encoding: mentions, template, tokens and labels, image expansion, and truncation by whole rounds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from gpt4roi.processing.tokenizer import TextEncoder, supervised_labels
 
 @dataclass(frozen=True)
 class DialogueStep:
-    """One turn on its way into a prompt.
+    """One turn before it is rendered.
 
-    text: may begin with `preamble` characters that show the image; bare: the 0-based boxes of its bare `<bbox>`.
+    Attributes:
+        text: May begin with `preamble` characters that show the image.
+        bare: The 0-based boxes of its bare `<bbox>`.
     """
 
     role: str
@@ -29,11 +31,16 @@ class DialogueStep:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of a sample's text.
+    """A sample's encoded text.
 
-    ids, labels: int64[T]; boxes: the 0-based box of each `<bbox>` among the ids, in order.
-    segment_ids, position_ids: int64[T] where it consists of independent conversations, else None.
-    dropped: question-answer rounds that were left out; cut: whether the only answer left lost its end.
+    Attributes:
+        ids: int64[T].
+        labels: int64[T].
+        boxes: The 0-based box of each `<bbox>` among the ids, in order.
+        segment_ids: int64[T] where it consists of independent conversations, else None.
+        position_ids: Likewise.
+        dropped: Question-answer rounds that were left out.
+        cut: Whether the only answer left lost its end.
     """
 
     ids: np.ndarray
@@ -46,9 +53,9 @@ class Encoded:
 
 
 class DialogueEncoder:
-    """Knows the format, the tokenizer's ids and the limits.
+    """Encodes dialogues in one format, with one tokenizer and its limits.
 
-    image_text: what `<image>` is written as, with one patch token that becomes image_seq_length of them.
+    `image_text` is what `<image>` is written as, with one patch token that becomes image_seq_length of them.
     """
 
     def __init__(
@@ -89,9 +96,9 @@ class DialogueEncoder:
     def independent(self, steps: Sequence[DialogueStep], where: str) -> Encoded:
         """Encodes every question-answer pair as a conversation of its own behind what all of them begin with.
 
-        The shared ids (segment 0) end before the first question; in them nothing is learnt. Pair k has segment k, ends
-        with its last learnt id, and its positions go on where the shared ids end. Pairs that do not fit any more are
-        left out from the end.
+        The shared ids (segment 0) end before the first question; in them nothing is supervised. Pair k has segment k,
+        ends with its last supervised id, and its positions continue where the shared ids end. Pairs that do not fit any
+        more are left out from the end.
         """
         pairs = _rounds(steps)
         if any([step.role for step in pair] != ["user", "assistant"] for pair in pairs):
@@ -104,7 +111,7 @@ class DialogueEncoder:
         boxes: list[int] = []
         total = shared
         for number, (single, _) in enumerate(singles, start=1):
-            # Nothing is learnt after the end of the answer, and no other pair can see what stands there.
+            # Nothing is supervised after the end of the answer, and no other pair can see what stands there.
             end = int(np.flatnonzero(single.labels != IGNORE_INDEX)[-1]) + 1
             total += end - shared
             if total > self.max_length:
@@ -126,7 +133,7 @@ class DialogueEncoder:
         )
 
     def _encode(self, steps: Sequence[DialogueStep], generation: bool, where: str) -> tuple[Encoded, int]:
-        """Encodes one conversation whole; also returns how many ids come before the first question."""
+        """Encodes one complete conversation; also returns how many ids come before the first question."""
         texts, boxes = write_mentions([step.text for step in steps], [step.bare for step in steps])
         written = [(step.role, text) for step, text in zip(steps, texts, strict=True)]
         try:

@@ -150,9 +150,9 @@ def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, tuple[n
     position = ((np.arange(size) + 0.5) * (length / size) - 0.5).astype(np.float32)
     first = np.floor(position)
     part = position - first
-    weights = tuple(np.rint(weight * 2048).astype(np.int32) for weight in (1 - part, part))
+    low, high = (np.rint(weight * 2048).astype(np.int32) for weight in (1 - part, part))
     index = first.astype(np.int64)
-    return index.clip(0, length - 1), (index + 1).clip(0, length - 1), weights
+    return index.clip(0, length - 1), (index + 1).clip(0, length - 1), (low, high)
 
 
 def _resize_shorter_side(image: Image.Image, size: int) -> np.ndarray:

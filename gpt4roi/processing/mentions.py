@@ -1,4 +1,4 @@
-"""How a dialogue refers to boxes: `<region1>` by number, or bare `<bbox>` in order."""
+"""Region mentions: `<region1>` by number or bare `<bbox>` in order, checked and rewritten as `region1 <bbox>`."""
 
 from __future__ import annotations
 

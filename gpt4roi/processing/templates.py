@@ -1,4 +1,4 @@
-"""Prompt templates: the steps of a dialogue become one text, and the parts of it that are to be learnt."""
+"""Prompt templates: render a dialogue as one text, with the spans of it that are supervised."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Step = tuple[str, str]
 """(role, text); roles are `user` and `assistant`, and what else a template knows."""
 
 Span = tuple[int, int, int | None]
-"""(first character, end, limit): the tokens that end inside are learnt, at most the first `limit` of them."""
+"""(first character, end, limit): the tokens that end inside are supervised, at most the first `limit` of them."""
 
 _SPEAKERS = {"human": "user", "gpt": "assistant"}
 
@@ -35,17 +35,26 @@ class Prompt:
 
 
 class PromptTemplate(Protocol):
-    """What a format knows: how to write a dialogue, how an answer begins and what ends it."""
+    """A prompt format: how to render a dialogue, how an answer begins and what ends it."""
 
-    name: str
-    answer_prefix: str
     adds_bos: bool
     piecewise: bool
 
-    def render(self, steps: Sequence[Step], generation: bool = False) -> Prompt:
-        """Writes the steps; generation: up to the point where the model answers, nothing to be learnt.
+    @property
+    def name(self) -> str:
+        """Value of prompt_format."""
+        ...
 
-        Raises InputError where the format cannot take the order of the roles.
+    @property
+    def answer_prefix(self) -> str:
+        """What an answer begins with and is no part of it; may be empty."""
+        ...
+
+    def render(self, steps: Sequence[Step], generation: bool = False) -> Prompt:
+        """Renders the steps; generation: up to where the model answers, nothing supervised.
+
+        Raises:
+            InputError: The format cannot take the order of the roles.
         """
         ...
 
@@ -58,7 +67,7 @@ class PromptTemplate(Protocol):
 class HeadedTemplate:
     """The v0 format: every step on its own line behind `### Role: `; no end token, the next `###` ends an answer.
 
-    Learnt: every step that is not the user's, heading and line end included, the first two tokens of the user's steps
+    Supervised: every step that is not the user's, heading and line end included, the first two tokens of the user's steps
     (`##`, `#`: they teach when to stop) and the trailing `### `. Any order of roles; unknown ones are called `unknown`.
     """
 
@@ -75,9 +84,11 @@ class HeadedTemplate:
 
     @property
     def answer_prefix(self) -> str:
+        """The assistant's heading."""
         return f"{self.assistant}:"
 
     def render(self, steps: Sequence[Step], generation: bool = False) -> Prompt:
+        """Renders the steps; takes any order of roles."""
         if self.image_first and steps and IMAGE_TOKEN in steps[0][1]:
             role, text = steps[0]
             text = text.replace(IMAGE_TOKEN, "").strip()
@@ -94,12 +105,13 @@ class HeadedTemplate:
         return Prompt(written, () if generation else tuple(spans))
 
     def stops(self, eos_token: str | None) -> tuple[str, ...]:
+        """Returns the text that ends an answer."""
         return (self.mark,)
 
 
 @dataclass(frozen=True)
 class InlineTemplate:
-    """The v1 format: one line, `USER: ... ASSISTANT: ...</s>`; learnt are the answers and their end token.
+    """The v1 format: one line, `USER: ... ASSISTANT: ...</s>`; supervised are the answers and their end token.
 
     A dialogue that does not begin with the user loses its first step; roles must alternate. An empty answer is left
     open: nothing follows `ASSISTANT:`.
@@ -116,9 +128,11 @@ class InlineTemplate:
 
     @property
     def answer_prefix(self) -> str:
+        """The assistant's heading."""
         return f"{self.assistant}:"
 
     def render(self, steps: Sequence[Step], generation: bool = False) -> Prompt:
+        """Renders the steps; raises InputError unless user and assistant alternate."""
         if steps and steps[0][0] != "user":
             steps = steps[1:]
         written = f"{self.system} "
@@ -139,6 +153,7 @@ class InlineTemplate:
         return Prompt(written, tuple(spans))
 
     def stops(self, eos_token: str | None) -> tuple[str, ...]:
+        """Returns the text that ends an answer."""
         return (self.end,)
 
 
@@ -160,16 +175,19 @@ LLAVA_V1 = InlineTemplate(
 )
 TEMPLATES: dict[str, PromptTemplate] = {template.name: template for template in (V0, V1, LLAVA_V1)}
 
-_PLACE = "\ue000{}\ue001"
+_TEXT_MARK = "\ue000{}\ue001"
 """Stands for the text of a step while the template is rendered; private-use characters occur in no template."""
 
 
 class ChatTemplate:
-    """Renders with the tokenizer's chat template; learnt are the answers and the token that ends them.
+    """Renders with the tokenizer's chat template; supervised are the answers and the token that ends them.
 
     The template is rendered once per order of roles with placeholders, into which the texts are then written, so it
     needs no marks for the answers, and rendering costs nothing.
-    system_prompt: given to the template as a system step; None leaves the template's own.
+
+    Args:
+        tokenizer: With a chat template.
+        system_prompt: Given to the template as a system step; None leaves the template's own.
     """
 
     name = "chat"
@@ -186,7 +204,7 @@ class ChatTemplate:
         self.end = self._find_end()
 
     def render(self, steps: Sequence[Step], generation: bool = False) -> Prompt:
-        """Writes the steps; raises InputError where the template refuses the order of the roles."""
+        """Renders the steps; raises InputError where the template refuses the order of the roles."""
         literals, keeps_blanks = self._skeleton(tuple(role for role, _ in steps), generation)
         written = literals[0]
         spans: list[Span] = []
@@ -205,12 +223,12 @@ class ChatTemplate:
     def _skeleton(self, roles: tuple[str, ...], generation: bool) -> tuple[list[str], bool]:
         """Returns what the template writes before, between and after the texts, and whether it keeps their blanks."""
         if (roles, generation) not in self._skeletons:
-            places = [_PLACE.format(index) for index in range(len(roles))]
-            written = self._apply(roles, [f" {place} " for place in places], generation)
-            keeps_blanks = all(f" {place} " in written for place in places)
+            marks = [_TEXT_MARK.format(index) for index in range(len(roles))]
+            written = self._apply(roles, [f" {mark} " for mark in marks], generation)
+            keeps_blanks = all(f" {mark} " in written for mark in marks)
             literals = []
-            for place in places:
-                before, found, written = written.partition(f" {place} " if keeps_blanks else place)
+            for mark in marks:
+                before, found, written = written.partition(f" {mark} " if keeps_blanks else mark)
                 if not found:
                     raise InputError(f"the chat template leaves out or reorders texts of {', '.join(roles)}")
                 literals.append(before)
@@ -222,7 +240,7 @@ class ChatTemplate:
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
         except TemplateError as error:
             raise InputError(f"the chat template refuses {', '.join(roles)}: {error}") from error
 

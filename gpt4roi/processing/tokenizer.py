@@ -1,4 +1,4 @@
-"""What the package needs of a tokenizer: its added tokens, and ids of a text as the released models were trained on."""
+"""Tokenizer: adds the special tokens, and encodes text with character offsets as the released models were trained."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, pad_with_unknown: boo
 
 
 def is_llama_style(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Says whether the tokenizer is LLaMA's kind: byte-fallback BPE whose pieces mark the start of a word."""
+    """Tells whether the tokenizer is LLaMA's kind: byte-fallback BPE whose pieces mark the start of a word."""
     model = tokenizer.backend_tokenizer.model
     vocabulary = tokenizer.get_vocab()
     return isinstance(model, models.BPE) and model.byte_fallback and WORD_START in vocabulary and "<s>" in vocabulary
 
 
 class TextEncoder:
-    """Turns text into ids and tells, for every id, which character of the text it ends with.
+    """Encodes text as ids with, for every id, the character of the text it ends with.
 
-    piecewise: white space around added tokens is dropped, and each piece between them is tokenized by itself with its
-        own word start, as the tokenizer of the released models did. Today's tokenizers do neither.
-        Otherwise the tokenizer's own rules hold.
-    add_bos: puts the tokenizer's begin token first, where it has one.
+    Args:
+        tokenizer: It is not changed.
+        piecewise: White space around added tokens is dropped, and each piece between them is tokenized by itself with
+            its own word start, as the tokenizer of the released models did. Today's tokenizers do neither. Otherwise
+            the tokenizer's own rules hold.
+        add_bos: Puts the tokenizer's begin token first, where it has one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, piecewise: bool, add_bos: bool) -> None:
@@ -105,7 +107,7 @@ class TextEncoder:
         skipped = set(self.tokenizer.all_special_ids) if skip_special_tokens else set()
         kept = [int(token) for token in ids if int(token) not in skipped]
         if not self.piecewise:
-            return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         texts: list[str] = []
         run: list[str] = []
         sentence_ids = {self.added[token] for token in self.keeps_blanks}
@@ -115,13 +117,13 @@ class TextEncoder:
                 texts += [self._join(run), of_id[token]]
                 run = []
             else:
-                run.append(self.tokenizer.convert_ids_to_tokens(token))
+                run.append(str(self.tokenizer.convert_ids_to_tokens(token)))
         texts.append(self._join(run))
         return " ".join(text for text in texts if text)
 
     def _join(self, tokens: list[str]) -> str:
         """Joins the pieces of one run; sentence tokens stay as they are, and the blank of a run's word start goes."""
-        text, run = "", []
+        text, run = "", list[str]()
         for token in [*tokens, None]:
             if token is None or token in self.keeps_blanks:
                 text += _PIECE_DECODER.decode(run) if run else ""
@@ -154,10 +156,7 @@ def _own_copy(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 def supervised_labels(
     ids: np.ndarray, last_chars: np.ndarray, spans: tuple[tuple[int, int, int | None], ...]
 ) -> np.ndarray:
-    """Returns labels int64[T]: the id where it is learnt, IGNORE_INDEX elsewhere.
-
-    spans: (first character, end, limit); the ids that end inside are learnt, at most the first `limit` of them.
-    """
+    """Returns labels int64[T]: the id where it is supervised, IGNORE_INDEX elsewhere; spans: as templates.Span."""
     labels = np.full_like(ids, IGNORE_INDEX)
     for start, end, limit in spans:
         inside = np.flatnonzero((last_chars >= start) & (last_chars < end))[:limit]
