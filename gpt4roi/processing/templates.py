@@ -67,8 +67,9 @@ class PromptTemplate(Protocol):
 class HeadedTemplate:
     """The v0 format: every step on its own line behind `### Role: `; no end token, the next `###` ends an answer.
 
-    Supervised: every step that is not the user's, heading and line end included, the first two tokens of the user's steps
-    (`##`, `#`: they teach when to stop) and the trailing `### `. Any order of roles; unknown ones are called `unknown`.
+    Supervised: every step that is not the user's, heading and line end included, the first two tokens of the user's
+    steps (`##`, `#`: they teach when to stop) and the trailing `### `.
+    Any order of roles; unknown ones are called `unknown`.
     """
 
     name: str
