@@ -3,7 +3,7 @@
     python scripts/record_page.py --model exp/quickstart/stage2 [--out figs]
 
 Serves the page, draws with the mouse on photographs that scikit-image carries, asks, and writes demo1.gif (one
-region), demo2.gif (several regions) and fig1.png (several rounds).
+region), demo2.gif (several regions), fig1.png (several rounds) and parts.png (the parts of the page, numbered).
 """
 
 from __future__ import annotations
@@ -148,9 +148,35 @@ def several_rounds(page: Recorder) -> str:
     return f"{first}; {page.ask()}"
 
 
+PARTS = (".stage-image", ".stage-chips", ".stage-tools", ".example", "#question", "#ask", "#start-over", "#save-json")
+"""The parts of the page, in the order of their numbers on docs/demo.md."""
+
+
+def parts(page: Recorder) -> str:
+    """Draws two boxes, types a question and puts a number on each part of the page; asks nothing."""
+    page.pick("cat")
+    page.draw((0.233, 0.0, 0.534, 0.3))
+    page.draw((0.3, 0.28, 0.48, 0.5))
+    page.type("Is <region1> above <region2>?")
+    for number, selector in enumerate(PARTS, start=1):
+        area = page.page.locator(selector).first.bounding_box()
+        page.page.evaluate(
+            """([x, y, number]) => {
+                const mark = document.createElement("div");
+                mark.textContent = number;
+                mark.style = `position:absolute; left:${x}px; top:${y}px; width:26px; height:26px; z-index:9999;
+                    border-radius:50%; background:#111; color:#fff; font:bold 15px/26px sans-serif; text-align:center`;
+                document.body.append(mark);
+            }""",
+            [max(area["x"] - 30, 2), area["y"] - 6, number],
+        )
+    return "numbers"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="exp/quickstart/stage2", metavar="DIR")
+    parser.add_argument("--only", metavar="NAME", help="record one of the files, such as parts.png")
     parser.add_argument("--out", type=Path, default=Path("figs"), metavar="DIR")
     args = parser.parse_args()
 
@@ -162,10 +188,13 @@ def main() -> int:
         "demo1.gif": one_region,
         "demo2.gif": several_regions,
         "fig1.png": several_rounds,
+        "parts.png": parts,
     }
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, play in plays.items():
+            if args.only not in (None, name):
+                continue
             recorder = Recorder(browser.new_page(viewport=SIZE), running.url)
             said = play(recorder)
             path = args.out / name
