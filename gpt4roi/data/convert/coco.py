@@ -86,8 +86,8 @@ def _region(annotation: Any, names: dict[Id, str]) -> tuple[Id, tuple[list[float
     box = annotation_box(annotation)
     if box[2] <= box[0] or box[3] <= box[1]:
         raise InvalidAnnotationError("box without area")
-    number: Any = annotation.get("category_id")
-    called = annotation.get("caption") or (names.get(number) if is_id(number) else None)
+    category: Any = annotation.get("category_id")
+    called = annotation.get("caption") or (names.get(category) if is_id(category) else None)
     if not called:
         raise InvalidAnnotationError("box with neither a caption nor a known category")
     return key, (box, require_text(called, "caption of the box"))
