@@ -136,7 +136,7 @@ def _fingerprint(tower: nn.Module, how: str, images: list[str]) -> str:
 def _file_state(image: str) -> str:
     try:
         facts = os.stat(image)
-    except (OSError, ValueError):  # every run looks for it again
+    except (OSError, ValueError):  # every run tries it again
         return "missing"
     return f"{facts.st_size} {facts.st_mtime_ns}"
 

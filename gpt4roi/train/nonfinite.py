@@ -42,8 +42,8 @@ class NonFiniteGuard:
         if loss == 0:
             raise InputError(
                 f"the first loss is exactly 0 on {supervised} supervised tokens{_where(step, sources)}; the model "
-                "gives them all probability 1, or its output layer is not the one it was trained with: look at the "
-                "sample in the log, and at --model_name_or_path"
+                "gives them all probability 1, or its output layer is not the one it was trained with: check the "
+                "sample in the log, and --model_name_or_path"
             )
 
     def check_gradients(self, norm: float, step: int) -> bool:
@@ -62,7 +62,7 @@ class NonFiniteGuard:
         if self.bad_steps > self.max_bad_steps:
             raise InputError(
                 f"loss or gradients were not finite in {self.bad_steps} steps, more than --max_bad_steps "
-                f"{self.max_bad_steps}; the last time{_where(step, bad or sources)}; look at these samples, lower "
+                f"{self.max_bad_steps}; the last time{_where(step, bad or sources)}; check these samples, lower "
                 "--learning_rate, or train in --bf16 instead of --fp16"
             )
         return False

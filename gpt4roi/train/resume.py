@@ -172,7 +172,7 @@ class ResumableTrainer(Trainer):
             self._tr_loss.fill_(self._restored["loss"])
             self._globalstep_last_logged = self._restored["last_logged"]
             self._restored = None
-            # The Trainer goes on with the checkpoint's, whatever it is told now.
+            # The Trainer takes the checkpoint's intervals, whatever its arguments are now.
             self.state.compute_steps(self.args, self.state.max_steps)
         if self.state.global_step >= self.state.max_steps:  # killed between the last checkpoint and the end
             self.control.should_training_stop = True

@@ -11,7 +11,7 @@ from gpt4roi.data.training_dataset import EncodedDataset
 
 
 def longest_first(samples: Sequence[int], length_of: Callable[[int], int]) -> list[int]:
-    """Sorts the samples of one step by length, so that the batches that it is cut into hold like with like.
+    """Sorts the samples of one step by length, so that the batches that it is cut into have little padding.
 
     A step's loss is a sum over its samples divided by their labels: their order changes nothing but the padding.
     """
@@ -21,9 +21,15 @@ def longest_first(samples: Sequence[int], length_of: Callable[[int], int]) -> li
 class StepSampler(Sampler[int]):
     """Draws every sample once an epoch, in an order of the seed and the epoch, each step's samples longest first.
 
-    step_size: samples a step over all devices. The steps hold the samples that they would hold unsorted.
-    seed: of the order, by default the data set's.
-    passed: steps of the next epoch that are passed over to get where a run goes on; their lengths are not looked at.
+    The steps hold the samples that they would hold unsorted.
+
+    Args:
+        dataset: The training data.
+        step_size: Samples in a step over all devices.
+        seed: Of the order, by default the data set's.
+
+    Attributes:
+        passed: Steps of the next epoch that a resumed run has done; the lengths of their samples are not read.
     """
 
     passed = 0

@@ -200,7 +200,7 @@ class TrainingRun:
             self.trainer.add_callback(WatchRegions(watched, processor, self.trainer))
 
     def check_start(self) -> None:
-        """Compares the data with a checkpoint's and loads its counts, or looks at the first batch of a new run."""
+        """Compares the data with a checkpoint's and loads its counts, or checks the first batch of a new run."""
         if self.checkpoint is not None:
             check_position(self.checkpoint, self.trainer.data, self.trainer.step_size)
             self.trainer.load_own_state(self.checkpoint)

@@ -77,7 +77,7 @@ def _first_question(sample: RegionSample) -> RegionSample:
 class WatchRegions(TrainerCallback):
     """Asks the watched questions after every evaluation, and writes the page into the work directory.
 
-    Only the first process asks; a model whose weights are spread over processes cannot be asked by one of them.
+    Only the first process asks; a model whose weights are sharded over processes cannot be asked by one of them.
     """
 
     def __init__(self, watched: list[Watched], processor: GPT4RoIProcessor, trainer: Any) -> None:
@@ -88,7 +88,7 @@ class WatchRegions(TrainerCallback):
         if not state.is_world_process_zero or not self.watched:
             return
         if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
-            logger.info("No answers are written: the weights are spread over processes")
+            logger.info("No answers are written: the weights are sharded over processes")
             return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         with self.trainer.compute_loss_context_manager():

@@ -136,7 +136,7 @@ def test_unreadable_images_are_skipped_with_the_words_of_the_plain_path(
     assert caplog.text.count("3 of 8 images cannot be read, and their samples are skipped; the first: image") == 1
 
     Image.new("RGB", (64, 64)).save(tmp_path / "1.png")
-    assert "but now it can; begin the training anew" in dataset[1]["skipped"]
+    assert "but is readable now; restart the training" in dataset[1]["skipped"]
     kept = cache_features(tmp_path / "kept", mixture, pyramid_processor, pyramid_model)
     assert "skipped" not in EncodedDataset(mixture, pyramid_processor, 0, kept)[1]
 
