@@ -287,14 +287,8 @@ def boxes_value(session: Session, keep: bool = False) -> dict:
 
     With `keep`, those that the browser has beyond them stay; they may have been drawn while the answer was written.
     """
-    boxes = list(session.boxes_px)
-    return {
-        "image": session.image_id,
-        "boxes": boxes,
-        "fixed": len(boxes),
-        "keep": keep,
-        "version": versions.next(),
-    }
+    boxes, image = list(session.boxes_px), session.image_id
+    return {"image": image, "boxes": boxes, "fixed": len(boxes), "keep": keep, "version": versions.next()}
 
 
 def image_value(session: Session) -> dict | None:
@@ -329,14 +323,8 @@ def conversation(session: Session, question: str = "", answer: str | None = None
     if pending:
         known = len(session.boxes_px)
         rounds.append({"question": question, "answer": answer, "regions": session.new_regions(question, known)})
-    introduced = sorted(session.introduced)
-    return {
-        "rounds": rounds,
-        "boxes": boxes,
-        "introduced": introduced,
-        "pending": pending,
-        "version": versions.next(),
-    }
+    state = {"introduced": sorted(session.introduced), "pending": pending, "version": versions.next()}
+    return {"rounds": rounds, "boxes": boxes, **state}
 
 
 def download(name: str, kind: str, data: bytes) -> dict:

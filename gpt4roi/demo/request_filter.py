@@ -8,23 +8,9 @@ from typing import Any
 from urllib.parse import parse_qs
 
 BLOCKED_ROUTES = (
-    "upload",
-    "upload_progress",
-    "file=",
-    "file/",
-    "proxy=",
-    "stream/",
-    "component_server",
-    "process_recording",
-    "deep_link",
-    "vibe-",
-    "undo-vibe-",
-    "dev/",
-    "run-history",
-    "runs",
-    "custom_component",
-    "profiling",
-)
+    "upload", "upload_progress", "file=", "file/", "proxy=", "stream/", "component_server", "process_recording",
+    "deep_link", "vibe-", "undo-vibe-", "dev/", "run-history", "runs", "custom_component", "profiling",
+)  # fmt: skip
 """Gradio's routes that write files, open paths or fetch URLs; the page uses none of them."""
 
 PREFIX = "/gradio_api/"

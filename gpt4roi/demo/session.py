@@ -6,7 +6,7 @@ import secrets
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -163,14 +163,7 @@ class Session:
         try:
             self._stop.clear()
             self.asking = question
-            pieces = self._chat.stream(
-                asked,
-                (new * self._scale).tolist(),
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=sampling.seed,
-            )
+            pieces = self._chat.stream(asked, (new * self._scale).tolist(), **asdict(sampling))
             answer = ""
             for piece in pieces:
                 answer += piece

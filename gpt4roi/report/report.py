@@ -180,18 +180,14 @@ class Report:
         )
 
     def html(self) -> str:
-        """Returns the whole page."""
+        """Returns the complete page."""
         return render("report.html", title=self.title, lead=self.lead, parts=self._parts) + "\n"
 
     def write(self, path: str | Path, kept: str = BEFORE_IS_KEPT) -> Path:
-        """Writes the page, whole or not at all, and returns its path; bytes that are no text are escaped.
-
-        Args:
-            path: folders on the way are made.
-            kept: what the message of an error says is not lost.
+        """Writes the page atomically and returns its path; folders are made, bytes that are no text escaped.
 
         Raises:
-            InputError: It cannot be written.
+            InputError: It cannot be written; `kept` is what the message says is not lost.
         """
         with atomic_path(Path(path), kept) as beside:
             beside.write_text(self.html(), encoding="utf-8", errors="backslashreplace")

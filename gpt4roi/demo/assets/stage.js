@@ -24,7 +24,7 @@ const publish = () => {
   props.value = { image: image ? image.id : '', boxes: boxes.map(rounded), fixed };
 };
 
-// Where a pointer is, in pixels of the person's own image; never outside it.
+// Where a pointer is, in pixels of the user's own image; never outside it.
 const point = (event) => {
   const area = view.getBoundingClientRect();
   return [
