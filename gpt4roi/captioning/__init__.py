@@ -1,1 +1,1 @@
-"""Boxes of a whole data set in, the same file with a text at every box out."""
+"""Captioning of all boxes of a COCO file: the same file with a text at every box."""

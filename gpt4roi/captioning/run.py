@@ -20,7 +20,7 @@ from gpt4roi.generation.encoded_image import PreparedImage, prepare_image
 from gpt4roi.generation.many import batched_by_size, describe_images
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.io.atomic import DONE_IS_KEPT
-from gpt4roi.io.coco import image_file_name
+from gpt4roi.io.coco import annotation_xywh, image_file_name
 from gpt4roi.io.journal import Journal, read_job
 from gpt4roi.io.json_files import write_json
 from gpt4roi.io.progress import Progress
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job. failed: what could not be used and why, by image or annotation."""
+    """Counts of a finished job; failed: what could not be used and why, by image or annotation."""
 
     regions: int
     captioned: int
@@ -52,9 +52,21 @@ def caption_file(
 ) -> Outcome | None:
     """Writes the source's tables to `out` with a text in `field` of every annotation.
 
-    chat: a RegionChat. job: what the result depends on; kept in the file's `info`, and compared when a job goes on.
-    world: the processes that share the work. Returns the outcome in the first process, None in the others.
     Images and boxes that cannot be used are reported and stay without the field.
+
+    Args:
+        chat: A RegionChat.
+        source: The boxes.
+        out: The result.
+        job: What the result depends on; written to the file's `info`, and compared when a job resumes.
+        question: About `<region1>`.
+        params: How answers are chosen.
+        batch_size: Boxes answered at once.
+        field: Gets the text.
+        context: The processes that share the work.
+
+    Returns:
+        The outcome in the first process, None in the others.
     """
     context = context or DistributedContext()
     question = one_region_question(question)
@@ -170,7 +182,7 @@ def _merge(
     annotations = [dict(annotation) for annotation in source.content["annotations"]]
     categories = [row for row in source.content.get("categories") or [] if isinstance(row, dict)]
     region = next(_free(_values(categories, "id") | _values(annotations, "category_id")))
-    _complete(images, annotations, region)
+    _add_missing_fields(images, annotations, region)
     failed: list[str] = []
     captioned = 0
     for number, group in enumerate(groups):
@@ -187,8 +199,8 @@ def _merge(
     for image in source.others:
         if image.size is None:
             with contextlib.suppress(InputError):  # no box of it is lost
-                (height, width), sideways = read_header(str(image.path))
-                _fill_size(images[image.index], *((width, height) if sideways else (height, width)))
+                (height, width), rotated = read_header(str(image.path))
+                _fill_size(images[image.index], *((width, height) if rotated else (height, width)))
     content = {**source.content, "images": images, "annotations": annotations}
     content["categories"] = _categories(categories, annotations, region)
     info = content.get("info")
@@ -196,7 +208,7 @@ def _merge(
     return content, Outcome(len(annotations), captioned, failed)
 
 
-def _complete(images: list[dict[str, Any]], annotations: list[dict[str, Any]], region: int) -> None:
+def _add_missing_fields(images: list[dict[str, Any]], annotations: list[dict[str, Any]], region: int) -> None:
     """Adds the fields without which COCO's tools do not open a file; sizes are known once the images were opened.
 
     region: the category of what has none.
@@ -207,14 +219,14 @@ def _complete(images: list[dict[str, Any]], annotations: list[dict[str, Any]], r
     free = _free(_values(annotations, "id"))
     for annotation in annotations:
         if not annotation.get("bbox") and annotation.get("segmentation"):
-            annotation["bbox"] = _bbox_of_mask(annotation)
+            with contextlib.suppress(InputError):  # reported where it was to be captioned
+                annotation["bbox"] = annotation_xywh(annotation)
         if annotation.get("id") is None:
             annotation["id"] = next(free)
         _fill(annotation, "category_id", region)
         _fill(annotation, "iscrowd", 0)
         bbox = annotation.get("bbox")
-        whole = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox)
-        if whole:
+        if isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox):
             _fill(annotation, "area", bbox[2] * bbox[3])
 
 
@@ -226,16 +238,6 @@ def _fill_size(image: dict[str, Any], height: int, width: int) -> None:
 def _fill(row: dict[str, Any], name: str, value: Any) -> None:
     if row.get(name) is None:
         row[name] = value
-
-
-def _bbox_of_mask(annotation: dict[str, Any]) -> list[float] | None:
-    from gpt4roi.geometry.boxes import xyxy_to_xywh
-    from gpt4roi.geometry.masks import to_box
-
-    try:
-        return xyxy_to_xywh(to_box(annotation["segmentation"])).tolist()
-    except InputError:  # said where it was to be captioned
-        return None
 
 
 def _categories(

@@ -22,8 +22,11 @@ _EXPECTED = "COCO or LVIS annotations, a detector's results in COCO form, or the
 class SourceImage:
     """An image and the boxes on it.
 
-    path: where it should lie; index: its place in the `images` table; regions: places in the `annotations` table.
-    size: (height, width) as the file says, or None.
+    Attributes:
+        path: Where it should lie.
+        index: Of its row in the `images` table.
+        regions: Indices of rows of the `annotations` table.
+        size: (height, width) in the file, or None.
     """
 
     path: Path
@@ -36,7 +39,7 @@ class SourceImage:
 class Source:
     """A file of boxes as a COCO table, and its images with boxes in the order of the table.
 
-    content: `images` and `annotations` and whatever else the file holds; others: its images without boxes.
+    content: `images`, `annotations` and all else that the file holds; others: its images without boxes.
     """
 
     content: dict[str, Any]

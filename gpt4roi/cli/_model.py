@@ -31,8 +31,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares how answers are chosen and where they end."""
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the sampling parameters: how answers are chosen and where they end."""
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="longest answer, in tokens (default: %(default)s)"
     )
@@ -46,7 +46,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def decoding_settings(args: argparse.Namespace) -> dict[str, Any]:
+def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Returns what RegionChat's methods take. Raises InputError on a number out of range."""
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")

@@ -11,11 +11,11 @@ from typing import Any
 
 from gpt4roi.cli import output
 from gpt4roi.cli._model import (
-    add_decoding_arguments,
     add_model_arguments,
+    add_sampling_arguments,
     check_model_folder,
-    decoding_settings,
     open_chat,
+    sampling_settings,
 )
 from gpt4roi.errors import InputError
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=32, metavar="N", help="boxes per batch (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
-    add_decoding_arguments(parser)
+    add_sampling_arguments(parser)
     add_model_arguments(parser)
 
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if args.temperature and args.seed is None:
         raise InputError("--temperature needs --seed, so that a job that is killed and resumes draws the same")
     job = describe_job(args)
-    settings = decoding_settings(args)
+    settings = sampling_settings(args)
     if Path(args.annotations).resolve() == out.resolve():
         raise InputError(f"--out {out} is the file of boxes itself; give another name")
     if out.exists() and not args.overwrite:
@@ -94,18 +94,18 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
     from gpt4roi.distributed import destroy_distributed, init_distributed
     from gpt4roi.generation.sampling import SamplingParams
 
-    world = init_distributed()
+    context = init_distributed()
     try:
-        args.device = world.device(args.device)
+        args.device = context.device(args.device)
         chat = open_chat(args)
         question = args.question or chat.default_question
         outcome = caption_file(
-            chat, source, out, job, question, SamplingParams(**settings), args.batch_size, args.field, world
+            chat, source, out, job, question, SamplingParams(**settings), args.batch_size, args.field, context
         )
     finally:
         destroy_distributed()
     if outcome is not None:
-        _say(args, out, outcome)
+        _report(args, out, outcome)
     return 0
 
 
@@ -115,8 +115,10 @@ def describe_job(args: argparse.Namespace) -> dict[str, Any]:
     from gpt4roi.io.json_files import read_bytes
 
     digest = hashlib.sha256(read_bytes(Path(args.annotations)))
-    names = ("question", "field", "batch_size", "max_new_tokens", "temperature", "top_p", "seed", "stop")
-    names += ("dtype", "quantize")
+    names = (
+        "question", "field", "batch_size", "max_new_tokens", "temperature", "top_p", "seed", "stop",
+        "dtype", "quantize",
+    )  # fmt: skip
     return {
         "boxes": digest.hexdigest()[:16],
         "images": str(args.images),
@@ -143,7 +145,7 @@ def _already_there(out: Path, job: dict[str, Any]) -> int:
     return 0
 
 
-def _say(args: argparse.Namespace, out: Path, outcome: Any) -> None:
+def _report(args: argparse.Namespace, out: Path, outcome: Any) -> None:
     for reason in outcome.failed[:FAILURES_SHOWN]:
         logger.warning("not captioned: %s", reason)
     if len(outcome.failed) > FAILURES_SHOWN:

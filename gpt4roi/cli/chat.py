@@ -10,11 +10,11 @@ from typing import Any
 
 from gpt4roi.cli import output
 from gpt4roi.cli._model import (
-    add_decoding_arguments,
     add_model_arguments,
+    add_sampling_arguments,
     check_model_folder,
-    decoding_settings,
     open_chat,
+    sampling_settings,
 )
 from gpt4roi.cli._regions import (
     add_region_arguments,
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out the oldest rounds where the conversation outgrows the model's context (default: an error)",
     )
-    add_decoding_arguments(parser)
+    add_sampling_arguments(parser)
     add_model_arguments(parser)
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     regions = given_regions(args)
     drawn_to = drawing_target(args.draw)
     check_model_folder(args.model)
-    settings = decoding_settings(args)
+    settings = sampling_settings(args)
 
     from gpt4roi.processing.user_input import open_image, validate_boxes_px
 

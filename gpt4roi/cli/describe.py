@@ -8,11 +8,11 @@ from typing import Any
 
 from gpt4roi.cli import output
 from gpt4roi.cli._model import (
-    add_decoding_arguments,
     add_model_arguments,
+    add_sampling_arguments,
     check_model_folder,
-    decoding_settings,
     open_chat,
+    sampling_settings,
 )
 from gpt4roi.cli._regions import add_region_arguments, box_text, drawing_target, given_regions, save_drawing
 from gpt4roi.errors import InputError
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="boxes per batch (default: %(default)s)"
     )
-    add_decoding_arguments(parser)
+    add_sampling_arguments(parser)
     add_model_arguments(parser)
 
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
     check_model_folder(args.model)
-    settings = decoding_settings(args)
+    settings = sampling_settings(args)
 
     from gpt4roi.processing.user_input import open_image, validate_boxes_px
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     chat = open_chat(args)
     if drawn_to is not None:
         save_drawing(image, boxes_px, drawn_to)
-    if together:
+    if together and question is not None:
         chat.set_image(image)
         _write_together(args, question, boxes_px.tolist(), chat.ask(question, boxes_px, **settings))
     else:

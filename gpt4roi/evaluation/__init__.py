@@ -1,1 +1,1 @@
-"""A model's numbers: benchmarks ask, answers are kept as they come, the field's measures score, a page shows."""
+"""Evaluation on benchmarks: load questions, predict and journal answers, score them, report."""

@@ -1,4 +1,4 @@
-"""BLEU, METEOR, ROUGE-L, CIDEr and SPICE by the field's tool, pycocoevalcap.
+"""Caption metrics BLEU, METEOR, ROUGE-L, CIDEr and SPICE by pycocoevalcap.
 
 PTB tokenizer and METEOR are Java programs. Without Java the others are computed on a plain tokenizer's words, which is
 said: such figures are not comparable with published ones. CIDEr weighs words by how rare they are among all
@@ -48,8 +48,11 @@ def score_captions(
 ) -> CaptionScores:
     """Scores one text for each item against one or several references.
 
-    predictions: n texts; references: for each at least one. groups: the image of each, for the intervals.
-    quick: without METEOR and SPICE, whose programs take seconds to start.
+    Args:
+        predictions: n texts.
+        references: For each at least one.
+        groups: The image of each, for the intervals.
+        quick: Without METEOR and SPICE, whose programs take seconds to start.
     """
     groups = range(len(predictions)) if groups is None else groups
     if importlib.util.find_spec("pycocoevalcap") is None:
@@ -63,15 +66,15 @@ def score_captions(
             notes.append("METEOR: Java is missing (Debian, Ubuntu: apt install default-jre-headless)")
         notes.append("BLEU, ROUGE-L, CIDEr: computed without the PTB tokenizer, which needs Java; not comparable")
     try:
-        said, asked = tokenize_all(predictions, references, java)
+        predicted, expected = tokenize_all(predictions, references, java)
     except OSError as error:
         java = False
         notes.append(f"METEOR, and the PTB tokenizer of BLEU, ROUGE-L and CIDEr: Java does not run: {error}")
-        said, asked = tokenize_all(predictions, references, java)
-    measures = _bleu(said, asked, groups)
+        predicted, expected = tokenize_all(predictions, references, java)
+    measures = _bleu(predicted, expected, groups)
     if java and not quick:
-        measures["METEOR"] = _meteor(said, asked, groups)
-    measures |= _rouge_and_cider(said, asked, groups)
+        measures["METEOR"] = _meteor(predicted, expected, groups)
+    measures |= _rouge_and_cider(predicted, expected, groups)
     if quick:
         return CaptionScores(measures, PTB if java else PLAIN, tuple(notes))
     if java and spice_files_there():
@@ -106,11 +109,11 @@ def _ptb(texts: list[str]) -> list[str]:
     return [tokens[text] for text in texts]
 
 
-def _bleu(said: list[str], asked: list[list[str]], groups: Sequence[Hashable]) -> dict[str, Measure]:
+def _bleu(predicted: list[str], expected: list[list[str]], groups: Sequence[Hashable]) -> dict[str, Measure]:
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
     scorer = BleuScorer(n=4)
-    for prediction, several in zip(said, asked, strict=True):
+    for prediction, several in zip(predicted, expected, strict=True):
         scorer += (prediction, several)
     _, per_item = scorer.compute_score(option="closest")
     rows = [
@@ -130,7 +133,7 @@ def _bleu(said: list[str], asked: list[list[str]], groups: Sequence[Hashable]) -
 
 
 def _bleu_of_sums(n: int, sums: np.ndarray) -> np.ndarray:
-    """Returns corpus BLEU-n from (length, reference length, 4 counts right, 4 counts said), with the tool's guards."""
+    """Returns corpus BLEU-n from (length, reference length, 4 counts right, 4 counts), with the tool's guards."""
     correct, guess = sums[:, 2 : 2 + n], sums[:, 6 : 6 + n]
     precision = np.prod((correct + 1e-15) / (guess + 1e-9), axis=1) ** (1 / n)
     ratio = (sums[:, 0] + 1e-15) / (sums[:, 1] + 1e-9)
@@ -145,9 +148,9 @@ def _meteor_program():
     return Meteor()
 
 
-def _meteor(said: list[str], asked: list[list[str]], groups: Sequence[Hashable]) -> Measure:
+def _meteor(predicted: list[str], expected: list[list[str]], groups: Sequence[Hashable]) -> Measure:
     program = _meteor_program()
-    lines = [program._stat(prediction, several) for prediction, several in zip(said, asked, strict=True)]
+    lines = [program._stat(prediction, several) for prediction, several in zip(predicted, expected, strict=True)]
     statistics = np.asarray([[float(number) for number in line.split()] for line in lines])
     per_item = _meteor_of_sums(statistics)
     # An answer that is its reference word for word, in one chunk, adds no fragmentation to the corpus.
@@ -170,12 +173,12 @@ def _meteor_of_sums(sums: np.ndarray) -> np.ndarray:
     return np.asarray(scores)
 
 
-def _rouge_and_cider(said: list[str], asked: list[list[str]], groups: Sequence[Hashable]) -> dict[str, Measure]:
+def _rouge_and_cider(predicted: list[str], expected: list[list[str]], groups: Sequence[Hashable]) -> dict[str, Measure]:
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    results = {number: [text] for number, text in enumerate(said)}
-    truths = dict(enumerate(asked))
+    results = {number: [text] for number, text in enumerate(predicted)}
+    truths = dict(enumerate(expected))
     return {
         name: Measure.mean(scorer.compute_score(truths, results)[1], groups)
         for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr", Cider()))

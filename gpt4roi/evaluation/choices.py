@@ -41,9 +41,9 @@ def parse_choice(answer: str, options: Sequence[str]) -> int | None:
     same = [index for index, option in enumerate(options) if exact_match(answer, option)]
     if len(same) == 1:
         return same[0]
-    said = f" {' '.join(words(answer))} "
-    held = [index for index, option in enumerate(options) if f" {' '.join(words(option))} " in said]
-    return held[0] if len(held) == 1 else None
+    text = f" {' '.join(words(answer))} "
+    contained = [index for index, option in enumerate(options) if f" {' '.join(words(option))} " in text]
+    return contained[0] if len(contained) == 1 else None
 
 
 def _is_article(letter: str, answer: str) -> bool:
@@ -52,8 +52,8 @@ def _is_article(letter: str, answer: str) -> bool:
 
 
 def _index(letter: str, options: Sequence[str]) -> int | None:
-    place = LETTERS.index(letter)
-    return place if place < len(options) else None
+    index = LETTERS.index(letter)
+    return index if index < len(options) else None
 
 
 def likeliest(likelihoods: Sequence[float]) -> int:

@@ -1,4 +1,4 @@
-"""Measures that need no judge and no download: exact match, word overlap; figures with their intervals."""
+"""Metrics without a tool (exact match, word overlap) and bootstrap confidence intervals of any metric."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def exact_match(answer: str, truth: str) -> bool:
 
 def word_overlap(answer: str, truth: str) -> float:
     """Returns the F1 of the two bags of words, in [0, 1]; 1 when both are empty."""
-    said, asked = Counter(words(answer)), Counter(words(truth))
-    if not said and not asked:
+    predicted, expected = Counter(words(answer)), Counter(words(truth))
+    if not predicted and not expected:
         return 1.0
-    common = sum((said & asked).values())
-    return 2 * common / (sum(said.values()) + sum(asked.values()))
+    common = sum((predicted & expected).values())
+    return 2 * common / (sum(predicted.values()) + sum(expected.values()))
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Estimate:
     high: float
     n: int
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, float]:
+        """Returns the fields, rounded, for metrics.json."""
         return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
@@ -52,9 +53,11 @@ class Estimate:
 class Measure:
     """A figure of n items that is a formula of sums over them, as means, BLEU and METEOR are.
 
-    statistics: float[n, K]. formula: from sums float[D, K] to figures float[D]. per_item: float[n], the figure of each
-    item by itself. groups: for each item the image it belongs to; whole images are resampled, because answers
-    about one image are not independent of each other.
+    Attributes:
+        statistics: float[n, K].
+        formula: From sums float[D, K] to figures float[D].
+        per_item: float[n], the figure of each item by itself.
+        groups: For each item its image; images are resampled, because answers about one image are not independent.
     """
 
     statistics: np.ndarray
@@ -63,7 +66,7 @@ class Measure:
     groups: Sequence[Hashable]
 
     @classmethod
-    def mean(cls, scores: Sequence[float], groups: Sequence[Hashable] | None = None) -> Measure:
+    def mean(cls, scores: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None) -> Measure:
         """Returns the mean of scores; without groups every score stands for itself."""
         values = np.asarray(scores, dtype=np.float64)
         statistics = np.stack([values, np.ones_like(values)], axis=1)

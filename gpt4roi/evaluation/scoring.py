@@ -69,7 +69,7 @@ def score_names(items: Sequence[Item], source: Source | None = None) -> Scores:
     shared = [semantic_iou(*pair) for pair in zip(answers, truths, strict=True)]
     exact = [exact_match(*pair) for pair in zip(answers, truths, strict=True)]
     measures, notes = {}, []
-    columns: dict[str, Sequence[float]] = {"S-IoU": shared}
+    columns: dict[str, Sequence[float] | np.ndarray] = {"S-IoU": shared}
     folder = find_sentence_model(None if source is None else source.sentence_model)
     if folder is None:
         notes.append(MISSING)

@@ -1,4 +1,4 @@
-"""How alike a name and its truth are: cosine of sentence embeddings, and shared words.
+"""Semantic similarity of names: cosine of sentence embeddings (SS), and shared words (S-IoU).
 
 The sentence model is all-MiniLM-L6-v2, as in the field: mean over the tokens' last states, length 1. transformers runs
 it; equal to sentence-transformers up to rounding.
@@ -49,7 +49,7 @@ class SentenceModel:
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Returns float32[n, D], rows of length 1."""
         distinct = sorted(set(texts), key=lambda text: (len(text), text))
-        rows = {}
+        rows: dict[str, np.ndarray] = {}
         for start in range(0, len(distinct), _BATCH):
             batch = distinct[start : start + _BATCH]
             encoded = self.tokenizer(batch, padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt")
@@ -68,8 +68,8 @@ class SentenceModel:
 
 def semantic_iou(answer: str, truth: str) -> float:
     """Returns the words in both over the words in either: lower case, split at blanks, each word once."""
-    said, asked = set(answer.lower().split()), set(truth.lower().split())
-    return len(said & asked) / len(said | asked) if said | asked else 0.0
+    predicted, expected = set(answer.lower().split()), set(truth.lower().split())
+    return len(predicted & expected) / len(predicted | expected) if predicted | expected else 0.0
 
 
 def clean_category(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -81,6 +83,14 @@ def test_a_run_with_adapters_resumes_to_the_same_weights(parts, base, adapted, t
     whole, again = (load_file(folder / "adapter_model.safetensors") for folder in (adapted, resumed))
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_model_with_adapters_answers_about_watched_regions_and_trains_on(parts, base, tmp_path):
+    watching = ["--eval_dataset", f"{parts}/train.jsonl", "--eval_steps", "2", "--watch_regions", "2"]
+    out = stage2(tmp_path / "out", parts, base, *watching)
+
+    watched = json.loads((out / "watch.json").read_text())
+    assert list(watched) == ["0", "2", "4"] and all(len(one["answers"]) == 2 for one in watched.values())
 
 
 def test_only_adapters_and_the_named_modules_learn_and_the_table_says_how_many():

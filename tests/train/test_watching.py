@@ -8,15 +8,16 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_processor
+from tiny import tiny_model, tiny_processor
 from tiny_training import stage1
 
 from gpt4roi.data.registry import build_mixture
 from gpt4roi.errors import InputError
+from gpt4roi.region_chat import RegionChat
 from gpt4roi.structures import RegionSample, Turn
 from gpt4roi.train import main
 from gpt4roi.train.throughput import ThroughputMeter
-from gpt4roi.train.watch import Watched, choose, page
+from gpt4roi.train.watch import Watched, ask, choose, page
 
 pytestmark = pytest.mark.heavy
 
@@ -136,3 +137,37 @@ def test_a_watched_box_with_its_corners_the_wrong_way_round_does_not_end_the_tra
     flags = ["--eval_dataset", str(tmp_path / "held_out.jsonl"), "--watch_regions", "8"]
     page = (stage1(tmp_path / "out", parts, *flags, steps=1) / "watch.html").read_text()
     assert page.count("<img") == 7
+
+
+def test_watched_regions_are_answered_as_users_get_them_and_the_model_trains_on(tmp_path):
+    Image.effect_noise((96, 64), 80).convert("RGB").save(tmp_path / "a.png")
+    model = tiny_model("pyramid")
+    chat = RegionChat(model, tiny_processor(model.config))
+    questions, boxes = ["What is <region1>?", "Is <region1> red or blue?"], [[5, 5, 40, 30], [30, 10, 90, 60]]
+    samples = [
+        RegionSample(str(tmp_path / "a.png"), (Turn("user", question),), np.asarray([box], dtype=float))
+        for question, box in zip(questions, boxes, strict=True)
+    ]
+    missing = RegionSample("gone.png", (Turn("user", questions[0]),), np.asarray([boxes[0]]))
+    expected = []
+    for question, box in zip(questions, boxes, strict=True):
+        chat.set_image(tmp_path / "a.png")
+        expected.append(chat.ask(question, [box], max_new_tokens=48))
+    chat.model.train()
+
+    first, told, second = ask(chat.model, chat.processor, [samples[0], missing, samples[1]])
+
+    assert [first, second] == expected and first != second
+    assert told.startswith("[image") and "gone.png" in told
+    assert chat.model.training
+
+
+def test_a_watched_answer_that_fails_leaves_the_model_training():
+    model = tiny_model("pyramid").train()
+    model.language_model.forward = lambda **_: 1 / 0
+    image = np.zeros((64, 96, 3), dtype=np.uint8)
+
+    with pytest.raises(ZeroDivisionError):
+        ask(model, tiny_processor(model.config), [RegionSample(image, (Turn("user", "What?"),), np.zeros((0, 4)))])
+
+    assert model.training
