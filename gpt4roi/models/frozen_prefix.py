@@ -7,7 +7,7 @@ the tokens from there on attend to them: the same loss and the same gradients, f
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ class PrefixCache(DynamicCache):
         """Returns what a layer may attend to, float[B, H, T, d] each: the prefix, and what the layer just made."""
         if not self.complete:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        prefix = self.layers[layer_idx]
+        prefix: Any = self.layers[layer_idx]
         return torch.cat([prefix.keys, key_states], dim=-2), torch.cat([prefix.values, value_states], dim=-2)
 
 
@@ -38,7 +38,7 @@ ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 """Kinds of layers whose past is complete in the KV cache."""
 
 
-def prefix_length(model: nn.Module, input_ids: torch.Tensor | None, options: dict[str, Any]) -> int:
+def prefix_length(model: Any, input_ids: torch.Tensor | None, options: dict[str, Any]) -> int:
     """Returns how many leading columns of a batch carry no gradient and may run without a graph; 0 for none.
 
     Args:
@@ -57,7 +57,7 @@ def prefix_length(model: nn.Module, input_ids: torch.Tensor | None, options: dic
     return int(regions[0]) if len(regions) else input_ids.shape[1] - 1
 
 
-def only_regions_trained(model: nn.Module) -> bool:
+def only_regions_trained(model: Any) -> bool:
     """Tells whether nothing before a region is trained, in a model whose prefix can be run separately."""
     before_regions = (model.language_model, model.mm_projector)
     if any(parameter.requires_grad for part in before_regions for parameter in part.parameters()):
@@ -78,10 +78,12 @@ def hidden_states(language_model: nn.Module, inputs: dict[str, Any], length: int
     """Returns the last hidden states float[B, T, D], of which the first `length` columns have no graph.
 
     Args:
+        language_model: A decoder.
         inputs: inputs_embeds float[B, T, D], attention_mask [B, T] or an additive float[B, 1, T, T], and position_ids
             int64[B, T], of a right-padded batch; further entries go to both parts as they are.
+        length: Of the prefix, in columns.
     """
-    base = language_model.base_model
+    base = cast(nn.Module, language_model.base_model)
     cache = PrefixCache()
     with torch.no_grad():
         before = base(**_columns(inputs, 0, length, cache)).last_hidden_state

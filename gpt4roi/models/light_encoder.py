@@ -89,7 +89,8 @@ class LightRegionEncoder(RegionEncoderBase):
 
     def reset_parameters(self) -> None:
         """Draws fresh weights and resets the measured statistics."""
-        for module in (self.reduce, self.hidden, self.output, *self.standardise):
+        modules: tuple[nn.Conv2d | nn.Linear | Standardise, ...] = (self.reduce, self.hidden, self.output)
+        for module in (*modules, *self.standardise):
             module.reset_parameters()
         # This copy leaves alone what came from a file.
         initialization.copy_(self.standardise_box.mean, torch.tensor(BOX_MEAN))

@@ -59,20 +59,21 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         language_model: Likewise.
     """
 
+    config: GPT4RoIConfig
     uniform_forward = False
     """Whether batches without image or box go through the same modules as others; see RegionEncoderBase."""
 
     config_class = GPT4RoIConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012 (lists, as transformers declares them)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ("past_key_values", "cache")
-    _no_split_modules = ("RegionEncoder", "LightRegionEncoder")
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
+    _no_split_modules = ["RegionEncoder", "LightRegionEncoder"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         for part in (vision_backbone, language_model):
             for module in part.modules() if part is not None else ():
                 # transformers' mark of what must not be drawn anew.
-                module._is_hf_initialized = True
+                cast(Any, module)._is_hf_initialized = True
         self.post_init()
 
     @torch.no_grad()
@@ -102,7 +103,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         if isinstance(module, (FeatureFusion, RegionPooler, LightRegionEncoder, LightProjector)) or (
             module is self.mm_projector
         ):
-            module.reset_parameters()
+            cast(Any, module).reset_parameters()
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the language model's token embeddings."""
@@ -174,11 +175,9 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Embeds a prompt with its images and regions.
 
-        Args:
-            has_past: The images' own tokens may already be in the KV cache.
-            inference: A prompt without image may skip our modules. In training and evaluation it may not: other
-                processes' batches hold images, and wait for this one where a sharded module is called.
-            input_ids, pixel_values, boxes, image_tokens, feature_maps: As in forward.
+        Arguments are as in forward; besides, has_past: the images' own tokens may already be in the KV cache;
+        inference: a prompt without image may skip our modules. In training and evaluation it may not: other
+        processes' batches hold images, and wait for this one where a sharded module is called.
 
         Returns:
             inputs_embeds float[B, T, D], image_features float[K, P, D] and region_features float[M, D]; the features
@@ -196,7 +195,8 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         boxes = [image_tokens.new_zeros(0, 4)] * len(image_tokens) if boxes is None else list(boxes)
         if len(boxes) != len(image_tokens):
             raise InputError(f"{len(image_tokens)} images but boxes for {len(boxes)}; give one tensor an image")
-        rows = match_images_to_samples(input_ids, boxes, self.config, self.config.image_seq_length, has_past)
+        image_length = cast(int, self.config.image_seq_length)
+        rows = match_images_to_samples(input_ids, boxes, self.config, image_length, has_past)
         if not rows and inference and not torch.is_grad_enabled():
             return inputs_embeds, None, None
         if rows != list(range(len(boxes))):
@@ -248,11 +248,17 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
             pixel_values: float[K, 3, S, S], the images of the samples that hold one, in batch order (or one a sample).
             boxes: list of K float[N_i, 4], xyxy in [0, 1]; row k belongs to the sample's k-th <bbox>.
             labels: int64[B, T], -100 where there is no supervision.
-            image_tokens, feature_maps: What `encode_image` returned, instead of pixel_values; feature_maps may be
-                empty where the batch holds no image.
+            image_tokens: With feature_maps, what `encode_image` returned, instead of pixel_values.
+            feature_maps: May be empty where the batch holds no image.
             segment_ids: int64[B, T]; segments beyond 0 (the shared prefix) do not see each other.
+            position_ids: int64[B, T]; by default numbered from the attention mask.
+            past_key_values: The KV cache by its older name.
+            inputs_embeds: float[B, T, D], instead of input_ids.
+            use_cache: Return the KV cache; by default not with labels.
+            logits_to_keep: As of transformers' language models; without labels.
             logits_at_labels_only: Compute logits only where the next token has a label.
-            cache, past_key_values: The newer and the older name of the KV cache.
+            cache: The KV cache by its newer name.
+            **kwargs: Go to the language model.
 
         Raises:
             InputError: Tokens, images and boxes do not match.
@@ -355,14 +361,17 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         return inputs
 
     def _expand_inputs_for_generation(
-        self, expand_size: int = 1, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.LongTensor, dict[str, Any]]:
         """Repeats lists of images' tensors too, for beams and several answers to one prompt."""
-        if expand_size > 1:
-            if kwargs.get("boxes") is not None:
-                kwargs["boxes"] = [rows for rows in kwargs["boxes"] for _ in range(expand_size)]
-            if kwargs.get("feature_maps") is not None:
-                kwargs["feature_maps"] = [
-                    level.repeat_interleave(expand_size, dim=0) for level in kwargs["feature_maps"]
-                ]
-        return super()._expand_inputs_for_generation(expand_size, *args, **kwargs)
+        boxes, maps = model_kwargs.get("boxes"), model_kwargs.get("feature_maps")
+        if expand_size > 1 and boxes is not None:
+            model_kwargs["boxes"] = [rows for rows in boxes for _ in range(expand_size)]
+        if expand_size > 1 and maps is not None:
+            model_kwargs["feature_maps"] = [level.repeat_interleave(expand_size, dim=0) for level in maps]
+        base = cast(Any, super())  # the mixin asks for a self of its own Protocol, which names no such class
+        return base._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)

@@ -17,6 +17,7 @@ def match_images_to_samples(
         input_ids: int64[B, T].
         boxes: One tensor an image. Images are those of the samples that hold image tokens, in batch order, or one for
             each sample of the batch.
+        config: For the ids of the placeholder tokens.
         num_image_tokens: P.
         has_past: The image's tokens may be in the KV cache, so that a sample without them still has its row's image.
 
@@ -95,6 +96,7 @@ def segment_mask(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None,
     Args:
         segment_ids: int64[B, T], 0 for the shared prefix.
         attention_mask: [B, T], 1 where there is a token.
+        dtype: Of the result.
 
     Returns:
         float[B, 1, T, T] to add to attention scores: 0 where the column may be seen from the row: it is not later, not

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -35,7 +35,7 @@ class VisionTower(nn.Module):
         self.image_size = cast(int, config.image_size)
         self.level_indices: list[int] = []
         if self.is_pyramid:
-            info = self.backbone._backbone.feature_info
+            info = cast(Any, self.backbone._backbone).feature_info
             self.level_channels, self.level_strides = list(info.channels()), list(info.reduction())
         else:
             self.level_indices = _level_indices(config)

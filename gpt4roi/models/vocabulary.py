@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -10,18 +12,16 @@ from gpt4roi.constants import IMAGE_PATCH_TOKEN
 
 
 def grow_vocabulary(language_model: PreTrainedModel, size: int) -> None:
-    """Makes room for `size` tokens; a table that has more rows keeps them all, and no row ever moves."""
-    if size > language_model.get_input_embeddings().weight.shape[0]:
+    """Resizes the embedding tables to `size` tokens; a larger one keeps all its rows, and no row ever moves."""
+    if size > len(embedding_tables(language_model)[0]):
         language_model.resize_token_embeddings(size, mean_resizing=False)
 
 
 def embedding_tables(language_model: PreTrainedModel) -> list[nn.Parameter]:
     """Returns the input and the output embeddings, float[V, D] each; one table where they are tied."""
-    tables = [language_model.get_input_embeddings().weight]
-    output = language_model.get_output_embeddings()
-    if output is not None and output.weight is not tables[0]:
-        tables.append(output.weight)
-    return tables
+    layers = [language_model.get_input_embeddings(), language_model.get_output_embeddings()]
+    weights = [cast(nn.Parameter, layer.weight) for layer in layers if layer is not None]
+    return weights[:1] if weights[-1] is weights[0] else weights
 
 
 @torch.no_grad()
@@ -32,6 +32,7 @@ def initialize_rows(language_model: PreTrainedModel, added: dict[str, int], pad_
     start at the mean of the rows before the first of them.
 
     Args:
+        language_model: Its tables already have the rows.
         added: Id of each new token.
         pad_token: Which of them, if any, is the padding token.
     """
@@ -48,4 +49,4 @@ def initialize_rows(language_model: PreTrainedModel, added: dict[str, int], pad_
 
 def embedding_rms(language_model: PreTrainedModel) -> float:
     """Returns the root mean square of the input embeddings: the scale of the language model."""
-    return language_model.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt().item()
+    return embedding_tables(language_model)[0].detach().float().pow(2).mean().sqrt().item()

@@ -39,7 +39,9 @@ class Fusion(Protocol):
     input_convs: list[nn.Conv2d]
 
     @property
-    def fuse_convs(self) -> Sequence[FusionRound]: ...
+    def fuse_convs(self) -> Sequence[FusionRound]:
+        """The rounds."""
+        ...
 
 
 class Pooling(Protocol):
@@ -50,7 +52,9 @@ class Pooling(Protocol):
     backend: str
     pool_convs: list[nn.Conv2d]
 
-    def pool(self, level: torch.Tensor, rois: torch.Tensor, extent: int) -> torch.Tensor: ...
+    def pool(self, level: torch.Tensor, rois: torch.Tensor, extent: int) -> torch.Tensor:
+        """RoIAligns boxes from one level."""
+        ...
 
 
 def choose_kernel(
@@ -61,6 +65,7 @@ def choose_kernel(
     Args:
         part: FeatureFusion, or RegionPooler where num_boxes is given.
         maps: list of float[K, C_l, H_l, W_l]; only shapes, device and layout count.
+        num_boxes: M; None for the fusion.
     """
     if num_boxes is None:
         fusion = cast(Fusion, part)
