@@ -1,9 +1,9 @@
-"""Names that text, labels and weights share. The order of ADDED_TOKENS decides the rows of released checkpoints."""
+"""Special tokens and IGNORE_INDEX. The order of ADDED_TOKENS decides the rows of released checkpoints."""
 
 IGNORE_INDEX = -100
 
 IMAGE_TOKEN = "<image>"
-"""What people write for the image; the prompt expands it."""
+"""What users write for the image; the prompt expands it."""
 
 PAD_TOKEN = "[PAD]"
 IMAGE_PATCH_TOKEN = "<im_patch>"

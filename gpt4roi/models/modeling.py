@@ -342,7 +342,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         if attention not in (None, "eager", "sdpa"):
             raise InputError(f"segment_ids need attn_implementation eager or sdpa, got {attention}")
         if past:
-            raise InputError("segment_ids cannot be used with a cache that holds tokens; give the whole sequence")
+            raise InputError("segment_ids cannot be used with a cache that holds tokens; give the complete sequence")
         device = inputs_embeds.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs_embeds.dtype
         return segment_mask(segment_ids, attention_mask, dtype)

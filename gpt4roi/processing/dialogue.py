@@ -1,4 +1,4 @@
-"""Dialogue encoding: mentions, template, tokens and labels, image expansion, and truncation by whole rounds."""
+"""Dialogue encoding: mentions, template, tokens and labels, image expansion, and truncation by complete rounds."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def region_numbers(text: str) -> list[int]:
 
 
 def number_boxes(texts: Sequence[str], num_boxes: int, where: str = "") -> list[list[int]]:
-    """Checks the references of a whole sample and returns, per text, the 0-based box of each bare `<bbox>`.
+    """Checks the mentions of a complete sample and returns, per text, the 0-based box of each bare `<bbox>`.
 
     Raises InputError for a region without a box, for another number of bare `<bbox>` than boxes, and for a mixture.
     """
@@ -81,7 +81,7 @@ def write_mentions(texts: Sequence[str], bare_boxes: Sequence[Sequence[int]]) ->
 
 
 def as_plain_text(answer: str) -> str:
-    """Returns what a model said as it may stand in a later prompt: with no mention of a box and no placeholder.
+    """Returns an answer of a model as it may stand in a later prompt: with no mention of a box and no placeholder.
 
     A model may write `<region7>` or `<image>` of its own accord; neither brings a box or an image with it.
     """
