@@ -156,9 +156,9 @@ def mypy_errors() -> str:
 
 
 def coverage() -> str:
-    """Returns the percentage of the last measured run; scripts/coverage.sh writes its file."""
+    """Returns the percentage of the last measured run; .ci/run writes its file."""
     if not COVERAGE.is_file():
-        return "not measured: bash scripts/coverage.sh"
+        return "not measured: .ci/run"
     return f"{json.loads(COVERAGE.read_text())['totals']['percent_covered']:.1f} %"
 
 

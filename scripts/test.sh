@@ -13,6 +13,7 @@ pytest=(.venv/bin/python -m pytest -n 2 --dist loadfile)
 if [[ $fast == 1 ]]; then
     exec "${pytest[@]}" -m "not heavy and not slow and not browser and not gpu" "$@"
 fi
+.venv/bin/mypy
 bash scripts/browser.sh
 # The island has its own tests; not installed, it tests its plain version.
 (cd mmcv-1.4.7 && ../.venv/bin/python -m pytest -q)

@@ -27,6 +27,7 @@ def test_the_notebook_is_stored_without_output(notebook):
     assert {cell.execution_count for cell in code_cells(notebook)} == {None}
 
 
+@pytest.mark.heavy
 def test_the_notebook_runs_and_shows_images_and_answers(notebook, model_and_photo, monkeypatch):
     names = {"MODEL": "model", "IMAGE": "photo.jpg", "BOXES": [[40, 30, 210, 190], [220, 35, 400, 260]]}
     first = code_cells(notebook)[0]
