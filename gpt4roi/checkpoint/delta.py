@@ -194,7 +194,7 @@ def plan_make(
     ]
     files = original_files(read_model_config(target_weights.path), target_weights, "F16")
     sources = {"base": base_weights, "target": target_weights}
-    plan = plan_folder(Path(delta), tensors, files, sources, max_shard_size, overwrite)
+    plan = plan_folder(Path(delta), tensors, files, sources, max_shard_size, overwrite, is_delta=True)
     plan.identity = None  # the digests need every tensor to be read, so an interrupted run starts again
     plan.closing_files = lambda: {RECORD: _closing_record(record)}
     return plan

@@ -234,8 +234,8 @@ def _list_bin(path: Path) -> dict[str, StoredTensor]:
                 f"{path}: {name} {list(shape)} is stored transposed (strides {list(tensor.stride())}); "
                 "save the model again with every tensor made .contiguous()"
             )
-        storage_start: int = tensor.untyped_storage()._checkpoint_offset  # type: ignore[attr-defined]  # not in stubs
-        offset = storage_start + tensor.storage_offset() * tensor.itemsize
+        storage: Any = tensor.untyped_storage()  # its attribute, from torch 2.7 on, is not in the stubs
+        offset = storage._checkpoint_offset + int(tensor.storage_offset()) * tensor.itemsize
         tensors[name] = StoredTensor(name, _NAMES[tensor.dtype], shape, path, offset)
     return tensors
 

@@ -22,6 +22,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import FileLock, match_folder_permissions, remove_folder, replacing, sync
 from gpt4roi.io.sizes import parse_size, readable_size
 from gpt4roi.io.weight_files import INDEX_SUFFIX, WEIGHT_FILES
+from gpt4roi.models.model_card import MODEL_CARD, is_written_by_user, model_card
 
 DEFAULT_SHARD_SIZE = "5GB"
 
@@ -107,6 +108,7 @@ def plan_folder(
     max_shard_size: str,
     overwrite: bool,
     beside: Shards | None = None,
+    is_delta: bool = False,
 ) -> FolderPlan:
     """Checks that `target` may be written and fits on its disk, and plans its files.
 
@@ -118,8 +120,11 @@ def plan_folder(
         max_shard_size: As parse_size takes it.
         overwrite: Replace a folder that exists.
         beside: Further files of tensors, in folders inside `target`.
+        is_delta: For the model card, which is added to the files.
     """
     check_target(target, {role: source.path for role, source in sources.items()}, overwrite)
+    card = model_card(json.loads(files["config.json"]), is_delta)
+    files = files | {MODEL_CARD: card.encode()}
     plan = FolderPlan(target, split_into_shards(tensors, parse_size(max_shard_size)) | (beside or {}), files)
     check_space(target, plan.nbytes)
     plan.identity = {
@@ -236,6 +241,8 @@ def _publish(partial: Path, target: Path) -> None:
         match_folder_permissions(file)
     for folder in (partial, *(entry for entry in partial.iterdir() if entry.is_dir())):
         sync(folder)
+    if is_written_by_user(target / MODEL_CARD):
+        shutil.copy2(target / MODEL_CARD, partial / MODEL_CARD)
     old = _replaced(target)
     if target.exists():
         target.replace(old)

@@ -15,6 +15,7 @@ from gpt4roi.io.hub import ACCESS, is_hub_name, local_folder
 from gpt4roi.io.weight_files import damaged_file_named, read_tensors, tensor_names
 from gpt4roi.models import original_format
 from gpt4roi.models.configuration import GPT4RoIConfig
+from gpt4roi.models.model_card import write_model_card
 from gpt4roi.models.original_format import TOWER_PREFIX, portable_name
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class GPT4RoIPreTrainedModel(PreTrainedModel):
         elif _lacks_tower(folder, kwargs):
             model, info = _open_without_tower(super().from_pretrained, folder, values, vision_tower, kwargs)
         else:
-            model, info = super().from_pretrained(str(folder), *args, **kwargs)
+            load: Any = super().from_pretrained  # typed as if there were no output_loading_info
+            model, info = load(str(folder), *args, **kwargs)
         model.name_or_path = str(path)
         if not tolerant:
             _check_missing_keys(str(path), info)
@@ -76,6 +78,12 @@ class GPT4RoIPreTrainedModel(PreTrainedModel):
         kind = "the original's format" if original_format.is_original(values) else "our format"
         logger.info("opened %s, in %s: %s", path, kind, summarize_model(model))
         return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
+        """Saves the model as transformers does, with a model card beside it."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            write_model_card(Path(save_directory), self.config.to_dict())
 
 
 def exclude_from_quantization(quantization: Any) -> Any:

@@ -30,6 +30,7 @@ from gpt4roi.io.atomic import (
 )
 from gpt4roi.io.digests import sampled_crc32
 from gpt4roi.io.sizes import readable_size
+from gpt4roi.models.model_card import MODEL_CARD
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, MODEL_CARD))
 
 
 def _settle(path: Path) -> None:

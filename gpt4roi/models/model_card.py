@@ -1,0 +1,47 @@
+"""Model card: the README.md of every model folder and delta that is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gpt4roi.models.original_format import is_original, portable_name
+
+MODEL_CARD = "README.md"
+
+_MARKER = "Written by gpt4roi, which replaces this file; without this line it never does."
+
+
+def model_card(config: dict[str, Any], is_delta: bool = False) -> str:
+    """Makes the card of a folder with this config.json, in either format."""
+    import jinja2
+
+    text, vision = config.get("text_config") or config, config.get("vision_config") or {}
+    decoder = (
+        (text.get("architectures") or [text.get("model_type", "llama")])[0] if "text_config" in config else "llama"
+    )
+    sizes = f"{text.get('num_hidden_layers')} layers, width {text.get('hidden_size')}"
+    base = portable_name(text.get("_name_or_path") or None) if "text_config" in config else None
+    tower = portable_name(config.get("mm_vision_tower")) or "not named"
+    side = config.get("image_size") or vision.get("image_size")
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("gpt4roi", "models"), undefined=jinja2.StrictUndefined)
+    card = environment.get_template("model_card.md.jinja").render(
+        marker=_MARKER,
+        is_delta=is_delta,
+        language_model=", ".join([decoder, sizes, *([base] if base else [])]),
+        vision_tower=f"{tower}, {side} px" if side else tower,
+        region_encoder=config.get("region_encoder_type", "gpt4roi"),
+        checkpoint_format="the original's (`original`)" if is_original(config) else "transformers' (`hf`)",
+    )
+    return card + "\n"
+
+
+def is_written_by_user(path: Path) -> bool:
+    """Tells whether a README.md exists that must not be replaced."""
+    return path.exists() and _MARKER not in path.read_text(encoding="utf-8", errors="replace")
+
+
+def write_model_card(folder: Path, config: dict[str, Any]) -> None:
+    """Writes the card of a model folder, unless a README.md of the user is there."""
+    if not is_written_by_user(folder / MODEL_CARD):
+        (folder / MODEL_CARD).write_text(model_card(config), encoding="utf-8")
