@@ -1,11 +1,10 @@
-"""`gpt4roi apply-delta`: a base language model and a delta in, the model out, in a few megabytes of memory."""
+"""`gpt4roi apply-delta`: applies a weight delta to its base language model, in a few megabytes of memory."""
 
 from __future__ import annotations
 
 import argparse
 
-from gpt4roi.cli import output
-from gpt4roi.cli._writing import add_tower_argument, add_writing_arguments, write_with_bar
+from gpt4roi.cli._writing import add_writing_arguments, write_with_bar, writing_options
 
 HELP = "add a delta to its base: LLaMA-7B + GPT4RoI-7B-delta = GPT4RoI-7B"
 EXAMPLE = """
@@ -15,6 +14,7 @@ EXAMPLE = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
     parser.add_argument("--base", "--base-model-path", required=True, metavar="FOLDER", help="the language model")
     parser.add_argument(
         "--target", "--target-model-path", required=True, metavar="FOLDER", help="where the result goes"
@@ -26,24 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="hf",
         help="names in the result: ours (hf, default) or original",
     )
-    add_tower_argument(parser, "to put inside")
-    add_writing_arguments(parser, "the target")
+    add_writing_arguments(parser, "the target", tower="to put inside")
     parser.add_argument("--verify", action="store_true", help="read the result once more and print its fingerprint")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the subcommand."""
     from gpt4roi.checkpoint.delta import plan_apply
 
     plan = plan_apply(
-        args.base,
-        args.delta,
-        args.target,
-        output_format=args.format,
-        max_shard_size=args.max_shard_size,
-        overwrite=args.overwrite,
-        verify=args.verify,
-        vision_tower=args.vision_tower,
+        args.base, args.delta, args.target, output_format=args.format, verify=args.verify, **writing_options(args)
     )
-    write_with_bar(plan, "apply-delta")
-    output.line(f"wrote {args.target}: {plan.summary}")
+    write_with_bar(plan, args.target, "apply-delta")
     return 0

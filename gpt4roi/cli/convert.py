@@ -1,11 +1,11 @@
-"""`gpt4roi convert`: a model from the original's format into ours, or back, byte for byte."""
+"""`gpt4roi convert`: converts a checkpoint between the original's format and ours, byte for byte."""
 
 from __future__ import annotations
 
 import argparse
 
 from gpt4roi.cli import output
-from gpt4roi.cli._writing import add_tower_argument, add_writing_arguments, write_with_bar
+from gpt4roi.cli._writing import add_writing_arguments, write_with_bar, writing_options
 
 HELP = "convert a folder between our format (hf) and the original's, with the same bytes"
 EXAMPLE = """
@@ -15,27 +15,20 @@ EXAMPLE = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
     parser.add_argument("source", metavar="SRC", help="the folder to convert")
     parser.add_argument("target", metavar="DST", help="where the result goes")
     parser.add_argument("--to", choices=("hf", "original"), required=True, help="format of the result")
-    add_tower_argument(parser, "of the original")
-    add_writing_arguments(parser, "DST")
+    add_writing_arguments(parser, "DST", tower="of the original")
     parser.add_argument("--check", action="store_true", help="load both and compare their answers about two boxes")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the subcommand."""
     from gpt4roi.checkpoint.convert import plan_convert
 
-    plan = plan_convert(
-        args.source,
-        args.target,
-        to=args.to,
-        max_shard_size=args.max_shard_size,
-        overwrite=args.overwrite,
-        vision_tower=args.vision_tower,
-    )
-    write_with_bar(plan, "convert")
-    output.line(f"wrote {args.target}: {plan.summary}")
+    plan = plan_convert(args.source, args.target, to=args.to, **writing_options(args))
+    write_with_bar(plan, args.target, "convert")
     if args.check:
         from gpt4roi.checkpoint.compare import compare_models
 

@@ -1,11 +1,11 @@
-"""`gpt4roi merge-adapter`: a model and what peft trained on it in, one ordinary folder out."""
+"""`gpt4roi merge-adapter`: merges a peft adapter (LoRA) into the model that it was trained on."""
 
 from __future__ import annotations
 
 import argparse
 
 from gpt4roi.cli import output
-from gpt4roi.cli._writing import add_tower_argument, add_writing_arguments
+from gpt4roi.cli._writing import add_writing_arguments, writing_options
 
 HELP = "join a peft adapter with the model it was trained on, into one folder"
 EXAMPLE = """
@@ -14,23 +14,17 @@ EXAMPLE = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
     parser.add_argument("base", metavar="BASE", help="the model's folder or hub name")
     parser.add_argument("adapter", metavar="ADAPTER", help="the folder that peft's save_pretrained wrote")
     parser.add_argument("target", metavar="OUT", help="where the result goes")
-    add_tower_argument(parser, "if BASE has none")
-    add_writing_arguments(parser, "OUT")
+    add_writing_arguments(parser, "OUT", tower="if BASE has none")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the subcommand."""
     from gpt4roi.checkpoint.adapter import merge_adapter
 
-    summary = merge_adapter(
-        args.base,
-        args.adapter,
-        args.target,
-        max_shard_size=args.max_shard_size,
-        overwrite=args.overwrite,
-        vision_tower=args.vision_tower,
-    )
+    summary = merge_adapter(args.base, args.adapter, args.target, **writing_options(args))
     output.line(f"wrote {args.target}: {summary}")
     return 0
