@@ -224,7 +224,9 @@ def _run(model: GPT4RoIForConditionalGeneration, shape: Shape, decoder: bool = T
     """
     config, samples, tokens = model.config, shape.samples, shape.tokens
     weight = next(model.vision_tower.parameters())
-    pixels = torch.zeros(samples, 3, config.image_size, config.image_size, dtype=weight.dtype)
+    size, image_length = config.image_size, config.image_seq_length
+    assert size is not None and image_length is not None, "a built model knows both"
+    pixels = torch.zeros(samples, 3, size, size, dtype=weight.dtype)
     image_tokens, maps = model.vision_tower(pixels)
     ids = torch.zeros(samples, tokens, dtype=torch.int64)
     mask = torch.zeros(samples, tokens, dtype=torch.bool)
@@ -235,7 +237,7 @@ def _run(model: GPT4RoIForConditionalGeneration, shape: Shape, decoder: bool = T
     if decoder:
         inputs = {"inputs_embeds": embeds, "attention_mask": None, "use_cache": False}
         # At the least the image precedes the first region.
-        length = min(model.config.image_seq_length + 2, tokens - 1)
+        length = min(image_length + 2, tokens - 1)
         if prefix and only_regions_trained(model):
             states = hidden_states(model.language_model, inputs, length)
         else:
