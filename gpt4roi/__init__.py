@@ -42,16 +42,48 @@ _NEED_TORCH = ("gpt4roi.models", "gpt4roi.processing.processor", "gpt4roi.region
 __all__ = sorted(_EXPORTS)
 __version__ = "0.2.0"
 
+# fmt: off
 _MOVED = {
-    "auto": "checkpoint.auto_classes",
-    "conversation": "processing.templates",
-    "datasets": "data",
-    "datasets.selection": "data.registry",
-    "doctor": "data_check",
-    "inference": "region_chat",
-    "processor": "processing.processor",
-    "serve": "demo",
+    "answers": "generation.stopping", "auto": "checkpoint.auto_classes", "boxes": "geometry.boxes",
+    "captioning.journal": "io.journal", "checkpoint.comparison": "checkpoint.compare",
+    "checkpoint.folder_plan": "checkpoint.writer", "checkpoint.layout": "checkpoint.convert",
+    "checkpoint.legacy": "models.original_format", "checkpoint.numbers": "io.digests",
+    "checkpoint.pairing": "checkpoint.delta", "checkpoint.safetensors_stream": "checkpoint.writer",
+    "checkpoint.shards": "checkpoint.writer", "checkpoint.staging": "checkpoint.writer",
+    "checkpoint.stored": "checkpoint.tensor_files", "checkpoint.streams": "checkpoint.tensor_files",
+    "checkpoint.tower": "checkpoint.clip_tower", "checkpoint.zip_bin": "checkpoint.tensor_files",
+    "conversation": "processing.templates", "datasets": "data", "datasets.coco_det": "data.readers.coco_det",
+    "datasets.coco_format": "data.readers.coco_format", "datasets.collator": "processing.batch",
+    "datasets.conversion": "data.convert", "datasets.det_llava": "data.readers.det_llava",
+    "datasets.detections": "data.readers.detections", "datasets.dialogues": "data.readers.dialogues",
+    "datasets.encoded": "data.training_dataset", "datasets.flickr30k": "data.readers.flickr30k",
+    "datasets.indexed": "data.index", "datasets.labels": "data.tables", "datasets.refcoco": "data.readers.refcoco",
+    "datasets.selection": "data.registry", "datasets.vcr": "data.readers.vcr",
+    "datasets.vcr_tags": "data.readers.vcr", "datasets.vg": "data.readers.vg", "decoding": "generation.engine",
+    "describing": "generation.many", "doctor": "data_check", "doctor.common": "data_check.duplicates",
+    "doctor.page": "data_check.html_report", "doctor.pictures": "data_check.images", "drawing": "report.drawing",
+    "encoded_picture": "generation.encoded_image", "encoding": "processing.dialogue",
+    "evaluation.answering": "evaluation.predictions", "evaluation.asking": "evaluation.predictor",
+    "evaluation.likelihood": "generation.likelihood", "evaluation.page": "evaluation.html_report", "hub": "io.hub",
+    "inference": "region_chat", "inputs": "processing.user_input", "masks": "geometry.masks",
+    "mentions": "processing.mentions", "models.caching": "models.compat",
+    "models.interpolation": "models.kernels.interpolation", "models.light": "models.light_encoder",
+    "models.offloading": "models.compat", "models.opening": "models.pretrained",
+    "models.prefix": "models.frozen_prefix", "models.roi_align": "models.kernels.roi_align",
+    "models.sparse_roi_align": "models.kernels.sparse_roi_align", "models.splice": "models.placeholders",
+    "models.vision": "models.vision_tower", "models.winograd": "models.kernels.winograd",
+    "padding": "processing.batch", "pictures": "processing.images", "processor": "processing.processor",
+    "prompts": "processing.prompts", "ranks": "distributed", "recall": "generation.prompt_cache",
+    "regions_file": "processing.user_input", "report_gallery": "report.report", "report_style": "report.rendering",
+    "sampling": "generation.sampling", "serve": "demo", "serve.gate": "demo.request_filter",
+    "tokenization": "processing.tokenizer", "train.checks": "train.sanity_checks",
+    "train.defaults": "train.arguments", "train.features": "train.feature_cache", "train.grouping": "train.sampler",
+    "train.guard": "train.nonfinite", "train.opening": "train.build_model",
+    "train.planned_model": "train.build_model", "train.rates": "train.throughput",
+    "train.refusals": "train.command_line", "train.run": "train.work_dir", "train.trainable": "train.param_groups",
+    "writing": "io.atomic",
 }
+# fmt: on
 """Module paths of version 0.1, and where the modules are now; modules of a package moved with it."""
 
 

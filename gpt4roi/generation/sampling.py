@@ -79,3 +79,6 @@ def _sample(logits: torch.Tensor, top_p: float, uniform: torch.Tensor) -> torch.
     index = (cumulated <= uniform[:, None] * cumulated[:, -1:]).sum(dim=-1, keepdim=True)
     last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
     return tokens.gather(-1, index.minimum(last)).squeeze(-1)
+
+
+Decoding = SamplingParams  # the name of version 0.1

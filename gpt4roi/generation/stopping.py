@@ -54,3 +54,6 @@ def stable_text(processor: Any, tokens: list[int], stop: Sequence[str] = ()) -> 
         overlap = next((length for length in lengths if text.endswith(stop_text[:length])), 0)
         text = text[: len(text) - overlap]
     return text.rstrip()
+
+
+answer_ended, settled_text = stopping_criterion, stable_text  # names of version 0.1

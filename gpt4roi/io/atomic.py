@@ -221,3 +221,6 @@ def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
+
+
+write_whole = atomic_write_text  # the name of version 0.1

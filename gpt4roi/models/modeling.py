@@ -139,6 +139,8 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         """
         return self.vision_tower(pixel_values.to(*execution_device_and_dtype(self.vision_tower)))
 
+    encode_picture = encode_image  # the name of version 0.1
+
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Returns the projected image tokens, float[K, P, D]; pixel_values: float[K, 3, S, S]."""
         return self.project_image_tokens(self.encode_image(pixel_values)[0])

@@ -319,3 +319,6 @@ def one_region_question(question: Any) -> str:
             "ask about one of several boxes with RegionChat.ask"
         )
     return asked
+
+
+open_picture, check_boxes = open_image, validate_boxes_px  # names of version 0.1

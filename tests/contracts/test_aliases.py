@@ -149,8 +149,10 @@ def test_an_old_name_still_works(old, new, tmp_path):
 
 
 @pytest.mark.parametrize("old", sorted(_MOVED))
-def test_every_module_of_a_package_that_moved_is_the_same_under_its_old_path(old):
+def test_what_moved_is_the_same_under_its_old_path_with_all_modules_of_a_package(old):
     package = import_module(f"gpt4roi.{_MOVED[old]}")
+    assert import_module(f"gpt4roi.{old}") is package
+    assert f"gpt4roi.{old}" in [name for row in ROWS for name in codes(row[0])]
     for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
         ours = import_module(f"{package.__name__}.{module.name}")
         assert import_module(f"gpt4roi.{old}.{module.name}") is ours
