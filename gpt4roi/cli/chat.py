@@ -41,7 +41,7 @@ A line is a question; <region1> (or <1>) in it introduces box 1, later it is onl
   /draw FILE         save the image with its numbered boxes
   /save FILE         save the conversation as JSON
   /reset             forget the conversation and its boxes
-  /image FILE      start a new conversation about another image
+  /image FILE        start a new conversation about another image
   /help, /quit"""
 EXIT_SOME_FAILED = 2
 

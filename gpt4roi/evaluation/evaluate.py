@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +21,28 @@ from gpt4roi.evaluation.compare import compare_runs, read_run
 from gpt4roi.evaluation.html_report import write_page
 from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
-from gpt4roi.evaluation.predictions import KEPT, Prediction, predict_all
+from gpt4roi.evaluation.predictions import KEPT, predict_all
 from gpt4roi.evaluation.predictor import Predictor
 from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.io.json_files import as_json, write_json
+from gpt4roi.structures import accepts_old_names
 
 logger = logging.getLogger(__name__)
 
 
-_OLD_OPTIONS = {"facts": "metadata", "world": "context"}
-"""Options of version 0.1, and what they are called now."""
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """Options of evaluate.
-
-    Attributes:
-        metadata: What else belongs into metrics.json and the report, such as the command, or `phases`, minutes by
-            phase.
-        settings: What answers depend on beside the questions, such as the model's fingerprint; answers journaled under
-            other settings are not used.
-        compare: metrics.json of another run, or its folder.
-        context: The processes that share the work.
-        fresh: Asks again what was answered before.
-        items: What read_items returned, where it was called before.
-    """
-
-    metadata: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    compare: str | Path | None = None
-    context: DistributedContext = field(default_factory=DistributedContext)
-    fresh: bool = False
-    items: list[Item] | None = None
-
-
+@accepts_old_names(facts="metadata", world="context")
 def evaluate(
-    name: str, predictor: Predictor, source: Source, out_dir: str | Path, **options: Any
+    name: str,
+    predictor: Predictor,
+    source: Source,
+    out_dir: str | Path,
+    *,
+    metadata: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+    compare: str | Path | None = None,
+    context: DistributedContext | None = None,
+    fresh: bool = False,
+    items: list[Item] | None = None,
 ) -> dict[str, Any] | None:
     """Asks everything, writes the files into out_dir and returns the metrics; None in all processes but the first.
 
@@ -66,30 +51,37 @@ def evaluate(
         predictor: A ModelPredictor or anything else that answers queries.
         source: Where the data lie.
         out_dir: Gets predictions.jsonl, metrics.json and report.html.
-        options: As of EvaluationOptions.
+        metadata: What else belongs into metrics.json and the report, such as the command, or `phases`, minutes by
+            phase.
+        settings: What answers depend on beside the questions, such as the model's fingerprint; answers journaled under
+            other settings are not used.
+        compare: metrics.json of another run, or its folder.
+        context: The processes that share the work.
+        fresh: Asks again what was answered before.
+        items: What read_items returned, where it was called before.
 
     Raises:
         InputError: The data cannot be used.
     """
     started = time.monotonic()
-    given = EvaluationOptions(**{_OLD_OPTIONS.get(key, key): value for key, value in options.items()})
-    out_dir = Path(out_dir)
+    out_dir, context = Path(out_dir), context or DistributedContext()
     benchmark = open_benchmark(name)
-    other = None if given.compare is None else read_run(given.compare, benchmark_name(name))
-    items = read_items(name, source) if given.items is None else given.items
+    other = None if compare is None else read_run(compare, benchmark_name(name))
+    items = read_items(name, source) if items is None else items
     make_folder(out_dir)
     name = benchmark_name(name)
-    settings = {"benchmark": name, **given.settings}
+    settings = {"benchmark": name, **(settings or {})}
     queries = [item.query for item in items]
-    predictions = predict_all(
-        queries, predictor, out_dir, settings, given.context, given.fresh, benchmark.image_batch_size
-    )
-    if given.context.rank != 0:
+    predictions = predict_all(queries, predictor, out_dir, settings, context, fresh, benchmark.image_batch_size)
+    if context.rank != 0:
         return None
-    items = merge_predictions(items, predictions)
+    items = [
+        replace(item, answer=found.answer, likelihoods=found.likelihoods, error=found.error)
+        for item, found in zip(items, predictions, strict=True)
+    ]
     scores = benchmark.score(items, source)
     metrics = assemble(name, benchmark, source, items, scores)
-    metrics |= {"seconds": round(time.monotonic() - started, 1), "processes": given.context.size, **given.metadata}
+    metrics |= {"seconds": round(time.monotonic() - started, 1), "processes": context.size, **(metadata or {})}
     if other is not None:
         metrics["compared"] = compare_runs(benchmark, source, items, other)
     write_predictions(out_dir / "predictions.jsonl", items, scores)
@@ -125,14 +117,6 @@ def check_images(items: Sequence[Item]) -> None:
         logger.warning("%d of %d images are not there, such as %s", len(missing), len(images), missing[0])
 
 
-def merge_predictions(items: Sequence[Item], predictions: Sequence[Prediction]) -> list[Item]:
-    """Returns the items with what was answered."""
-    return [
-        replace(item, answer=prediction.answer, likelihoods=prediction.likelihoods, error=prediction.error)
-        for item, prediction in zip(items, predictions, strict=True)
-    ]
-
-
 def assemble(name: str, benchmark: Benchmark, source: Source, items: Sequence[Item], scores: Scores) -> dict[str, Any]:
     """Returns what goes into metrics.json: figures with intervals, and all that is needed to repeat them."""
     unanswered = [item for item in items if item.error]
@@ -140,6 +124,7 @@ def assemble(name: str, benchmark: Benchmark, source: Source, items: Sequence[It
     if unanswered:
         notes.insert(0, f"{len(unanswered)} questions were not answered and count as wrong: {unanswered[0].error}")
     estimates = {key: measure.estimate().to_dict() for key, measure in scores.measures.items()}
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     return {
         "benchmark": name,
         "title": benchmark.title,
@@ -162,14 +147,8 @@ def assemble(name: str, benchmark: Benchmark, source: Source, items: Sequence[It
         "shuffle": source.shuffle,
         "bootstrap": {"draws": BOOTSTRAP_DRAWS, "seed": BOOTSTRAP_SEED, "unit": "picture", "interval": 0.95},
         "decoding": "greedy",
-        "versions": versions(),
+        "versions": versions | {"numpy": numpy.__version__},
     }
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions that figures may depend on."""
-    found = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
-    return found | {"numpy": numpy.__version__}
 
 
 def write_predictions(path: Path, items: Sequence[Item], scores: Scores) -> None:

@@ -200,7 +200,7 @@ def test_the_wrong_name_of_a_two_way_question_is_not_in_the_image(tmp_path):
 
 
 def test_denials_do_not_count_as_names(tmp_path):
-    from gpt4roi.evaluation.benchmarks._categories import names_right
+    from gpt4roi.evaluation.benchmarks.categories import names_right
 
     item = load("lvis-two-way", tmp_path)[0]
     name = item.references[0]

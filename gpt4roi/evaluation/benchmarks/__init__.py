@@ -1,7 +1,7 @@
 """Benchmarks by name; each module states its source, split, prompt, metric, protocol and pitfalls at the top.
 
-A module defines BENCHMARK, an `items.Benchmark`. `[guess]` marks what no source states. A benchmark that another model
-judges would be such a module too, whose `score` asks the judge; there is none yet.
+A module defines BENCHMARKS, each an `items.Benchmark`, a user's file one BENCHMARK. `[guess]` marks what no source
+states. A benchmark that another model judges would be such a module too, whose `score` asks the judge; there is none.
 """
 
 from __future__ import annotations
@@ -17,25 +17,13 @@ if TYPE_CHECKING:
     from gpt4roi.evaluation.items import Benchmark
 
 BENCHMARKS = {
-    "coco": "coco_classes",
-    "coco-two-way": "coco_two_way",
-    "flickr30k": "flickr30k",
-    "lvis": "lvis",
-    "lvis-classes": "lvis_classes",
-    "lvis-two-way": "lvis_two_way",
-    "paco": "paco",
-    "ref-l4": "ref_l4",
-    "refcoco": "refcoco",
-    "refcoco+": "refcoco_plus",
-    "refcocog": "refcocog",
-    "v7w-pointing": "v7w_pointing",
-    "v7w-telling": "v7w_telling",
-    "vcr": "vcr",
-    "vg": "visual_genome",
+    **dict.fromkeys(("coco", "coco-two-way", "lvis-classes", "lvis-two-way"), "categories"),
+    **dict.fromkeys(("lvis", "paco"), "object_names"),
+    **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), "referring_expressions"),
+    **dict.fromkeys(("v7w-pointing", "v7w-telling"), "visual7w"),
+    **{"flickr30k": "flickr30k", "ref-l4": "ref_l4", "vcr": "vcr", "vg": "visual_genome"},
 }
-"""What a benchmark is called on the command line, and its module here."""
-
-
+"""What a benchmark is called on the command line, and the module here whose BENCHMARKS holds it."""
 FILES = {"stamps": Path(__file__).parents[3] / "quickstart" / "benchmark" / "stamps.py"}
 """Benchmarks of a checkout that had a name before they were given as a file."""
 
@@ -46,7 +34,7 @@ def open_benchmark(name: str) -> Benchmark:
     Raises InputError for an unknown name, and for a file that defines no benchmark.
     """
     if name in BENCHMARKS:
-        return import_module(f"{__name__}.{BENCHMARKS[name]}").BENCHMARK
+        return import_module(f"{__name__}.{BENCHMARKS[name]}").BENCHMARKS[name]
     if name in FILES and not FILES[name].is_file():
         raise InputError(f"--benchmark {name}: is part of a checkout; run this from one, or give the benchmark's file")
     if name not in FILES and not name.endswith(".py"):

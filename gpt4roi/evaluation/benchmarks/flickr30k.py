@@ -13,7 +13,7 @@ Pitfalls  a sentence of an image is an entry of its own, so an image occurs up t
 from __future__ import annotations
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.benchmarks._expressions import both_protocols, read_boxes
+from gpt4roi.evaluation.benchmarks.referring_expressions import both_protocols, read_boxes
 from gpt4roi.evaluation.files import find_annotations
 from gpt4roi.evaluation.items import Benchmark, Item, Source
 
@@ -42,4 +42,4 @@ def _phrase(image: dict, annotation: dict) -> str | None:
         ) from None
 
 
-BENCHMARK = Benchmark("Flickr30k Entities", SPLITS, load, both_protocols)
+BENCHMARKS = {"flickr30k": Benchmark("Flickr30k Entities", SPLITS, load, both_protocols)}

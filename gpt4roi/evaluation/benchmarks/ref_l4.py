@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.benchmarks._expressions import both_protocols
+from gpt4roi.evaluation.benchmarks.referring_expressions import both_protocols
 from gpt4roi.evaluation.files import box_of_xywh, fields, find_annotations, find_images
 from gpt4roi.evaluation.items import Benchmark, Item, Source
 from gpt4roi.evaluation.predictor import Query
@@ -65,4 +65,4 @@ def _rows(path: Path) -> Iterator[tuple[str, dict]]:
     yield from ((f"{path}#{row}", record) for row, record in enumerate(records))
 
 
-BENCHMARK = Benchmark("Ref-L4 descriptions", SPLITS, load, both_protocols)
+BENCHMARKS = {"ref-l4": Benchmark("Ref-L4 descriptions", SPLITS, load, both_protocols)}

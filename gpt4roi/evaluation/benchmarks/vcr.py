@@ -119,4 +119,4 @@ def score(items: Sequence[Item], source: Source) -> Scores:
     return scores
 
 
-BENCHMARK = Benchmark("Visual Commonsense Reasoning", SPLITS, load, score)
+BENCHMARKS = {"vcr": Benchmark("Visual Commonsense Reasoning", SPLITS, load, score)}

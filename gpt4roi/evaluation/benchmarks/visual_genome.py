@@ -11,7 +11,7 @@ Pitfalls  CIDEr is of the whole set: never average it over shards. `--limit` cha
 
 from __future__ import annotations
 
-from gpt4roi.evaluation.benchmarks._expressions import unknown_image
+from gpt4roi.evaluation.benchmarks.referring_expressions import unknown_image
 from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images
 from gpt4roi.evaluation.items import Benchmark, Item, Source
 from gpt4roi.evaluation.predictor import Query
@@ -41,4 +41,4 @@ def load(source: Source) -> list[Item]:
     return [item for items in source.choose(list(of_image.values())) for item in items]
 
 
-BENCHMARK = Benchmark("Visual Genome region captions", ("test",), load, score_texts)
+BENCHMARKS = {"vg": Benchmark("Visual Genome region captions", ("test",), load, score_texts)}

@@ -1,4 +1,30 @@
-"""COCO's and LVIS's instance files: boxes with one category of a closed list."""
+"""COCO's and LVIS's instance files: classification of boxes, and Ferret's two-way question.
+
+Source    instances_val2017.json and val2017/; lvis_v1_val.json and the images of COCO 2017 (its validation images lie
+          in train2017 and val2017).
+Split     val2017, v1 val; ground-truth boxes, crowds left out.
+
+Classification of every box by itself; over boxes, not the mean over categories.
+
+Prompt    coco: ours for detection data, all 80 names, then the bare box, as in the first stage of training.
+          lvis-classes: open, because 1203 names do not fit into a prompt; Osprey's question for names.
+Metric    top-1: the answer is the category's name (in LVIS or one of its synonyms) word for word; and the category's
+          name is the nearest of all to the answer by all-MiniLM-L6-v2.
+Pitfalls  COCO's names are in the prompt, so this is a closed set; numbers without them are another task. Frequent
+          things (person, 30 % of the boxes) carry the figure. What stands in brackets in a name of LVIS
+          (`bus_(vehicle)`) is left out, so a few categories share a name; LVIS annotates only some of the things in
+          an image.
+
+Two-way question: is the region a … or a …?
+
+Prompt    Ferret's.
+Metric    accuracy, chance 50 %: by likelihood of the two names; and by Ferret's rule: an answer is right that holds the
+          category's name or a synonym once "not …" and "no …" are deleted.
+Protocol  the wrong name is drawn with a fixed seed from the categories that are not in the image (LVIS: the file's
+          `neg_category_ids`, which were looked for in vain), and so is the order of the two [guess: Ferret's own draws
+          are not published with its code].
+Pitfalls  Ferret's rule lets an answer that repeats both names pass; likelihood does not.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +35,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt4roi.constants import REGION_TOKEN
+from gpt4roi.evaluation.benchmarks.object_names import QUESTION
 from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images
 from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source
 from gpt4roi.evaluation.metrics import Measure, exact_match, words
@@ -18,6 +46,7 @@ from gpt4roi.evaluation.similarity import MISSING, SentenceModel, find_sentence_
 from gpt4roi.io.coco import image_file_name
 from gpt4roi.io.images_on_disk import find_image
 from gpt4roi.io.json_files import read_json
+from gpt4roi.processing.prompts import DETECTION_INSTRUCTION
 
 COCO_FILES = ("instances_val2017.json", "annotations/instances_val2017.json", "coco/annotations/instances_val2017.json")
 LVIS_FILES = ("lvis_v1_val.json", "annotations/lvis_v1_val.json", "lvis/lvis_v1_val.json")
@@ -66,13 +95,8 @@ def read_instances(source: Source, names: Sequence[str]) -> tuple[dict[int, tupl
 
 
 def _names_of(category: dict) -> tuple[str, ...]:
-    names = [category["name"], *category.get("synonyms", [])]
-    return tuple(dict.fromkeys(plain(name) for name in names))
-
-
-def plain(name: str) -> str:
-    """Returns a category's name as people write it: `bus_(vehicle)` becomes `bus`."""
-    return name.split("_(")[0].replace("_", " ").strip()
+    names = (category["name"], *category.get("synonyms", ()))  # such as `bus_(vehicle)`
+    return tuple(dict.fromkeys(name.split("_(")[0].replace("_", " ").strip() for name in names))
 
 
 def _absent(image: dict, members: Sequence[dict], named: dict) -> tuple[int, ...]:
@@ -84,11 +108,6 @@ def _absent(image: dict, members: Sequence[dict], named: dict) -> tuple[int, ...
 def _instance(annotation: dict, image: Path, absent: tuple[int, ...], where: str) -> Instance:
     number, corners, category = fields(annotation, ("id", "bbox", "category_id"), where)
     return Instance(str(number), image, box_of_xywh(corners, where), category, absent)
-
-
-def classification(title: str, split: str, files: Sequence[str], prompt: Prompt) -> Benchmark:
-    """Returns the benchmark of classifying every box of a file."""
-    return Benchmark(title, (split,), partial(load_classes, names=files, prompt=prompt), score_classes)
 
 
 def load_classes(source: Source, names: Sequence[str], prompt: Prompt) -> list[Item]:
@@ -131,11 +150,6 @@ def _nearest(items: Sequence[Item], model: SentenceModel) -> list[bool]:
     return [categories[place] == item.references[0] for item, place in zip(items, rows.argmax(axis=1), strict=True)]
 
 
-def two_way(title: str, files: Sequence[str]) -> Benchmark:
-    """Returns the benchmark of choosing between the category of every box and another."""
-    return Benchmark(title, ("val",), partial(load_two_way, names=files), partial(score_choices, parse=names_right))
-
-
 def load_two_way(source: Source, names: Sequence[str]) -> list[Item]:
     """Returns one item for each object: its category or another that is not in the image."""
     named, images = read_instances(source, names)
@@ -169,3 +183,23 @@ def _without_denials(spoken: Sequence[str]) -> Iterator[str]:
         denied = word in ("not", "no") or (denied and word not in ("but", "it", "is", "and", "rather"))
         if not denied:
             yield word
+
+
+def _listing(named: dict[int, tuple[str, ...]]) -> str:
+    return DETECTION_INSTRUCTION.format(names=", ".join(names[0] for names in named.values())) + REGION_TOKEN
+
+
+def _classification(title: str, split: str, files: Sequence[str], prompt: Prompt) -> Benchmark:
+    return Benchmark(title, (split,), partial(load_classes, names=files, prompt=prompt), score_classes)
+
+
+def _two_ways(title: str, files: Sequence[str]) -> Benchmark:
+    return Benchmark(title, ("val",), partial(load_two_way, names=files), partial(score_choices, parse=names_right))
+
+
+BENCHMARKS = {
+    "coco": _classification("COCO classification from boxes", "val2017", COCO_FILES, _listing),
+    "coco-two-way": _two_ways("COCO two-way question", COCO_FILES),
+    "lvis-classes": _classification("LVIS classification from boxes", "val", LVIS_FILES, lambda named: QUESTION),
+    "lvis-two-way": _two_ways("LVIS two-way question", LVIS_FILES),
+}

@@ -1,4 +1,19 @@
-"""MDETR's files of referring expressions and phrases: each `image` is one sentence, so a box occurs several times."""
+"""RefCOCO, RefCOCO+ and RefCOCOg captions; also the reader of all of MDETR's files.
+
+Source    MDETR's finetune_NAME_SPLIT.json; images of COCO train2014, flat.
+Split     RefCOCO and RefCOCO+: testA (people, default), testB (other things), val: UNC's. RefCOCOg: val (default),
+          test: the UMD split, as MDETR has it.
+Prompt    RefCOCO and RefCOCO+: our own wording of the field's [guess]: independent measurements of GPT4RoI do not state
+          theirs. RefCOCOg: GLaMM's, since the paper states none for this set [guess that the original used a similar
+          one].
+Metric    CIDEr, METEOR, BLEU, ROUGE-L (pycocoevalcap).
+Protocol  both, and the table says which: "one reference per expression" (GLaMM, Osprey: an entry of the file is an
+          item) and "all references of a box". A box is asked about once and its answer counts for each expression.
+Pitfalls  RefCOCO's expressions are two or three words ("left man"): a full sentence scores low whatever it says, so
+          models that describe at length look worse than they are. On RefCOCOg papers differ by about 5 points of
+          METEOR at equal CIDEr, probably because of the protocol [guess]. Images occur in COCO train2017 and in Visual
+          Genome, so check what a model was trained with.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +34,8 @@ COCO_FOLDERS = ("coco_all", "coco_imgs", "coco/train2014", "coco/train2017", "tr
 
 
 SHORT_QUESTION = "In a few words, how would you refer to <region1>?"
+DETAILED_QUESTION = "Can you provide me with a detailed description of the region in the image marked by <region1>?"
 both_protocols = partial(score_texts, both_protocols=True)
-
-
-def expressions(title: str, name: str, splits: tuple[str, ...], question: str) -> Benchmark:
-    """Returns the benchmark of finetune_NAME_SPLIT.json."""
-
-    def load(source: Source) -> list[Item]:
-        """Returns one item for each box, its references all captions of the box in file order."""
-        file_name = f"finetune_{name}_{source.split or splits[0]}.json"
-        path = find_annotations(source, (file_name, f"mdetr_annotations/{file_name}"))
-        return read_boxes(
-            source, path, COCO_FOLDERS, source.question or question, lambda image, _: str(image["caption"])
-        )
-
-    return Benchmark(title, splits, load, both_protocols)
 
 
 def read_boxes(
@@ -72,3 +74,20 @@ def read_boxes(
 def unknown_image(where: str, image_id: object) -> InputError:
     """Returns the error for an annotation whose image is not in the file."""
     return InputError(f"{where}: image_id {image_id!r} is not among the file's images")
+
+
+def _captions(title: str, name: str, splits: tuple[str, ...], question: str) -> Benchmark:
+    def load(source: Source) -> list[Item]:
+        file_name = f"finetune_{name}_{source.split or splits[0]}.json"
+        path = find_annotations(source, (file_name, f"mdetr_annotations/{file_name}"))
+        question_now = source.question or question
+        return read_boxes(source, path, COCO_FOLDERS, question_now, lambda image, _: str(image["caption"]))
+
+    return Benchmark(title, splits, load, both_protocols)
+
+
+BENCHMARKS = {
+    "refcoco": _captions("RefCOCO captions", "refcoco", ("testA", "testB", "val"), SHORT_QUESTION),
+    "refcoco+": _captions("RefCOCO+ captions", "refcoco+", ("testA", "testB", "val"), SHORT_QUESTION),
+    "refcocog": _captions("RefCOCOg captions", "refcocog", ("val", "test"), DETAILED_QUESTION),
+}
