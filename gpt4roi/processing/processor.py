@@ -252,11 +252,24 @@ class GPT4RoIProcessor(ProcessorMixin):
         """Turns an image that was opened, RGB, into float32[3, image_size, image_size]."""
         return images.to_pixel_values(opened, pipeline, self.image_size, self.image_mean, self.image_std, augmentation)
 
-    def supervision_spans(self, ids: Any, labels: Any) -> list[tuple[str, bool]]:
-        """Decodes an encoded sample (input_ids and labels, int64[T]) for display.
+    def supervision_spans(self, ids: Any, labels: Any, segment_ids: Any = None) -> list[tuple[str, bool]]:
+        """Decodes an encoded sample (input_ids, labels and segment_ids, int64[T]) for display.
 
-        Returns (text, whether it is supervised) in order; the image's tokens are `[256 image tokens]`.
+        Returns (text, whether it is supervised) in order; the image's tokens are `[256 image tokens]`. Independent
+        conversations come one by one, each under a line that numbers it, with the beginning that all of them share.
         """
+        n_conversations = 0 if segment_ids is None else int(segment_ids.max())
+        if n_conversations < 2:
+            return self._spans(ids, labels)
+        spans: list[tuple[str, bool]] = []
+        for number in range(1, n_conversations + 1):
+            end = "" if number == 1 else "\n"
+            spans.append((f"{end}— conversation {number} of {n_conversations}, which sees no other —\n", False))
+            seen = (segment_ids == 0) | (segment_ids == number)
+            spans += self._spans(ids[seen], labels[seen])
+        return spans
+
+    def _spans(self, ids: Any, labels: Any) -> list[tuple[str, bool]]:
         runs: list[tuple[str, list[int]]] = []
         for token, label in zip(ids.tolist(), labels.tolist(), strict=True):
             image = token == self.image_patch_token_id
