@@ -96,6 +96,7 @@ class RegionSample:
             cannot see each other, and each introduces its regions anew.
         region_texts: What the data call each box, one text a box ("" for none), where they name any.
         source: Where it comes from, as `file#index`; part of every error message.
+        ignore_alpha: Opens transparent pixels with the colours that they hold, as the original did, not as white.
     """
 
     image: Any
@@ -107,6 +108,7 @@ class RegionSample:
     independent_turns: bool = False
     region_texts: tuple[str, ...] = ()
     source: str = ""
+    ignore_alpha: bool = False
 
     def __post_init__(self) -> None:
         boxes = np.asarray(self.boxes_px, dtype=np.float64)

@@ -197,7 +197,7 @@ def _samples(one: SetResult, estimator: LengthEstimator, share: int) -> Iterator
             sample = one.dataset.sample(index, np.random.default_rng([0, 0, index]))
             if sample.image is None:
                 continue
-            image = load_image(sample.image, sample.image_pipeline)
+            image = load_image(sample.image, sample.image_pipeline, ignore_alpha=sample.ignore_alpha)
             size = (image.height, image.width)
             encoded = estimator.processor.encode_text(sample, image_size=size)
             tokens = estimator.measure(sample, size).tokens

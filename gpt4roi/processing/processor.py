@@ -164,7 +164,7 @@ class GPT4RoIProcessor(ProcessorMixin):
         """
         if sample.image is None:
             return self.encode_text(sample, generation)
-        image = images.load_image(sample.image, sample.image_pipeline, _where(sample))
+        image = images.load_image(sample.image, sample.image_pipeline, _where(sample), sample.ignore_alpha)
         encoded = self.encode_text(sample, generation, (image.height, image.width))
         encoded["pixel_values"] = self.to_pixel_values(image, sample.image_pipeline, sample.augmentation)
         return encoded

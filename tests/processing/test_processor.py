@@ -291,3 +291,10 @@ def test_independent_pairs_are_written_as_conversations_of_their_own(pyramid_pro
     whole = "".join(text for text, _ in pyramid_processor.supervision_spans(alone["input_ids"], alone["labels"]))
     assert second == whole.rstrip("\n")
     assert [text for text, learnt in spans if learnt] == ["a cat<|end|>", "a dog<|end|>"]
+
+
+def test_the_processor_shows_transparency_as_the_sample_says():
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    turns = (Turn("user", "What?"), Turn("assistant", "Nothing"))
+    white, black = (make("chat").encode(RegionSample(image, turns, ignore_alpha=hidden)) for hidden in (False, True))
+    assert white["pixel_values"].min() > 1 and black["pixel_values"].max() < 0

@@ -63,6 +63,8 @@ class CocoStyleDataset(IndexedDataset):
     """Whether boxes marked `iscrowd` are taken."""
     captions = False
     """Whether an image has a caption, without which it is left out."""
+    as_released = False
+    """Whether samples are as the released weights saw them."""
 
     def __init__(
         self, ann_file: str | Path, img_prefix: str | Path, max_gt_per_img: int, test_mode: bool, options: str = ""
@@ -141,6 +143,7 @@ class CocoStyleDataset(IndexedDataset):
             augmentation=augmentation,
             region_texts=tuple(texts),
             source=self.source(index),
+            ignore_alpha=self.as_released,
         )
 
 
