@@ -115,9 +115,9 @@ class RegionSample:
         if boxes.size == 0:
             boxes = boxes.reshape(0, 4)
         if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise InputError(f"boxes must be [N, 4] (x1, y1, x2, y2), got shape {tuple(boxes.shape)}{self._where()}")
+            raise InputError(f"boxes must be [N, 4] (x1, y1, x2, y2), got shape {tuple(boxes.shape)}{self.where}")
         if not np.isfinite(boxes).all():
-            raise InputError(f"boxes must be finite numbers, got {boxes.tolist()}{self._where()}")
+            raise InputError(f"boxes must be finite numbers, got {boxes.tolist()}{self.where}")
         object.__setattr__(self, "boxes_px", boxes)
         object.__setattr__(self, "turns", tuple(self.turns))
         object.__setattr__(self, "image_pipeline", as_image_pipeline(self.image_pipeline))
@@ -126,7 +126,9 @@ class RegionSample:
         if isinstance(self.image, Path):
             object.__setattr__(self, "image", str(self.image))
 
-    def _where(self) -> str:
+    @property
+    def where(self) -> str:
+        """Where the sample comes from, as the end of a message."""
         return f" in {self.source}" if self.source else ""
 
     @property

@@ -105,7 +105,7 @@ class IndexedDataset(RegionDataset):
 
     def source(self, index: int) -> str:
         """Returns the place of an item, as `Drop.where`."""
-        return self.location(int(self.columns["position"][index]))
+        return location(self.files, self.columns.metadata["drop_sections"][0], int(self.columns["position"][index]))
 
     def image(self, index: int, column: str = "image") -> str:
         """Returns the path of an item's image."""

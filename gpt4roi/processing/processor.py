@@ -164,7 +164,7 @@ class GPT4RoIProcessor(ProcessorMixin):
         """
         if sample.image is None:
             return self.encode_text(sample, generation)
-        image = images.load_image(sample.image, sample.image_pipeline, _where(sample), sample.ignore_alpha)
+        image = images.load_image(sample.image, sample.image_pipeline, sample.where, sample.ignore_alpha)
         encoded = self.encode_text(sample, generation, (image.height, image.width))
         encoded["pixel_values"] = self.to_pixel_values(image, sample.image_pipeline, sample.augmentation)
         return encoded
@@ -173,7 +173,7 @@ class GPT4RoIProcessor(ProcessorMixin):
         self, sample: RegionSample, generation: bool = False, image_size: tuple[int, int] | None = None
     ) -> dict[str, Any]:
         """Does what encode does without opening the image; image_size: its (height, width), for boxes in pixels."""
-        where = _where(sample)
+        where = sample.where
         steps = self._steps(sample, generation, where)
         if sample.independent_turns and not generation:
             encoded = self._dialogues.independent(_each_shows(steps, sample, where), where)
@@ -300,10 +300,6 @@ class GPT4RoIProcessor(ProcessorMixin):
 def _per_channel(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = values
     return red, green, blue
-
-
-def _where(sample: RegionSample) -> str:
-    return f" in {sample.source}" if sample.source else ""
 
 
 def _first_shows(steps: list[DialogueStep], sample: RegionSample) -> list[DialogueStep]:
