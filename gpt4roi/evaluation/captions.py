@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import logging
+import os
 import shutil
-import subprocess
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from gpt4roi.evaluation.metrics import Measure, words
+from gpt4roi.evaluation.java_programs import JavaProgramError, linked_folder, program_folder, run_java
+from gpt4roi.evaluation.metrics import Measure, as_utf8, words
 
 logger = logging.getLogger(__name__)
 
 PTB, PLAIN = "PTB (Stanford CoreNLP 3.4.1)", "plain words (no Java: not comparable with published figures)"
-_SPICE_FILES = ("spice/spice-1.0.jar", "spice/lib/stanford-corenlp-3.6.0.jar")
+_PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
+_SPICE_FILES = ("spice-1.0.jar", "lib/stanford-corenlp-3.6.0.jar")
 
 
 @dataclass(frozen=True)
@@ -60,31 +64,37 @@ def score_captions(
         return CaptionScores({}, PLAIN, (note,))
     if not len(predictions):
         return CaptionScores({}, PLAIN)
+    predictions = [as_utf8(text) for text in predictions]
+    references = [[as_utf8(text) for text in several] for several in references]
     java, notes = has_java(), []
     if not java:
         if not quick:
             notes.append("METEOR: Java is missing (Debian, Ubuntu: apt install default-jre-headless)")
         notes.append("BLEU, ROUGE-L, CIDEr: computed without the PTB tokenizer, which needs Java; not comparable")
     try:
-        predicted, expected = tokenize_all(predictions, references, java)
-    except OSError as error:
-        java = False
-        notes.append(f"METEOR, and the PTB tokenizer of BLEU, ROUGE-L and CIDEr: Java does not run: {error}")
-        predicted, expected = tokenize_all(predictions, references, java)
-    measures = _bleu(predicted, expected, groups)
+        said, asked = tokenize_all(predictions, references, java)
+    except (JavaProgramError, OSError) as error:
+        java, reason = False, error if isinstance(error, JavaProgramError) else f"Java does not run: {error}"
+        notes.append(f"METEOR, and the PTB tokenizer of BLEU, ROUGE-L and CIDEr (not comparable): {reason}")
+        said, asked = tokenize_all(predictions, references, java)
+    measures = _bleu(said, asked, groups)
     if java and not quick:
-        measures["METEOR"] = _meteor(predicted, expected, groups)
-    measures |= _rouge_and_cider(predicted, expected, groups)
-    if quick:
-        return CaptionScores(measures, PTB if java else PLAIN, tuple(notes))
-    if java and spice_files_there():
-        try:
-            measures["SPICE"] = _spice(predictions, references, groups)
-        except (OSError, subprocess.SubprocessError) as error:
-            notes.append(f"SPICE: its Java program failed: {error}")
-    else:
+        measures |= _if_it_runs("METEOR", lambda: _meteor(said, asked, groups), notes)
+    measures |= _rouge_and_cider(said, asked, groups)
+    if java and not quick and spice_files_there():
+        measures |= _if_it_runs("SPICE", lambda: _spice(predictions, references, groups), notes)
+    elif not quick:
         notes.append("SPICE: its files are not here (pycocoevalcap/spice/get_stanford_models.py fetches them)")
     return CaptionScores(measures, PTB if java else PLAIN, tuple(notes))
+
+
+def _if_it_runs(name: str, compute: Callable[[], Measure], notes: list[str]) -> dict[str, Measure]:
+    """Returns a measure by its name; none, and a note, where its program fails or prints what is no figure."""
+    try:
+        return {name: compute()}
+    except (JavaProgramError, OSError, ValueError, KeyError, TypeError) as error:
+        notes.append(f"{name}: {error if isinstance(error, JavaProgramError) else f'its program gave {error!r:.200}'}")
+        return {}
 
 
 def tokenize_all(
@@ -99,13 +109,16 @@ def tokenize_all(
 
 
 def _ptb(texts: list[str]) -> list[str]:
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
     distinct = list(dict.fromkeys(texts))
-    found = PTBTokenizer().tokenize({number: [{"caption": text}] for number, text in enumerate(distinct)})
-    if len(found) != len(distinct):
-        raise OSError(f"the PTB tokenizer returned {len(found)} of {len(distinct)} lines; does `java -version` run?")
-    tokens = {text: found[number][0] for number, text in enumerate(distinct)}
+    program = ("edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase")
+    with linked_folder("tokenizer") as (folder, _):
+        lines = run_java(["-cp", folder / "stanford-corenlp-3.4.1.jar", *program], distinct)
+    if len(lines) != len(distinct):
+        raise JavaProgramError(f"the PTB tokenizer returned {len(lines)} of {len(distinct)} lines")
+    tokens = {
+        text: " ".join(word for word in line.rstrip().split(" ") if word not in _PUNCTUATION)
+        for text, line in zip(distinct, lines, strict=True)
+    }
     return [tokens[text] for text in texts]
 
 
@@ -140,37 +153,45 @@ def _bleu_of_sums(n: int, sums: np.ndarray) -> np.ndarray:
     return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
 
 
-@functools.cache
-def _meteor_program():
-    """Starts the METEOR program once; it ends with this process."""
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    return Meteor()
-
-
-def _meteor(predicted: list[str], expected: list[list[str]], groups: Sequence[Hashable]) -> Measure:
-    program = _meteor_program()
-    lines = [program._stat(prediction, several) for prediction, several in zip(predicted, expected, strict=True)]
+def _meteor(said: list[str], asked: list[list[str]], groups: Sequence[Hashable]) -> Measure:
+    pairs = zip(said, asked, strict=True)
+    questions = [
+        f"SCORE ||| {' ||| '.join(several)} ||| {one.replace('|||', '').replace('  ', ' ')}" for one, several in pairs
+    ]
+    with linked_folder("meteor") as (folder, _):
+        # Told where its paraphrases are, as it loses them where the jar's own path has a blank, link or not.
+        options = ["-", "-", "-stdio", "-l", "en", "-norm", "-a", folder / "data" / "paraphrase-en.gz"]
+        lines = run_java(["-Xmx2G", "-jar", folder / "meteor-1.5.jar", *options], questions)
     statistics = np.asarray([[float(number) for number in line.split()] for line in lines])
+    if statistics.shape != (len(said), 23):
+        raise JavaProgramError(f"its program gave figures of {statistics.shape}, expected {(len(said), 23)}")
     per_item = _meteor_of_sums(statistics)
     # An answer that is its reference word for word, in one chunk, adds no fragmentation to the corpus.
-    length, reference_length, chunks = statistics[:, 0], statistics[:, 1], statistics[:, -3]
-    matched = (statistics[:, -2] == length) & (statistics[:, -1] == reference_length)
-    statistics[matched & (chunks == 1), -3] = 0
+    statistics[_is_whole(statistics), 20] = 0
     return Measure(statistics, _meteor_of_sums, per_item, groups)
 
 
+def _is_whole(sums: np.ndarray) -> np.ndarray:
+    return (sums[:, 21] == sums[:, 0]) & (sums[:, 22] == sums[:, 1]) & (sums[:, 20] == 1)
+
+
 def _meteor_of_sums(sums: np.ndarray) -> np.ndarray:
-    """Returns METEOR for rows of its own statistics, which add up over a corpus; the program itself evaluates them."""
-    program = _meteor_program()
-    scores = []
-    for row in sums:
-        numbers = " ".join(f"{number:.1f}" for number in row)
-        program.meteor_p.stdin.write(f"EVAL ||| {numbers}\n".encode())
-        program.meteor_p.stdin.flush()
-        program.meteor_p.stdout.readline()  # the segment's score; the next line is the corpus's, here the same
-        scores.append(float(program.meteor_p.stdout.readline()))
-    return np.asarray(scores)
+    """Returns METEOR 1.5 with its weights for English, to 1e-15 what the program says of the same statistics.
+
+    Args:
+        sums: float[n, 23], which add up over a corpus: words of the answer and of the reference; function words of
+            both; words matched by form, stem, synonym and paraphrase, each as content words of the answer and of the
+            reference and function words of both; chunks; words matched in both.
+    """
+    alpha, beta, gamma, content = 0.85, 0.2, 0.6, 0.75
+    matched = np.einsum("nkf,k->nf", sums[:, 4:20].reshape(-1, 4, 4), [1.0, 0.6, 0.8, 0.6])
+    weighted = content * matched[:, :2] + (1 - content) * matched[:, 2:]
+    length = content * (sums[:, :2] - sums[:, 2:4]) + (1 - content) * sums[:, 2:4]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = (weighted / length).T
+        mean = 1 / ((1 - alpha) / precision + alpha / recall)
+        fragmentation = np.where(_is_whole(sums), 0, sums[:, 20] / (sums[:, 21:23].sum(axis=1) / 2))
+        return np.nan_to_num(mean * (1 - gamma * fragmentation**beta))
 
 
 def _rouge_and_cider(predicted: list[str], expected: list[list[str]], groups: Sequence[Hashable]) -> dict[str, Measure]:
@@ -187,16 +208,17 @@ def _rouge_and_cider(predicted: list[str], expected: list[list[str]], groups: Se
 
 def spice_files_there() -> bool:
     """Tells whether SPICE and the models that it needs were fetched; nothing is downloaded here."""
-    package = importlib.util.find_spec("pycocoevalcap")
-    if package is None or not package.submodule_search_locations:
-        return False
-    folder = Path(package.submodule_search_locations[0])
-    return all((folder / name).is_file() for name in _SPICE_FILES)
+    return all((program_folder("spice") / name).is_file() for name in _SPICE_FILES)
 
 
 def _spice(predictions: Sequence[str], references: Sequence[Sequence[str]], groups: Sequence[Hashable]) -> Measure:
-    from pycocoevalcap.spice.spice import Spice
-
-    truths = {number: list(several) for number, several in enumerate(references)}
-    _, found = Spice().compute_score(truths, {number: [text] for number, text in enumerate(predictions)})
-    return Measure.mean(np.nan_to_num([one["All"]["f"] for one in found]), groups)
+    pairs = enumerate(zip(predictions, references, strict=True))
+    asked = [{"image_id": number, "test": text, "refs": list(several)} for number, (text, several) in pairs]
+    with linked_folder("spice") as (folder, work):
+        (work / "in.json").write_text(json.dumps(asked), encoding="utf-8")
+        cache = folder / "cache" if os.access(folder, os.W_OK) else work / "cache"
+        cache.mkdir(exist_ok=True)
+        options = ["-cache", cache, "-out", work / "out.json", "-subset", "-silent"]
+        run_java(["-Xmx8G", "-jar", folder / "spice-1.0.jar", work / "in.json", *options])
+        found = {one["image_id"]: one["scores"]["All"]["f"] for one in json.loads((work / "out.json").read_bytes())}
+    return Measure.mean(np.nan_to_num(np.asarray([found[number] for number in range(len(asked))], float)), groups)

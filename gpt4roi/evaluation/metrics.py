@@ -16,6 +16,11 @@ BOOTSTRAP_SEED = 0
 _BLOCK = 4_000_000
 
 
+def as_utf8(text: str) -> str:
+    """Returns a text with `?` for halves of characters, which JSON can hold and nothing can read."""
+    return text.encode(errors="replace").decode()
+
+
 def words(text: str) -> list[str]:
     """Returns the words of a text, lower case, without punctuation."""
     return _WORDS.findall(text.casefold())

@@ -30,7 +30,7 @@ def score_texts(items: Sequence[Item], source: Source | None = None, both_protoc
     both_protocols: also with every reference as an item of its own, `CIDEr (one reference per expression)`; the same
     answer then counts once for each. Otherwise, and beside it, an item has all its references.
     """
-    answers, groups = [item.answer for item in items], [item.group for item in items]
+    answers, groups, notes = [item.answer for item in items], [item.group for item in items], []
     found = score_captions(answers, [item.references for item in items], groups)
     overlap = [max(word_overlap(item.answer, truth) for truth in item.references) for item in items]
     exact = [any(exact_match(item.answer, truth) for truth in item.references) for item in items]
@@ -45,6 +45,7 @@ def score_texts(items: Sequence[Item], source: Source | None = None, both_protoc
         )
         named = {f"{name} ({ALL_REFERENCES})": measure for name, measure in measures.items()}
         measures = {f"{name} ({PER_EXPRESSION})": one for name, one in _in_order(apart.measures).items()} | named
+        notes = [f"{PER_EXPRESSION}: {note}" for note in apart.notes if note not in found.notes]
         protocols[PER_EXPRESSION] = {"mean": 1.0, "min": 1, "max": 1, "n": len(alone)}
         main = tuple(f"{name} ({kind})" for kind in (PER_EXPRESSION, ALL_REFERENCES) for name in ("CIDEr", "METEOR"))
     shown = [name for name in (*CAPTION_MEASURES, "SPICE") if name in found.measures]
@@ -53,7 +54,7 @@ def score_texts(items: Sequence[Item], source: Source | None = None, both_protoc
         for row in range(len(items))
     ]
     details = {"tokenizer": found.tokenizer} | ({"protocols": protocols} if both_protocols else {})
-    return Scores(measures, per_item, [None] * len(items), {}, list(found.notes), details, main)
+    return Scores(measures, per_item, [None] * len(items), {}, [*found.notes, *notes], details, main)
 
 
 def _in_order(measures: dict[str, Measure]) -> dict[str, Measure]:

