@@ -6,6 +6,7 @@ import itertools
 import json
 import mmap
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import numpy as np
 
 from gpt4roi.io.atomic import replacing
 
-_MAGIC = b"GPT4RoI columns 1\n"
+_MAGIC = b"GPT4RoI columns 2\n"
+_START = len(_MAGIC) + 24
+"""Then follow, as little-endian numbers of 8 bytes: the header's size, the file's, the CRC-32 of all that follows."""
 _ALIGN = 64
 
 
@@ -42,7 +45,7 @@ class Columns(Mapping[str, np.ndarray]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
-            return Columns.open, (self.path,)
+            return Columns.open, (self.path, False)
         return Columns, (self._arrays, self.metadata)
 
     def text(self, name: str, index: int) -> str:
@@ -67,19 +70,26 @@ class Columns(Mapping[str, np.ndarray]):
         return slice(first, end)
 
     @classmethod
-    def open(cls, path: Path) -> Columns:
-        """Maps a file; raises ColumnsError where it is not complete, OSError where it cannot be read."""
+    def open(cls, path: Path, check: bool = True) -> Columns:
+        """Maps a file; raises ColumnsError where it is not what was saved, OSError where it cannot be read.
+
+        Args:
+            path: The file.
+            check: Read all of it, against its checksum.
+        """
         with path.open("rb") as file:
-            start = file.read(len(_MAGIC) + 16)
+            start = file.read(_START)
             size = os.fstat(file.fileno()).st_size
-            if not start.startswith(_MAGIC) or len(start) < len(_MAGIC) + 16:
+            if not start.startswith(_MAGIC) or len(start) < _START:
                 raise ColumnsError(f"{path}: not a file of columns")
-            header_size, total = np.frombuffer(start, "<u8", offset=len(_MAGIC)).tolist()
-            if total != size:
-                raise ColumnsError(f"{path}: {size} bytes of {total}")
+            header_size, total, checksum = np.frombuffer(start, "<u8", offset=len(_MAGIC)).tolist()
+            if total != size or header_size > size - _START:
+                raise ColumnsError(f"{path}: {size} bytes of {total}, {header_size} of them for the header")
             try:
-                header = json.loads(file.read(header_size))
                 pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                if check and _checksum(memoryview(pages)[_START:], header_size) != checksum:
+                    raise ColumnsError(f"{path}: its checksum is another")
+                header = json.loads(pages[_START : _START + header_size])
                 arrays = {
                     name: np.frombuffer(pages, dtype, int(np.prod(shape)), offset).reshape(shape)
                     for name, (dtype, shape, offset) in header["arrays"].items()
@@ -97,16 +107,24 @@ class Columns(Mapping[str, np.ndarray]):
             offset += -(-array.nbytes // _ALIGN) * _ALIGN
         # The header's length shifts the offsets, whose digits change its length: leave room for both.
         room = len(json.dumps({"arrays": layout, "facts": self.metadata})) + 24 * len(layout) + _ALIGN
-        start = -(-(len(_MAGIC) + 16 + room) // _ALIGN) * _ALIGN
+        start = -(-(_START + room) // _ALIGN) * _ALIGN
         layout = {name: (dtype, shape, place + start) for name, (dtype, shape, place) in layout.items()}
         header = json.dumps({"arrays": layout, "facts": self.metadata}).encode()
-        header = header.ljust(start - len(_MAGIC) - 16)
+        header = header.ljust(start - _START)
+        checksum = _checksum(header, len(header))
         with replacing(path) as beside, beside.open("wb") as file:
-            file.write(_MAGIC + np.asarray([len(header), start + offset], "<u8").tobytes() + header)
+            file.write(bytes(_START) + header)
             for array in self._arrays.values():
                 data = np.ascontiguousarray(array)
-                file.write(data.data.cast("B") if data.size else b"")
-                file.write(bytes(-data.nbytes % _ALIGN))
+                for block in (data.data.cast("B") if data.size else b"", bytes(-data.nbytes % _ALIGN)):
+                    file.write(block)
+                    checksum = zlib.crc32(block, checksum)
+            file.seek(0)
+            file.write(_MAGIC + np.asarray([len(header), start + offset, checksum], "<u8").tobytes())
+
+
+def _checksum(content: bytes | memoryview, header_size: int) -> int:
+    return zlib.crc32(content, header_size & 0xFFFFFFFF)
 
 
 def make_offsets(counts: Iterable[int]) -> np.ndarray:

@@ -86,6 +86,8 @@ def test_columns_are_read_only_and_only_their_path_goes_to_another_process(tmp_p
         lambda _: b"",
         lambda data: data[:40] + b"\x00" * 20 + data[60:],
         lambda data: data.replace(b'"<i8"', b'"<i9"'),
+        lambda data: data[:18] + b"\xff" * 7 + b"\x7f" + data[26:],
+        lambda data: data.replace(b"columns 2", b"columns 1"),
     ],
 )
 def test_a_file_of_columns_that_is_not_whole_is_refused(tmp_path, damage):
@@ -93,6 +95,31 @@ def test_a_file_of_columns_that_is_not_whole_is_refused(tmp_path, damage):
     (tmp_path / "c").write_bytes(damage((tmp_path / "c").read_bytes()))
     with pytest.raises(ColumnsError):
         Columns.open(tmp_path / "c")
+
+
+def test_a_single_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+    Columns({"a": np.arange(3)} | text_column("t", ["ab"]), {"x": 1}).save(tmp_path / "c")
+    data = (tmp_path / "c").read_bytes()
+    for place in range(len(data)):
+        (tmp_path / "c").write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        with pytest.raises(ColumnsError):
+            Columns.open(tmp_path / "c")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:-3] + b"???", lambda data: b""])
+@pytest.mark.parametrize("age", [0, index.MIN_AGE])
+def test_a_damaged_index_is_made_anew_with_a_word(folder, file, monkeypatch, caplog, damage, age):
+    monkeypatch.setattr(index, "MIN_AGE", age)
+    build = Builder()
+    open_index([file], RECIPE, build)
+    (made,) = folder.glob("*.columns")
+    whole = made.read_bytes()
+    made.write_bytes(damage(whole))
+
+    assert open_index([file], RECIPE, build).text("text", 0) == "one"
+
+    assert caplog.text.count(f"The index of {file} is damaged") == 1
+    assert made.read_bytes() == whole and len(build.contents) == 2
 
 
 def test_the_second_opening_makes_nothing_and_does_not_read_the_file(folder, file, monkeypatch):
