@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import atomic_folder, atomic_write_text, remove_folder, scratch_folder
+from gpt4roi.io.atomic import atomic_folder, atomic_write_text, readable_full_disk, remove_folder, scratch_folder
 from quickstart import fetch, library, shapes
 from quickstart.splits import FORMAT, Material, StampArguments, image_count, write_splits
 
@@ -25,8 +25,14 @@ def make_stamps(out: Path, arguments: StampArguments, keep_downloads: bool = Tru
     workers: processes that compose images.
 
     Raises:
-        InputError: something cannot be fetched or is not what was expected; a later run goes on from there.
+        InputError: something cannot be fetched or is not what was expected, or the disk is full; a later run goes on
+            from there.
     """
+    with readable_full_disk(out):
+        return _make_stamps(out, arguments, keep_downloads, workers)
+
+
+def _make_stamps(out: Path, arguments: StampArguments, keep_downloads: bool, workers: int) -> dict:
     finished = finished_manifest(out, arguments)
     if finished is not None:
         return finished

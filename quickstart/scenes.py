@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
+from gpt4roi.io.worker_pool import parallel_map
 from quickstart.library import Photograph, Stamp
 
 REFERENCE_SIZE = 256
@@ -30,6 +29,8 @@ MAX_COVERED = 0.15
 """Part of a stamp's box that the boxes of other stamps may share."""
 SMALLEST_CROP = 0.5
 """Smallest side of the crop of a photograph, as a part of its shorter side."""
+_CHUNK = 16
+"""Scenes that a process composes at a time."""
 Box: TypeAlias = tuple[int, int, int, int]
 """x1, y1, x2, y2 in whole pixels."""
 
@@ -186,20 +187,6 @@ def compose(scene: Scene, stamps: Sequence[Stamp], photographs: Sequence[Photogr
     return canvas
 
 
-_SHARED: dict[str, tuple] = {}
-"""What a worker process composes from; filled before the workers are forked."""
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _write_image(index: int) -> int:
-    scenes, stamps, photographs, folder = _SHARED["work"]
-    compose(scenes[index], stamps, photographs).save(folder / f"{scenes[index].name}.png", compress_level=1)
-    return index
-
-
 def write_images(
     scenes: Sequence[Scene],
     stamps: Sequence[Stamp],
@@ -207,15 +194,19 @@ def write_images(
     folder: Path,
     workers: int = 1,
 ) -> Iterator[int]:
-    """Composes the scenes and writes folder/NAME.png for each; yields each index when its image is written."""
+    """Composes the scenes and writes folder/NAME.png for each; yields each index when its image is written.
+
+    Raises InputError where a process was killed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    _SHARED["work"] = (scenes, stamps, photographs, folder)
-    try:
-        # Only where forking is safe and cheap; elsewhere the few seconds more are no harm.
-        if workers > 1 and sys.platform == "linux":
-            with multiprocessing.get_context("fork").Pool(workers, _leave_interrupts_to_the_parent) as pool:
-                yield from pool.imap(_write_image, range(len(scenes)), chunksize=16)
-        else:
-            yield from map(_write_image, range(len(scenes)))
-    finally:
-        del _SHARED["work"]
+
+    def write(indices: Sequence[int]) -> Sequence[int]:
+        for index in indices:
+            image = compose(scenes[index], stamps, photographs)
+            image.save(folder / f"{scenes[index].name}.png", compress_level=1)
+        return indices
+
+    chunks = [range(start, min(start + _CHUNK, len(scenes))) for start in range(0, len(scenes), _CHUNK)]
+    # Only where forking is safe and cheap; elsewhere the few seconds more are no harm.
+    for done in parallel_map(write, chunks, workers if sys.platform == "linux" else 1, "composed images"):
+        yield from done

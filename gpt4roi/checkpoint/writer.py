@@ -6,7 +6,6 @@ folder is `<target>.partial`; the next run with the same inputs keeps the files 
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -19,7 +18,16 @@ from typing import Any
 
 from gpt4roi.checkpoint.tensor_files import DTYPES, WeightFolder, one_thread
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import FileLock, match_folder_permissions, remove_folder, replacing, sync
+from gpt4roi.io.atomic import (
+    BEFORE_IS_KEPT,
+    is_disk_full,
+    match_folder_permissions,
+    only_writer,
+    readable_full_disk,
+    remove_folder,
+    replacing,
+    sync,
+)
 from gpt4roi.io.sizes import parse_size, readable_size
 from gpt4roi.io.weight_files import INDEX_SUFFIX, WEIGHT_FILES
 from gpt4roi.models.model_card import MODEL_CARD, is_written_by_user, model_card
@@ -191,22 +199,16 @@ def staged_folder(target: Path, identity: Any) -> Iterator[Path]:
     """
     target = target.absolute()
     partial = _partial(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    busy = f"another run is writing {target}; wait for it or give another target"
-    with FileLock(partial.with_name(partial.name + ".lock"), busy=busy, remove=True):
+    kept = f"finished files in {partial} are kept" if identity is not None else BEFORE_IS_KEPT
+    with only_writer(target, partial.with_name(partial.name + ".lock")), readable_full_disk(target, kept):
         try:
             _prepare(partial, target, identity)
             yield partial
             _publish(partial, target)
-        except InputError:
-            _remove(partial)
+        except Exception as error:
+            if isinstance(error, InputError) or (identity is None and is_disk_full(error)):
+                _remove(partial)
             raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise InputError(
-                f"the disk of {target} is full; make room and run again, finished files in {partial} are kept"
-            ) from error
 
 
 def _partial(target: Path) -> Path:

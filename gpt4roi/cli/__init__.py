@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from gpt4roi import __version__
 from gpt4roi.cli import output
 from gpt4roi.errors import InputError
+from gpt4roi.io.atomic import is_disk_full
 
 _DESCRIPTION = "Draw boxes on an image and talk about them."
 _HELPERS = {"output"}
@@ -135,9 +136,14 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         output.error(prog, str(error))
         return EXIT_WRONG_INPUT
+    except Exception as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output was closed, as in `gpt4roi … | head`
+            output.silence_stdout()
+            return EXIT_BROKEN_PIPE
+        if not is_disk_full(error):
+            raise
+        output.error(prog, f"a disk is full: {error}; make room, and run it again")
+        return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         output.error(prog, "interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output was closed, as in `gpt4roi … | head`
-        output.silence_stdout()
-        return EXIT_BROKEN_PIPE

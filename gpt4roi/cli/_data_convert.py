@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt4roi.cli import output
 from gpt4roi.errors import InputError
-from gpt4roi.io.atomic import atomic_path
+from gpt4roi.io.atomic import atomic_path, only_writer
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +61,16 @@ def add_convert(subcommands: Any) -> None:
 
 def convert(args: argparse.Namespace) -> int:
     """Converts, prints one line that says what was written, and returns the exit code."""
+    _check(args)
+    with only_writer(args.out):
+        _check(args)  # another process may just have written it
+        return _convert(args)
+
+
+def _convert(args: argparse.Namespace) -> int:
     from gpt4roi.data.convert.coco import write_coco
     from gpt4roi.data.convert.objects import Conversion, write_objects
 
-    _check(args)
     if args.from_ == "eva":
         return _convert_detections(args)
     target = Conversion(args.out.parent)

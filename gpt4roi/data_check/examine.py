@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -20,11 +14,12 @@ from gpt4roi.data.base import RegionDataset
 from gpt4roi.data.registry import build_mixture
 from gpt4roi.data_check import images
 from gpt4roi.data_check.duplicates import duplicates, leaks
-from gpt4roi.data_check.findings import Finding, Findings, counted
+from gpt4roi.data_check.findings import Finding, Findings
 from gpt4roi.data_check.images import ImageFacts
 from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.samples import Part, SampleChecker
 from gpt4roi.errors import InputError
+from gpt4roi.io.worker_pool import parallel_map
 
 _CHUNKS_PER_WORKER = 16
 _LARGEST_CHUNK = 512
@@ -40,8 +35,7 @@ class SetResult:
     Attributes:
         name: The type and the file of its entry.
         role: training or evaluation.
-        size: Its samples.
-        indices: Those that were examined.
+        size, checked: Its samples, and how many of them were examined.
         ratio: How often each is drawn in an epoch.
         speed: Seconds a sample for `draw` (annotations), `encode` (all).
     """
@@ -49,17 +43,12 @@ class SetResult:
     name: str
     role: str
     size: int = 0
-    indices: np.ndarray = field(default_factory=lambda: np.arange(0))
+    checked: int = 0
     ratio: float = 1.0
     dataset: RegionDataset | None = None
     part: Part = field(default_factory=Part)
     images: dict[str, ImageFacts] = field(default_factory=dict)
     speed: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def checked(self) -> int:
-        """How many of its samples were examined."""
-        return len(self.indices)
 
     @property
     def findings(self) -> Findings:
@@ -117,7 +106,7 @@ def examine(
             indices = np.arange(result.size)
             if sample is not None and sample < result.size:
                 indices = np.sort(np.random.default_rng(seed).permutation(result.size)[:sample])
-            result.indices = indices
+            result.checked = len(indices)
             checker = SampleChecker(dataset, estimator, seed)
             for part in _parallel_map(checker.check, indices.tolist(), workers, f"{result.name}: samples"):
                 result.part.merge(part)
@@ -157,7 +146,7 @@ def _drops(result: SetResult, dataset: RegionDataset) -> None:
         result.findings.add(Finding(f"{kind}:{drop.reason}", drop.where, message))
     n_masks = getattr(dataset, "n_masks", 0)
     if n_masks:
-        message = f"{dataset.name}: masks that became their bounding boxes: {n_masks:,}"
+        message = f"{dataset.name}: {n_masks} masks became their bounding boxes"
         result.findings.add(Finding("masks", dataset.name, message), n_masks)
 
 
@@ -169,7 +158,7 @@ def _image_findings(result: SetResult) -> None:
     for path, facts in result.images.items():
         if facts.error:
             use = result.part.images[path]
-            also = f" and {counted(use.samples - 1, 'more sample')}" if use.samples > 1 else ""
+            also = f" and {use.samples - 1} more samples" if use.samples > 1 else ""
             kind = "picture_missing" if facts.missing else "picture_unreadable"
             result.findings.add(Finding(kind, use.first, f"{use.first}{also}: {facts.error}"))
     for finding in duplicates(result.images):
@@ -214,37 +203,6 @@ def _parallel_map(work: Callable[[Sequence], Any], items: Sequence, workers: int
     size = max(1, min(_LARGEST_CHUNK, -(-len(items) // (workers * _CHUNKS_PER_WORKER))))
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     with tqdm(total=len(items), desc=title[-70:], mininterval=0.5, disable=None) as bar:
-        if workers == 1 or len(chunks) < 2:
-            for chunk in chunks:
-                yield work(chunk)
-                bar.update(len(chunk))
-            return
-        with _pool(work, min(workers, len(chunks))) as pool:
-            for chunk, result in zip(chunks, pool.map(_run_work, chunks), strict=True):
-                yield result
-                bar.update(len(chunk))
-
-
-@contextmanager
-def _pool(work: Callable[[Sequence], Any], workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Starts processes that hold what the work needs; where the system can, as copies of this one."""
-    context = get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=(work,))
-    try:
-        yield pool
-    except BrokenProcessPool:
-        raise InputError("a process that read the data was killed; with less memory at hand try --workers 1") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_work: list[Callable[[Sequence], Any]] = []
-
-
-def _init_worker(work: Callable[[Sequence], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to tell
-    _work[:] = [work]
-
-
-def _run_work(chunk: Sequence) -> Any:
-    return _work[0](chunk)
+        for chunk, result in zip(chunks, parallel_map(work, chunks, workers, "read the data"), strict=True):
+            yield result
+            bar.update(len(chunk))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import errno
+import glob
+import hashlib
 import logging
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,6 +22,11 @@ logger = logging.getLogger(__name__)
 
 BEFORE_IS_KEPT = "what was there before is kept"
 DONE_IS_KEPT = "what is done is kept"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# torch, safetensors and tokenizers raise errors without a number.
+_FULL_WORDS = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "unexpected pos")
+_group: contextvars.ContextVar[contextlib.ExitStack | None] = contextvars.ContextVar("group", default=None)
 
 
 @contextlib.contextmanager
@@ -37,6 +47,55 @@ def readable_write_errors(path: Path, kept: str = DONE_IS_KEPT) -> Iterator[None
         ) from None
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Tells whether an error, of whatever library, says that a disk has no room for bytes or for names."""
+    return getattr(error, "errno", None) in _FULL or any(word in str(error) for word in _FULL_WORDS)
+
+
+@contextlib.contextmanager
+def readable_full_disk(path: Path, kept: str = DONE_IS_KEPT) -> Iterator[None]:
+    """Turns a full disk into one readable line, whatever else is done inside; other errors are raised as they are."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise InputError(f"the disk of {path} is full; make room and run again, {kept}") from error
+
+
+@contextlib.contextmanager
+def only_writer(path: Path, lock: Path | None = None) -> Iterator[None]:
+    """Keeps other processes from making the same file or folder meanwhile. Makes the folder that it lies in.
+
+    Args:
+        path: What is made.
+        lock: The lock's file; `.<name>.lock` beside it by default. It is removed.
+
+    Raises:
+        InputError: Another process is making it, or nothing can be written there.
+    """
+    path = path.resolve()
+    busy = f"another run is writing {path} (process {{owner}}); wait for it or give another target"
+    with contextlib.ExitStack() as held:
+        with readable_write_errors(path, BEFORE_IS_KEPT):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(lock or path.with_name(f".{path.name}.lock"), busy=busy, remove=True))
+        yield
+
+
+@contextlib.contextmanager
+def written_together() -> Iterator[None]:
+    """Gives the files of every `atomic_path` in the block their names when the block ends, and none where it fails."""
+    with contextlib.ExitStack() as stack:
+        token = _group.set(stack)
+        try:
+            yield
+        finally:
+            _group.reset(token)
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path, kept: str = BEFORE_IS_KEPT) -> Iterator[Path]:
     """Gives a path beside this one to write to; that file replaces it when all went well, else nothing is left.
@@ -51,8 +110,16 @@ def atomic_path(path: Path, kept: str = BEFORE_IS_KEPT) -> Iterator[Path]:
         raise InputError(f"{path} is no file that could be replaced; give another name")
     with readable_write_errors(path, kept):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, path.with_name(f".{path.name}.part")) as beside:
+        replacement = replacing(path, path.with_name(f".{path.name}.part"))
+        group = _group.get()
+        if group is None:
+            with replacement as beside:
+                yield beside
+        else:
+            group.enter_context(readable_write_errors(path, kept))
+            beside = group.enter_context(replacement)
             yield beside
+            sync(beside)
 
 
 @contextlib.contextmanager
@@ -61,9 +128,12 @@ def replacing(path: Path, beside: Path | None = None) -> Iterator[Path]:
 
     Args:
         path: The file, in a folder that exists.
-        beside: The path to write to; by default one that no other process on any machine has.
+        beside: The path to write to; by default one that no other process on any machine has, and what processes that
+            are gone left under such names goes.
     """
-    beside = beside or temporary_path(path)
+    if beside is None:
+        clear_leftovers(path)
+        beside = temporary_path(path)
     try:
         yield beside
         sync(beside)
@@ -75,7 +145,33 @@ def replacing(path: Path, beside: Path | None = None) -> Iterator[Path]:
 
 def temporary_path(path: Path) -> Path:
     """Returns a path beside a file that no other process on any machine has."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    return path.with_name(f"{path.name[:48]}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+
+
+def clear_leftovers(path: Path) -> None:
+    """Removes the temporary paths of a file whose processes, of this machine, are gone: killed on the way."""
+    for left in path.parent.glob(f"{glob.escape(path.name[:48])}.{_machine()}-*-*.part"):
+        process = left.name.rsplit("-", 2)[1]
+        if process.isdigit() and not _is_running(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    """Returns a short name of what numbers processes: a machine, or a container of one."""
+    namespace = ""
+    with contextlib.suppress(OSError):  # Linux alone has it
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.blake2b(f"{platform.node()} {uuid.getnode()} {namespace}".encode(), digest_size=5).hexdigest()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def atomic_write_text(path: Path, text: str, kept: str = BEFORE_IS_KEPT) -> None:
@@ -174,7 +270,7 @@ class FileLock:
             self._lock.acquire(timeout=0)
         except Timeout:
             if self.busy is not None:
-                raise InputError(self.busy.format(owner=owner)) from None
+                raise InputError(self.busy.replace("{owner}", owner)) from None
             logger.info(self.waiting)
             self._lock.acquire(timeout=-1)
         try:

@@ -7,7 +7,6 @@ counted.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shutil
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import (
     BEFORE_IS_KEPT,
+    is_disk_full,
     match_folder_permissions,
     readable_write_errors,
     remove_folder,
@@ -38,10 +38,6 @@ MANIFEST = "whole.json"
 PREFIX = "checkpoint-"
 PARTIAL = ".partial-"
 """Prefix of folders that are unfinished or about to be deleted; they are cleared away when the next run begins."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# torch and safetensors raise errors without a number.
-_FULL_WORDS = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "unexpected pos")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -176,7 +172,7 @@ def disk_full_message(what: str, folder: Path, staged: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, InputError) or not _disk_is_full(error):
+        if isinstance(error, InputError) or not is_disk_full(error):
             raise
         shutil.rmtree(staged, ignore_errors=True)
         free = readable_size(shutil.disk_usage(folder).free)
@@ -187,9 +183,3 @@ def disk_full_message(what: str, folder: Path, staged: Path) -> Iterator[None]:
             f"{what} cannot be written to {folder}: {reason} ({free} free); {state}: make room and give the folder "
             "alone to resume"
         ) from error
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    return any(word in str(error) for word in _FULL_WORDS)

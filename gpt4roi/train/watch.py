@@ -17,7 +17,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import PreparedImage, Prompt, encode_images
 from gpt4roi.generation.many import answer_all
 from gpt4roi.generation.sampling import SamplingParams
-from gpt4roi.io.atomic import atomic_write_text
+from gpt4roi.io.atomic import atomic_write_text, written_together
 from gpt4roi.io.json_files import as_json
 from gpt4roi.processing.images import load_image
 from gpt4roi.processing.processor import GPT4RoIProcessor
@@ -100,8 +100,9 @@ class WatchRegions(TrainerCallback):
             "loss": loss,
             "answers": {one.key: answer for one, answer in zip(self.watched, answers, strict=True)},
         }
-        atomic_write_text(folder / ANSWERS, as_json(history, 1))
-        atomic_write_text(folder / PAGE, page(self.watched, history))
+        with written_together():
+            atomic_write_text(folder / ANSWERS, as_json(history, 1))
+            atomic_write_text(folder / PAGE, page(self.watched, history))
 
 
 def ask(model: Any, processor: GPT4RoIProcessor, samples: list[RegionSample]) -> list[str]:
@@ -154,7 +155,7 @@ def page(watched: list[Watched], history: dict[str, Any]) -> str:
 def _image(sample: RegionSample) -> dict[str, str]:
     """Returns the `image` with its boxes as a data URL, or the `fault` for which it cannot be read or drawn on."""
     try:
-        image = load_image(sample.image, sample.image_pipeline, ignore_alpha=sample.ignore_alpha)
+        image = load_image(sample.image, sample.image_pipeline)
         width, height = image.size
         scale = np.array([width, height, width, height]) if sample.box_frame == "unit" else 1
         drawn = draw_boxes(image, (np.asarray(sample.boxes_px) * scale).tolist())

@@ -169,8 +169,7 @@ def lock(folder: Path, needed: bool = True) -> Iterator[None]:
         (folder / LOCK).touch()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to ({error.strerror}); choose another work directory") from None
-    named = str(folder).replace("{", "{{").replace("}", "}}")
-    busy = f"another training runs in {named} (process {{owner}}); wait for it or end it"
+    busy = f"another training runs in {folder} (process {{owner}}); wait for it or end it"
     with ExitStack() as held:
         with readable_write_errors(folder / LOCK, "the run is where it was"):
             held.enter_context(FileLock(folder / LOCK, busy=busy))
