@@ -96,6 +96,7 @@ class RegionSample:
             cannot see each other, and each introduces its regions anew.
         region_texts: What the data call each box, one text a box ("" for none), where they name any.
         source: Where it comes from, as `file#index`; part of every error message.
+        ignore_alpha: Opens transparent pixels with the colours that they hold, as the original did, not as white.
     """
 
     image: Any
@@ -107,15 +108,16 @@ class RegionSample:
     independent_turns: bool = False
     region_texts: tuple[str, ...] = ()
     source: str = ""
+    ignore_alpha: bool = False
 
     def __post_init__(self) -> None:
         boxes = np.asarray(self.boxes_px, dtype=np.float64)
         if boxes.size == 0:
             boxes = boxes.reshape(0, 4)
         if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise InputError(f"boxes must be [N, 4] (x1, y1, x2, y2), got shape {tuple(boxes.shape)}{self._where()}")
+            raise InputError(f"boxes must be [N, 4] (x1, y1, x2, y2), got shape {tuple(boxes.shape)}{self.where}")
         if not np.isfinite(boxes).all():
-            raise InputError(f"boxes must be finite numbers, got {boxes.tolist()}{self._where()}")
+            raise InputError(f"boxes must be finite numbers, got {boxes.tolist()}{self.where}")
         object.__setattr__(self, "boxes_px", boxes)
         object.__setattr__(self, "turns", tuple(self.turns))
         object.__setattr__(self, "image_pipeline", as_image_pipeline(self.image_pipeline))
@@ -124,7 +126,9 @@ class RegionSample:
         if isinstance(self.image, Path):
             object.__setattr__(self, "image", str(self.image))
 
-    def _where(self) -> str:
+    @property
+    def where(self) -> str:
+        """Where the sample comes from, as the end of a message."""
         return f" in {self.source}" if self.source else ""
 
     @property

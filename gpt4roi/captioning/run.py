@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gpt4roi.captioning.source import Source, SourceImage, annotation_box
+from gpt4roi.captioning.source import Source, SourceImage
 from gpt4roi.distributed import DistributedContext
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import PreparedImage, prepare_image
 from gpt4roi.generation.many import batched_by_size, describe_images
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.io.atomic import DONE_IS_KEPT
-from gpt4roi.io.coco import annotation_xywh, image_file_name
+from gpt4roi.io.coco import InvalidAnnotationError, annotation_box_inside, annotation_xywh, image_file_name, is_crowd
 from gpt4roi.io.journal import Journal, read_job
 from gpt4roi.io.json_files import write_json
 from gpt4roi.io.progress import Progress
@@ -32,11 +32,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Counts of a finished job; failed: what could not be used and why, by image or annotation."""
+    """Counts of a finished job.
+
+    failed: what could not be used and why, by image or annotation; cut: boxes cut at their image's border.
+    """
 
     regions: int
     captioned: int
     failed: list[str]
+    cut: int = 0
 
 
 def caption_file(
@@ -151,8 +155,10 @@ def _prepare(
     usable: list[list[float]] = []
     for index in image.regions:
         try:
-            usable.append(annotation_box(source.content["annotations"][index], size))
+            box, is_cut = annotation_box_inside(source.content["annotations"][index], size)
+            usable.append(box)
             result["texts"].append(None)
+            result["cut"] = result.get("cut", 0) + is_cut
         except InputError as error:
             result["texts"].append(False)
             result.setdefault("errors", []).append([index, str(error)])
@@ -183,14 +189,15 @@ def _merge(
     categories = [row for row in source.content.get("categories") or [] if isinstance(row, dict)]
     region = next(_free(_values(categories, "id") | _values(annotations, "category_id")))
     _add_missing_fields(images, annotations, region)
-    failed: list[str] = []
-    captioned = 0
+    failed = list(source.failed)
+    captioned = cut = 0
     for number, group in enumerate(groups):
         for image, result in zip(group, done[number], strict=True):
             if "error" in result:
                 failed.append(f"image {images[image.index]['id']}: {result['error']}")
             else:
                 _fill_size(images[image.index], *result["size"])
+            cut += result.get("cut", 0)
             failed += [f"annotation {annotations[index]['id']}: {why}" for index, why in result.get("errors", [])]
             for index, text in zip(image.regions, result["texts"], strict=True):
                 if text is not False:
@@ -205,7 +212,7 @@ def _merge(
     content["categories"] = _categories(categories, annotations, region)
     info = content.get("info")
     content["info"] = {**(info if isinstance(info, dict) else {}), "gpt4roi": {**job, "failed": failed}}
-    return content, Outcome(len(annotations), captioned, failed)
+    return content, Outcome(len(annotations), captioned, failed, cut)
 
 
 def _add_missing_fields(images: list[dict[str, Any]], annotations: list[dict[str, Any]], region: int) -> None:
@@ -216,17 +223,15 @@ def _add_missing_fields(images: list[dict[str, Any]], annotations: list[dict[str
     for image in images:
         if "file_name" not in image and "coco_url" in image:
             image["file_name"] = image_file_name(image)
-    free = _free(_values(annotations, "id"))
     for annotation in annotations:
-        if not annotation.get("bbox") and annotation.get("segmentation"):
-            with contextlib.suppress(InputError):  # reported where it was to be captioned
-                annotation["bbox"] = annotation_xywh(annotation)
-        if annotation.get("id") is None:
-            annotation["id"] = next(free)
+        if "iscrowd" in annotation:
+            annotation["iscrowd"] = int(is_crowd(annotation))
         _fill(annotation, "category_id", region)
         _fill(annotation, "iscrowd", 0)
-        bbox = annotation.get("bbox")
-        if isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox):
+        with contextlib.suppress(InvalidAnnotationError):  # said where it was to be captioned
+            bbox = annotation_xywh(annotation)
+            if bbox != annotation.get("bbox"):
+                annotation["bbox"] = bbox
             _fill(annotation, "area", bbox[2] * bbox[3])
 
 

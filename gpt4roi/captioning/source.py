@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.boxes import xyxy_to_xywh
-from gpt4roi.io import coco
-from gpt4roi.io.coco import image_file_name, image_size
-from gpt4roi.io.images_on_disk import find_image, index_images
+from gpt4roi.io.coco import (
+    FilteredOutError,
+    Id,
+    InvalidAnnotationError,
+    as_id,
+    image_file_name,
+    image_size,
+    read_tables,
+    with_unique_ids,
+)
+from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.io.json_files import read_json, read_jsonl
-from gpt4roi.processing.user_input import coco_box
+
+logger = logging.getLogger(__name__)
 
 _EXPECTED = "COCO or LVIS annotations, a detector's results in COCO form, or the unified format"
 
@@ -40,11 +50,13 @@ class Source:
     """A file of boxes as a COCO table, and its images with boxes in the order of the table.
 
     content: `images`, `annotations` and all else that the file holds; others: its images without boxes.
+    failed: what is left out, and why.
     """
 
     content: dict[str, Any]
     images: list[SourceImage] = field(default_factory=list)
     others: list[SourceImage] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
     @property
     def num_regions(self) -> int:
@@ -74,10 +86,10 @@ def read_source(path: str | Path, images: str | Path) -> Source:
             raise InputError(f"{path}: expected {_EXPECTED}; an entry has {', '.join(content[0]) or 'nothing'}")
     else:
         raise InputError(f"{path}: expected {_EXPECTED}; got {'an empty list' if content == [] else 'other JSON'}")
-    found = _images(content, folder, path)
-    source = Source(content, [one for one in found if one.regions], [one for one in found if not one.regions])
+    source = _source(content, folder, path)
     if not source.num_regions:
-        raise InputError(f"{path}: holds no box")
+        first = f" that can be used; the first: {source.failed[0]}" if source.failed else ""
+        raise InputError(f"{path}: holds no box{first}")
     return source
 
 
@@ -92,10 +104,14 @@ def _checked_tables(content: dict[str, Any], path: str | Path) -> dict[str, Any]
 
 def _tables_of_results(results: list[dict[str, Any]], folder: Path, path: str | Path) -> dict[str, Any]:
     """Makes tables of a detector's results; an image_id is a file's name, its name without ending, or its number."""
-    known = index_images(folder)
-    wanted = list(dict.fromkeys(str(result["image_id"]) for result in results))
+    find = ImageFinder(folder)
+    for result in results:
+        if isinstance(result["image_id"], float):
+            result["image_id"] = as_id(result["image_id"])
     identities = {str(result["image_id"]): result["image_id"] for result in results}
-    lacking = [key for key in wanted if identities[key] not in known]
+    wanted = list(identities)
+    found = {key: find.find(key) for key in wanted}
+    lacking = [key for key, image in found.items() if image is None]
     if len(lacking) == len(wanted):
         raise InputError(
             f"{path}: none of its {len(wanted)} image_id fits an image in {folder}, such as {lacking[0]!r}; an "
@@ -103,7 +119,7 @@ def _tables_of_results(results: list[dict[str, Any]], folder: Path, path: str | 
         )
     numeric = all(isinstance(identity, int) for identity in identities.values())
     ids = {key: identities[key] if numeric else number for number, key in enumerate(wanted, start=1)}
-    names = {key: known.get(identities[key], PurePath(key)).as_posix() for key in wanted}
+    names = {key: os.path.relpath(image or folder / key, folder) for key, image in found.items()}
     return {
         "images": [{"id": ids[key], "file_name": names[key]} for key in wanted],
         "annotations": [{**result, "image_id": ids[str(result["image_id"])]} for result in results],
@@ -145,49 +161,30 @@ def _xywh(box: Any, where: str) -> list[float]:
     return xyxy_to_xywh(values).tolist()
 
 
-def _images(content: dict[str, Any], folder: Path, path: str | Path) -> list[SourceImage]:
-    """Returns the images in the order of their table. Raises InputError on ids that do not fit."""
-    rows: dict[Any, list[int]] = {}
-    for index, image in enumerate(content["images"]):
-        if not isinstance(image.get("id"), (int, float, str)) or image["id"] in rows:
-            raise InputError(f"{path}: images[{index}] has the id {image.get('id')!r}; expected one of its own")
-        if not image_file_name(image):
-            raise InputError(f"{path}: images[{index}] has no file_name")
-        rows[image["id"]] = []
-    for index, annotation in enumerate(content["annotations"]):
-        identity = annotation.get("image_id")
-        if not isinstance(identity, (int, float, str)) or identity not in rows:
-            raise InputError(f"{path}: annotations[{index}] is on image {identity!r}, which is not among its images")
-        rows[identity].append(index)
-    return [
-        SourceImage(find_image(folder, image_file_name(image)), index, tuple(rows[image["id"]]), image_size(image))
-        for index, image in enumerate(content["images"])
-    ]
-
-
-def annotation_box(annotation: dict[str, Any], size: tuple[int, int]) -> list[float]:
-    """Returns the box of an annotation, xyxy in pixels, inside an image of size (height, width).
-
-    What reaches over the border is cut off; without a bbox, the box around the mask is taken. Raises InputError where
-    nothing is left of it, and for a mask that was made for an image of another size.
-    """
-    height, width = size
-    if annotation.get("bbox"):
-        box = coco_box(annotation["bbox"], "the annotation")
-    elif annotation.get("segmentation"):
-        box = coco.annotation_box(annotation, size)
-    else:
-        raise InputError("the annotation has neither bbox nor segmentation")
-    inside = [_clamp(value, limit) for value, limit in zip(box, (width, height, width, height), strict=True)]
-    if not inside[0] < inside[2] or not inside[1] < inside[3]:
-        as_text = ",".join(f"{value:g}" for value in _rounded(box))
-        raise InputError(f"the box {as_text} has no area inside the image, which is {width}x{height}")
-    return inside
-
-
-def _clamp(value: float, limit: float) -> float:
-    return min(max(value, 0.0), float(limit)) if value == value else float("nan")
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [round(value, 2) for value in values]
+def _source(content: dict[str, Any], folder: Path, path: str | Path) -> Source:
+    """Joins the tables' annotations to their images, which are looked up in the folder."""
+    tables, find = read_tables(content, path), ImageFinder(folder)
+    failed = []
+    repeated = with_unique_ids(tables.annotations)
+    if repeated:
+        logger.warning("%s: %d annotations have the id of an earlier one; they get a free number", path, repeated)
+    rows: dict[Id, list[int]] = {}
+    for index, annotation in enumerate(tables.annotations):
+        try:
+            rows.setdefault(tables.annotation_image(annotation), []).append(index)
+        except InvalidAnnotationError as error:
+            failed.append(f"{path}: annotations[{index}]: {error}")
+    found = []
+    for index, image in enumerate(tables.images):
+        try:
+            regions = tuple(rows.get(tables.image_id(index), ()))
+            if not image_file_name(image):
+                raise InvalidAnnotationError("no file_name")
+        except FilteredOutError:
+            continue  # its boxes are on the first entry of it
+        except InvalidAnnotationError as error:
+            lost = len(rows.get(image.get("id"), ()))
+            failed.append(f"{path}: images[{index}]: {error}" + (f"; {lost} boxes on it" if lost else ""))
+            continue
+        found.append(SourceImage(find(image_file_name(image)), index, regions, image_size(image)))
+    return Source(content, [one for one in found if one.regions], [one for one in found if not one.regions], failed)

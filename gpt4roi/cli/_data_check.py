@@ -47,6 +47,9 @@ def add_check(subcommands: Any) -> None:
     parser.add_argument("--strict", action="store_true", help="not ready at the first error or warning")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with images and prompts")
+    parser.add_argument(
+        "--show", type=int, default=200, metavar="N", help="samples on this page (default: all up to %(default)s)"
+    )
 
 
 def check(args: argparse.Namespace) -> int:
@@ -82,6 +85,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.show < 0:
+        raise InputError(f"--show must be at least 0, got {args.show}")
     if args.html and (args.html.is_dir() or not _nearest_folder(args.html).is_dir()):
         raise InputError(f"--html {args.html}: give a file to write, in a folder")
     if not 0 <= args.max_bad_fraction <= 1:
@@ -108,6 +113,7 @@ def _settings(args: argparse.Namespace, limit: int) -> dict[str, Any]:
         "model": args.model or "none: lengths are estimated from bytes",
         "model_max_length": limit,
         "sample": args.sample or "all",
+        "show": args.show,
         "max_bad_fraction": args.max_bad_fraction,
         "seed": args.seed,
     }

@@ -59,6 +59,7 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(handler)
     logging.getLogger("gpt4roi").setLevel(level)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it finds wrong with a file is an InputError of ours
 
 
 def silence_stdout() -> None:

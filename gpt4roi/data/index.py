@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from gpt4roi.data.base import Drop, RegionDataset
 from gpt4roi.data.columns import Columns, ColumnsError, text_column
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import FileLock, replacing
+from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.io.json_files import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -103,11 +105,22 @@ class IndexedDataset(RegionDataset):
 
     def source(self, index: int) -> str:
         """Returns the place of an item, as `Drop.where`."""
-        return self.location(int(self.columns["position"][index]))
+        return location(self.files, self.columns.metadata["drop_sections"][0], int(self.columns["position"][index]))
 
     def image(self, index: int, column: str = "image") -> str:
         """Returns the path of an item's image."""
-        return os.path.join(self.img_prefix, self.columns.text(column, index))
+        return self.image_path(self.columns.text(column, index))
+
+    def image_path(self, name: str) -> str:
+        """Returns the path of an image: below img_prefix, or else where `ImageFinder` has it."""
+        path = os.path.join(self.img_prefix, name)
+        if not self.img_prefix or os.path.exists(path):
+            return path
+        return str(self._finder.find(name) or path)
+
+    @cached_property
+    def _finder(self) -> ImageFinder:
+        return ImageFinder(Path(self.img_prefix))
 
 
 def make_columns(

@@ -151,7 +151,7 @@ class UnifiedDataset(IndexedDataset):
         )
 
     def _path(self, entry: Mapping[str, Any]) -> str | None:
-        return str(Path(self.img_prefix, entry["image"])) if entry["image"] else None
+        return self.image_path(entry["image"]) if entry["image"] else None
 
     def sample(self, index: int, rng: np.random.Generator) -> RegionSample:
         """Draws item `index`; which pairs are asked, and their order, come from `rng` where pairs_per_epoch is set."""

@@ -14,7 +14,7 @@ from gpt4roi.data.base import RegionDataset
 from gpt4roi.data.registry import build_mixture
 from gpt4roi.data_check import images
 from gpt4roi.data_check.duplicates import duplicates, leaks
-from gpt4roi.data_check.findings import Finding, Findings
+from gpt4roi.data_check.findings import Finding, Findings, counted
 from gpt4roi.data_check.images import ImageFacts
 from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.samples import Part, SampleChecker
@@ -35,7 +35,8 @@ class SetResult:
     Attributes:
         name: The type and the file of its entry.
         role: training or evaluation.
-        size, checked: Its samples, and how many of them were examined.
+        size: Its samples.
+        indices: Those that were examined.
         ratio: How often each is drawn in an epoch.
         speed: Seconds a sample for `draw` (annotations), `encode` (all).
     """
@@ -43,12 +44,17 @@ class SetResult:
     name: str
     role: str
     size: int = 0
-    checked: int = 0
+    indices: np.ndarray = field(default_factory=lambda: np.arange(0))
     ratio: float = 1.0
     dataset: RegionDataset | None = None
     part: Part = field(default_factory=Part)
     images: dict[str, ImageFacts] = field(default_factory=dict)
     speed: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def checked(self) -> int:
+        """How many of its samples were examined."""
+        return len(self.indices)
 
     @property
     def findings(self) -> Findings:
@@ -106,7 +112,7 @@ def examine(
             indices = np.arange(result.size)
             if sample is not None and sample < result.size:
                 indices = np.sort(np.random.default_rng(seed).permutation(result.size)[:sample])
-            result.checked = len(indices)
+            result.indices = indices
             checker = SampleChecker(dataset, estimator, seed)
             for part in _parallel_map(checker.check, indices.tolist(), workers, f"{result.name}: samples"):
                 result.part.merge(part)
@@ -146,7 +152,7 @@ def _drops(result: SetResult, dataset: RegionDataset) -> None:
         result.findings.add(Finding(f"{kind}:{drop.reason}", drop.where, message))
     n_masks = getattr(dataset, "n_masks", 0)
     if n_masks:
-        message = f"{dataset.name}: {n_masks} masks became their bounding boxes"
+        message = f"{dataset.name}: masks that became their bounding boxes: {n_masks:,}"
         result.findings.add(Finding("masks", dataset.name, message), n_masks)
 
 
@@ -158,7 +164,7 @@ def _image_findings(result: SetResult) -> None:
     for path, facts in result.images.items():
         if facts.error:
             use = result.part.images[path]
-            also = f" and {use.samples - 1} more samples" if use.samples > 1 else ""
+            also = f" and {counted(use.samples - 1, 'more sample')}" if use.samples > 1 else ""
             kind = "picture_missing" if facts.missing else "picture_unreadable"
             result.findings.add(Finding(kind, use.first, f"{use.first}{also}: {facts.error}"))
     for finding in duplicates(result.images):

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
 from gpt4roi.data_check.examine import SetResult
-from gpt4roi.data_check.findings import Finding, kind_of
+from gpt4roi.data_check.findings import Finding, counted, kind_of
 from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.statistics import LENGTH_STEP
 from gpt4roi.data_check.verdict import Verdict, all_findings, count_unusable, length_line
 from gpt4roi.errors import InputError
 from gpt4roi.processing.images import load_image
-from gpt4roi.report.report import Answer, Bin, GalleryItem, Report, Tag
+from gpt4roi.report.report import PAGE_SIDE, Answer, Bin, GalleryItem, Report, Tag
 
 _TONES = {"error": "bad", "warning": "warn", "note": "soft"}
 _LISTED = 200
-_SHOWN_IMAGES = 3
-_SAMPLES = 6
+_FINDING_WORDS = ("finding", "image", "kind of finding")
 _BARS = 20
 _COUNT = "{:,}".format
 
@@ -28,21 +30,28 @@ _COUNT = "{:,}".format
 def write_page(
     path: Path, results: Sequence[SetResult], verdict: Verdict, estimator: LengthEstimator, settings: dict[str, Any]
 ) -> Path:
-    """Writes the report; raises InputError where it cannot be written."""
+    """Writes the report, with `settings["show"]` samples; raises InputError where it cannot be written."""
     page = Report(
         f"Data check: {settings['config']}", f"{verdict.word[0].upper()}{verdict.word[1:]}: {verdict.reason}."
     )
     page.facts(_facts(results, verdict))
     page.table("Data sets", _SET_HEADER, [_set_row(one) for one in results])
     _findings(page, results)
-    faulty = list(_faulty(results))
+    per_kind = -(-settings["show"] // max(len(all_findings(results).counts), 1))
+    faulty = list(_faulty(results, per_kind))
     if faulty:
-        page.gallery("Findings with an image", faulty, f"At most {_SHOWN_IMAGES} of each kind.")
+        page.gallery("Findings with an image", faulty, f"At most {per_kind:,} of each kind.", _FINDING_WORDS)
     for one in results:
         _statistics(page, one, estimator)
-    samples = [item for one in results if one.role == "training" for item in _samples(one, estimator)]
-    if samples:
-        page.gallery("Samples as the model reads them", samples, "Drawn at random; supervised text is highlighted.")
+    for one, share in _shares(results, settings["show"]):
+        samples = list(_samples(one, estimator, share))
+        note = f"{_COUNT(len(samples))} of {counted(one.checked, 'sample')}"
+        if share < one.checked:
+            note += f", of {_COUNT(share)} drawn at random; --show N shows more"
+        note += ". Supervised text is highlighted. Not shown: samples that cannot be used, and those without an image."
+        if samples:
+            title = f"Samples as the model reads them: {one.name} ({one.role})"
+            page.gallery(title, samples, note, ("", "sample", ""))
     page.table("How it was checked", ["", ""], [[key.replace("_", " "), str(value)] for key, value in settings.items()])
     return page.write(path)
 
@@ -58,7 +67,7 @@ def _facts(results: Sequence[SetResult], verdict: Verdict) -> list[tuple[str, st
         ("images", _COUNT(sum(len(one.images) for one in results)), "each opened once"),
         ("regions", _COUNT(sum(one.part.statistics.regions for one in results)), ""),
         ("cannot be used", _COUNT(unusable), f"{100 * unusable / total:.3g} % of samples and annotations"),
-        ("errors", _COUNT(findings.number("error")), f"{_COUNT(findings.number('warning'))} warnings"),
+        ("errors", _COUNT(findings.number("error")), counted(findings.number("warning"), "warning")),
     ]
 
 
@@ -107,17 +116,22 @@ def _tag(kind: str) -> Tag:
     return Tag(severity, _TONES[severity])
 
 
-def _faulty(results: Sequence[SetResult]) -> Iterator[GalleryItem]:
-    """Yields findings whose image opens, with the boxes they are about."""
+def _faulty(results: Sequence[SetResult], per_kind: int) -> Iterator[GalleryItem]:
+    """Yields findings whose image opens, with the boxes they are about; of each set at most so many of a kind."""
     for one in results:
         for kind, _, listed in one.findings:
-            shown = 0
-            for finding in listed:
-                image = _opened(finding.image) if finding.image else None
-                if image is not None and shown < _SHOWN_IMAGES:
-                    shown += 1
-                    remark = Answer(kind_of(kind).title, finding.message, task=kind_of(kind).title)
-                    yield GalleryItem(image, [_upright(box) for box in finding.boxes_px], _short(finding), [remark])
+            opening = ((finding, _opened(finding.image)) for finding in listed if finding.image)
+            for finding, image in islice(((finding, image) for finding, image in opening if image), per_kind):
+                remark = Answer(kind_of(kind).title, finding.message, task=kind_of(kind).title)
+                yield _card(image, [_upright(box) for box in finding.boxes_px], _short(finding), answers=[remark])
+
+
+def _card(image: Image.Image, boxes_px: Sequence[Sequence[float]] | np.ndarray, title: str, **more: Any) -> GalleryItem:
+    """Returns an image, of the size that a page shows, with its boxes: hundreds of whole ones would fill the memory."""
+    width, height = image.size
+    image.thumbnail((PAGE_SIDE, PAGE_SIDE))
+    scale = np.tile([image.width / width, image.height / height], 2)
+    return GalleryItem(image, np.asarray(boxes_px, dtype=float).reshape(-1, 4) * scale, title, **more)
 
 
 def _upright(box: Sequence[float]) -> tuple[float, ...]:
@@ -162,17 +176,28 @@ def _statistics(page: Report, one: SetResult, estimator: LengthEstimator) -> Non
     page.histograms(one.name, charts, note)
 
 
-def _samples(one: SetResult, estimator: LengthEstimator) -> Iterator[GalleryItem]:
-    """Yields random samples that can be used, with what the model reads of them."""
+def _shares(results: Sequence[SetResult], show: int) -> Iterator[tuple[SetResult, int]]:
+    """Yields each set with how many of its samples are shown: alike, and what a small set leaves goes to the others."""
+    left, shares = show, {}
+    by_size = sorted(range(len(results)), key=lambda number: results[number].checked)
+    for position, number in enumerate(by_size):
+        shares[number] = min(results[number].checked, left // (len(results) - position))
+        left -= shares[number]
+    for number, one in enumerate(results):
+        yield one, shares[number]
+
+
+def _samples(one: SetResult, estimator: LengthEstimator, share: int) -> Iterator[GalleryItem]:
+    """Yields samples that can be used, in their order, with what the model reads of them."""
     if one.dataset is None:
         return
-    shown = 0
-    for index in np.random.default_rng(0).permutation(one.size)[: 10 * _SAMPLES].tolist():
+    chosen = np.sort(np.random.default_rng(0).permutation(one.indices)[:share]).tolist()
+    for index in tqdm(chosen, desc=f"{one.name}: page"[-70:], mininterval=0.5, disable=None):
         try:
             sample = one.dataset.sample(index, np.random.default_rng([0, 0, index]))
             if sample.image is None:
                 continue
-            image = load_image(sample.image, sample.image_pipeline)
+            image = load_image(sample.image, sample.image_pipeline, ignore_alpha=sample.ignore_alpha)
             size = (image.height, image.width)
             encoded = estimator.processor.encode_text(sample, image_size=size)
             tokens = estimator.measure(sample, size).tokens
@@ -181,8 +206,6 @@ def _samples(one: SetResult, estimator: LengthEstimator) -> Iterator[GalleryItem
         boxes = sample.boxes_px
         if sample.box_frame == "unit":
             boxes = boxes * [image.width, image.height, image.width, image.height]
-        passages = estimator.processor.supervision_spans(encoded["input_ids"], encoded["labels"])
-        yield GalleryItem(image, boxes, f"{sample.source.rpartition('/')[2]} · {tokens} tokens", passages=passages)
-        shown += 1
-        if shown == _SAMPLES:
-            return
+        read = [encoded[key] for key in ("input_ids", "labels", "segment_ids") if key in encoded]
+        passages = estimator.processor.supervision_spans(*read)
+        yield _card(image, boxes, f"{sample.source.rpartition('/')[2]} · {tokens:,} tokens", passages=passages)

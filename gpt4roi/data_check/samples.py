@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.data.base import Item, RegionDataset
-from gpt4roi.data_check.findings import Finding, Findings
+from gpt4roi.data_check.findings import Finding, Findings, counted
 from gpt4roi.data_check.images import ImageFacts, read_facts
 from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.statistics import Statistics
@@ -133,7 +133,9 @@ class SampleChecker:
         unmentioned = _unmentioned(sample)
         if unmentioned:
             listed = ", ".join(map(str, unmentioned[:8]))
-            message = f"{item.source}: {_boxes(len(unmentioned))} of {len(sample.boxes_px)} not mentioned: {listed}"
+            message = (
+                f"{item.source}: {counted(len(unmentioned), 'box')} of {len(sample.boxes_px)} not mentioned: {listed}"
+            )
             part.findings.add(_finding("box_unmentioned", item, message))
         return True
 
@@ -216,10 +218,6 @@ def _unmentioned(sample: RegionSample) -> list[int]:
         return []
     mentioned = {number for text in texts for number in region_numbers(text)}
     return [number for number in range(1, len(sample.boxes_px) + 1) if number not in mentioned]
-
-
-def _boxes(number: int) -> str:
-    return f"{number} box" if number == 1 else f"{number} boxes"
 
 
 def _digest(sample: RegionSample) -> bytes:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gpt4roi.data.base import exceeds_bad_fraction
 from gpt4roi.data_check.examine import SetResult
-from gpt4roi.data_check.findings import Findings, kind_of
+from gpt4roi.data_check.findings import Findings, counted, kind_of
 from gpt4roi.data_check.lengths import LengthEstimator
 
 _SHOWN = 3
@@ -26,39 +26,46 @@ class Verdict:
 def judge(results: Sequence[SetResult], max_bad_fraction: float, strict: bool = False) -> Verdict:
     """Weighs the findings.
 
-    Not ready: a set that cannot be opened, evaluation images in a training set, or so many annotations or samples of
-    a set lost that a training stops (exceeds_bad_fraction, which lets a single one pass; a training holds the samples
-    of all sets together against it, here each set must do by itself); with strict, any error or warning.
+    Not ready: a set that cannot be opened, evaluation images in a training set, or too much lost (exceeds_bad_fraction,
+    which lets a single one pass) of a set or of all training sets together, whatever the faults are: annotations left
+    out and samples that training would skip count alike. With strict, any error or warning.
     """
     reasons = []
+    training = [one for one in results if one.role == "training"]
     for one in results:
         if "set_unreadable" in one.findings.counts:
             reasons.append(f"{one.name} cannot be opened")
-        for lost, total, what in _lost_of(one):
-            if exceeds_bad_fraction(lost, total, max_bad_fraction):
-                allowed = f"{100 * lost / total:.3g} %; one, or {100 * max_bad_fraction:.3g} %, is allowed"
-                reasons.append(f"{lost} of {total} {what} in {one.name} cannot be used ({allowed})")
-        if one.findings.counts["leakage"]:
-            reasons.append(f"evaluation images that are training images too: {one.findings.counts['leakage']}")
+        reasons += _too_much_lost([one], one.name, max_bad_fraction)
+        if leaks := one.findings.counts["leakage"]:
+            reasons.append(f"evaluation images that are training images too: {leaks}")
+    if not reasons and len(training) > 1:
+        reasons += _too_much_lost(training, "all training sets", max_bad_fraction)
     errors, warnings = (sum(one.findings.number(severity) for one in results) for severity in ("error", "warning"))
-    if not any(one.checked > one.lost for one in results if one.role == "training") and not reasons:
+    found = f"{counted(errors, 'error')} and {counted(warnings, 'warning')}"
+    if not any(one.checked > one.lost for one in training) and not reasons:
         reasons.append("there is nothing to learn from")
     if strict and not reasons and errors + warnings:
-        reasons.append(f"{errors} errors and {warnings} warnings, with --strict")
+        reasons.append(f"{found}, with --strict")
     if reasons:
         return Verdict(False, "not ready", "; ".join(reasons))
     if errors + warnings:
         skipped = sum(count_unusable(one)[0] for one in results)
         left_out = f"{skipped} left out, which stops no training; " if skipped else ""
-        return Verdict(True, "ready, with remarks", f"{left_out}{errors} errors and {warnings} warnings")
+        return Verdict(True, "ready, with remarks", left_out + found)
     return Verdict(True, "ready", "no fault was found")
 
 
-def _lost_of(result: SetResult) -> list[tuple[int, int, str]]:
-    """Returns (how many cannot be used, of how many, of what): annotations of the files, and samples looked at."""
-    if result.dataset is None:
-        return []
-    return [(*result.dataset.faults(), "annotations"), (result.lost, result.checked, "samples")]
+def _too_much_lost(results: Sequence[SetResult], name: str, max_bad_fraction: float) -> Iterator[str]:
+    """Yields the sentence that says how much of these sets cannot be used, where that is more than is allowed."""
+    losses = [(*one.dataset.faults(), one.lost, one.checked) for one in results if one.dataset is not None]
+    faults, annotations, lost, checked = (sum(numbers) for numbers in zip((0, 0, 0, 0), *losses, strict=True))
+    total = max(annotations, 1) * max(checked, 1)
+    bad = total - (max(annotations, 1) - faults) * (max(checked, 1) - lost)  # bad / total: both losses, one by one
+    if faults + lost > 1 and exceeds_bad_fraction(bad, total, max_bad_fraction):
+        kinds = [(faults, annotations, "annotation"), (lost, checked, "sample")]
+        listed = " and ".join(f"{few} of {counted(of, what)}" for few, of, what in kinds if few)
+        allowed = f"{100 * bad / total:.3g} %; one, or {100 * max_bad_fraction:.3g} %, is allowed"
+        yield f"{listed} in {name} cannot be used ({allowed})"
 
 
 def count_unusable(result: SetResult) -> tuple[int, int]:
@@ -100,14 +107,15 @@ def as_lines(results: Sequence[SetResult], verdict: Verdict, estimator: LengthEs
 
 
 def _set_lines(result: SetResult, estimator: LengthEstimator) -> list[str]:
-    of = "" if result.checked == result.size else f" of {result.size}"
     statistics = result.part.statistics
     lines = [f"{result.name} ({result.role})"]
     if result.dataset is not None:
-        lines.append(
-            f"  {result.checked}{of} samples, {len(result.images)} images, {statistics.regions} regions, "
-            f"{statistics.answers} answers; {result.lost} samples would be skipped"
-        )
+        numbers = {"image": len(result.images), "region": statistics.regions, "answer": statistics.answers}
+        samples = f"{result.checked} of {counted(result.size, 'sample')}"
+        if result.checked == result.size:
+            samples = counted(result.size, "sample")
+        listed = ", ".join([samples, *(counted(number, noun) for noun, number in numbers.items())])
+        lines.append(f"  {listed}; {counted(result.lost, 'sample')} would be skipped")
         lines.append("  " + length_line(result, estimator))
         if result.speed:
             per_second = 1 / result.speed["encode"]
@@ -120,6 +128,7 @@ def _set_lines(result: SetResult, estimator: LengthEstimator) -> list[str]:
         if severity != "note":
             lines += [f"    {finding.message}" for finding in kept[:_SHOWN]]
             lines += ["    …"] if count > _SHOWN else []
+            lines.append(f"    to do: {kind_of(kind).advice}")
     return lines
 
 
@@ -130,6 +139,8 @@ def length_line(result: SetResult, estimator: LengthEstimator) -> str:
     if not measured:
         return "no prompt could be measured"
     how = "tokens, estimated from bytes (give --model to count them)" if estimator.bytes_per_token else "tokens"
-    dropped = f"{statistics.rounds_lost} of {statistics.rounds} rounds and the ends of {statistics.answers_cut} answers"
+    rounds, cut = counted(statistics.rounds, "round"), counted(statistics.answers_cut, "answer")
+    ends = "end" if statistics.answers_cut == 1 else "ends"
+    dropped = f"{statistics.rounds_lost} of {rounds} and the {ends} of {cut}"
     sizes = f"{statistics.tokens / measured:.0f} on average, {statistics.longest} at most, of {estimator.limit} {how}"
     return f"prompts: {sizes}; {dropped} would be dropped"

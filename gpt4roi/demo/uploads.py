@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 import re
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
 from gpt4roi.errors import InputError
-from gpt4roi.processing.user_input import open_image
+from gpt4roi.processing.image_files import open_file, quiet_pillow, unreadable_kind
+from gpt4roi.processing.user_input import decode_base64, open_image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What PIL is allowed to try; its other decoders never see a stranger's bytes."""
@@ -24,7 +22,7 @@ MAX_ASPECT = 20
 
 DAMAGED = "the image is damaged and cannot be decoded; save it again"
 
-_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:(?:(?:image|application)/[a-z0-9.+-]{1,20})?;base64,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,13 @@ def open_upload(data: object, limits: Limits = Limits()) -> Upload:
     """
     raw = _decode(data, limits)
     try:
-        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+        with quiet_pillow(), open_file(raw, FORMATS) as image:
             _check_size(image.size, limits)
             upright = _decoded(image)
     except UnidentifiedImageError:
-        raise InputError(f"this is no image that can be read; send {', '.join(FORMATS)}") from None
+        kind = unreadable_kind(raw)[0]
+        fault = f"{kind}, which cannot be read here" if kind else "no image that can be read"
+        raise InputError(f"this is {fault}; send {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
         raise InputError(f"the image has too many pixels; at most {limits.max_pixels:,} are taken") from None
     except InputError:
@@ -89,8 +89,8 @@ def _decode(data: object, limits: Limits) -> bytes:
     if len(text) * 3 // 4 > limits.max_bytes + 2:
         raise InputError(f"the image has {len(text) * 3 // 4:,} bytes; at most {limits.max_megabytes} MB are taken")
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        return decode_base64(text)
+    except ValueError:
         raise InputError("the image is not base64 text; send its bytes, not a path or an address") from None
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
 import torch
 import transformers
 
@@ -23,11 +23,17 @@ from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source, count_refe
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
 from gpt4roi.evaluation.predictions import KEPT, predict_all
 from gpt4roi.evaluation.predictor import Predictor
+from gpt4roi.geometry.frames import oriented_size
 from gpt4roi.io.atomic import atomic_write_text, written_together
+from gpt4roi.io.coco import InvalidAnnotationError, cut_box
 from gpt4roi.io.json_files import as_json, write_json
+from gpt4roi.processing.images import read_header
 from gpt4roi.structures import accepts_old_names
 
 logger = logging.getLogger(__name__)
+
+NAMED = 5
+"""How many of what is left out are named."""
 
 
 @accepts_old_names(facts="metadata", world="context")
@@ -99,15 +105,47 @@ def read_items(name: str, source: Source) -> list[Item]:
     benchmark = open_benchmark(name)
     if source.split is not None and source.split not in benchmark.splits:
         raise InputError(f"--split {source.split}: {name} has {', '.join(benchmark.splits)}")
-    items = benchmark.load(source)
-    check_images(items)
+    source.left_out.clear()
+    items = with_usable_boxes(benchmark.load(source), source)
+    for reason in source.left_out[:NAMED]:
+        logger.warning("left out: %s", reason)
+    if len(source.left_out) > NAMED:
+        logger.warning("left out: %d more", len(source.left_out) - NAMED)
+    check_images(items, source)
     return items
 
 
-def check_images(items: Sequence[Item]) -> None:
+def with_usable_boxes(items: Sequence[Item], source: Source) -> list[Item]:
+    """Returns the items whose boxes have area inside their image, cut at its border; leaves out the others."""
+    sizes: dict[Path, tuple[int, int] | None] = {}
+    usable = []
+    for item in items:
+        image = item.query.image
+        if image not in sizes:
+            sizes[image] = _upright_size(image)
+        try:
+            boxes = [cut_box(box, sizes[image])[0] for box in item.query.boxes_px.tolist()]
+        except InvalidAnnotationError as error:
+            source.leave_out(f"{item.id} ({image}): {error}")
+            continue
+        boxes_px = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        usable.append(replace(item, query=replace(item.query, boxes_px=boxes_px)))
+    return usable
+
+
+def _upright_size(image: Path) -> tuple[int, int] | None:
+    """Returns the (height, width) of an image as it is shown; None where it does not open, which is told later."""
+    try:
+        return oriented_size(*read_header(str(image)))
+    except InputError:
+        return None
+
+
+def check_images(items: Sequence[Item], source: Source) -> None:
     """Raises InputError where nothing is asked, or where most images are not there; a few missing ones are logged."""
     if not items:
-        raise InputError("there is nothing to ask: the data hold no question (or --limit leaves none)")
+        first = f"; {len(source.left_out)} left out, the first: {source.left_out[0]}" if source.left_out else ""
+        raise InputError(f"there is nothing to ask: the data hold no question (or --limit leaves none){first}")
     images = list(dict.fromkeys(item.query.image for item in items))
     missing = [image for image in images if not image.is_file()]
     if len(missing) * 2 > len(images):
@@ -124,6 +162,8 @@ def assemble(name: str, benchmark: Benchmark, source: Source, items: Sequence[It
     notes = list(scores.notes)
     if unanswered:
         notes.insert(0, f"{len(unanswered)} questions were not answered and count as wrong: {unanswered[0].error}")
+    if source.left_out:
+        notes.insert(0, f"{len(source.left_out)} left out, such as {source.left_out[0]}")
     estimates = {key: measure.estimate().to_dict() for key, measure in scores.measures.items()}
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     return {
@@ -140,15 +180,20 @@ def assemble(name: str, benchmark: Benchmark, source: Source, items: Sequence[It
         "pictures": len({item.group for item in items}),
         "references_per_item": count_references(items),
         "unanswered": len(unanswered),
+        "left_out": len(source.left_out),
         **scores.details,
         "notes": notes,
         "main": list(scores.main),
-        **{key: None if value is None else str(value) for key, value in asdict(source).items() if key != "split"},
+        **{
+            key: None if value is None else str(value)
+            for key, value in asdict(source).items()
+            if key not in ("split", "left_out")
+        },
         "limit": source.limit,
         "shuffle": source.shuffle,
         "bootstrap": {"draws": BOOTSTRAP_DRAWS, "seed": BOOTSTRAP_SEED, "unit": "picture", "interval": 0.95},
         "decoding": "greedy",
-        "versions": versions | {"numpy": numpy.__version__},
+        "versions": versions | {"numpy": np.__version__},
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,16 @@ import numpy as np
 
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.items import Source
-from gpt4roi.io.coco import InvalidAnnotationError, parse_floats
+from gpt4roi.io.coco import (
+    CocoTables,
+    FilteredOutError,
+    Id,
+    InvalidAnnotationError,
+    annotation_box,
+    image_size,
+    with_unique_ids,
+)
+from gpt4roi.io.images_on_disk import ImageFinder
 
 
 def find_annotations(source: Source, names: Sequence[str]) -> Path:
@@ -28,14 +37,48 @@ def find_annotations(source: Source, names: Sequence[str]) -> Path:
     return found
 
 
-def find_images(source: Source, usual: Iterable[Path]) -> Path:
-    """Returns the images' folder: the given one, or the first usual one that exists. Raises InputError for none."""
+def find_images(source: Source, usual: Iterable[Path], several: bool = False) -> ImageFinder:
+    """Returns what finds the images: in the given folder, or the first usual one that exists.
+
+    Args:
+        source: May give the folder.
+        usual: Folders that are taken otherwise.
+        several: Takes all of these that exist.
+
+    Raises:
+        InputError: There is none.
+    """
     folders = [source.images] if source.images is not None else list(usual)
-    found = next((folder for folder in folders if folder.is_dir()), None)
-    if found is None:
+    found = [folder for folder in folders if folder.is_dir()]
+    if not found:
         searched = ", ".join(str(folder) for folder in folders)
         raise InputError(f"no folder of images: looked for {searched}; give --images DIR")
-    return found
+    return ImageFinder(found if several else found[:1])
+
+
+def usable_boxes(source: Source, tables: CocoTables, path: Path) -> Iterator[tuple[str, dict, dict, np.ndarray]]:
+    """Yields every annotation that can be used: its place, its image, itself, and its box float64[4] xyxy in pixels.
+
+    The others are left out of the source.
+    """
+    images: dict[Id, dict] = {}
+    for position, image in enumerate(tables.images):
+        try:
+            images[tables.image_id(position)] = image
+        except FilteredOutError:
+            continue  # its boxes are on the first entry of it
+        except InvalidAnnotationError as error:
+            source.leave_out(f"{path}, images#{position}: {error}")
+    with_unique_ids(tables.annotations)
+    for position, annotation in enumerate(tables.annotations):
+        where = f"{path}, annotations#{position}"
+        try:
+            found = images.get(tables.annotation_image(annotation))
+            if found is None:
+                raise InvalidAnnotationError("box on an image that is left out")
+            yield where, found, annotation, np.asarray(annotation_box(annotation, image_size(found)))
+        except InvalidAnnotationError as error:
+            source.leave_out(f"{where}: {error}")
 
 
 def fields(record: Any, names: Sequence[str], where: str) -> list[Any]:
@@ -46,17 +89,6 @@ def fields(record: Any, names: Sequence[str], where: str) -> list[Any]:
         if name not in record:
             raise InputError(f"{where}: no {name!r}; it has {', '.join(map(str, record))}")
     return [record[name] for name in names]
-
-
-def box_of_xywh(box: Any, where: str) -> np.ndarray:
-    """Returns float64[4] xyxy in pixels of a COCO box. Raises InputError where it is none or has no area."""
-    try:
-        x, y, width, height = parse_floats(box, 4)
-    except InvalidAnnotationError:
-        raise InputError(f"{where}: expected a box [x, y, width, height], got {box!r:.60}") from None
-    if not (width > 0 and height > 0):
-        raise InputError(f"{where}: the box [{x:g}, {y:g}, {width:g}, {height:g}] has no area")
-    return np.asarray([x, y, x + width, y + height])
 
 
 def by_id(records: Any, where: str) -> dict[Any, dict]:

@@ -29,6 +29,7 @@ class Source:
         shuffle: A seed; the limited images are then drawn at random instead of being the first.
         question: Replaces the benchmark's own, where it asks the same about every region.
         sentence_model: Folder of all-MiniLM-L6-v2, by default that of the installed package.
+        left_out: What cannot be asked, and why; filled as a benchmark is read.
     """
 
     data: Path
@@ -38,6 +39,11 @@ class Source:
     shuffle: int | None = None
     question: str | None = None
     sentence_model: Path | None = None
+    left_out: list[str] = field(default_factory=list, init=False, compare=False)
+
+    def leave_out(self, what: str) -> None:
+        """Notes what cannot be asked, and why."""
+        self.left_out.append(what)
 
     def choose(self, records: Sequence[Record]) -> list[Record]:
         """Returns as many of the images as are asked for, in the order of the file."""

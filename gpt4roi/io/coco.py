@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any, TypeGuard
 
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
@@ -17,7 +19,15 @@ MAX_COORDINATE = 1e7
 Id = int | float | str
 """What identifies an image, an annotation or a category."""
 
+BORDER_SLACK_PX = 1.0
+"""How far a box may reach over the image's border without a word: annotation files round."""
+
+NO_AREA, OUTSIDE, CUT = "box without area", "box outside the image", "box cut at the image's border"
+
 _KIND = "a file in COCO's form"
+_WHOLE = re.compile(r"\s*(-?\d{1,18})(?:\.0*)?\s*$", re.ASCII)
+_NO = ("", "0", "0.0", "false", "f", "no", "n", "none", "null")
+_CATEGORY_NAMES = ("category_name", "category", "label")
 
 
 class InvalidAnnotationError(InputError):
@@ -41,20 +51,98 @@ class FilteredOutError(InvalidAnnotationError):
     fault = False
 
 
-@dataclass(frozen=True)
 class CocoTables:
-    """The tables of a file, whose rows are not checked yet."""
+    """The tables of a file, whose ids and categories are written in one way.
 
-    images: list[Any]
-    annotations: list[Any]
-    categories: dict[Id, str] | None
-    """Names by id, in the order of the ids; None where the file has no such table."""
+    Attributes:
+        images: Rows, not checked yet; see `image_id`.
+        annotations: Rows, not checked yet; see `annotation_image`, `annotation_box`, `is_crowd`.
+        categories: Names by id, in the order of the ids; None where the file has no such table.
+    """
+
+    def __init__(self, content: Mapping[str, Any], path: Any) -> None:
+        self.images, self.annotations = (require_list(path, content, key, _KIND) for key in ("images", "annotations"))
+        self.categories = category_names(content, path)
+        numbers = {name: key for key, name in reversed((self.categories or {}).items())}
+        for image in filter(_is_row, self.images):
+            image["id"] = as_id(image.get("id"))
+        for annotation in filter(_is_row, self.annotations):
+            _write_ids(annotation, self.categories, numbers)
+        self._first: dict[Id, int] = {}
+        self._unclear: set[Id] = set()
+        for position, image in enumerate(self.images):
+            if _is_row(image) and is_id(image["id"]):
+                first = self.images[self._first.setdefault(image["id"], position)]
+                if image_file_name(first) != image_file_name(image):
+                    self._unclear.add(image["id"])
+
+    def image_id(self, position: int) -> Id:
+        """Returns the id of an image; raises InvalidAnnotationError where it has none, or not for itself."""
+        image = self.images[position]
+        if not _is_row(image):
+            raise InvalidAnnotationError("image that is not an object")
+        key = parse_id(image["id"], "image without an id")
+        if key in self._unclear:
+            raise InvalidAnnotationError(
+                f"images of several names have the id {key!r}; which one its boxes are on cannot be told",
+                "image whose id another one has",
+            )
+        if self._first[key] != position:
+            raise FilteredOutError("image that is listed twice")
+        return key
+
+    def annotation_image(self, annotation: Any) -> Id:
+        """Returns the id of the image that an annotation is on; raises InvalidAnnotationError where it is on none."""
+        if not _is_row(annotation):
+            raise InvalidAnnotationError("box that is not an object")
+        key = parse_id(annotation.get("image_id"), "box without an image_id")
+        if key not in self._first:
+            raise InvalidAnnotationError(
+                f"box on image {key!r}, which is not among the file's images",
+                "box in an image that the file does not list",
+            )
+        return key
 
 
 def read_tables(content: Any, path: Any) -> CocoTables:
     """Returns the tables of a parsed file. Raises InputError where one is missing or is not a list."""
-    images, annotations = (require_list(path, content, key, _KIND) for key in ("images", "annotations"))
-    return CocoTables(images, annotations, category_names(content, path))
+    return CocoTables(content, path)
+
+
+def _is_row(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _write_ids(annotation: dict[str, Any], categories: Mapping[Id, str] | None, numbers: Mapping[str, Id]) -> None:
+    """Writes an annotation's ids in one way; a category that is told by its name gets the number of that."""
+    for key in ("id", "image_id", "category_id"):
+        if type(annotation.get(key, 0)) is not int:
+            annotation[key] = as_id(annotation[key])
+    if annotation.get("category_id") is None:
+        name = next((annotation[key] for key in _CATEGORY_NAMES if isinstance(annotation.get(key), str)), None)
+        if name in numbers:
+            annotation["category_id"] = numbers[name]
+    elif isinstance(annotation["category_id"], str) and annotation["category_id"] not in (categories or {}):
+        annotation["category_id"] = numbers.get(annotation["category_id"], annotation["category_id"])
+
+
+def with_unique_ids(annotations: Sequence[Any]) -> int:
+    """Gives annotations without an id, and those whose id an earlier one has, a free number.
+
+    Returns how many had the id of an earlier one.
+    """
+    rows = [annotation for annotation in annotations if _is_row(annotation)]
+    taken = {row["id"] for row in rows if is_id(row.get("id"))}
+    free = (number for number in count(1) if number not in taken)
+    seen: set[Id] = set()
+    repeated = 0
+    for row in rows:
+        key = row.get("id")
+        repeated += is_id(key) and key in seen
+        if not is_id(key) or key in seen:
+            row["id"] = next(free)
+        seen.add(row["id"])
+    return repeated
 
 
 def category_names(content: Mapping[str, Any], path: Any) -> dict[Id, str] | None:
@@ -63,30 +151,44 @@ def category_names(content: Mapping[str, Any], path: Any) -> dict[Id, str] | Non
         return None
     names: dict[Id, str] = {}
     for category in require_list(path, content, "categories", _KIND):
-        if isinstance(category, dict) and is_id(category.get("id")) and isinstance(category.get("name"), str):
-            names[category["id"]] = category["name"]
+        if isinstance(category, str):  # a list of names, by which annotations then name them
+            names[as_id(category)] = category
+        elif isinstance(category, dict) and isinstance(category.get("name"), str):
+            key = as_id(category.get("id"))
+            if is_id(key):
+                names[key] = category["name"]
     return dict(sorted(names.items(), key=lambda entry: (isinstance(entry[0], str), entry[0])))
 
 
+def as_id(value: Any) -> Any:
+    """Returns an id as it is compared: 7, 7.0, "7", "7.0" and "007" are one; what is no number stays."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    whole = _WHOLE.match(value) if isinstance(value, str) else None
+    return int(whole[1]) if whole else value
+
+
 def is_id(value: Any) -> bool:
-    """Tells whether a value can be an id; 7 and 7.0 are one, "7" is another."""
+    """Tells whether a value can be an id."""
     return isinstance(value, (int, float, str)) and not isinstance(value, bool) and value == value
 
 
 def parse_id(value: Any, reason: str) -> Id:
-    """Returns an id; raises InvalidAnnotationError for the reason where it cannot be one."""
-    if not is_id(value):
+    """Returns an id as it is compared; raises InvalidAnnotationError for the reason where it cannot be one."""
+    if not is_id(value) or value == "":
         raise InvalidAnnotationError(reason)
-    return value
+    return as_id(value)
 
 
 def image_file_name(image: Mapping[str, Any]) -> str:
-    """Returns the relative path of an image, "" where there is none.
+    """Returns the relative path of an image, "" where there is none; a number is its name.
 
     LVIS writes it at the end of an address: http://images.cocodataset.org/train2017/000000391895.jpg is
-    train2017/000000391895.jpg, which `images_on_disk.find_image` also finds as 000000391895.jpg.
+    train2017/000000391895.jpg, which `ImageFinder` also finds as 000000391895.jpg.
     """
     name, url = image.get("file_name"), image.get("coco_url")
+    if isinstance(name, int) and not isinstance(name, bool):
+        return str(name)
     if isinstance(name, str) and name:
         return name
     return "/".join(url.split("/")[-2:]) if isinstance(url, str) else ""
@@ -94,8 +196,10 @@ def image_file_name(image: Mapping[str, Any]) -> str:
 
 def image_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     """Returns the (height, width) that a file tells of an image, None where it does not."""
-    height, width = image.get("height"), image.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) and height and width else None
+    try:
+        return parse_side(image.get("height")), parse_side(image.get("width"))
+    except InvalidAnnotationError:
+        return None
 
 
 def annotation_box(annotation: Mapping[str, Any], size: tuple[int, int] | None = None) -> list[float]:
@@ -108,36 +212,83 @@ def annotation_box(annotation: Mapping[str, Any], size: tuple[int, int] | None =
     Raises:
         InvalidAnnotationError: The box is not four numbers, or the mask cannot be used.
     """
-    mask = annotation.get("segmentation")
-    if annotation.get("bbox") or not mask:
-        x, y, width, height = parse_floats(annotation.get("bbox"), 4)
-        return [x, y, x + width, y + height]
+    x, y, width, height = annotation_xywh(annotation, size)
+    return [x, y, x + width, y + height]
+
+
+def annotation_xywh(annotation: Mapping[str, Any], size: tuple[int, int] | None = None) -> list[float]:
+    """Returns the box of an annotation as COCO writes it, x, y, width, height, to the digit; as `annotation_box`."""
+    bbox, mask = annotation.get("bbox"), annotation.get("segmentation")
+    if not mask or not is_placeholder(bbox):
+        if not bbox:
+            raise InvalidAnnotationError(
+                "the annotation has neither bbox nor segmentation", "box that is not 4 numbers"
+            )
+        return parse_floats(bbox, 4)
     try:
-        box, made_for = masks.to_box(mask).tolist(), masks.size_of(mask)
+        (x1, y1, x2, y2), made_for = masks.to_box(mask).tolist(), masks.size_of(mask)
     except InputError as error:
         raise InvalidAnnotationError(str(error), "mask that cannot be used") from None
     if size is not None and made_for is not None and made_for != size:
         given, expected = (f"{width}x{height}" for height, width in (made_for, size))
         message = f"the mask is {given} but the image is {expected} pixels (width x height)"
         raise InvalidAnnotationError(message, "mask of another size than its image")
-    return box
-
-
-def annotation_xywh(annotation: Mapping[str, Any]) -> list[float]:
-    """Returns the box of an annotation as COCO writes it, x, y, width, height, to the digit; as `annotation_box`."""
-    if annotation.get("bbox") or not annotation.get("segmentation"):
-        return parse_floats(annotation.get("bbox"), 4)
-    x1, y1, x2, y2 = annotation_box(annotation)
     return [x1, y1, x2 - x1, y2 - y1]
+
+
+def is_placeholder(bbox: Any) -> bool:
+    """Tells whether a bbox only fills its place beside a segmentation: empty, without numbers, or without area."""
+    if not bbox or (isinstance(bbox, (list, tuple)) and all(value is None or value != value for value in bbox)):
+        return True
+    with contextlib.suppress(InvalidAnnotationError):
+        return min(parse_floats(bbox, 4)[2:]) <= 0
+    return False
+
+
+def annotation_box_inside(annotation: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[list[float], bool]:
+    """Returns the box of an annotation as `annotation_box`, cut at the border of its image as `cut_box`."""
+    return cut_box(annotation_box(annotation, size), size)
+
+
+def cut_box(box: Sequence[float], size: tuple[int, int] | None) -> tuple[list[float], bool]:
+    """Cuts a box at the border of its image.
+
+    Args:
+        box: xyxy in pixels.
+        size: (height, width) of the image; None where it is not known, so that nothing is cut.
+
+    Returns:
+        The box, and whether it reached out by more than a pixel, as which annotations are rounded.
+
+    Raises:
+        InvalidAnnotationError: The box has no area, or none inside the image.
+    """
+    limits = (math.inf,) * 4 if size is None else (size[1], size[0], size[1], size[0])
+    low = -math.inf if size is None else 0.0
+    inside = [min(max(value, low), limit) for value, limit in zip(box, limits, strict=True)]
+    if not inside[0] < inside[2] or not inside[1] < inside[3]:
+        written = ",".join(f"{round(value, 2):g}" for value in box)
+        where = "" if size is None else f" inside the image, which is {size[1]}x{size[0]}"
+        reason = OUTSIDE if box[0] < box[2] and box[1] < box[3] else NO_AREA
+        raise InvalidAnnotationError(f"the box {written} has no area{where}", reason)
+    return inside, max(abs(a - b) for a, b in zip(box, inside, strict=True)) > BORDER_SLACK_PX
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> bool:
     """Tells whether an annotation marks a crowd."""
-    return bool(annotation.get("iscrowd"))
+    return is_marked(annotation, "iscrowd")
+
+
+def is_marked(annotation: Mapping[str, Any], key: str) -> bool:
+    """Tells whether a flag is set, which some files write as text: "0" is not."""
+    value = annotation.get(key)
+    return value.strip().lower() not in _NO if isinstance(value, str) else bool(value) and value == value
 
 
 def parse_floats(value: Any, count: int) -> list[float]:
-    """Returns `count` finite numbers; raises InvalidAnnotationError."""
+    """Returns `count` finite numbers, which may be written as text; raises InvalidAnnotationError."""
+    if isinstance(value, str):
+        value = value.strip("[]() ").replace(",", " ").split()
     if not isinstance(value, (list, tuple)) or len(value) != count:
         raise InvalidAnnotationError(f"box that is not {count} numbers")
     return [parse_float(one, "box with a value that is not a number of an image's size") for one in value]
@@ -145,6 +296,9 @@ def parse_floats(value: Any, count: int) -> list[float]:
 
 def parse_float(value: Any, reason: str) -> float:
     """Returns a finite number of at most MAX_COORDINATE; raises InvalidAnnotationError for the reason."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_COORDINATE:
         raise InvalidAnnotationError(reason)
     return float(value)
@@ -153,11 +307,6 @@ def parse_float(value: Any, reason: str) -> float:
 def parse_side(value: Any) -> int:
     """Returns an image's width or height, which some files write as text; raises InvalidAnnotationError."""
     reason = "image whose width or height is not a number above 0"
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise InvalidAnnotationError(reason) from None
     pixels = math.floor(parse_float(value, reason))
     if pixels < 1:
         raise InvalidAnnotationError(reason)

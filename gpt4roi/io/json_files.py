@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,5 +115,16 @@ def as_json(value: Any, indent: int | None = None, encoding: str = "utf-8") -> s
 
 
 def write_json(path: Path, value: Any, indent: int | None = None, kept: str = BEFORE_IS_KEPT) -> None:
-    """Writes a JSON file, with a newline at its end, completely or not at all. Raises InputError as `atomic_path`."""
-    atomic_write_text(path, as_json(value, indent) + "\n", kept)
+    """Writes a JSON file, with a newline at its end, completely or not at all. Raises InputError as `atomic_path`.
+
+    NaN and infinity, which strict readers refuse, become null.
+    """
+    atomic_write_text(path, as_json(_finite(value), indent) + "\n", kept)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value

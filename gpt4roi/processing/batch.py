@@ -57,10 +57,6 @@ def pad_features(
     return batch
 
 
-_TENSOR_LISTS = ("feature_maps",)
-_STACKED = ("image_tokens",)
-
-
 class RegionCollator:
     """Pads encoded samples to one batch for training; what could not be encoded is left out.
 
@@ -85,41 +81,26 @@ class RegionCollator:
         """
         encoded = [feature for feature in features if "input_ids" in feature]
         skipped = [feature["skipped"] for feature in features if "input_ids" not in feature]
-        if not encoded:
-            return _with_counts(self._empty_batch() | {"skipped": skipped})
-        cached = [{key: f[key] for key in (*_TENSOR_LISTS, *_STACKED) if key in f} for f in encoded]
-        batch = pad_features(
-            [{key: value for key, value in f.items() if key not in (*_TENSOR_LISTS, *_STACKED)} for f in encoded],
-            pad_token_id=self.pad_token_id,
-            side="right",
-        )
-        with_image = [entry for entry in cached if entry]
-        if with_image:
-            batch["image_tokens"] = torch.stack([entry["image_tokens"] for entry in with_image])
-            batch["feature_maps"] = [
-                torch.stack(level) for level in zip(*(e["feature_maps"] for e in with_image), strict=True)
-            ]
-        if all("text_ids" in feature for feature in encoded):
+        batch = pad_features(encoded, self.pad_token_id) if encoded else self._empty_batch()
+        cached = [feature for feature in encoded if "image_tokens" in feature]
+        if cached:
+            batch["image_tokens"] = torch.stack([feature["image_tokens"] for feature in cached])
+            levels = zip(*(feature["feature_maps"] for feature in cached), strict=True)
+            batch["feature_maps"] = [torch.stack(level) for level in levels]
+        if encoded and all("text_ids" in feature for feature in encoded):
             batch["text_ids"] = torch.cat([feature["text_ids"] for feature in encoded])
         batch["n_dropped_rounds"] = [feature["n_dropped_rounds"] for feature in encoded]
         batch["sources"] = [feature["source"] for feature in encoded]
-        if skipped:
+        if skipped or not encoded:
             batch["skipped"] = skipped
-        return _with_counts(batch)
+        batch["n_tokens"] = int(batch["attention_mask"].sum())
+        batch["n_supervised"] = int((batch["labels"] != IGNORE_INDEX).sum())
+        return batch
 
     def _empty_batch(self) -> dict[str, Any]:
         ids = torch.full((1, 2), self.pad_token_id)
-        labels = torch.full_like(ids, IGNORE_INDEX)
         return {
             "input_ids": ids,
-            "labels": labels,
+            "labels": torch.full_like(ids, IGNORE_INDEX),
             "attention_mask": torch.ones_like(ids),
-            "n_dropped_rounds": [],
-            "sources": [],
         }
-
-
-def _with_counts(batch: dict[str, Any]) -> dict[str, Any]:
-    batch["n_tokens"] = int(batch["attention_mask"].sum())
-    batch["n_supervised"] = int((batch["labels"] != IGNORE_INDEX).sum())
-    return batch

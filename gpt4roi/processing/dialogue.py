@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,15 +82,16 @@ class DialogueEncoder:
         """
         rounds = _rounds(steps)
         for dropped in range(max(len(rounds) - 1, 1)):
-            encoded, _ = self._encode(_without(rounds, dropped, generation), generation, where)
+            left = rounds[:1] + rounds[1 + dropped :] if generation else rounds[: len(rounds) - dropped]
+            encoded, _ = self._encode([step for one in left for step in one], generation, where)
             if len(encoded.ids) <= self.max_length:
-                return _with(encoded, dropped=dropped)
+                return replace(encoded, dropped=dropped)
         if not generation:
             encoded, _ = self._encode(rounds[0], False, where)
             dropped = len(rounds) - 1
             if len(encoded.ids) <= self.max_length:
-                return _with(encoded, dropped=dropped)
-            return _with(self._cut(encoded, where), dropped=dropped, cut=True)
+                return replace(encoded, dropped=dropped)
+            return replace(self._cut(encoded, where), dropped=dropped, cut=True)
         raise self._too_long(len(encoded.ids), where)
 
     def independent(self, steps: Sequence[DialogueStep], where: str) -> Encoded:
@@ -140,11 +141,8 @@ class DialogueEncoder:
             prompt = self.template.render(written, generation)
         except InputError as error:
             raise InputError(f"{error}{where}") from error
-        text, spans, question = (
-            prompt.text,
-            prompt.spans,
-            self._question_start(prompt.text, texts[0], steps[0].preamble),
-        )
+        text, spans = prompt.text, prompt.spans
+        question = max(text.find(texts[0].strip()), 0) + steps[0].preamble
         image_at = text.find(IMAGE_TOKEN)
         if image_at >= 0:
             text = text[:image_at] + self.image_text + text[image_at + len(IMAGE_TOKEN) :]
@@ -164,10 +162,6 @@ class DialogueEncoder:
         if found != len(boxes):
             raise InputError(f"{found} <bbox> tokens but {len(boxes)} boxes{where}")
         return Encoded(ids, labels, boxes), shared
-
-    @staticmethod
-    def _question_start(text: str, first_text: str, preamble: int) -> int:
-        return max(text.find(first_text.strip()), 0) + preamble
 
     def _cut(self, encoded: Encoded, where: str) -> Encoded:
         """Shortens the only answer; the question, the image and every `<bbox>` must stay."""
@@ -192,15 +186,6 @@ def _rounds(steps: Sequence[DialogueStep]) -> list[list[DialogueStep]]:
             rounds.append([])
         rounds[-1].append(step)
     return rounds
-
-
-def _without(rounds: list[list[DialogueStep]], dropped: int, generation: bool) -> list[DialogueStep]:
-    kept = rounds[:1] + rounds[1 + dropped :] if generation else rounds[: len(rounds) - dropped]
-    return [step for one in kept for step in one]
-
-
-def _with(encoded: Encoded, dropped: int, cut: bool = False) -> Encoded:
-    return Encoded(encoded.ids, encoded.labels, encoded.boxes, dropped=dropped, cut=cut)
 
 
 def common_prefix_length(rows: list[np.ndarray]) -> int:

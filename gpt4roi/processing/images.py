@@ -8,16 +8,16 @@ dialogue (also inference): the stored pixels, not rotated; CLIP's resize (bicubi
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch.nn import functional as F
 
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import boxes as box_ops
+from gpt4roi.processing.image_files import open_file, quiet_pillow, unreadable_kind
 from gpt4roi.structures import Augmentation, ImagePipeline, as_image_pipeline
 
 MAX_PIXELS = 178_956_970
@@ -27,42 +27,67 @@ MAX_ASPECT = 200
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def load_image(image: Any, pipeline: ImagePipeline = "dialogue", where: str = "") -> Image.Image:
-    """Opens a path, PIL image or uint8 array [H, W, 3] and returns it as RGB, rotated by EXIF for `detection`.
+def load_image(
+    image: Any, pipeline: ImagePipeline = "dialogue", where: str = "", ignore_alpha: bool = False
+) -> Image.Image:
+    """Opens an image as RGB: turned upright by EXIF for `detection`, and on white where it is transparent.
+
+    Args:
+        image: Path, encoded file as bytes, PIL image, or uint8 array [H, W, 3] or [H, W, 4].
+        pipeline: As of RegionSample.
+        where: Part of every message.
+        ignore_alpha: Takes the colours that transparent pixels hold, as the original does.
 
     Raises:
-        InputError: It is missing, damaged, no image, or too large to decode; `where` is part of the message.
+        InputError: It is missing, damaged, no image, or too large to decode.
     """
     if isinstance(image, np.ndarray):
-        return Image.fromarray(_check_array(image, where))
-    name = repr(str(image)) if not isinstance(image, Image.Image) else "the given image"
-    if not isinstance(image, (str, bytes, Image.Image)) and not hasattr(image, "__fspath__"):
+        image = Image.fromarray(_check_array(image, where))
+    encoded = isinstance(image, (bytes, bytearray, memoryview))
+    name = f"of {len(image)} bytes" if encoded else "given" if isinstance(image, Image.Image) else repr(str(image))
+    if not encoded and not isinstance(image, (str, Image.Image)) and not hasattr(image, "__fspath__"):
         kind = type(image).__name__
         raise InputError(f"an image must be a path, a PIL image or a uint8 array, got {kind}{where}")
     try:
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        if opened.width * opened.height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels")
-        if max(opened.size) > MAX_ASPECT * min(opened.size):
-            raise InputError(
-                f"image {name} is {opened.width} x {opened.height} pixels{where}; "
-                f"its sides may differ {MAX_ASPECT} times at most"
-            )
-        if as_image_pipeline(pipeline) == "detection":
-            opened = ImageOps.exif_transpose(opened)
-        return _to_rgb(opened)
+        with quiet_pillow():
+            opened = image if isinstance(image, Image.Image) else open_file(image)
+            _check_size(opened, f"image {name}", where)
+            if as_image_pipeline(pipeline) == "detection":
+                opened = _upright(opened)
+            return _to_rgb(opened, ignore_alpha)
     except FileNotFoundError as error:
         raise InputError(f"image {name} not found{where}; check the path or --img_prefix") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"image {name} is too large to open{where}: {error}; make it smaller first") from error
     except UnidentifiedImageError as error:
+        kind, remedy = unreadable_kind(image)
+        if kind:
+            raise InputError(f"image {name} is {kind}, which cannot be read{where}; {remedy}") from error
         raise InputError(f"image {name} is not an image file that can be read{where}") from error
     except InputError:
         raise
     except Exception as error:  # PIL plugins may raise anything on corrupt files
         raise InputError(f"image {name} cannot be decoded{where}: {error}; fetch or save it again") from error
+
+
+def _check_size(image: Image.Image, what: str, where: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise InputError(
+            f"{what} is {image.width} x {image.height} pixels{where}; its sides may differ {MAX_ASPECT} times at most"
+        )
 
 
 def read_header(path: str, where: str = "") -> tuple[tuple[int, int], bool]:
@@ -74,38 +99,62 @@ def read_header(path: str, where: str = "") -> tuple[tuple[int, int], bool]:
         InputError: Not even its header can be read.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                return (image.height, image.width), image.getexif().get(_ORIENTATION) in _SIDEWAYS
+        with quiet_pillow(), open_file(path) as image:
+            return (image.height, image.width), _orientation(image) in _SIDEWAYS
     except Exception as error:  # PIL plugins may raise anything on corrupt headers
         raise InputError(f"image {path!r} cannot be opened{where}: {error}") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF data say; they are not written back, for damaged ones cannot be."""
+    image.load()  # which turns a TIFF by itself
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow raises anything on damaged EXIF data, without which the image is as stored
+        return None
+
+
+def _to_rgb(image: Image.Image, ignore_alpha: bool) -> Image.Image:
+    transparent = image.has_transparency_data and not ignore_alpha
     if image.mode.startswith("I") or image.mode == "F":  # PIL would cut these greys off at 255
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
+        grey = np.asarray(image)
+        levels = _eight_bits(grey)
+        if transparent:
+            levels[grey == image.info["transparency"]] = 255
+        return Image.fromarray(levels).convert("RGB")
+    if transparent:
+        pixels = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
     return image.convert("RGB")
 
 
 def _eight_bits(grey: np.ndarray) -> np.ndarray:
-    """Returns greys of 16 bits, of 32 that hold 8 or 16, or of floats in [0, 1] or [0, 255], as uint8."""
+    """Returns greys as uint8: of 8 or 16 bits, of 10 to 14 that the largest fills, or floats in [0, 1]."""
     if grey.dtype.kind == "f":
-        grey = np.nan_to_num(grey)
-        return (grey * (255 if grey.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
-    if grey.dtype.itemsize == 2 or grey.max() > 255:
-        grey = grey.astype(np.int64) >> 8
-    return grey.clip(0, 255).astype(np.uint8)
+        grey = np.nan_to_num(grey).clip(0, 2**31)
+        if grey.max() <= 255:
+            return (grey * (255 if grey.max() <= 1 else 1)).round().astype(np.uint8)
+    bits = int(grey.max()).bit_length()
+    if bits > 16:
+        shift = bits - 8
+    elif 10 <= bits <= 14:  # cameras have 10, 12 or 14; as 16 bits, these would be nearly black
+        shift = bits + bits % 2 - 8
+    else:
+        shift = 8 if grey.dtype.itemsize == 2 or bits > 8 else 0
+    return (grey.astype(np.int64) >> shift).clip(0, 255).astype(np.uint8)
 
 
 def _check_array(image: np.ndarray, where: str) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
         raise InputError(f"an image array must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}{where}")
-    if image.ndim == 2:
-        image = np.repeat(image[:, :, None], 3, axis=2)
-    if image.shape[2] not in (3, 4):
+    if image.ndim == 3 and image.shape[2] not in (3, 4):
         raise InputError(f"an image array must have 3 channels (RGB), got {image.shape[2]}{where}")
-    return np.ascontiguousarray(image[:, :, :3])
+    return np.ascontiguousarray(image)
 
 
 def to_pixel_values(

@@ -164,7 +164,7 @@ class GPT4RoIProcessor(ProcessorMixin):
         """
         if sample.image is None:
             return self.encode_text(sample, generation)
-        image = images.load_image(sample.image, sample.image_pipeline, _where(sample))
+        image = images.load_image(sample.image, sample.image_pipeline, sample.where, sample.ignore_alpha)
         encoded = self.encode_text(sample, generation, (image.height, image.width))
         encoded["pixel_values"] = self.to_pixel_values(image, sample.image_pipeline, sample.augmentation)
         return encoded
@@ -173,7 +173,7 @@ class GPT4RoIProcessor(ProcessorMixin):
         self, sample: RegionSample, generation: bool = False, image_size: tuple[int, int] | None = None
     ) -> dict[str, Any]:
         """Does what encode does without opening the image; image_size: its (height, width), for boxes in pixels."""
-        where = _where(sample)
+        where = sample.where
         steps = self._steps(sample, generation, where)
         if sample.independent_turns and not generation:
             encoded = self._dialogues.independent(_each_shows(steps, sample, where), where)
@@ -252,11 +252,24 @@ class GPT4RoIProcessor(ProcessorMixin):
         """Turns an image that was opened, RGB, into float32[3, image_size, image_size]."""
         return images.to_pixel_values(opened, pipeline, self.image_size, self.image_mean, self.image_std, augmentation)
 
-    def supervision_spans(self, ids: Any, labels: Any) -> list[tuple[str, bool]]:
-        """Decodes an encoded sample (input_ids and labels, int64[T]) for display.
+    def supervision_spans(self, ids: Any, labels: Any, segment_ids: Any = None) -> list[tuple[str, bool]]:
+        """Decodes an encoded sample (input_ids, labels and segment_ids, int64[T]) for display.
 
-        Returns (text, whether it is supervised) in order; the image's tokens are `[256 image tokens]`.
+        Returns (text, whether it is supervised) in order; the image's tokens are `[256 image tokens]`. Independent
+        conversations come one by one, each under a line that numbers it, with the beginning that all of them share.
         """
+        n_conversations = 0 if segment_ids is None else int(segment_ids.max())
+        if n_conversations < 2:
+            return self._spans(ids, labels)
+        spans: list[tuple[str, bool]] = []
+        for number in range(1, n_conversations + 1):
+            end = "" if number == 1 else "\n"
+            spans.append((f"{end}— conversation {number} of {n_conversations}, which sees no other —\n", False))
+            seen = (segment_ids == 0) | (segment_ids == number)
+            spans += self._spans(ids[seen], labels[seen])
+        return spans
+
+    def _spans(self, ids: Any, labels: Any) -> list[tuple[str, bool]]:
         runs: list[tuple[str, list[int]]] = []
         for token, label in zip(ids.tolist(), labels.tolist(), strict=True):
             image = token == self.image_patch_token_id
@@ -287,10 +300,6 @@ class GPT4RoIProcessor(ProcessorMixin):
 def _per_channel(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = values
     return red, green, blue
-
-
-def _where(sample: RegionSample) -> str:
-    return f" in {sample.source}" if sample.source else ""
 
 
 def _first_shows(steps: list[DialogueStep], sample: RegionSample) -> list[DialogueStep]:

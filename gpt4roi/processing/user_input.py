@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import io
 import logging
 import math
 import os
@@ -29,6 +27,7 @@ from gpt4roi.processing.mentions import region_numbers
 logger = logging.getLogger(__name__)
 
 _SHORT_MENTION = re.compile(r"<(\d+)>")
+_URL_SAFE = str.maketrans("-_", "+/")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.IGNORECASE)
 
 BORDER_SLACK_PX = 1.0
@@ -49,15 +48,13 @@ def open_image(image: Any) -> Image.Image:
     """Opens an image as RGB and upright, so that boxes are in pixels of the image as it is displayed.
 
     Args:
-        image: Path, data URL, PIL image, encoded file as bytes, or uint8 array [H, W, 3] (RGB).
+        image: Path, data URL, PIL image, encoded file as bytes, or uint8 array [H, W, 3] (RGB) or [H, W, 4] (RGBA).
 
     Raises:
         InputError: There is no such file, or it is not an image.
     """
     if isinstance(image, str) and image[:5].lower() == "data:":
-        image = _decode(_bytes_of_data_url(image), "of the data URL")
-    elif isinstance(image, (bytes, bytearray, memoryview)):
-        image = _decode(bytes(image), "given")
+        image = _bytes_of_data_url(image)
     elif isinstance(image, (str, Path)):
         _check_path(image)
     return load_image(image, pipeline="detection")  # the pipeline that turns images upright
@@ -80,16 +77,15 @@ def _bytes_of_data_url(url: str) -> bytes:
     if head is None or head[3] is None:
         raise InputError(f"{url[:40]!r}: expected an image as data:image/png;base64,…")
     try:
-        return base64.b64decode(url[head.end() :], validate=True)
-    except (binascii.Error, ValueError) as error:
+        return decode_base64(url[head.end() :])
+    except ValueError as error:
         raise InputError(f"{url[:40]!r}: what follows the comma is not base64: {error}") from None
 
 
-def _decode(data: bytes, which: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data))
-    except Exception:  # PIL plugins may raise anything on corrupt files
-        raise InputError(f"the {len(data)} bytes {which} are not an image file that can be read") from None
+def decode_base64(text: str) -> bytes:
+    """Decodes base64 with line breaks, without padding, or of URLs (`-` and `_`); raises ValueError on other text."""
+    compact = re.sub(r"\s|%0[AD]", "", text, flags=re.IGNORECASE).rstrip("=").translate(_URL_SAFE)
+    return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
 
 
 def validate_boxes_px(boxes_px: Any, image_size: tuple[int, int], first_number: int = 1) -> np.ndarray:

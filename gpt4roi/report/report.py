@@ -26,6 +26,9 @@ from gpt4roi.io.atomic import BEFORE_IS_KEPT, atomic_path
 from gpt4roi.processing.user_input import open_image
 from gpt4roi.report.rendering import render
 
+PAGE_SIDE = 480
+"""Pixels of the longer side of an image in a gallery."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -167,16 +170,34 @@ class Report:
         """Adds charts side by side, each of a name and its bins."""
         return self._add("histograms.html", title=title, charts=charts, note=note)
 
-    def gallery(self, title: str, items: Iterable[GalleryItem], note: str = "") -> Report:
-        """Adds images with numbered boxes and their answers, worst first, with filters by task and verdict."""
+    def gallery(
+        self,
+        title: str,
+        items: Iterable[GalleryItem],
+        note: str = "",
+        words: tuple[str, str, str] = ("answer", "image", "task"),
+    ) -> Report:
+        """Adds images with numbered boxes and their answers, worst first, with filters where there is a choice.
+
+        words: What an answer, an image and a task are called; without the first, only images are counted.
+        """
         cards = sorted(enumerate(items), key=lambda card: card[1].quality)
         answers = [answer for _, item in sorted(cards) for answer in item.answers]
-        verdicts = ["", *(["wrong", "right"] if any(answer.right is not None for answer in answers) else [])]
+        verdicts = ["wrong", "right"] if any(answer.right is not None for answer in answers) else []
         verdicts += ["changed"] if any(answer.before is not None for answer in answers) else []
         tasks = dict.fromkeys(answer.task for answer in answers if answer.task)
         scores = dict.fromkeys(name for answer in answers for name in answer.scores)
         return self._add(
-            "gallery.html", title=title, note=note, cards=cards, verdicts=verdicts, tasks=tasks, scores=scores
+            "gallery.html",
+            title=title,
+            note=note,
+            cards=cards,
+            verdicts=["", *verdicts] if verdicts else [],
+            tasks=tasks,
+            scores=scores,
+            ranked=any(answer.quality is not None for answer in answers),
+            words=words,
+            side=PAGE_SIDE,
         )
 
     def html(self) -> str:

@@ -103,12 +103,13 @@ def cache_features(
     return cached
 
 
-def _images(mixture: Mixture) -> tuple[list[str], ImagePipeline]:
-    """Returns the distinct images of a mixture in order of appearance, and the one pipeline they all go through.
+def _images(mixture: Mixture) -> tuple[dict[str, bool], ImagePipeline]:
+    """Returns the distinct images of a mixture with their `ignore_alpha`, and the one pipeline they all go through.
 
     Samples that cannot be drawn have none here: they are skipped and counted in training.
     """
-    pipelines: dict[str, ImagePipeline] = {}
+    images: dict[str, bool] = {}
+    pipelines: set[ImagePipeline] = set()
     for index in range(len(mixture)):
         try:
             sample = mixture.sample(index, np.random.default_rng(0))
@@ -117,19 +118,21 @@ def _images(mixture: Mixture) -> tuple[list[str], ImagePipeline]:
         if sample.augmentation is not None:
             raise InputError(f"{sample.source}: --feature_cache needs data sets that do not augment images")
         if sample.image is not None:
-            pipelines[sample.image] = sample.image_pipeline
-    if len(set(pipelines.values())) > 1:
+            images[sample.image] = sample.ignore_alpha
+            pipelines.add(sample.image_pipeline)
+    if len(pipelines) > 1:
         raise InputError("--feature_cache: the data sets use both image pipelines; choose one for all of them")
-    return list(pipelines), next(iter(pipelines.values()), "dialogue")
+    return images, next(iter(pipelines), "dialogue")
 
 
-def _fingerprint(tower: nn.Module, how: str, images: list[str]) -> str:
+def _fingerprint(tower: nn.Module, how: str, images: dict[str, bool]) -> str:
     digest = hashlib.sha256(how.encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    for image in images:
-        digest.update(f"{image} {_file_state(image)}\n".encode(errors="backslashreplace"))
+    for image, ignore_alpha in images.items():
+        on_white = "" if ignore_alpha or image.lower().endswith((".jpg", ".jpeg")) else " on white"
+        digest.update(f"{image} {_file_state(image)}{on_white}\n".encode(errors="backslashreplace"))
     return digest.hexdigest()[:16]
 
 
@@ -143,7 +146,7 @@ def _file_state(image: str) -> str:
 
 @torch.no_grad()
 def _encode_images(
-    images: list[str], pipeline: ImagePipeline, processor: GPT4RoIProcessor, model: Any, bf16: bool
+    images: dict[str, bool], pipeline: ImagePipeline, processor: GPT4RoIProcessor, model: Any, bf16: bool
 ) -> FeatureCache:
     tensors: dict[str, torch.Tensor] = {}
     encoded: list[str] = []
@@ -152,12 +155,12 @@ def _encode_images(
     parameter = next(model.vision_tower.parameters())
     with tqdm(total=len(images), desc="encoding images", unit="image") as bar:
         for start in range(0, len(images), IMAGE_BATCH_SIZE):
-            batch = images[start : start + IMAGE_BATCH_SIZE]
+            batch = list(images)[start : start + IMAGE_BATCH_SIZE]
             bar.update(len(batch))
             opened = []
             for image in batch:
                 try:
-                    loaded = load_image(image, pipeline)
+                    loaded = load_image(image, pipeline, ignore_alpha=images[image])
                 except InputError as error:
                     reasons.append(str(error))
                     continue

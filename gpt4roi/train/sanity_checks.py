@@ -89,5 +89,6 @@ def render(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int = 0) -> 
 
 
 def _spans(batch: dict[str, Any], processor: GPT4RoIProcessor, row: int) -> list[tuple[str, bool]]:
-    length = int(batch["attention_mask"][row].sum())
-    return processor.supervision_spans(batch["input_ids"][row][:length], batch["labels"][row][:length])
+    end = int(batch["attention_mask"][row].sum())
+    keys = [key for key in ("input_ids", "labels", "segment_ids") if key in batch]
+    return processor.supervision_spans(*(batch[key][row][:end] for key in keys))

@@ -155,7 +155,7 @@ def page(watched: list[Watched], history: dict[str, Any]) -> str:
 def _image(sample: RegionSample) -> dict[str, str]:
     """Returns the `image` with its boxes as a data URL, or the `fault` for which it cannot be read or drawn on."""
     try:
-        image = load_image(sample.image, sample.image_pipeline)
+        image = load_image(sample.image, sample.image_pipeline, ignore_alpha=sample.ignore_alpha)
         width, height = image.size
         scale = np.array([width, height, width, height]) if sample.box_frame == "unit" else 1
         drawn = draw_boxes(image, (np.asarray(sample.boxes_px) * scale).tolist())

@@ -8,7 +8,8 @@ import pytest
 from coco_tables import tables
 
 from gpt4roi import InputError
-from gpt4roi.captioning.source import annotation_box, read_source
+from gpt4roi.captioning.source import read_source
+from gpt4roi.io.coco import annotation_box_inside
 
 
 def read(tmp_path, content, folder, name="boxes.json"):
@@ -73,7 +74,7 @@ def test_the_unified_format_becomes_tables(tmp_path, images):
     annotations = source.content["annotations"]
     assert [annotation.get("bbox") for annotation in annotations] == [[1, 2, 30, 40], [5, 5, 15, 15], None]
     assert [annotation["region"] for annotation in annotations] == [1, 2, 1]
-    assert annotation_box(annotations[2], (64, 96)) == [10, 20, 30, 40]
+    assert annotation_box_inside(annotations[2], (64, 96)) == ([10, 20, 30, 40], False)
     assert read(tmp_path, lines, images).content == source.content
 
 
@@ -107,7 +108,8 @@ def test_lines_of_text_alone_and_line_separators_inside_a_text_cost_no_box(tmp_p
 
 
 def test_boxes_are_cut_at_the_border():
-    assert annotation_box({"bbox": [-5, 10, 200, 20]}, (64, 96)) == [0, 10, 96, 30]
+    assert annotation_box_inside({"bbox": [-5, 10, 200, 20]}, (64, 96)) == ([0, 10, 96, 30], True)
+    assert annotation_box_inside({"bbox": [-0.5, 10, 20, 20]}, (64, 96)) == ([0, 10, 19.5, 30], False)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +117,9 @@ def test_boxes_are_cut_at_the_border():
     [
         ({"bbox": [5, 5, 0, 10]}, "the box 5,5,5,15 has no area inside the image, which is 96x64"),
         ({"bbox": [100, 5, 20, 10]}, "has no area inside"),
-        ({"bbox": [float("nan"), 5, 20, 10]}, "has no area inside"),
-        ({"bbox": [1, 2, 3]}, "expected bbox as x, y, width, height"),
-        ({"bbox": "1234"}, "expected bbox as x, y, width, height"),
+        ({"bbox": [float("nan"), 5, 20, 10]}, "a value that is not a number of an image's size"),
+        ({"bbox": [1, 2, 3]}, "box that is not 4 numbers"),
+        ({"bbox": "1234"}, "box that is not 4 numbers"),
         ({"segmentation": []}, "neither bbox nor segmentation"),
         ({"segmentation": {"size": [64, 96], "counts": [64 * 96]}}, "the mask is empty"),
         ({"segmentation": {"size": [96, 64], "counts": [0, 96 * 64]}}, "the mask is 64x96 but the image is 96x64"),
@@ -126,13 +128,46 @@ def test_boxes_are_cut_at_the_border():
 )
 def test_a_box_that_cannot_be_used_is_told(annotation, message):
     with pytest.raises(InputError, match=message):
-        annotation_box(annotation, (64, 96))
+        annotation_box_inside(annotation, (64, 96))
 
 
 def with_(name, value, index=0, table="annotations"):
     content = tables((1, 1))
     content[table][index][name] = value
     return content
+
+
+@pytest.mark.parametrize(
+    ("content", "failed", "left"),
+    [
+        (with_("image_id", 99), ["annotations[0]: box on image 99, which is not among the file's images"], ["1.png"]),
+        (with_("image_id", [1]), ["annotations[0]: box without an image_id"], ["1.png"]),
+        (with_("file_name", "", 0, "images"), ["images[0]: no file_name; 1 boxes on it"], ["1.png"]),
+        (with_("file_name", "1.png", 0, "images"), [], ["1.png", "1.png"]),
+    ],
+    ids=str,
+)
+def test_an_entry_that_cannot_be_used_is_left_out_and_named(tmp_path, images, content, failed, left):
+    source = read(tmp_path, content, images)
+    assert source.failed == [f"{tmp_path}/boxes.json: {what}" for what in failed]
+    assert [image.path.name for image in source.images] == left
+
+
+def test_boxes_of_an_id_that_two_images_have_are_left_out(tmp_path, images):
+    content = tables((1, 1, 1))
+    content["images"][1]["id"] = "10"
+    content["images"].append({**content["images"][2], "id": 12.0})
+    source = read(tmp_path, content, images)
+    assert [image.path.name for image in source.images] == ["2.png"]
+    assert "which one its boxes are on cannot be told" in source.failed[1] and len(source.failed) == 3
+
+
+def test_the_second_of_two_annotations_of_one_id_gets_a_free_one(tmp_path, images, caplog):
+    content = tables((2,))
+    content["annotations"][1]["id"] = "100"
+    source = read(tmp_path, content, images)
+    assert [annotation["id"] for annotation in source.content["annotations"]] == [100, 1]
+    assert "1 annotations have the id of an earlier one" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -145,10 +180,6 @@ def with_(name, value, index=0, table="annotations"):
         ("7", "got other JSON"),
         ([{"a": 1}], "an entry has a"),
         ([{"image_id": "nowhere", "bbox": [1, 2, 3, 4]}], "none of its 1 image_id fits an image in"),
-        (with_("image_id", 99), r"annotations\[0\] is on image 99"),
-        (with_("image_id", [1]), r"annotations\[0\] is on image \[1\]"),
-        (with_("id", 10, 1, "images"), r"images\[1\] has the id 10; expected one of its own"),
-        (with_("file_name", "", 0, "images"), r"images\[0\] has no file_name"),
         (tables((0, 0)), "holds no box"),
         ([{"image": None, "boxes": [[1, 2, 3, 4]]}], "#1: has boxes or masks but no image"),
         ([{"image": "1.png", "boxes": [[1, 2, 3]]}], "#1: box 1: expected four numbers"),

@@ -116,8 +116,8 @@ def test_coco_asks_about_each_box_and_answers_with_caption_or_category(tmp_path,
     assert objects[1]["region_texts"] == ["traffic light"]
     written = capsys.readouterr()
     assert "2 objects; left out 5" in written.out
-    assert "box of a crowd: 1" in written.out and "box without its image: 1" in written.out
-    assert f"{tmp_path}/c.json#annotations[4]: box without area" in written.err
+    assert "box of a crowd: 1" in written.out and "box in an image that the file does not list: 1" in written.out
+    assert f"{tmp_path}/c.json#annotations[4]: the box 1,2,1,6 has no area" in written.err
     assert len(UnifiedDataset(tmp_path / "t.jsonl")) == 2
 
 

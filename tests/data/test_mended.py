@@ -252,3 +252,10 @@ def test_refcoco_takes_the_boxes_that_an_expression_means_even_where_they_are_ma
     assert crowds == [6]
     captions = [open_reader(ENTRIES["refcoco"]).item(index).caption for index in range(5)]
     assert "long thin thing here" in captions
+
+
+@pytest.mark.parametrize("name", ["refcoco", "flickr30k", "det_llava", "vcr"])
+def test_n6_transparency_is_white_unless_the_reader_is_as_released(name):
+    for as_released in (False, True):
+        reader = open_reader(ENTRIES[name] | {"as_released": as_released})
+        assert reader.sample(0, np.random.default_rng(0)).ignore_alpha == as_released

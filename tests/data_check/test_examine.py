@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -98,13 +99,36 @@ def test_losses_within_the_allowed_share_are_remarks(tmp_path, estimator):
     results = examine([unified(path)], estimator)
     assert results[0].lost == 1
     assert judge(results, 0.01).word == "ready, with remarks", "a training lets a single one pass too"
-    assert judge(results, 0.01).reason == "1 left out, which stops no training; 1 errors and 0 warnings"
+    assert judge(results, 0.01).reason == "1 left out, which stops no training; 1 error and 0 warnings"
     (tmp_path / "4.png").unlink()
     results = examine([unified(path)], estimator)
     assert judge(results, 0.2).word == "ready, with remarks"
     verdict = judge(results, 0.1)
     assert verdict.word == "not ready" and verdict.reason.startswith("2 of 12 samples in unified")
     assert verdict.reason.endswith("cannot be used (16.7 %; one, or 10 %, is allowed)")
+
+
+def test_losses_of_every_kind_count_together(tmp_path, estimator):
+    path = good_set(tmp_path, count=20)
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(line("0.png", answer="")), *rows[1:]]))
+    assert judge(examine([unified(path)], estimator), 0.01).ready, "an empty answer alone"
+    (tmp_path / "7.png").unlink()
+    results = examine([unified(path)], estimator)
+    verdict = judge(results, 0.01)
+    assert not verdict.ready
+    assert verdict.reason.startswith("1 of 20 annotations and 1 of 19 samples in unified")
+    assert verdict.reason.endswith("cannot be used (10 %; one, or 1 %, is allowed)")
+    assert judge(results, 0.1).ready
+
+
+def test_losses_of_all_training_sets_count_together(tmp_path, estimator):
+    entries = [unified(good_set(tmp_path / name)) for name in "ab"]
+    (tmp_path / "a" / "3.png").unlink()
+    assert judge(examine(entries, estimator), 0.01).ready
+    (tmp_path / "b" / "4.png").unlink()
+    verdict = judge(examine(entries, estimator), 0.01)
+    assert verdict.reason == "2 of 24 samples in all training sets cannot be used (8.33 %; one, or 1 %, is allowed)"
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
@@ -139,7 +163,7 @@ def test_a_bad_image_counts_for_every_sample_that_needs_it(tmp_path, estimator):
     (result,) = examine([unified(path)], estimator)
     assert result.lost == 2
     assert result.findings.counts["picture_unreadable"] == 1
-    assert "#4 and 1 more samples: " in result.findings.examples["picture_unreadable"][0].message
+    assert "#4 and 1 more sample: " in result.findings.examples["picture_unreadable"][0].message
 
 
 def test_one_answer_to_nearly_everything_is_told(tmp_path, estimator):
@@ -217,6 +241,65 @@ def test_lines_for_a_terminal_end_with_the_verdict(tmp_path, capsys):
     assert lines[-1] == "ready: no fault was found"
 
 
+def test_a_fault_is_told_with_what_to_do_in_words_that_fit_one(tmp_path, capsys):
+    path = good_set(tmp_path, count=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph(0).save(tmp_path / "0.png", exif=exif)
+    assert main(["data", "check", str(path), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "  1 sample, 1 image, 1 region, 1 answer; 0 samples would be skipped" in printed
+    assert '    to do: say "image_pipeline": "detection", or save it upright\n' in printed
+    assert printed.endswith("ready, with remarks: 0 errors and 1 warning\n")
+
+
+def samples_of(path, *arguments):
+    """The page's part that shows samples: (its note, the titles of the samples)."""
+    assert main(["data", "check", str(path), "--html", str(path.parent / "r.html"), "--workers", "1", *arguments]) == 0
+    page = (path.parent / "r.html").read_text(encoding="utf-8").split("Samples as the model reads them")[1:]
+    return [(re.search(r'<p class="soft">(.*?)</p>', part)[1], re.findall(r"(\w+\.jsonl#\d+)", part)) for part in page]
+
+
+def test_the_page_shows_every_sample_in_its_order_and_fewer_where_that_is_asked_for(tmp_path):
+    path = good_set(tmp_path)
+    ((note, titles),) = samples_of(path)
+    assert titles[::2] == [f"train.jsonl#{number}" for number in range(1, 13)]
+    assert note.startswith("12 of 12 samples. ")
+    ((note, titles),) = samples_of(path, "--show", "5")
+    assert len(titles[::2]) == 5 and note.startswith("5 of 12 samples, of 5 drawn at random; --show N shows more. ")
+    assert samples_of(path, "--show", "0") == []
+    ((_, titles),) = samples_of(path, "--sample", "4", "--seed", "1")
+    assert len(titles[::2]) == 4, "only what was checked is shown"
+
+
+def test_small_sets_leave_their_share_of_the_page_to_the_large_ones(tmp_path):
+    for name, count in (("many", 12), ("few", 2)):
+        good_set(tmp_path / name, count)
+    entries = [{"type": "unified", "ann_file": str(tmp_path / name / "train.jsonl")} for name in ("many", "few")]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    shown = [len(titles[::2]) for _, titles in samples_of(tmp_path / "list.json", "--show", "10")]
+    assert shown == [8, 2]
+
+
+def test_the_page_of_a_check_has_filters_of_a_check(tmp_path):
+    path = good_set(tmp_path)
+    rows = [line("0.png", [[10, 10, 10.5, 50]], answer="a line"), line("1.png", [[10, 10, 160, 50]], answer="a sheet")]
+    path.write_text(path.read_text() + "".join("\n" + json.dumps(row) for row in rows))
+    samples_of(path)
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "every kind of finding" in page and ">tiny box</option>" in page
+    assert all(word not in page.partition("<script>")[0] for word in ("worst first", "every task", ">all</button>"))
+    assert 'data-row="finding" data-card="image"' in page and 'data-row="" data-card="sample"' in page
+
+
+def test_boxes_stand_on_the_page_where_they_are_in_an_image_of_any_size(tmp_path):
+    photograph(0, 1200, 900).save(tmp_path / "0.png")
+    (tmp_path / "t.jsonl").write_text(json.dumps(line("0.png", [[120, 90, 600, 450]])))
+    samples_of(tmp_path / "t.jsonl")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert 'viewBox="0 0 480 360"' in page and '<rect x="48.0" y="36.0" width="192.0" height="144.0"' in page
+
+
 def test_a_model_counts_its_own_tokens(tmp_path, model_folder, capsys):
     path = good_set(tmp_path)
     assert main(["data", "check", str(path), "--workers", "1", "--json", "--model", str(model_folder)]) == 0
@@ -230,6 +313,7 @@ def test_a_model_counts_its_own_tokens(tmp_path, model_folder, capsys):
     [
         ("{tmp}/none.json", "no such file; --dataset_config takes"),
         ("{good} --sample 0", "--sample must be at least 1, got 0"),
+        ("{good} --show -1", "--show must be at least 0, got -1"),
         ("{good} --max-bad-fraction 2", "--max-bad-fraction must lie between 0 and 1, got 2.0"),
         ("{good} --html {tmp}", "give a file to write, in a folder"),
         ("{good} --html {good}/page.html", "give a file to write, in a folder"),

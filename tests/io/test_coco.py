@@ -34,13 +34,21 @@ def test_an_image_is_named_by_its_file_or_by_the_end_of_its_address():
         ({"bbox": [1, 2, 3, 4], "segmentation": RUNS}, [1, 2, 4, 6]),
         ({"bbox": None, "segmentation": RUNS}, [0, 0, 6, 4]),
         ({"bbox": [], "segmentation": [[1, 1, 5, 1, 5, 3]]}, [1, 1, 5, 3]),
+        ({"bbox": [0, 0, 0, 0], "segmentation": [[1, 1, 5, 1, 5, 3]]}, [1, 1, 5, 3]),
+        ({"bbox": [2, 2, 0, 1], "segmentation": [[1, 1, 5, 1, 5, 3]]}, [1, 1, 5, 3]),
+        ({"bbox": [None] * 4, "segmentation": RUNS}, [0, 0, 6, 4]),
+        ({"bbox": [float("nan")] * 4, "segmentation": RUNS}, [0, 0, 6, 4]),
+        ({"bbox": ["1", "2", "3.0", " 4 "]}, [1, 2, 4, 6]),
+        ({"bbox": "[1, 2, 3, 4]"}, [1, 2, 4, 6]),
     ],
 )
 def test_a_box_comes_from_bbox_or_else_from_the_segmentation(annotation, box):
     assert annotation_box(annotation) == annotation_box(annotation, (4, 6)) == box
 
 
-@pytest.mark.parametrize("bbox", [None, [1, 2, 3], "1234", [1, 2, 3, True], [1, 2, 3, float("nan")], [1, 2, 3, 1e8]])
+@pytest.mark.parametrize(
+    "bbox", [None, [1, 2, 3], "1234", [1, 2, 3, True], [*"123x"], [1, 2, 3, float("nan")], [1, 2, 3, 1e8]]
+)
 def test_a_box_that_is_not_four_numbers_is_refused(bbox):
     with pytest.raises(InvalidAnnotationError, match="box "):
         annotation_box({"bbox": bbox})
@@ -53,6 +61,55 @@ def test_a_mask_of_another_image_size_is_refused():
 
 def test_ids_are_numbers_or_texts():
     assert [coco.is_id(value) for value in (1, 1.0, "a", True, None, [1], float("nan"))] == [True] * 3 + [False] * 4
+
+
+@pytest.mark.parametrize("value", [7, 7.0, "7", "7.0", "007", " 7 "])
+def test_ids_are_compared_as_numbers_however_they_are_written(value):
+    content = {
+        "images": [{"id": value, "file_name": "a.jpg"}],
+        "annotations": [{"id": value, "image_id": 7, "category_id": value}, {"image_id": value, "category_id": "cup"}],
+        "categories": [{"id": value, "name": "cup"}],
+    }
+    tables = coco.read_tables(content, "a.json")
+    assert tables.image_id(0) == tables.annotation_image(tables.annotations[1]) == 7
+    assert [one["category_id"] for one in tables.annotations] == [7, 7] and tables.categories == {7: "cup"}
+
+
+def test_an_id_that_two_images_have_is_of_neither_and_an_image_listed_twice_is_one():
+    images = [{"id": 1, "file_name": "a"}, {"id": "1", "file_name": "b"}]
+    images += [{"id": 2, "file_name": "c"}, {"id": 2.0, "file_name": "c"}, 7, {"file_name": "d"}]
+    tables = coco.read_tables({"images": images, "annotations": []}, "a.json")
+    found = []
+    for position in range(len(images)):
+        try:
+            found.append(tables.image_id(position))
+        except InvalidAnnotationError as error:
+            found.append(error.reason)
+    assert found == [
+        *["image whose id another one has"] * 2,
+        2,
+        "image that is listed twice",
+        "image that is not an object",
+        "image without an id",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "crowd"),
+    [(0, False), (1, True), ("0", False), ("1", True), (None, False), ("False", False), (0.0, False), (True, True)],
+)
+def test_a_crowd_may_be_marked_in_text(value, crowd):
+    assert coco.is_crowd({"iscrowd": value}) is crowd
+
+
+def test_a_box_is_cut_at_the_border_or_refused():
+    assert coco.cut_box([-5, 2, 8, 99], (4, 6)) == ([0, 2, 6, 4], True)
+    assert coco.cut_box([0, 0, 6.5, 4], (4, 6)) == ([0, 0, 6, 4], False)
+    assert coco.cut_box([-5, 2, 8, 99], None) == ([-5, 2, 8, 99], False)
+    for box, reason in (([7, 1, 9, 3], coco.OUTSIDE), ([1, 1, 1, 3], coco.NO_AREA), ([3, 1, 1, 3], coco.NO_AREA)):
+        with pytest.raises(InvalidAnnotationError, match="no area inside the image, which is 6x4") as caught:
+            coco.cut_box(box, (4, 6))
+        assert caught.value.reason == reason
 
 
 def test_an_image_turned_by_its_exif_data_has_its_sides_exchanged():

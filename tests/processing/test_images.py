@@ -1,15 +1,16 @@
 """Images: both pipelines, EXIF rotation, augmentation, and files that are no usable image."""
 
+import io
 import struct
 import warnings
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin, features
 
 from gpt4roi.errors import InputError
-from gpt4roi.processing.images import boxes_in_frame, load_image, to_pixel_values
+from gpt4roi.processing.images import boxes_in_frame, load_image, read_header, to_pixel_values
 from gpt4roi.structures import Augmentation
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -117,8 +118,6 @@ def test_jpegs_in_cmyk_and_images_with_a_palette_keep_their_colours(tmp_path):
     orange.convert("CMYK").save(tmp_path / "print.jpg", quality=100)
     orange.quantize(8).save(tmp_path / "palette.png")
     orange.quantize(8).save(tmp_path / "palette.gif")
-    transparent = orange.quantize(8)
-    transparent.save(tmp_path / "see-through.png", transparency=0)
     for path in sorted(tmp_path.iterdir()):
         np.testing.assert_allclose(load_image(path).getpixel((8, 8)), (230, 120, 20), atol=3, err_msg=path.name)
 
@@ -156,9 +155,177 @@ def test_damaged_files_of_every_kind_are_loaded_or_refused_in_one_line(tmp_path)
     assert refused > 60
 
 
-def test_grey_and_transparent_arrays_are_taken():
+def test_grey_arrays_are_taken():
     assert load_image(np.full((4, 6), 9, dtype=np.uint8)).getpixel((0, 0)) == (9, 9, 9)
-    assert load_image(np.full((4, 6, 4), 9, dtype=np.uint8)).size == (6, 4)
+
+
+def logo(colour=(0, 0, 0)):
+    """A black square on a transparent ground whose hidden colour is black as well."""
+    image = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
+    image.paste((*colour, 255), (10, 10, 30, 20))
+    return image
+
+
+def png(depth, kind, row, *chunks):
+    """A PNG of one row of two pixels, for what Pillow does not write."""
+    header = struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    packed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "P", "array"])
+def test_what_is_transparent_is_white_unless_the_original_is_followed(mode):
+    image = np.asarray(logo()) if mode == "array" else logo().quantize(8) if mode == "P" else logo().convert(mode)
+    shown = load_image(image)
+    assert (shown.mode, shown.getpixel((1, 1)), shown.getpixel((20, 15))) == ("RGB", (255, 255, 255), (0, 0, 0))
+    assert load_image(image, ignore_alpha=True).getpixel((1, 1)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF", "TGA"])
+def test_files_with_an_alpha_channel_are_shown_on_white(kind, tmp_path):
+    logo((200, 20, 20)).save(tmp_path / "logo", kind, **({"lossless": True} if kind == "WEBP" else {}))
+    for pipeline in ("detection", "dialogue"):
+        shown = load_image(tmp_path / "logo", pipeline)
+        assert shown.getpixel((1, 1)) == (255, 255, 255) and shown.getpixel((20, 15)) == (200, 20, 20)
+
+
+def test_half_transparent_pixels_are_mixed_and_opaque_ones_stay_as_they_are():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    pixels[0, 0] = (0, 100, 200, 51)
+    shown = np.asarray(load_image(pixels))
+    assert shown[0, 0].tolist() == [204, 224, 244] and (shown[1:] == pixels[1:, :, :3]).all()
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "key", "opaque"),
+    [
+        (1, 0, b"\x40", b"\0\0", 255),
+        (2, 0, b"\x60", b"\0\1", 170),
+        (4, 0, b"\x2f", b"\0\2", 255),
+        (8, 0, b"\x12\x80", b"\0\x12", 128),
+        (16, 0, b"\x12\x34\x80\0", b"\x12\x34", 128),
+        (8, 2, b"\1\2\3\4\4\4", b"\0\1\0\2\0\3", 4),
+        (16, 2, b"\1\0\2\0\3\0\4\0\4\0\4\0", b"\1\0\2\0\3\0", 4),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_white_at_every_depth(depth, kind, row, key, opaque):
+    shown = load_image(png(depth, kind, row, (b"tRNS", key)))
+    assert shown.getpixel((0, 0)) == (255,) * 3 and shown.getpixel((1, 0)) == (opaque,) * 3
+
+
+def phone_jpeg(exif):
+    """A JPEG, red at the left as stored, with EXIF data as bytes."""
+    image = Image.new("RGB", (80, 40), "blue")
+    image.paste("red", (0, 0, 40, 40))
+    packed = io.BytesIO()
+    image.save(packed, "JPEG", quality=95)
+    whole, segment = packed.getvalue(), b"Exif\0\0" + exif
+    return whole[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + whole[2:]
+
+
+SIDEWAYS = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+BAD_RATIONAL = b"II*\0" + struct.pack("<IH", 8, 2) + SIDEWAYS + struct.pack("<HHIIIii", 0x9204, 10, 1, 38, 0, -1, 0)
+
+
+@pytest.mark.parametrize("exif", [BAD_RATIONAL, BAD_RATIONAL[:-4], BAD_RATIONAL[:24]], ids=["rational", "cut", "short"])
+def test_a_photograph_with_damaged_exif_data_is_turned_upright(exif, tmp_path):
+    (tmp_path / "phone.jpg").write_bytes(phone_jpeg(exif))
+    shown = load_image(tmp_path / "phone.jpg", "detection")
+    assert shown.size == (40, 80) and shown.getpixel((20, 10))[0] > 200 and shown.getpixel((20, 70))[2] > 200
+
+
+@pytest.mark.parametrize("exif", [BAD_RATIONAL[:8], b"II*\0\xff\xff\xff\xff", b"nothing"])
+def test_exif_data_that_tell_no_orientation_leave_the_photograph_as_stored(exif):
+    assert load_image(phone_jpeg(exif), "detection").size == (80, 40)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+def test_every_orientation_is_turned_as_pillow_turns_it(ending, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(tmp_path / f"o.{ending}", exif=exif)
+        expected = ImageOps.exif_transpose(Image.open(tmp_path / f"o.{ending}")).convert("RGB")
+        np.testing.assert_array_equal(load_image(tmp_path / f"o.{ending}", "detection"), expected)
+
+
+def large_text(compress):
+    """Several MB of text, as a chunk of a PNG."""
+    return (
+        (b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 2**21)) if compress else (b"tEXt", b"Comment\0" + b"x" * 2**26)
+    )
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        large_text(compress=True),
+        large_text(compress=False),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"x" * 2**21)),
+        (b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**22))),
+    ],
+    ids=["zTXt", "tEXt", "iTXt", "iCCP"],
+)
+def test_a_png_with_megabytes_of_text_or_profile_opens_without_unpacking_them(chunk, tmp_path):
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    (tmp_path / "text.png").write_bytes(png(8, 2, b"\1\1\1\4\4\4", chunk))
+    assert load_image(tmp_path / "text.png", "detection").getpixel((1, 0)) == (4, 4, 4)
+    assert read_header(str(tmp_path / "text.png"))
+    assert limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+
+def test_a_text_of_a_png_that_tells_its_orientation_is_read():
+    turned = b"XML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="6"/>'
+    assert load_image(png(8, 2, b"\1\1\1\4\4\4", (b"iTXt", turned)), "detection").size == (1, 2)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize(("largest", "expected"), [(1023, 128), (3000, 94), (4095, 128), (16383, 128), (65535, 128)])
+def test_greys_whose_values_fill_ten_to_fourteen_bits_are_not_black(kind, largest, expected, tmp_path):
+    grey = np.full((4, 4), largest // 2, dtype=kind)
+    grey[0, 0] = largest
+    Image.fromarray(grey).save(tmp_path / "grey.tif")
+    assert abs(load_image(tmp_path / "grey.tif").getpixel((2, 2))[0] - expected) <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is HEIC, which cannot be read; save it as JPEG or PNG first"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "is HEIC, which"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "is AVIF, which cannot be read; save it as JPEG or PNG first, or"),
+        (b"\0\0\0\x18ftypisom", "is a video, which"),
+        (b"\xff\x0a12", "is JPEG XL, which"),
+        (b'<?xml version="1.0"?>\n<svg>', "is SVG, which"),
+        (b"<!DOCTYPE html><title>404", "is a web page, which cannot be read; download the image itself"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
+    ],
+)  # fmt: skip
+def test_files_that_pillow_does_not_read_are_named_by_their_first_bytes(content, message, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(content)
+    for form in (tmp_path / "photo.jpg", content):
+        with pytest.raises(InputError, match=message):
+            load_image(form)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_opens_where_pillow_reads_it(tmp_path):
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "photo.jpg", "AVIF")
+    assert load_image(tmp_path / "photo.jpg").getpixel((8, 8))[0] > 240
+
+
+def test_warnings_of_pillow_do_not_reach_the_terminal(tmp_path):
+    logo().quantize(8).convert("P").save(tmp_path / "palette.png", transparency=bytes(8))
+    (tmp_path / "apng.png").write_bytes(png(8, 2, b"\1\1\1\4\4\4", (b"acTL", bytes(8))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("palette.png", "apng.png"):
+            load_image(tmp_path / name), load_image(tmp_path / name, ignore_alpha=True)
 
 
 def png_header(width, height):

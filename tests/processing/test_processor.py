@@ -275,3 +275,26 @@ def test_an_encoded_sample_is_written_in_passages_with_what_is_learnt(pyramid_pr
     assert [text for text, learnt in passages if learnt] == ["a cat<|end|>"]
     assert [text for text, _ in passages][1] == f"[{pyramid_processor.image_seq_length} image tokens]"
     assert "What is region1 <bbox>?" in passages[2][0]
+
+
+def test_independent_pairs_are_written_as_conversations_of_their_own(pyramid_processor):
+    turns = [Turn("user", "What is <region1>?"), Turn("assistant", "a cat")]
+    turns += [Turn("user", "What is <region2>?"), Turn("assistant", "a dog")]
+    pairs = RegionSample("a.png", tuple(turns), np.ones((2, 4)), independent_turns=True)
+    single = RegionSample("a.png", tuple(turns[2:]), np.ones((2, 4)))
+    encoded = pyramid_processor.encode_text(pairs, image_size=(8, 8))
+    alone = pyramid_processor.encode_text(single, image_size=(8, 8))
+
+    spans = pyramid_processor.supervision_spans(encoded["input_ids"], encoded["labels"], encoded["segment_ids"])
+    first, second = "".join(text for text, _ in spans).split("\n— conversation 2 of 2, which sees no other —\n")
+    assert first.startswith("— conversation 1 of 2, which sees no other —\n") and "a dog" not in first
+    whole = "".join(text for text, _ in pyramid_processor.supervision_spans(alone["input_ids"], alone["labels"]))
+    assert second == whole.rstrip("\n")
+    assert [text for text, learnt in spans if learnt] == ["a cat<|end|>", "a dog<|end|>"]
+
+
+def test_the_processor_shows_transparency_as_the_sample_says():
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    turns = (Turn("user", "What?"), Turn("assistant", "Nothing"))
+    white, black = (make("chat").encode(RegionSample(image, turns, ignore_alpha=hidden)) for hidden in (False, True))
+    assert white["pixel_values"].min() > 1 and black["pixel_values"].max() < 0

@@ -131,7 +131,7 @@ def test_an_answer_can_carry_references_scores_and_the_crop_of_its_region():
     assert Image.open(io.BytesIO(base64.b64decode(crop))).size == (31, 21)
     assert "<li>apple</li><li>&lt;b&gt;</li>" in html
     assert 'data-name="CIDEr" data-value="0.25"' in html and '<option value="score:CIDEr">' in html
-    assert "right" not in re.search(r'<div class="bar">.*?</button><select', html)[0]
+    assert "right" not in re.search(r'<div class="bar">.*?<input', html)[0]
 
 
 def test_answers_without_a_verdict_are_ordered_by_their_first_score():

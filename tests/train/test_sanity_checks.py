@@ -1,13 +1,17 @@
 """What is looked at before the first step."""
 
 import json
+import logging
+import re
 
 import pytest
 from test_training import stage1
 
 from gpt4roi.data.unified import UnifiedDataset
 from gpt4roi.errors import InputError
-from gpt4roi.train.sanity_checks import check_drops
+from gpt4roi.processing.batch import pad_features
+from gpt4roi.structures import RegionSample, Turn
+from gpt4roi.train.sanity_checks import check_drops, check_first_batch
 
 GOOD = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
 BAD = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": ""}]}
@@ -65,3 +69,16 @@ def test_a_training_of_which_too_much_is_bad_stops_with_the_numbers_and_the_last
     chosen = half_missing(parts, tmp_path / "some.jsonl")
     with pytest.raises(InputError, match=r"of 1\d\d samples could not be used, .* the last: image .*some.jsonl#\d+"):
         stage1(tmp_path / "out", parts, *chosen, "--per_device_train_batch_size", "4", steps=60)
+
+
+def test_the_first_sample_is_logged_as_the_conversations_that_the_model_sees(pyramid_processor, caplog):
+    turns = [turn for number in (1, 2) for turn in (Turn("user", f"Number {number}?"), Turn("assistant", f"n{number}"))]
+    encoded = pyramid_processor.encode_text(RegionSample(None, tuple(turns), independent_turns=True))
+    batch = pad_features([encoded, pyramid_processor.encode_text(RegionSample(None, tuple(turns) * 4))], 0)
+    caplog.set_level(logging.INFO)
+    check_first_batch([batch | {"n_dropped_rounds": [0, 0], "skipped": []}], pyramid_processor)
+    logged = next(message for message in caplog.messages if message.startswith("First sample"))
+    _, first, second = re.split(r"\n?— conversation \d of 2, which sees no other —\n", logged)
+    assert [part.split("<|start|>")[-2:] for part in (first, second)] == [
+        [f"user\nNumber {number}?<|end|>\n", f"assistant\n«n{number}<|end|>»"] for number in (1, 2)
+    ]

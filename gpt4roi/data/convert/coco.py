@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,19 @@ from gpt4roi.errors import InputError
 from gpt4roi.geometry.frames import oriented_size
 from gpt4roi.io.atomic import atomic_path
 from gpt4roi.io.coco import (
+    CUT,
+    CocoTables,
+    FilteredOutError,
     Id,
     InvalidAnnotationError,
-    annotation_box,
+    annotation_box_inside,
     image_file_name,
+    image_size,
     is_crowd,
     is_id,
-    parse_id,
     read_tables,
 )
+from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.io.json_files import read_json
 from gpt4roi.processing.images import read_header
 
@@ -45,59 +49,69 @@ def objects_of_coco(
         raise InputError(f"the question must hold {{region}}, got {question!r}")
     tables = read_tables(read_json(path, "a file in COCO's form"), path)
     names = {key: name.replace("_", " ") for key, name in (tables.categories or {}).items()}
-    of_image: dict[Id, list[tuple[list[float], str]]] = {}
+    of_image: dict[Id, list[int]] = {}
     for position, annotation in enumerate(tables.annotations):
-        where = f"{path}#annotations[{position}]"
         try:
-            key, region = _region(annotation, names)
-            of_image.setdefault(key, []).append(region)
+            of_image.setdefault(tables.annotation_image(annotation), []).append(position)
         except InvalidAnnotationError as error:
-            target.leave_out(error.reason, f"{where}: {error}")
-    for position, image in enumerate(tables.images):
+            target.leave_out_annotation(error, f"{path}#annotations[{position}]")
+    find = ImageFinder(Path(img_prefix))
+    for position in range(len(tables.images)):
         where = f"{path}#images[{position}]"
         try:
-            key, name = _image(image)
+            key, image = tables.image_id(position), tables.images[position]
+            name = require_text(image_file_name(image), "file_name of the image")
         except InvalidAnnotationError as error:
-            target.leave_out(error.reason, f"{where}: {error}")
+            target.leave_out_annotation(error, where)
             continue
-        regions = of_image.pop(key, [])
+        regions = _regions(tables, of_image.pop(key, []), image_size(image), names, path, target)
         if not regions:
             target.leave_out("image without a box that can be used", f"{where}: no box that can be used")
             continue
         yield {
             "id": where.rpartition("/")[2],
-            "image": target.image_name(str(Path(img_prefix) / name)),
+            "image": target.image_name(target.found(find, name, where)),
             "boxes": [[round(value, 2) for value in box] for box, _ in regions],
             **caption_fields([called for _, called in regions], question),
         }
     lost = sum(map(len, of_image.values()))
     if lost:
-        message = f"{path}: {lost} boxes in images that the file does not list or that are left out"
-        target.leave_out("box without its image", message, lost)
+        target.leave_out("box without its image", f"{path}: {lost} boxes in images that are left out", lost)
 
 
-def _region(annotation: Any, names: dict[Id, str]) -> tuple[Id, tuple[list[float], str]]:
-    """Returns the image's id, the box xyxy and what it is called; raises InvalidAnnotationError."""
-    if not isinstance(annotation, dict):
-        raise InvalidAnnotationError("box that is not an object")
-    key = parse_id(annotation.get("image_id"), "box without an image_id")
-    if is_crowd(annotation):
-        raise InvalidAnnotationError(CROWD)
-    box = annotation_box(annotation)
-    if box[2] <= box[0] or box[3] <= box[1]:
-        raise InvalidAnnotationError("box without area")
+def _regions(
+    tables: CocoTables,
+    positions: Iterable[int],
+    size: tuple[int, int] | None,
+    names: Mapping[Id, str],
+    path: Path,
+    target: Conversion,
+) -> list[tuple[list[float], str]]:
+    """Returns the boxes xyxy of an image and what they are called; size: (height, width) of the image."""
+    regions = []
+    for position in positions:
+        annotation, where = tables.annotations[position], f"{path}#annotations[{position}]"
+        try:
+            if is_crowd(annotation):
+                raise FilteredOutError(CROWD)
+            box, is_cut = annotation_box_inside(annotation, size)
+            regions.append((box, _called(annotation, names)))
+            if is_cut:
+                target.note(CUT, where)
+        except InvalidAnnotationError as error:
+            target.leave_out_annotation(error, where)
+    return regions
+
+
+def _called(annotation: Mapping[str, Any], names: Mapping[Id, str]) -> str:
+    """Returns the caption or the category of a box; raises InvalidAnnotationError where it has neither."""
     category: Any = annotation.get("category_id")
     called = annotation.get("caption") or (names.get(category) if is_id(category) else None)
+    if not called and isinstance(category, str) and not names:  # no table, and no number either
+        called = category
     if not called:
         raise InvalidAnnotationError("box with neither a caption nor a known category")
-    return key, (box, require_text(called, "caption of the box"))
-
-
-def _image(image: Any) -> tuple[Id, str]:
-    if not isinstance(image, dict):
-        raise InvalidAnnotationError("image without an id")
-    key = parse_id(image.get("id"), "image without an id")
-    return key, require_text(image_file_name(image), "file_name of the image")
+    return require_text(called, "caption of the box")
 
 
 def write_coco(objects: Iterable[dict[str, Any]], path: Path, target: Conversion, labels: bool = False) -> int:

@@ -17,11 +17,14 @@ from gpt4roi.data.unified_object import BadObjectError, check_object
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.frames import oriented_size
 from gpt4roi.io.atomic import atomic_path
+from gpt4roi.io.coco import InvalidAnnotationError
+from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.processing.images import read_header
 from gpt4roi.structures import RegionSample
 
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
 _MAX_EXAMPLES = 5
+NOT_THERE = "image that is not there"
 
 
 @dataclass
@@ -31,18 +34,39 @@ class Conversion:
     Attributes:
         folder: Of the file that is written; images are named relative to it.
         left_out: Reason -> number.
+        noted: What is converted all the same, but told -> number.
         examples: The first messages.
     """
 
     folder: Path
     left_out: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     def leave_out(self, reason: str, message: str, count: int = 1) -> None:
         """Notes what cannot be converted."""
         self.left_out[reason] += count
+        self._name(message)
+
+    def leave_out_annotation(self, error: InvalidAnnotationError, where: str) -> None:
+        """Notes what the file has that cannot be converted."""
+        self.leave_out(error.reason, f"{where}: {error}")
+
+    def note(self, what: str, where: str, message: str = "") -> None:
+        """Notes what is converted all the same, but has to be told."""
+        self.noted[what] += 1
+        self._name(f"{where}: {message or what}")
+
+    def _name(self, message: str) -> None:
         if len(self.examples) < _MAX_EXAMPLES:
             self.examples.append(message)
+
+    def found(self, find: ImageFinder, name: str, where: str) -> str:
+        """Returns the path of an image that a file names; notes where it is not there."""
+        path = find.find(name)
+        if path is None:
+            self.note(NOT_THERE, where, f"image {name!r} is not in {find.folders[0]}; give its folder as --img-prefix")
+        return str(path or find.folders[0] / name)
 
     def image_name(self, path: str) -> str:
         """Returns an image's path as the written file names it: relative to its folder, where that is possible."""

@@ -16,8 +16,8 @@ from gpt4roi.data.annotations import alternating_texts, require_text
 from gpt4roi.data.convert.objects import Conversion, caption_fields
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
-from gpt4roi.io.coco import InvalidAnnotationError
-from gpt4roi.io.images_on_disk import COCO_2014_PREFIX
+from gpt4roi.io.coco import InvalidAnnotationError, image_file_name
+from gpt4roi.io.images_on_disk import COCO_2014_PREFIX, ImageFinder
 from gpt4roi.io.json_files import kind_of, read_json
 from gpt4roi.processing.mentions import MENTION, region_numbers
 
@@ -34,26 +34,27 @@ def objects_of_osprey(path: Path, img_prefix: str | Path, target: Conversion) ->
     entries = read_json(path, "a file of Osprey-724K")
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected a list (Osprey's form), got {kind_of(entries)}")
+    find = ImageFinder(Path(img_prefix))
     for position, entry in enumerate(entries):
         where = f"{path}#{position}"
         try:
-            yield _object(entry, where, img_prefix, target)
+            yield _object(entry, where, find, target)
         except InputError as error:
             reason = error.reason if isinstance(error, InvalidAnnotationError) else "mask that cannot be used"
             target.leave_out(reason, f"{where}: {error}")
 
 
-def _object(entry: Any, where: str, img_prefix: str | Path, target: Conversion) -> dict[str, Any]:
+def _object(entry: Any, where: str, find: ImageFinder, target: Conversion) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise InvalidAnnotationError("entry that is not an object")
-    name = COCO_2014_PREFIX.sub("", require_text(entry.get("file_name"), "file_name of the entry"))
+    name = COCO_2014_PREFIX.sub("", require_text(image_file_name(entry), "file_name of the entry"))
     regions = entry.get("annotation")
     if not isinstance(regions, list) or not regions or not all(isinstance(region, dict) for region in regions):
         raise InvalidAnnotationError("entry without regions")
     boxes = masks.to_boxes([region.get("segmentation") for region in regions])
     made = {
         "id": where.rpartition("/")[2],
-        "image": target.image_name(str(Path(img_prefix) / name)),
+        "image": target.image_name(target.found(find, name, where)),
         "height": entry.get("height"),
         "width": entry.get("width"),
         "boxes": boxes.round(2).tolist(),

@@ -24,10 +24,12 @@ from gpt4roi.io.coco import (
     Id,
     InvalidAnnotationError,
     annotation_xywh,
+    image_file_name,
     is_crowd,
     is_id,
+    is_marked,
+    is_placeholder,
     parse_float,
-    parse_id,
     parse_side,
     read_tables,
 )
@@ -58,11 +60,13 @@ class CocoStyleDataset(IndexedDataset):
         InputError: The file is not of this form, or nothing of it can be used.
     """
 
-    version = 2
+    version = 3
     crowds = False
     """Whether boxes marked `iscrowd` are taken."""
     captions = False
     """Whether an image has a caption, without which it is left out."""
+    as_released = False
+    """Whether samples are as the released weights saw them."""
 
     def __init__(
         self, ann_file: str | Path, img_prefix: str | Path, max_gt_per_img: int, test_mode: bool, options: str = ""
@@ -89,7 +93,7 @@ class CocoStyleDataset(IndexedDataset):
     def build(self, contents: list[bytes]) -> Columns:
         tables = read_tables(parse_json(contents.pop(), self.files[0]), self.files[0])
         drops = Drops([(0, "images"), (0, "annotations")])
-        return _Regions(self, tables, _Images(self, tables.images, drops), drops).columns()
+        return _Regions(self, tables, _Images(self, tables, drops), drops).columns()
 
     def unaugmented(self) -> CocoStyleDataset:
         same = copy.copy(self)
@@ -141,33 +145,27 @@ class CocoStyleDataset(IndexedDataset):
             augmentation=augmentation,
             region_texts=tuple(texts),
             source=self.source(index),
+            ignore_alpha=self.as_released,
         )
 
 
 class _Images:
     """The images of a file that can be used, by their id."""
 
-    def __init__(self, reader: CocoStyleDataset, images: list, drops: Drops) -> None:
+    def __init__(self, reader: CocoStyleDataset, tables: CocoTables, drops: Drops) -> None:
         self.by_id: dict[Any, int] = {}
-        self.seen: set[Any] = set()
         self.positions: list[int] = []
         self.sizes: list[tuple[int, int]] = []
         self.names: list[str] = []
         self.captions: list[str] = []
-        for position, image in enumerate(images):
+        for position in range(len(tables.images)):
             try:
-                self._take(reader, position, image)
+                self._take(reader, position, tables.image_id(position), tables.images[position])
             except InvalidAnnotationError as reason:
                 drops.add(reason, position, IMAGES)
 
-    def _take(self, reader: CocoStyleDataset, position: int, image: Any) -> None:
-        if not isinstance(image, dict):
-            raise InvalidAnnotationError("image that is not an object")
-        key = parse_id(image.get("id"), "image without an id")
-        if key in self.seen:
-            raise FilteredOutError("image whose id another one has")
-        self.seen.add(key)
-        name = reader.file_name(require_file_name(image.get("file_name"), "file_name of the image"))
+    def _take(self, reader: CocoStyleDataset, position: int, key: Id, image: dict) -> None:
+        name = reader.file_name(require_file_name(image_file_name(image), "file_name of the image"))
         caption = reader.caption(image.get("caption")) if reader.captions else ""
         height, width = parse_side(image.get("height")), parse_side(image.get("width"))
         if min(height, width) < MIN_IMAGE_SIDE:
@@ -183,7 +181,7 @@ class _Regions:
     """The boxes of a file that can be used, each with the number of its image."""
 
     def __init__(self, reader: CocoStyleDataset, tables: CocoTables, images: _Images, drops: Drops) -> None:
-        self.reader, self.images, self.drops = reader, images, drops
+        self.reader, self.tables, self.images, self.drops = reader, tables, images, drops
         self.categories = reader.categories(tables.categories)
         # Arrays, as lists would take several times the memory for millions of boxes.
         self.images_of, self.positions, self.boxes = array("q"), array("q"), array("d")
@@ -197,15 +195,10 @@ class _Regions:
                 drops.add(reason, position, ANNOTATIONS)
 
     def _take(self, position: int, annotation: Any) -> None:
-        if not isinstance(annotation, dict):
-            raise InvalidAnnotationError("box that is not an object")
-        key = parse_id(annotation.get("image_id"), "box without an image_id")
-        image = self.images.by_id.get(key)
+        image = self.images.by_id.get(self.tables.annotation_image(annotation))
         if image is None:
-            if key not in self.images.seen:
-                raise InvalidAnnotationError("box in an image that the file does not list")
             return  # the image was left out, and is counted
-        if annotation.get("ignore"):
+        if is_marked(annotation, "ignore"):
             raise FilteredOutError("box marked ignore")
         box = self._box(annotation, *self.images.sizes[image])
         category = ""
@@ -223,10 +216,12 @@ class _Regions:
         self.texts.append(called)
 
     def _box(self, annotation: dict, height: int, width: int) -> list[float]:
-        x, y, w, h = annotation_xywh(annotation)
+        x, y, w, h = annotation_xywh(annotation, (height, width))
         if max(0.0, min(x + w, width) - max(x, 0)) * max(0.0, min(y + h, height) - max(y, 0)) == 0:
             raise FilteredOutError("box outside the image or without area")
-        area = annotation.get("area", w * h)
+        area = annotation.get("area")
+        if area is None or is_placeholder(annotation.get("bbox")):
+            area = w * h
         if parse_float(area, "box whose area is not a number") <= 0 or w < 1 or h < 1:
             raise FilteredOutError("box less than a pixel wide or high, or of area 0")
         return [x, y, x + w, y + h]

@@ -110,6 +110,7 @@ class DetLlava(IndexedDataset):
             box_frame="unit",
             region_texts=tuple(names),
             source=self.source(index),
+            ignore_alpha=self.as_released,
         )
 
     def _detected(self, index: int) -> tuple[np.ndarray, np.ndarray]:

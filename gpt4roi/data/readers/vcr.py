@@ -144,6 +144,7 @@ class VCR(IndexedDataset):
             boxes_px=boxes[[tag - 1 for tag in mentioned]],
             region_texts=tuple(objects[tag - 1] for tag in mentioned),
             source=self.source(index),
+            ignore_alpha=self.as_released,
         )
 
     def _boxes(self, index: int) -> tuple[np.ndarray, tuple[int, int] | None]:

@@ -37,14 +37,13 @@ import numpy as np
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.evaluation.benchmarks.object_names import QUESTION
-from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images
+from gpt4roi.evaluation.files import by_id, fields, find_annotations, find_images, usable_boxes
 from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source
 from gpt4roi.evaluation.metrics import Measure, exact_match, words
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_choices
 from gpt4roi.evaluation.similarity import MISSING, SentenceModel, find_sentence_model
-from gpt4roi.io.coco import image_file_name
-from gpt4roi.io.images_on_disk import find_image
+from gpt4roi.io.coco import Id, as_id, image_file_name, is_crowd, is_id, read_tables
 from gpt4roi.io.json_files import read_json
 from gpt4roi.processing.prompts import DETECTION_INSTRUCTION
 
@@ -75,22 +74,28 @@ def read_instances(source: Source, names: Sequence[str]) -> tuple[dict[int, tupl
     Crowds are left out.
     """
     path = find_annotations(source, names)
-    images, annotations, categories = fields(read_json(path), ("images", "annotations", "categories"), str(path))
+    content = read_json(path)
+    tables = read_tables(content, path)
     roots = (path.parent, path.parent.parent)
-    usual = [root / name for root in roots for name in _FOLDERS]
-    folder = find_images(source, usual)
-    folders = [folder] if source.images else [one for one in usual if one.is_dir()]
-    named = {key: _names_of(category) for key, category in by_id(categories, f"{path}, categories").items()}
-    entries = by_id(images, f"{path}, images")
-    of_image: dict[int, list[dict]] = {}
-    for annotation in annotations:
-        if not annotation.get("iscrowd"):
-            of_image.setdefault(fields(annotation, ["image_id"], str(path))[0], []).append(annotation)
+    find = find_images(source, [root / name for root in roots for name in _FOLDERS], several=True)
+    listed = fields(content, ["categories"], str(path))[0]
+    named = {as_id(key): _names_of(category) for key, category in by_id(listed, f"{path}, categories").items()}
+    entries: dict[Id, dict] = {}
+    of_image: dict[Id, list[tuple[dict, np.ndarray]]] = {}
+    for where, image, annotation, box in usable_boxes(source, tables, path):
+        if is_crowd(annotation):
+            continue
+        category = annotation.get("category_id")
+        if not is_id(category) or category not in named:
+            source.leave_out(f"{where}: category_id {category!r} is not among the categories")
+            continue
+        entries[image["id"]] = image
+        of_image.setdefault(image["id"], []).append((annotation, box))
     found = []
     for image_id, members in source.choose(list(of_image.items())):
-        absent = _absent(entries[image_id], members, named)
-        image = find_image(folders, image_file_name(entries[image_id]))
-        found.append([_instance(one, image, absent, f"{path}, annotation {one.get('id')}") for one in members])
+        absent = _absent(entries[image_id], [one for one, _ in members], named)
+        file = find(image_file_name(entries[image_id]))
+        found.append([Instance(str(one["id"]), file, box, one["category_id"], absent) for one, box in members])
     return named, found
 
 
@@ -103,11 +108,6 @@ def _absent(image: dict, members: Sequence[dict], named: dict) -> tuple[int, ...
     """LVIS states which categories were looked for and not found; in COCO all others are absent."""
     stated = image.get("neg_category_ids")
     return tuple(stated) if stated else tuple(sorted(set(named) - {one["category_id"] for one in members}))
-
-
-def _instance(annotation: dict, image: Path, absent: tuple[int, ...], where: str) -> Instance:
-    number, corners, category = fields(annotation, ("id", "bbox", "category_id"), where)
-    return Instance(str(number), image, box_of_xywh(corners, where), category, absent)
 
 
 def load_classes(source: Source, names: Sequence[str], prompt: Prompt) -> list[Item]:

@@ -22,7 +22,6 @@ from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_names
 from gpt4roi.evaluation.similarity import clean_category
 from gpt4roi.geometry.masks import to_box
-from gpt4roi.io.images_on_disk import find_image
 from gpt4roi.io.json_files import read_json
 
 QUESTION = "What is the category of <region1>? Using only one word or phrase."
@@ -37,18 +36,21 @@ def load_objects(source: Source, file_name: str) -> list[Item]:
         raise InputError(f"{path}: expected a list of images, got {type(records).__name__}")
     roots = (path.parent, path.parent.parent)
     usual = [root / name for root in roots for name in FOLDERS]
-    first = find_images(source, usual)
-    folders = [first] if source.images else [folder for folder in usual if folder.is_dir()]
+    find = find_images(source, usual, several=True)
     items = []
     for row, record in source.choose(list(enumerate(records))):
         where = f"{path}#{row}"
         name, categories, annotations = fields(record, ("file_name", "categories", "annotations"), where)
         if len(categories) != len(annotations):
             raise InputError(f"{where}: {len(categories)} categories for {len(annotations)} annotations")
-        image = find_image(folders, name)
+        image = find(name)
         for place, (category, annotation) in enumerate(zip(categories, annotations, strict=True)):
-            (mask,) = fields(annotation, ["segmentation"], f"{where}, annotation {place}")
-            box = to_box(mask, f" in {where}, annotation {place}")
+            try:
+                (mask,) = fields(annotation, ["segmentation"], f"{where}, annotation {place}")
+                box = to_box(mask, f" in {where}, annotation {place}")
+            except InputError as error:
+                source.leave_out(str(error))
+                continue
             query = Query(image, source.question or QUESTION, box[None], id=f"{name}#{row}.{place}")
             items.append(Item(query.id, query, (clean_category(str(category)),)))
     return items

@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.benchmarks.referring_expressions import both_protocols
-from gpt4roi.evaluation.files import box_of_xywh, fields, find_annotations, find_images
+from gpt4roi.evaluation.files import fields, find_annotations, find_images
 from gpt4roi.evaluation.items import Benchmark, Item, Source
 from gpt4roi.evaluation.predictor import Query
-from gpt4roi.io.images_on_disk import find_image
+from gpt4roi.io.coco import InvalidAnnotationError, annotation_box, annotation_xywh
 
 SPLITS = ("test", "val", "all")
 QUESTION = "Describe <region1> in detail, so that it cannot be taken for anything else."
@@ -32,18 +34,23 @@ def load(source: Source) -> list[Item]:
     """Returns one item for each box, its references all captions of the box."""
     split = source.split or SPLITS[0]
     paths = [find_annotations(source, (f"ref-l4-{name}.parquet",)) for name in _files_of(split)]
-    folder = find_images(source, (paths[0].parent / "images", paths[0].parent))
+    find = find_images(source, (paths[0].parent / "images", paths[0].parent))
     of_image: dict[str, dict[str, Item]] = {}
     for path in dict.fromkeys(paths):
         for where, record in _rows(path):
-            file_name, corners, caption = fields(record, ("file_name", "bbox", "caption"), where)
-            name = f"{file_name}:{','.join(f'{float(value):g}' for value in corners)}"
+            file_name, _, caption = fields(record, ("file_name", "bbox", "caption"), where)
+            try:
+                box = np.asarray(annotation_box(record))
+            except InvalidAnnotationError as error:
+                source.leave_out(f"{where}: {error}")
+                continue
+            name = f"{file_name}:{','.join(f'{value:g}' for value in annotation_xywh(record))}"
             found = of_image.setdefault(file_name, {})
             if name in found:
                 found[name] = replace(found[name], references=(*found[name].references, str(caption)))
             else:
-                image = find_image(folder, file_name)
-                query = Query(image, source.question or QUESTION, box_of_xywh(corners, where)[None], id=name)
+                image = find(file_name)
+                query = Query(image, source.question or QUESTION, box[None], id=name)
                 found[name] = Item(name, query, (str(caption),))
     return [item for found in source.choose(list(of_image.values())) for item in found.values()]
 

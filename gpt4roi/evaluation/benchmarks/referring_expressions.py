@@ -22,12 +22,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gpt4roi.errors import InputError
-from gpt4roi.evaluation.files import box_of_xywh, by_id, fields, find_annotations, find_images
+from gpt4roi.evaluation.files import fields, find_annotations, find_images, usable_boxes
 from gpt4roi.evaluation.items import Benchmark, Item, Source
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_texts
-from gpt4roi.io.images_on_disk import find_image
+from gpt4roi.io.coco import annotation_xywh, read_tables
 from gpt4roi.io.json_files import read_json
 
 COCO_FOLDERS = ("coco_all", "coco_imgs", "coco/train2014", "coco/train2017", "train2014", "images")
@@ -46,34 +45,22 @@ def read_boxes(
     folders: where images usually lie, beside the annotations or one folder up. text_of: the reference that an entry
     and its annotation give, None for none. Boxes are the same where image and corners are.
     """
-    content = read_json(path)
-    entries, annotations = fields(content, ("images", "annotations"), str(path))
-    images = by_id(entries, f"{path}, images")
+    tables = read_tables(read_json(path), path)
     roots = (path.parent, path.parent.parent)
-    folder = find_images(source, (root / name for root in roots for name in folders))
+    find = find_images(source, (root / name for root in roots for name in folders))
     found: dict[str, dict[str, Item]] = {}
-    for row, annotation in enumerate(annotations):
-        where = f"{path}, annotations#{row}"
-        image_id, corners = fields(annotation, ("image_id", "bbox"), where)
-        if image_id not in images:
-            raise unknown_image(where, image_id)
-        file_name, _ = fields(images[image_id], ("file_name", "caption"), f"{path}, image {image_id}")
-        text = text_of(images[image_id], annotation)
+    for where, image, annotation, box in usable_boxes(source, tables, path):
+        file_name, _ = fields(image, ("file_name", "caption"), f"{where}, image {image['id']}")
+        text = text_of(image, annotation)
         if not text or not text.strip():
             continue
-        name = f"{Path(file_name).stem}:{','.join(f'{float(value):g}' for value in corners)}"
+        name = f"{Path(file_name).stem}:{','.join(f'{value:g}' for value in annotation_xywh(annotation))}"
         of_image = found.setdefault(file_name, {})
         if name in of_image:
             of_image[name] = replace(of_image[name], references=(*of_image[name].references, text.strip()))
         else:
-            query = Query(find_image(folder, file_name), question, box_of_xywh(corners, where)[None], id=name)
-            of_image[name] = Item(name, query, (text.strip(),))
+            of_image[name] = Item(name, Query(find(file_name), question, box[None], id=name), (text.strip(),))
     return [item for of_image in source.choose(list(found.values())) for item in of_image.values()]
-
-
-def unknown_image(where: str, image_id: object) -> InputError:
-    """Returns the error for an annotation whose image is not in the file."""
-    return InputError(f"{where}: image_id {image_id!r} is not among the file's images")
 
 
 def _captions(title: str, name: str, splits: tuple[str, ...], question: str) -> Benchmark:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source
 from gpt4roi.evaluation.metrics import Measure
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import choose, score_choices
+from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.io.json_files import read_json, read_jsonl
 
 SPLITS = ("val",)
@@ -48,24 +48,22 @@ def load(source: Source) -> list[Item]:
     """Returns two items for each line, `ID:qa` and `ID:qar`."""
     name = f"{source.split or SPLITS[0]}.jsonl"
     path = find_annotations(source, (name, f"vcr/{name}"))
-    folder = find_images(source, (path.parent / "vcr1images", path.parent / "images"))
+    find = find_images(source, (path.parent / "vcr1images", path.parent / "images"))
     records = source.choose([(f"{path}#{row}", one) for row, one in enumerate(read_jsonl(path), start=1)])
-    return [item for where, record in records for item in _items(record, folder, where)]
+    return [item for where, record in records for item in _items(record, find, where)]
 
 
-def _items(record: dict, folder: Path, where: str) -> list[Item]:
+def _items(record: dict, find: ImageFinder, where: str) -> list[Item]:
     name, img_fn, metadata_fn, objects, question, answers, answer_label, reasons, reason_label = fields(
         record, _KEYS, where
     )
-    boxes = np.asarray(fields(read_json(folder / metadata_fn), ["boxes"], str(metadata_fn))[0], dtype=np.float64)
+    boxes = np.asarray(fields(read_json(find(metadata_fn)), ["boxes"], str(metadata_fn))[0], dtype=np.float64)
     if len(boxes) != len(objects):
         raise InputError(f"{where}: {len(objects)} objects, but {metadata_fn} has {len(boxes)} boxes")
 
     def asked(prompt: str, options: Sequence[str], kind: str, label: int, **parts: str) -> Item:
         text = prompt.format(regions=introduce(objects), options=write_options(options), **parts)
-        query = Query(
-            folder / img_fn, text, boxes.reshape(len(boxes), -1)[:, :4], choices=letters(len(options)), id=kind
-        )
+        query = Query(find(img_fn), text, boxes.reshape(len(boxes), -1)[:, :4], choices=letters(len(options)), id=kind)
         return Item(kind, query, (options[label],), parts_of[kind], tuple(options), label, None, {"annot_id": name})
 
     parts_of = {f"{name}:qa": ANSWER, f"{name}:qar": RATIONALE}

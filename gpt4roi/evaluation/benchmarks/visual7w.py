@@ -48,14 +48,14 @@ def read_questions(
     path = find_annotations(source, names)
     content = read_json(path)
     (images,) = fields(content, ["images"], str(path))
-    folder = find_images(source, (path.parent / name for name in FOLDERS))
+    find = find_images(source, (path.parent / name for name in FOLDERS))
     of_split = [image for image in images if fields(image, ("split", "filename"), str(path))[0] == split]
 
     def questions() -> Iterator[tuple[Path, dict]]:
         for image in source.choose(of_split):
             for pair in fields(image, ["qa_pairs"], f"{path}, {image['filename']}")[0]:
                 fields(pair, ("qa_id", "question", "answer", "multiple_choices"), f"{path}, {image['filename']}")
-                yield folder / image["filename"], pair
+                yield find(image["filename"]), pair
 
     return content, path.parent, questions()
 

@@ -5,15 +5,17 @@ for (const gallery of document.querySelectorAll('.gallery')) {
   const search = gallery.querySelector('[name=search]'), count = gallery.querySelector('.count');
   const verdicts = [...gallery.querySelectorAll('[data-verdict]')], empty = gallery.querySelector('.empty');
   const judged = gallery.querySelector('.answer.right, .answer.wrong') !== null;
+  const { row: noun, card } = gallery.dataset;
+  const counted = (number, noun) => `${number} ${noun}${number === 1 ? '' : 's'}`;
   let verdict = '';
   const show = () => {
     let shown = 0, right = 0, scenes = 0;
-    const named = order.value.startsWith('score:') ? order.value.slice(6) : '';
+    const named = order?.value.startsWith('score:') ? order.value.slice(6) : '';
     const wanted = search.value.trim().toLowerCase();
     for (const item of items) {
       let any = 0, good = 0, sum = 0, known = 0;
       for (const row of item.querySelectorAll('.answer')) {
-        const fits = (!task.value || row.dataset.task === task.value) && (!verdict || row.classList.contains(verdict))
+        const fits = (!task?.value || row.dataset.task === task.value) && (!verdict || row.classList.contains(verdict))
           && (!wanted || row.textContent.toLowerCase().includes(wanted));
         row.hidden = !fits; any += fits; good += fits && row.classList.contains('right');
         if (!fits) continue;
@@ -27,8 +29,8 @@ for (const gallery of document.querySelectorAll('.gallery')) {
     const index = (item) => +item.dataset.index;
     const by = { worst: (a, b) => (a.quality === b.quality ? 0 : a.quality - b.quality) || b.amount - a.amount
       || index(a) - index(b), best: (a, b) => by.worst(b, a), file: (a, b) => index(a) - index(b) };
-    items.sort(by[order.value] ?? by.worst); list.append(...items);
-    count.textContent = `${shown} answers on ${scenes} images` + (judged ? `, ${right} right` : '');
+    items.sort(by[order?.value] ?? by.worst); list.append(...items);
+    count.textContent = (noun ? `${counted(shown, noun)} on ` : '') + counted(scenes, card) + (judged ? `, ${right} right` : '');
     empty.hidden = shown > 0;
   };
   for (const button of verdicts) button.onclick = () => {
@@ -36,6 +38,7 @@ for (const gallery of document.querySelectorAll('.gallery')) {
     for (const other of verdicts) other.setAttribute('aria-pressed', other === button);
     show();
   };
-  task.onchange = order.onchange = search.oninput = show;
+  for (const chooser of [task, order]) if (chooser) chooser.onchange = show;
+  search.oninput = show;
   show();
 }
