@@ -29,18 +29,22 @@ from gpt4roi.processing.user_input import one_region_question, open_image
 
 logger = logging.getLogger(__name__)
 
+_IMAGE = "image "
+
 
 @dataclass(frozen=True)
 class Outcome:
     """Counts of a finished job.
 
     failed: what could not be used and why, by image or annotation; cut: boxes cut at their image's border.
+    may_be_rerun: images failed, so another run captions these.
     """
 
     regions: int
     captioned: int
     failed: list[str]
     cut: int = 0
+    may_be_rerun: bool = False
 
 
 def caption_file(
@@ -96,14 +100,22 @@ def caption_file(
     if context.rank == 0:
         content, outcome = _merge(source, groups, done, field, job)
         write_json(out, content, kept=DONE_IS_KEPT)
-    context.all_gather(None)  # no process removes the journal before the result is written
-    journal.remove()
+    # No process removes the journal before the result is written; images that failed are captioned by another run.
+    if not any(context.all_gather(outcome is not None and outcome.may_be_rerun)):
+        journal.remove()
     return outcome
 
 
 def parts_folder(out: Path) -> Path:
     """Returns where a job that is under way keeps its journal."""
     return out.with_name(f"{out.name}.parts")
+
+
+def outcome_of(content: dict[str, Any], field: str) -> Outcome:
+    """Returns the outcome of the job that wrote a file."""
+    annotations, failed = content["annotations"], list(content["info"]["gpt4roi"].get("failed", ()))
+    captioned = sum(field in annotation for annotation in annotations)
+    return Outcome(len(annotations), captioned, failed, may_be_rerun=any(one.startswith(_IMAGE) for one in failed))
 
 
 def remove_finished_journal(out: Path, job: dict[str, Any]) -> None:
@@ -115,9 +127,10 @@ def remove_finished_journal(out: Path, job: dict[str, Any]) -> None:
 
 
 def _finished(journal: Journal) -> dict[int, Any]:
-    """Returns the results of the groups that any process finished, by number."""
+    """Returns the results of the groups that any process finished, by number; not of those whose images failed."""
     records = journal.records()
-    return {one["group"]: one["result"] for one in records if isinstance(one.get("group"), int) and "result" in one}
+    done = {one["group"]: one["result"] for one in records if isinstance(one.get("group"), int) and "result" in one}
+    return {number: results for number, results in done.items() if not any("error" in one for one in results)}
 
 
 def _caption_group(
@@ -194,7 +207,7 @@ def _merge(
     for number, group in enumerate(groups):
         for image, result in zip(group, done[number], strict=True):
             if "error" in result:
-                failed.append(f"image {images[image.index]['id']}: {result['error']}")
+                failed.append(f"{_IMAGE}{images[image.index]['id']}: {result['error']}")
             else:
                 _fill_size(images[image.index], *result["size"])
             cut += result.get("cut", 0)
@@ -212,7 +225,7 @@ def _merge(
     content["categories"] = _categories(categories, annotations, region)
     info = content.get("info")
     content["info"] = {**(info if isinstance(info, dict) else {}), "gpt4roi": {**job, "failed": failed}}
-    return content, Outcome(len(annotations), captioned, failed, cut)
+    return content, Outcome(len(annotations), captioned, failed, cut, any(one.startswith(_IMAGE) for one in failed))
 
 
 def _add_missing_fields(images: list[dict[str, Any]], annotations: list[dict[str, Any]], region: int) -> None:

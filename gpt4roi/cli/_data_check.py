@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.cli import output
+from gpt4roi.cli._outcome import add_bound
 from gpt4roi.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,7 @@ def add_check(subcommands: Any) -> None:
     parser.add_argument("--sample", type=int, metavar="N", help="check only N random samples of each set")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
     parser.add_argument("--seed", type=int, default=0, help="of draws and samples (default: %(default)s)")
-    parser.add_argument(
-        "--max-bad-fraction",
-        type=float,
-        default=0.01,
-        metavar="FRACTION",
-        help="how much of a set may be lost (default: %(default)s)",
-    )
+    add_bound(parser, "of a set is lost")
     parser.add_argument("--strict", action="store_true", help="not ready at the first error or warning")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with images and prompts")
@@ -89,8 +84,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise InputError(f"--show must be at least 0, got {args.show}")
     if args.html and (args.html.is_dir() or not _nearest_folder(args.html).is_dir()):
         raise InputError(f"--html {args.html}: give a file to write, in a folder")
-    if not 0 <= args.max_bad_fraction <= 1:
-        raise InputError(f"--max-bad-fraction must lie between 0 and 1, got {args.max_bad_fraction}")
 
 
 def _nearest_folder(path: Path) -> Path:

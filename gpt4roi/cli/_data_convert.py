@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.cli import output
+from gpt4roi.cli._outcome import add_bound, exit_code
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_path, only_writer
 
@@ -57,6 +58,7 @@ def add_convert(subcommands: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of these draws (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
+    add_bound(parser, "of SOURCE is faulty, or of its images is not there")
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -69,7 +71,7 @@ def convert(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace) -> int:
     from gpt4roi.data.convert.coco import write_coco
-    from gpt4roi.data.convert.objects import Conversion, write_objects
+    from gpt4roi.data.convert.objects import NOT_THERE, Conversion, write_objects
 
     if args.from_ == "eva":
         return _convert_detections(args)
@@ -80,11 +82,17 @@ def _convert(args: argparse.Namespace) -> int:
     else:
         written = f"{write_objects(objects, args.out, target)} objects"
     left = sum(target.left_out.values())
-    reasons = "; ".join(f"{reason}: {count}" for reason, count in target.left_out.most_common())
-    output.line(f"{args.out}: {written}" + (f"; left out {left} ({reasons})" if left else ""))
+    reasons, noted = (
+        "; ".join(f"{reason}: {count}" for reason, count in counts.most_common())
+        for counts in (target.left_out, target.noted)
+    )
+    said = (f"; left out {left} ({reasons})" if left else "") + (f"; {noted}" if noted else "")
+    output.line(f"{args.out}: {written}{said}")
     for message in target.examples:
-        logger.warning("left out: %s", message)
-    return 0
+        logger.warning("%s", message)
+    missing, bound = target.noted[NOT_THERE], args.max_bad_fraction
+    faults = exit_code(target.faults, target.faults + target.kept, "parts of the file cannot be used", bound)
+    return faults or exit_code(missing, target.images, "images are not there", bound)
 
 
 def _check(args: argparse.Namespace) -> None:

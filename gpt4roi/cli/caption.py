@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ from gpt4roi.cli._model import (
     open_chat,
     sampling_settings,
 )
+from gpt4roi.cli._outcome import add_bound, exit_code, name_first
 from gpt4roi.errors import InputError
 
 HELP = "caption every box of a COCO file"
@@ -27,7 +29,6 @@ EXAMPLE = """
 
 Rerun after a kill, it resumes; the result is the same whatever the number of kills and processes.
 """
-FAILURES_SHOWN = 10
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=32, metavar="N", help="boxes per batch (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
+    add_bound(parser, "of the boxes gets no text")
     add_sampling_arguments(parser)
     add_model_arguments(parser)
 
@@ -81,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
     if Path(args.annotations).resolve() == out.resolve():
         raise InputError(f"--out {out} is the file of boxes itself; give another name")
     if out.exists() and not args.overwrite:
-        return _already_there(out, job)
+        code = _already_there(args, out, job)
+        if code is not None:
+            return code
 
     from gpt4roi.captioning.source import read_source
 
@@ -104,9 +108,7 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
         )
     finally:
         destroy_distributed()
-    if outcome is not None:
-        _report(args, out, outcome)
-    return 0
+    return 0 if outcome is None else _report(args, out, outcome)
 
 
 def describe_job(args: argparse.Namespace) -> dict[str, Any]:
@@ -129,30 +131,41 @@ def describe_job(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _already_there(out: Path, job: dict[str, Any]) -> int:
-    """Says that a finished job has nothing left to do. Raises InputError where the file is of another."""
-    from gpt4roi.captioning.run import remove_finished_journal
+def _already_there(args: argparse.Namespace, out: Path, job: dict[str, Any]) -> int | None:
+    """Says that a finished job has nothing left to do, and returns its exit code; None where its images failed.
 
-    try:
-        before = json.loads(out.read_text(encoding="utf-8"))["info"]["gpt4roi"]
+    Raises InputError where the file is of another job.
+    """
+    from gpt4roi.captioning.run import outcome_of, remove_finished_journal
+
+    outcome = before = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        content = json.loads(out.read_text(encoding="utf-8"))
+        outcome, before = outcome_of(content, args.field), dict(content["info"]["gpt4roi"])
         before.pop("failed", None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        before = None
-    if before != job:
+    if outcome is None or before != job:
         raise InputError(f"--out {out} exists and is of another job; give another name, or --overwrite")
+    if outcome.may_be_rerun:
+        logger.info("%s is there already, but images failed: trying these again", out)
+        return None
     remove_finished_journal(out, job)
     logger.info("%s is there already, of just this job: nothing to do", out)
-    return 0
+    return _exit_code(args, outcome)
 
 
-def _report(args: argparse.Namespace, out: Path, outcome: Any) -> None:
-    for reason in outcome.failed[:FAILURES_SHOWN]:
-        logger.warning("not captioned: %s", reason)
-    if len(outcome.failed) > FAILURES_SHOWN:
-        rest = len(outcome.failed) - FAILURES_SHOWN
-        logger.warning("not captioned: %d more, listed in the file's info", rest)
+def _exit_code(args: argparse.Namespace, outcome: Any) -> int:
+    lost = outcome.regions - outcome.captioned
+    return exit_code(lost, outcome.regions, "boxes have no text", args.max_bad_fraction)
+
+
+def _report(args: argparse.Namespace, out: Path, outcome: Any) -> int:
+    """Says what came of the job and returns its exit code."""
+    name_first("not captioned", outcome.failed, ", listed in the file's info")
+    if outcome.cut:
+        logger.warning("%d boxes reached out of their image and were cut at its border", outcome.cut)
     if args.json:
         counts = {"out": str(out), "regions": outcome.regions, "captioned": outcome.captioned}
         output.record({**counts, "failed": outcome.failed})
     else:
         output.line(f"wrote {out}: {outcome.captioned} of {outcome.regions} boxes have a text")
+    return _exit_code(args, outcome)

@@ -10,6 +10,7 @@ from typing import Any
 
 from gpt4roi.cli import output
 from gpt4roi.cli._model import add_model_arguments, check_model_folder, open_chat
+from gpt4roi.cli._outcome import add_bound, exit_code
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.benchmarks import BENCHMARKS, benchmark_name, open_benchmark
 
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--phases", metavar="FILE", help='JSON object {"phase": minutes} to show in the report, such as of a training'
     )
     parser.add_argument("--json", action="store_true", help="print the main figures as one JSON object")
+    add_bound(parser, "of the questions is left out or not answered")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,9 +102,12 @@ def run(args: argparse.Namespace) -> int:
         )
     finally:
         destroy_distributed()
-    if metrics is not None:
-        write_figures(metrics, args)
-    return 0
+    if metrics is None:
+        return 0
+    write_figures(metrics, args)
+    lost = metrics["left_out"] + metrics["unanswered"]
+    total = metrics["left_out"] + metrics["items"]
+    return exit_code(lost, total, "questions were left out or not answered", args.max_bad_fraction)
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -36,7 +36,46 @@ def test_the_counts_go_to_stdout_and_the_rest_to_stderr(job, tmp_path, capsys):
     assert texts[0] == texts[1] != texts[2] and texts[3] is None
 
 
-def test_what_a_kill_after_the_result_left_is_cleared_away(job, tmp_path):
+def test_images_that_failed_are_captioned_by_another_run(job, tmp_path, image, capsys):
+    assert main(job) == 0
+    assert (tmp_path / "out.json.parts").is_dir()
+    shutil.copy(image, tmp_path / "missing.png")
+    assert main(job) == 0
+    written = capsys.readouterr()
+    assert "images failed: trying these again" in written.err and "4 of 4 boxes have a text" in written.out
+    assert not (tmp_path / "out.json.parts").exists()
+
+
+def test_a_job_of_which_nothing_came_out_ends_with_1_again_and_again(job, tmp_path, capsys):
+    content = json.loads((tmp_path / "ann.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [500, 500, 20, 20]
+    del content["annotations"][3]
+    (tmp_path / "ann.json").write_text(json.dumps(content))
+    assert main(job) == 1
+    assert "3 of 3 boxes have no text, more than --max-bad-fraction 0.01 allows" in capsys.readouterr().err
+    assert main(job) == 1
+    assert "nothing to do" in capsys.readouterr().err
+    assert main([*job, "--max-bad-fraction", "1"]) == 0
+
+
+def test_the_same_answer_from_text_placeholders_and_boxes_that_reach_out(job, tmp_path, capsys):
+    images = [{"id": "7", "file_name": "C:\\photos\\image.png"}]
+    boxes = [[5, 5, 35, 25], ["5", "5", "35", "25"], [0, 0, 0, 0], [-3, 5, 35, 25]]
+    annotations = [{"id": 1, "image_id": 7.0, "bbox": bbox, "score": float("nan")} for bbox in boxes]
+    annotations[2]["segmentation"] = [[5, 5, 40, 5, 40, 30]]
+    (tmp_path / "ann.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    assert main(job) == 0
+    text = (tmp_path / "out.json").read_text()
+    assert "NaN" not in text
+    rows = json.loads(text)["annotations"]
+    assert rows[0]["caption"] == rows[1]["caption"] == rows[2]["caption"] and rows[3]["caption"]
+    assert [row["id"] for row in rows] == [1, 2, 3, 4] and {row["image_id"] for row in rows} == {7}
+    assert "1 boxes reached out of their image" in capsys.readouterr().err
+
+
+def test_what_a_kill_after_the_result_left_is_cleared_away(job, tmp_path, image):
+    shutil.copy(image, tmp_path / "missing.png")
     assert main(job) == 0
     described = json.loads((tmp_path / "out.json").read_text())["info"]["gpt4roi"]
     described.pop("failed")
@@ -51,9 +90,10 @@ def test_what_a_kill_after_the_result_left_is_cleared_away(job, tmp_path):
     assert not parts.exists()
 
 
-def test_a_finished_job_has_nothing_left_and_another_is_not_overwritten(job, tmp_path, capsys):
+def test_a_finished_job_has_nothing_left_and_another_is_not_overwritten(job, tmp_path, image, capsys):
+    shutil.copy(image, tmp_path / "missing.png")
     assert main([*job, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["captioned"] == 3
+    assert json.loads(capsys.readouterr().out)["captioned"] == 4
     before = (tmp_path / "out.json").read_bytes()
 
     assert main(job) == 0

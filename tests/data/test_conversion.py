@@ -29,7 +29,8 @@ RUNS = {"size": [60, 80], "counts": [605, 20, 40, 20, 4115]}
 
 def convert(source, out, *arguments):
     """Converts, and returns the objects."""
-    assert main(["data", "convert", str(source), str(out), *map(str, arguments)]) == 0
+    bound = ["--max-bad-fraction", "1"]  # the files of these tests are faulty on purpose
+    assert main(["data", "convert", str(source), str(out), *map(str, arguments), *bound]) == 0
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
 
@@ -119,6 +120,29 @@ def test_coco_asks_about_each_box_and_answers_with_caption_or_category(tmp_path,
     assert "box of a crowd: 1" in written.out and "box in an image that the file does not list: 1" in written.out
     assert f"{tmp_path}/c.json#annotations[4]: the box 1,2,1,6 has no area" in written.err
     assert len(UnifiedDataset(tmp_path / "t.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "annotations", "code", "said"),
+    [
+        (["photos\\1.jpg", "C:/x/2.jpg"], [], 0, ""),
+        (["1.jpg", "no.jpg"], [], 0, "image that is not there: 1"),
+        (["no.jpg"], [], 1, "image that is not there: 1"),
+        (["no.jpg", "none.jpg", "1.jpg"], [], 1, "image that is not there: 2"),
+        (["1.jpg"], [{"image_id": 0, "bbox": [1, 2, 0, 0]}], 0, "left out 1 (box without area: 1)"),
+        (["1.jpg"], [{"image_id": 0, "bbox": [1, 2, 0, 0]}, {"image_id": 0}], 1, "left out 2"),
+        (["1.jpg"], [{"image_id": 0, "bbox": [-9, 2, 20, 9], "caption": "a"}], 0, "box cut at the image's border: 1"),
+    ],
+)
+def test_the_exit_code_tells_what_was_lost(tmp_path, photos, capsys, names, annotations, code, said):
+    images = [{"id": n, "file_name": name, "width": 80, "height": 60} for n, name in enumerate(names)]
+    boxes = [{"image_id": n, "bbox": [1, 2, 30, 40], "caption": "a cup"} for n in range(len(names))]
+    (tmp_path / "c.json").write_text(json.dumps({"images": images, "annotations": boxes + annotations}))
+    words = ["data", "convert", str(tmp_path / "c.json"), str(tmp_path / "o.jsonl"), "--from", "coco"]
+    assert main([*words, "--img-prefix", str(photos)]) == code
+    written = capsys.readouterr()
+    assert said in written.out and ("exit code 1" in written.err) == bool(code)
+    assert main([*words, "--img-prefix", str(photos), "--overwrite", "--max-bad-fraction", "1"]) == 0
 
 
 def test_lvis_names_its_images_by_url(tmp_path, photos):

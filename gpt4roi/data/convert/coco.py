@@ -32,6 +32,7 @@ from gpt4roi.processing.images import read_header
 
 QUESTION = "What is {region}?"
 CROWD = "box of a crowd"
+NO_BOX = "image without a box that can be used"
 
 
 def objects_of_coco(
@@ -66,7 +67,7 @@ def objects_of_coco(
             continue
         regions = _regions(tables, of_image.pop(key, []), image_size(image), names, path, target)
         if not regions:
-            target.leave_out("image without a box that can be used", f"{where}: no box that can be used")
+            target.leave_out(NO_BOX, f"{where}: {NO_BOX}", fault=False)
             continue
         yield {
             "id": where.rpartition("/")[2],
@@ -124,8 +125,9 @@ def write_coco(objects: Iterable[dict[str, Any]], path: Path, target: Conversion
     for entry in objects:
         try:
             made.add(check_object(entry, str(entry.get("id", "object"))))
+            target.kept += 1 + len(entry.get("boxes") or ())
         except BadObjectError as error:
-            target.leave_out(error.kind, str(error))
+            target.leave_out(error.kind, str(error), fault=error.fault)
         except InputError as error:
             target.leave_out("image that cannot be opened", str(error))
     if not made.annotations:

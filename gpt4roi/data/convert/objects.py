@@ -36,21 +36,28 @@ class Conversion:
         left_out: Reason -> number.
         noted: What is converted all the same, but told -> number.
         examples: The first messages.
+        faults: How much of what is left out is wrong in itself, rather than left out by a rule.
+        kept: How many objects and boxes are converted.
+        images: How many images were looked for.
     """
 
     folder: Path
     left_out: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    faults: int = 0
+    kept: int = 0
+    images: int = 0
 
-    def leave_out(self, reason: str, message: str, count: int = 1) -> None:
-        """Notes what cannot be converted."""
+    def leave_out(self, reason: str, message: str, count: int = 1, fault: bool = True) -> None:
+        """Notes what cannot be converted; fault: it is wrong in itself."""
         self.left_out[reason] += count
-        self._name(message)
+        self.faults += count if fault else 0
+        self._name(f"left out: {message}")
 
     def leave_out_annotation(self, error: InvalidAnnotationError, where: str) -> None:
         """Notes what the file has that cannot be converted."""
-        self.leave_out(error.reason, f"{where}: {error}")
+        self.leave_out(error.reason, f"{where}: {error}", fault=error.fault)
 
     def note(self, what: str, where: str, message: str = "") -> None:
         """Notes what is converted all the same, but has to be told."""
@@ -64,6 +71,7 @@ class Conversion:
     def found(self, find: ImageFinder, name: str, where: str) -> str:
         """Returns the path of an image that a file names; notes where it is not there."""
         path = find.find(name)
+        self.images += 1
         if path is None:
             self.note(NOT_THERE, where, f"image {name!r} is not in {find.folders[0]}; give its folder as --img-prefix")
         return str(path or find.folders[0] / name)
@@ -82,7 +90,7 @@ def objects_of(dataset: RegionDataset, target: Conversion, epochs: int = 1, seed
     Shifts and flips are left to the training. What the data set itself leaves out counts as left out.
     """
     for drop in dataset.drops():
-        target.leave_out(drop.reason, drop.detail or f"{drop.where}: {drop.reason}")
+        target.leave_out(drop.reason, drop.detail or f"{drop.where}: {drop.reason}", fault=bool(drop.detail))
     dataset = dataset.unaugmented()  # a shift would cost the boxes that it moves out of the image
     for epoch in range(epochs):
         for index in range(len(dataset)):
@@ -134,8 +142,9 @@ def usable(objects: Iterable[dict[str, Any]], target: Conversion) -> Iterator[di
         try:
             check_object(entry, str(entry["id"]))
         except BadObjectError as error:
-            target.leave_out(error.kind, str(error))
+            target.leave_out(error.kind, str(error), fault=error.fault)
         else:
+            target.kept += 1 + len(entry.get("boxes") or ())
             yield entry
 
 
