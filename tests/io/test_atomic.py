@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -20,7 +21,11 @@ from gpt4roi.io.atomic import (
     atomic_write_bytes,
     atomic_write_text,
     match_folder_permissions,
+    only_writer,
+    readable_full_disk,
     remove_folder,
+    replacing,
+    written_together,
 )
 
 
@@ -139,3 +144,73 @@ def test_a_lock_goes_with_its_file_and_where_it_cannot_be_made_the_error_says_wh
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"), FileLock(tmp_path / "file" / "lock"):
         pass
+
+
+def test_files_written_together_all_stay_as_they_were_where_one_cannot_be_written(tmp_path):
+    paths = [tmp_path / "metrics.json", tmp_path / "report.html"]
+    for path in paths:
+        path.write_text("old")
+    with pytest.raises(InputError, match=r"report.html cannot be written: No space left"), written_together():
+        atomic_write_text(paths[0], "new")
+        with atomic_path(paths[1]) as beside:
+            beside.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert [path.read_text() for path in paths] == ["old", "old"] and sorted(tmp_path.iterdir()) == paths
+
+    with written_together():
+        for path in paths:
+            atomic_write_text(path, "new")
+            assert path.read_text() == "old"
+    assert [path.read_text() for path in paths] == ["new", "new"] and sorted(tmp_path.iterdir()) == paths
+
+
+def test_what_a_killed_process_left_is_cleared_and_what_a_running_one_writes_stays(tmp_path):
+    path = tmp_path / ("index" * 40)
+    code = (
+        f"import os, pathlib; from gpt4roi.io.atomic import replacing\nwith replacing(pathlib.Path({str(path)!r})) as "
+    )
+    code += "beside:\n beside.write_text('half'); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert len(list(tmp_path.glob("*.part"))) == 1
+
+    with replacing(path) as running, replacing(path) as beside:
+        running.write_text("first")
+        beside.write_text("second")
+        assert sorted(tmp_path.iterdir()) == sorted([running, beside])
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_second_writer_of_an_output_is_refused_in_a_line_and_the_lock_goes(tmp_path):
+    with (
+        only_writer(tmp_path / "new" / "{x}.json"),
+        pytest.raises(InputError, match=rf"another run is writing .*\{{x\}}.json \(process {os.getpid()}\)"),
+        only_writer(tmp_path / "new" / "{x}.json"),
+    ):
+        pass
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_lock_that_has_no_room_is_a_line(tmp_path, monkeypatch):
+    def full(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(FileLock, "__enter__", full)
+    with (
+        pytest.raises(InputError, match=r"out cannot be written: No space left on device"),
+        only_writer(tmp_path / "out"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_a_line_whichever_library_says_so(tmp_path, error):
+    with pytest.raises(InputError, match="is full; make room and run again"), readable_full_disk(tmp_path):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), readable_full_disk(tmp_path):
+        raise RuntimeError("another")

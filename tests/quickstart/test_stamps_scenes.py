@@ -1,8 +1,12 @@
 """Layouts keep their promises, and boxes are where the pixels are."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
+from gpt4roi.errors import InputError
 from quickstart import library, scenes, shapes
 
 STAMPS = shapes.draw_stamps()
@@ -98,3 +102,10 @@ def test_two_processes_write_the_same_images_as_one(tmp_path):
     assert list(scenes.write_images(laid, STAMPS, BACKGROUNDS, tmp_path / "two", workers=2)) == list(range(20))
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_a_worker_that_is_killed_ends_the_job_with_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "compose", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+    with pytest.raises(InputError, match=r"a process that composed images was killed; .* try --workers 1"):
+        list(scenes.write_images([lay_out(seed) for seed in range(20)], STAMPS, BACKGROUNDS, tmp_path, workers=2))
