@@ -20,7 +20,13 @@ from gpt4roi.generation.prompt_cache import PromptCache
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.generation.stopping import answer_text, stable_text, stopping_criterion
 from gpt4roi.processing.mentions import as_plain_text
-from gpt4roi.processing.user_input import clean_question, one_region_question, open_image, validate_boxes_px
+from gpt4roi.processing.user_input import (
+    clean_question,
+    one_region_question,
+    open_image,
+    typed_box,
+    validate_boxes_px,
+)
 from gpt4roi.structures import RegionSample, Turn
 
 logger = logging.getLogger(__name__)
@@ -246,6 +252,10 @@ class RegionChat:
         """Returns the conversation, the same with the new question and boxes, and the prompt to answer."""
         before = self._require_image()
         turns = (*before.turns, Turn("user", clean_question(question)))
+        typed = typed_box(turns[-1].text)
+        if typed:
+            hint = "the model reads %s in the question as text; give the box as --box %s (in Python: boxes_px) and "
+            logger.warning(hint + "write <region1> in its place", typed, typed)
         known = before.boxes_px
         new = validate_boxes_px(boxes_px, before.encoded.size, first_number=len(known) + 1)
         boxes = np.concatenate([known, new])

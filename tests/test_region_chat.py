@@ -440,3 +440,8 @@ def test_an_unknown_device_or_dtype_is_refused(tmp_path):
         RegionChat.from_pretrained(tmp_path, device="abacus")
     with pytest.raises(InputError, match="dtype 'int3'"):
         RegionChat.from_pretrained(tmp_path, device="cpu", dtype="int3")
+
+
+def test_coordinates_typed_into_a_question_get_a_hint(caplog):
+    chat_with(image=True).ask("What is at [5, 5, 40, 30]?", max_new_tokens=1)
+    assert "as --box 5,5,40,30 (in Python: boxes_px) and write <region1>" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from gpt4roi.io.coco import (
 )
 from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.io.json_files import read_json, read_jsonl
+from gpt4roi.io.region_forms import FORMAT_KEYS, box_format, corners, stated_size
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +67,24 @@ class Source:
 
 
 def read_source(path: str | Path, images: str | Path) -> Source:
-    """Reads a file of boxes; images: the folder of its images.
+    """Reads a file of boxes, or a folder of files of one image each.
 
-    Raises InputError where the file is none of the known forms, or names images or annotations that do not fit.
+    Args:
+        path: The file or the folder.
+        images: The folder of the images.
+
+    Raises:
+        InputError: It is none of the known forms, or names images or annotations that do not fit.
     """
     folder = Path(images)
     if not folder.is_dir():
         raise InputError(f"--images {images}: no such folder; give the folder of the images")
-    content = read_jsonl(path) if Path(path).suffix == ".jsonl" else read_json(path)
+    files = annotation_files(path)
+    contents = [read_jsonl(file) if file.suffix == ".jsonl" else read_json(file) for file in files]
+    singles = [_is_of_one_image(content) for content in contents]
+    if Path(path).is_dir() and not all(singles):
+        raise InputError(f"{files[singles.index(False)]}: expected one `image` with its annotations, as of SA-1B")
+    content = _tables_of_single_images(contents, files) if all(singles) else contents[0]
     if isinstance(content, dict) and "image" in content and "annotations" not in content:
         content = [content]  # the unified format with one image
     if isinstance(content, dict):
@@ -93,13 +105,58 @@ def read_source(path: str | Path, images: str | Path) -> Source:
     return source
 
 
+def annotation_files(path: str | Path) -> list[Path]:
+    """Returns the file of boxes, or those of a folder. Raises InputError where there is none."""
+    path = Path(path)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path] * path.is_file()
+    if not files:
+        raise InputError(f"{path}: no such file; give a file of boxes, or a folder of .json files of one image each")
+    return files
+
+
+def _is_of_one_image(content: Any) -> bool:
+    """Tells whether a file is of one image, with its annotations: that of SA-1B or of Grounded-SAM-2."""
+    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list) or "images" in content:
+        return False
+    image = content.get("image")
+    return isinstance(content.get("image_path"), str) or (isinstance(image, dict) and bool(image.get("file_name")))
+
+
+def _tables_of_single_images(contents: list[Any], files: list[Path]) -> dict[str, Any]:
+    """Makes tables of files of one image each, with its annotations; their boxes in the format that each states."""
+    rows = [content["image"] if isinstance(content.get("image"), dict) else {} for content in contents]
+    ids = [row.get("image_id") for row in rows]
+    if None in ids or len(set(map(str, ids))) < len(ids):
+        ids = list(range(1, len(rows) + 1))
+    images, annotations = [], []
+    for identity, row, content, file in zip(ids, rows, contents, files, strict=True):
+        height, width = stated_size(content) or (None, None)
+        name = row.get("file_name") or content["image_path"]
+        images.append({**row, "id": identity, "file_name": name, "height": height, "width": width})
+        annotations += [{**one, "image_id": identity} for one in _in_xywh(content, file) if isinstance(one, dict)]
+    return {"images": images, "annotations": annotations}
+
+
+def _in_xywh(content: dict[str, Any], path: str | Path) -> list[Any]:
+    """Returns the annotations of a file with their boxes as COCO writes them, whatever format it states for them."""
+    rows = []
+    for row in content["annotations"]:
+        form = box_format(row, str(path), box_format(content, str(path)))
+        if form and isinstance(row, dict) and row.get("bbox"):
+            with contextlib.suppress(InputError):  # what is no box stays, and is counted with the others
+                row = {**row, "bbox": _xywh(corners(row["bbox"], form, str(path)), str(path))}
+        rows.append(row)
+    return rows
+
+
 def _checked_tables(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
     for name in ("images", "annotations"):
         table = content.get(name)
         if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
             got = ", ".join(content) or "nothing"
             raise InputError(f"{path}: expected {_EXPECTED}; no list of objects as {name!r}, it has {got:.100}")
-    return content
+    rows = _in_xywh(content, path)
+    return {key: value for key, value in content.items() if key not in FORMAT_KEYS} | {"annotations": rows}
 
 
 def _tables_of_results(results: list[dict[str, Any]], folder: Path, path: str | Path) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "annotations",
         metavar="ANN.json",
-        help="COCO or LVIS annotations, a detector's results in COCO form, or the unified format (.jsonl)",
+        help="COCO or LVIS annotations, a detector's results in COCO form, the unified format (.jsonl), or a file of "
+        "one image (SA-1B, Grounded-SAM-2) or a folder of such",
     )
     parser.add_argument("--images", metavar="DIR", required=True, help="the folder of the images")
     parser.add_argument(
@@ -69,8 +70,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--out {out} is no file; give a file name such as captions.json")
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: the folder {out.parent} does not exist; make it first")
-    if not Path(args.annotations).is_file():
-        raise InputError(f"{args.annotations}: no such file; give a file of boxes")
+    from gpt4roi.captioning.source import annotation_files, read_source
+
+    annotation_files(args.annotations)
     check_model_folder(args.model)
     if args.question is not None:
         from gpt4roi.processing.user_input import one_region_question
@@ -86,8 +88,6 @@ def run(args: argparse.Namespace) -> int:
         code = _already_there(args, out, job)
         if code is not None:
             return code
-
-    from gpt4roi.captioning.source import read_source
 
     source = read_source(args.annotations, args.images)
     return _caption(args, source, out, job, settings)
@@ -113,10 +113,11 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
 
 def describe_job(args: argparse.Namespace) -> dict[str, Any]:
     """Returns what the texts depend on: boxes, images, model, question, and how answers are chosen."""
+    from gpt4roi.captioning.source import annotation_files
     from gpt4roi.io.digests import path_fingerprint
     from gpt4roi.io.json_files import read_bytes
 
-    digest = hashlib.sha256(read_bytes(Path(args.annotations)))
+    digest = hashlib.sha256(b"".join(read_bytes(file) for file in annotation_files(args.annotations)))
     names = (
         "question", "field", "batch_size", "max_new_tokens", "temperature", "top_p", "seed", "stop",
         "dtype", "quantize",

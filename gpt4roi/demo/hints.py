@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.processing.mentions import MAX_DIGITS
-from gpt4roi.processing.user_input import mentioned_regions
+from gpt4roi.processing.user_input import mentioned_regions, typed_box
 
 _LOOSE_MENTION = re.compile(r"<\s*(?:region)?\s*(\d+)\s*>", re.IGNORECASE)
 _PLAIN_MENTION = re.compile(rf"\bregion\s*(\d{{1,{MAX_DIGITS}}})\b(?!\s*>)", re.IGNORECASE)
@@ -73,8 +73,12 @@ def find_hints(
     hints += [_not_introduced(question, number) for number in sorted(plain) if 1 <= number <= num_boxes]
     if hints or force:
         return hints
+    typed = typed_box(question)
+    if typed:
+        text = f"The model reads {typed} as text: draw that box, and write its number, as in <region1>, in its place."
+        hints.append(Hint(text, force=True))
     unmentioned = [number for number in new if number not in mentioned]
-    return [_not_mentioned(question, unmentioned)] if unmentioned else []
+    return [*hints, _not_mentioned(question, unmentioned)] if unmentioned else hints
 
 
 def suggest(default_question: str, new: Collection[int]) -> str:

@@ -23,16 +23,19 @@ def to_boxes(masks: Sequence[Any], where: str = "") -> np.ndarray:
 def to_box(mask: Any, where: str = "") -> np.ndarray:
     """Turns one mask into the box around it, float64[4], xyxy in pixels of the image.
 
-    mask: an array or PIL image [H, W], not 0 inside; COCO's run lengths, `{"size": [H, W], "counts": …}`, with counts
-        a list of numbers or the compressed text; or polygons: one or several, as [x1, y1, x2, y2, …] or [[x1, y1], …].
+    mask: an array, PIL image or nested list [H, W], not 0 inside (axes of length 1 are dropped; of floats, above 0.5
+        inside, and above 0 where some are negative, as of logits);
+        COCO's run lengths, `{"size": [H, W], "counts": …}`, with counts a list of numbers or the compressed text;
+        or polygons: one or several, as [x1, y1, x2, y2, …] or [[x1, y1], …].
     The box of a mask of pixels ends after its last pixel; that of polygons at their outermost corners.
     where: the end of every message, such as " in train.jsonl#3".
     Raises InputError for another form, for counts that do not fill the size, and for a mask without a pixel.
     """
     if isinstance(mask, Mapping):
         return _box_of_runs(mask, where)
-    if isinstance(mask, np.ndarray) or hasattr(mask, "__array_interface__"):
-        return _box_of_array(np.asarray(mask), where)
+    pixels = _pixels(mask)
+    if pixels is not None:
+        return _box_of_array(pixels, where)
     if isinstance(mask, Sequence) and not isinstance(mask, str | bytes):
         return _box_of_polygons(mask, where)
     raise InputError(f"a mask must be {_FORMS}; got {mask!r:.60}{where}")
@@ -43,20 +46,55 @@ def size_of(mask: Any) -> tuple[int, int] | None:
     if isinstance(mask, Mapping):
         height, width = mask["size"]
         return int(height), int(width)
-    if hasattr(mask, "__array_interface__") and not hasattr(mask, "shape"):  # a PIL image
-        return mask.height, mask.width
-    shape = getattr(mask, "shape", None)
-    return (int(shape[0]), int(shape[1])) if shape is not None else None
+    pixels = _pixels(mask)
+    return (pixels.shape[0], pixels.shape[1]) if pixels is not None else None
+
+
+def _pixels(mask: Any) -> np.ndarray | None:
+    """Returns a mask of pixels as an array without superfluous axes of length 1; None for one of another form."""
+    if not isinstance(mask, np.ndarray) and not hasattr(mask, "__array_interface__"):
+        wrapped = isinstance(mask, Sequence) and len(mask) == 1
+        if not _is_grid(mask[0] if wrapped else mask):
+            return None
+    pixels = np.asarray(mask)
+    while pixels.ndim > 2 and 1 in (pixels.shape[0], pixels.shape[-1]):
+        pixels = pixels[0] if pixels.shape[0] == 1 else pixels[..., 0]
+    return pixels
+
+
+def _is_grid(value: Any) -> bool:
+    """Tells whether rows of 0 and 1 are a mask: two or more, each of as many pixels; polygons reach further."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or len(value) < 2:
+        return False
+    if not all(isinstance(row, Sequence) and len(row) == len(value[0]) > 2 for row in value):
+        return False
+    return all(isinstance(pixel, int) and 0 <= pixel <= 1 for row in value for pixel in row)
 
 
 def _box_of_array(mask: np.ndarray, where: str) -> np.ndarray:
     if mask.ndim != 2:
         raise InputError(f"a mask must be an array [H, W], got shape {list(mask.shape)}{where}")
-    inside = mask != 0
+    inside = _inside(mask, where)
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     if not len(rows):
         raise _empty(where)
     return np.asarray([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+
+
+def _inside(mask: np.ndarray, where: str) -> np.ndarray:
+    """Returns which pixels lie inside: those not 0 of a mask of two values, or those of a soft one by its threshold."""
+    if mask.dtype.kind == "b" or not mask.size:
+        return mask
+    lowest, highest = np.nanmin(mask), np.nanmax(mask)
+    value = highest or lowest
+    if ((mask == 0) | (mask == value)).all():
+        return mask != 0
+    if mask.dtype.kind == "f" and (lowest < 0 or highest <= 1):
+        return mask > (0 if lowest < 0 else 0.5)
+    raise InputError(
+        f"a mask must be true or false for each pixel, got values from {lowest:g} to {highest:g}{where}; give one of "
+        f"them, for example mask > {(lowest + highest) / 2:g} or mask == {highest:g}"
+    )
 
 
 def _box_of_runs(mask: Mapping[str, Any], where: str) -> np.ndarray:

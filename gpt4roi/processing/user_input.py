@@ -17,16 +17,17 @@ from PIL import Image
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.boxes import xywh_to_xyxy
 from gpt4roi.geometry.masks import size_of, to_box
 from gpt4roi.io.coco import image_file_name
 from gpt4roi.io.json_files import read_json
-from gpt4roi.processing.images import load_image
+from gpt4roi.io.region_forms import LISTS, box_format, regions_of, stated_size
+from gpt4roi.processing.images import load_image, read_header
 from gpt4roi.processing.mentions import region_numbers
 
 logger = logging.getLogger(__name__)
 
 _SHORT_MENTION = re.compile(r"<(\d+)>")
+_TYPED_BOX = re.compile(r"[\[({>]\s*" + r"[\s,;()\[\]]+".join([r"(\d+(?:\.\d+)?)"] * 4) + r"\s*[\])}<]")
 _URL_SAFE = str.maketrans("-_", "+/")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.IGNORECASE)
 
@@ -38,9 +39,6 @@ MAX_LOGGED_MASKS = 5
 MAX_BOXES = 1000
 """Boxes that one call takes; more are a mistake, such as a mask given as boxes, more often than a wish."""
 
-_LISTS = ("regions", "annotations", "boxes")
-_CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"))
-_MASKS = ("segmentation", "mask", "rle", "polygon")
 _EXPECTED = "a list of [x1, y1, x2, y2], of masks, or of objects with box, bbox or segmentation"
 
 
@@ -138,7 +136,8 @@ def _as_box(region: Any, number: int, image_size: tuple[int, int]) -> list[float
 def _as_array(mask: Any) -> np.ndarray:
     """Returns an array, or a tensor of any type on any device, as an array."""
     if hasattr(mask, "detach"):
-        mask = (mask.detach() != 0).cpu()  # as truth values, for NumPy has not every type that tensors have
+        mask = mask.detach().cpu()
+        mask = mask.float() if mask.is_floating_point() else mask  # NumPy has not every type that tensors have
     return np.asarray(mask)
 
 
@@ -157,13 +156,13 @@ def is_mask(region: Any) -> bool:
         return True
     shape = getattr(region, "shape", None)
     if shape is not None:
-        return len(shape) == 2
+        return len(shape) >= 2
     if hasattr(region, "__array_interface__"):  # a PIL image
         return True
     if not isinstance(region, Sequence) or isinstance(region, (str, bytes)):
         return False
     nested = any(isinstance(part, Sequence) and not isinstance(part, (str, bytes)) for part in region)
-    return nested or (len(region) >= 6 and len(region) % 2 == 0)
+    return nested or (len(region) >= 8 and len(region) % 2 == 0)  # six may be a detector's row: box, score and class
 
 
 def _four_numbers(box: Any, number: int) -> list[float]:
@@ -172,7 +171,8 @@ def _four_numbers(box: Any, number: int) -> list[float]:
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"box {number}: expected four numbers x1, y1, x2, y2, got {box!r:.80}") from None
     if len(values) != 4 or isinstance(box, (str, bytes)):
-        raise InputError(f"box {number}: expected four numbers x1, y1, x2, y2, got {len(values)}: {values!r:.80}")
+        more = "; a polygon is nested: [[x1, y1, x2, y2, x3, y3]]" if len(values) == 6 else ""
+        raise InputError(f"box {number}: expected four numbers x1, y1, x2, y2, got {len(values)}: {values!r:.80}{more}")
     if not all(map(math.isfinite, values)):
         raise InputError(f"box {number}: expected finite numbers, got {_as_text(values)}")
     return values
@@ -203,21 +203,25 @@ def _as_text(values: Sequence[float]) -> str:
 def read_regions(path: str | Path, image: str | Path = "") -> list[Any]:
     """Reads the boxes (xyxy in pixels) and masks of a JSON file, in its order, as `validate_boxes_px` takes them.
 
-    The file holds a list, or an object with `regions`, `annotations` or `boxes`. An entry is four numbers, a mask, or
-    an object with one of: `box` (xyxy), `bbox` (x, y, width, height, as COCO writes it), corners by name, a mask as
-    `segmentation`, `mask`, `rle` or `polygon`. Of a COCO file of several images those of `image`, by file name.
+    The file holds a list, or an object with one, such as `regions`, `annotations`, `boxes` or `bboxes`; it may state
+    `box_format` (xyxy, xywh, cxcywh) and `img_width`, `img_height`. An entry is four numbers, a mask, or an object with
+    one of: `box` or `bbox_2d` (xyxy), `bbox` (x, y, width, height, as COCO writes it, unless another format is stated),
+    corners by name, a mask as `segmentation`, `mask`, `rle` or `polygon`. Entries without a region are left out, which
+    is logged. Of a COCO file of several images those of `image`, by file name.
 
     Raises:
-        InputError: There are none, or one is of another form; it names file and entry.
+        InputError: There are none, one is of another form, or the file is for an image of another size; it names file
+            and entry.
     """
     content = read_json(path)
+    entries, stated = content, ""
     if isinstance(content, dict):
-        name = next((name for name in _LISTS if isinstance(content.get(name), list)), None)
+        name = next((name for name in LISTS if isinstance(content.get(name), list)), None)
         if name is None:
             raise InputError(f"{path}: expected {_EXPECTED}; got an object with {', '.join(content) or 'nothing'}")
         entries = _of_image(content, image, path) if content.get("images") else content[name]
-    else:
-        entries = content
+        stated = box_format(content, str(path))
+        _check_stated_size(stated_size(content), image, path)
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected {_EXPECTED}; got {entries!r:.60}")
     if not entries:
@@ -228,7 +232,35 @@ def read_regions(path: str | Path, image: str | Path = "") -> list[Any]:
             f"{path}: its regions are on {len(images)} images, by image_id; expected those of one, or the names of "
             "all under images, or use `gpt4roi caption`"
         )
-    return [_region(entry, f"{path}#{number}") for number, entry in enumerate(entries)]
+    return _regions(entries, stated, path)
+
+
+def _regions(entries: list[Any], stated: str, path: str | Path) -> list[Any]:
+    regions, without = [], []
+    for number, entry in enumerate(entries):
+        found = regions_of(entry, f"{path}#{number}", stated)
+        regions += found
+        without += [] if found else [number]
+    if not regions:
+        got = ", ".join(map(str, entries[0]))
+        raise InputError(f"{path}#0: expected an object with box, bbox or segmentation; got {got}")
+    if without:
+        named = ", ".join(f"#{number}" for number in without[:MAX_LOGGED_MASKS])
+        more = f" and {len(without) - MAX_LOGGED_MASKS} more" if len(without) > MAX_LOGGED_MASKS else ""
+        logger.warning("%s: %d entries have no region and are left out: %s%s", path, len(without), named, more)
+    return regions
+
+
+def _check_stated_size(size: tuple[int, int] | None, image: str | Path, path: str | Path) -> None:
+    """Raises InputError where a file states another size than its image has, upright or as stored."""
+    if size is None or not os.path.isfile(image):
+        return
+    (height, width), _ = read_header(str(image))
+    if size not in ((height, width), (width, height)):
+        raise InputError(
+            f"{path}: is for an image of {size[1]}x{size[0]} pixels, but {image} is {width}x{height} (width x height); "
+            "give the image that the regions were made on"
+        )
 
 
 def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path) -> list[Any]:
@@ -245,39 +277,18 @@ def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path)
     return [entry for entry in entries if isinstance(entry, dict) and entry.get("image_id") == identity]
 
 
-def _region(entry: Any, where: str) -> Any:
-    if not isinstance(entry, dict) or {"size", "counts"} <= entry.keys():
-        return entry
-    if entry.get("box"):
-        return entry["box"]
-    if entry.get("bbox"):
-        return coco_box(entry["bbox"], where)
-    for names in _CORNERS:
-        if set(names) <= entry.keys():
-            return [entry[name] for name in names]
-    for name in _MASKS:
-        if entry.get(name):
-            return entry[name]
-    raise InputError(f"{where}: expected an object with box, bbox or segmentation; got {', '.join(map(str, entry))}")
-
-
-def coco_box(bbox: Any, where: str) -> list[float]:
-    """Turns COCO's x, y, width, height into xyxy. Raises InputError where it is not four numbers."""
-    try:
-        values = np.asarray([float(value) for value in bbox])
-    except (TypeError, ValueError, OverflowError):
-        values = np.zeros(0)
-    if len(values) != 4 or isinstance(bbox, str):
-        raise InputError(f"{where}: expected bbox as x, y, width, height, got {bbox!r:.60}")
-    return xywh_to_xyxy(values).tolist()
-
-
 def mentioned_regions(question: str) -> list[int]:
     """Returns the numbers of the regions a question mentions, each once, in order of first mention.
 
     Raises InputError on a number of absurdly many digits.
     """
     return list(dict.fromkeys(region_numbers(question)))
+
+
+def typed_box(question: str) -> str:
+    """Returns four numbers in brackets that a question without a region holds, as x1,y1,x2,y2; else an empty text."""
+    found = None if region_numbers(question) or REGION_TOKEN in question else _TYPED_BOX.search(question)
+    return ",".join(found.groups()) if found else ""
 
 
 def clean_question(question: Any) -> str:

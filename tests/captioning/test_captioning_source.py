@@ -194,3 +194,39 @@ def test_a_file_that_is_none_is_told(tmp_path, images, content, message):
 def test_a_folder_that_is_none_is_told(ann_file, tmp_path):
     with pytest.raises(InputError, match=r"--images .*nowhere: no such folder"):
         read_source(ann_file, tmp_path / "nowhere")
+
+
+def of_one_image(number):
+    """A file of SA-1B."""
+    image = {"image_id": number + 7, "width": 96, "height": 64, "file_name": f"{number}.png"}
+    return {"image": image, "annotations": [{"id": number, "bbox": [1, 2, 30, 40], "area": 1200}]}
+
+
+def test_a_file_of_one_image_and_a_folder_of_them_are_read(tmp_path, images):
+    (tmp_path / "sa").mkdir()
+    for number in (1, 2):
+        (tmp_path / "sa" / f"sa_{number}.json").write_text(json.dumps(of_one_image(number)))
+
+    one, both = read_source(tmp_path / "sa" / "sa_1.json", images), read_source(tmp_path / "sa", images)
+
+    assert [image.path for image in one.images] == [images / "1.png"]
+    assert [(image.path.name, image.regions, image.size) for image in both.images] == [
+        ("1.png", (0,), (64, 96)),
+        ("2.png", (1,), (64, 96)),
+    ]
+    assert [row["image_id"] for row in both.content["annotations"]] == [8, 9]
+    (tmp_path / "sa" / "coco.json").write_text(json.dumps(tables()))
+    with pytest.raises(InputError, match=r"coco\.json: expected one `image` with its annotations"):
+        read_source(tmp_path / "sa", images)
+
+
+@pytest.mark.parametrize("of_one", [True, False], ids=["Grounded-SAM-2", "tables"])
+def test_a_stated_format_of_boxes_is_read(of_one, tmp_path, images):
+    content = {"annotations": [{"class_name": "s", "bbox": [1, 2, 31, 42], "image_id": 1}], "box_format": "xyxy"}
+    named = {"image_path": "pictures/1.png", "img_width": 96, "img_height": 64}
+    content |= named if of_one else {"images": [{"id": 1, "file_name": "1.png"}]}
+
+    source = read(tmp_path, content, images)
+
+    assert source.content["annotations"][0]["bbox"] == [1, 2, 30, 40] and "box_format" not in source.content
+    assert source.images[0].path == images / "1.png"

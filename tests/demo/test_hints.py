@@ -76,3 +76,10 @@ def test_what_is_missing_comes_before_what_is_left_over():
     assert texts("What is <region9>?", 2) == [
         "<region9> has no box. The boxes go up to <region2>; boxes are numbered in the order in which they are drawn."
     ]
+
+
+def test_numbers_typed_in_a_question_without_a_region_are_to_be_drawn_but_may_be_asked():
+    question = "What is at [60, 60, 100, 100]?"
+    (hint,) = find_hints(question, 0)
+    assert "reads 60,60,100,100 as text: draw that box" in hint.text and hint.force
+    assert find_hints(question, 0, force=True) == []

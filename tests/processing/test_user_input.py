@@ -19,6 +19,7 @@ from gpt4roi.processing.user_input import (
     mentioned_regions,
     one_region_question,
     open_image,
+    typed_box,
     validate_boxes_px,
 )
 
@@ -137,6 +138,14 @@ def test_a_mask_on_a_gpu_becomes_the_box_around_it():
         [[[10, 20], [30, 20], [30, 40], [10, 40]]],
         [[10, 20], [30, 20], [30, 40], [10, 40]],
         [[10, 20, 12, 20, 12, 40], [28, 22, 30, 24, 30, 30]],
+        mask()[None],
+        mask()[None, ..., None],
+        mask().tolist(),
+        [mask().astype(int).tolist()],
+        np.where(mask(), 0.9, 0.001).astype(np.float32),
+        torch.from_numpy(np.where(mask(), 3.5, -8.0)).to(torch.bfloat16),
+        mask() * np.uint8(255),
+        mask() * 40.5,
     ],
     ids=[
         "array",
@@ -150,6 +159,14 @@ def test_a_mask_on_a_gpu_becomes_the_box_around_it():
         "pairs",
         "flat pairs",
         "two polygons",
+        "an axis more",
+        "two axes more",
+        "nested truth values",
+        "nested numbers in an axis",
+        "probabilities",
+        "logits",
+        "0 and 255",
+        "0 and a float",
     ],
 )
 def test_a_mask_becomes_the_box_around_it_and_this_is_said(region, caplog):
@@ -179,6 +196,13 @@ def test_a_stack_of_masks_is_a_list_of_masks_told_in_one_line(caplog):
         ([mask()[:, :90]], "the mask of region 1 is 90x64 but the image is 96x64"),
         ([Image.fromarray(mask()[:, :90])], "the mask of region 1 is 90x64 but the image is 96x64"),
         ([{"size": [64, 96], "counts": [3]}], "counts sum to 3"),
+        (
+            [mask() * 200 + np.uint8(3)],
+            "got values from 3 to 203 of region 1; give one of them, for example mask > 103",
+        ),
+        ([mask() * 2 + np.arange(96) % 2], "got values from 0 to 3 of region 1"),
+        ([np.where(mask(), 7.5, 0.5)], "got values from 0.5 to 7.5"),
+        ([[20.1, 20.2, 30.3, 40.4, 0.91, 0.0]], r"got 6: .*; a polygon is nested: \[\[x1, y1"),
         ([[[10, 20, 30, 20]]], "a polygon needs three corners or more"),
         ([[[100, 20, 130, 20, 130, 40]]], r"box 1 \(100,20,130,40\): reaches outside the image"),
     ],
@@ -212,3 +236,17 @@ def test_a_region_of_absurdly_many_digits_is_refused_in_one_short_line():
                 read(f"What is <region{'9' * digits}>?")
             assert len(str(caught.value)) < 150
     assert mentioned_regions(f"What is <region{'0' * 8}1>?") == [1]
+
+
+@pytest.mark.parametrize(
+    ("question", "numbers"),
+    [
+        ("What is at [60, 60, 100, 100]?", "60,60,100,100"),
+        ("What is at (60.5 60) (100, 100)?", "60.5,60,100,100"),
+        ("<box>60 60 100 100</box> What is it?", "60,60,100,100"),
+        ("What is <region1>, not [60, 60, 100, 100]?", ""),
+        ("Are there 1, 2, 3, 4 or [5] of them?", ""),
+    ],
+)
+def test_four_numbers_typed_in_a_question_without_a_region_are_found(question, numbers):
+    assert typed_box(question) == numbers

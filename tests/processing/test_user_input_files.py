@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from gpt4roi import InputError
 from gpt4roi.processing.user_input import read_regions
@@ -32,6 +33,16 @@ def read(tmp_path, content, image="p.png"):
         [{"bbox": [1, 2, 30, 40]}],
         [{"x1": 1, "y1": 2, "x2": 31, "y2": 42}],
         {"boxes": [{"xmin": 1, "ymin": 2, "xmax": 31, "ymax": 42, "label": "1"}]},
+        {"annotations": [{"class_name": "s", "bbox": BOX}], "box_format": "xyxy", "img_width": 96, "img_height": 64},
+        {"boxes": [[1, 2, 30, 40]], "box_format": "XYWH"},
+        [{"bbox": [16, 22, 30, 40], "box_format": "cxcywh"}],
+        [{"name": "s", "class": 0, "confidence": 0.8, "box": {"x1": 1, "y1": 2, "x2": 31, "y2": 42}}],
+        [{"bbox": {"xmin": 1, "ymin": 2, "xmax": 31, "ymax": 42}}],
+        [{"left": 1, "top": 2, "width": 30, "height": 40}],
+        [{"bbox_2d": BOX, "label": "a"}],
+        {"bboxes": [BOX], "labels": ["a"], "scores": [0.9]},
+        [{"bboxes": [BOX], "label": "a"}],
+        {"image": {"image_id": 7, "file_name": "p.png"}, "annotations": [{"bbox": [1, 2, 30, 40]}]},
         COCO,
         {**COCO, "images": [{"id": 1, "coco_url": "http://x/val2017/other.png"}]},
     ],
@@ -61,6 +72,8 @@ def test_masks_stay_masks(tmp_path):
         ([{"label": "a"}], "#0: expected an object with box, bbox or segmentation; got label"),
         ([{"bbox": [1, 2, 3]}], "#0: expected bbox as x, y, width, height"),
         ([{"bbox": "1234"}], "#0: expected bbox"),
+        ([{"bbox": {"x": 1, "y": 2, "width": 3, "height": 4}}], "#0: bbox has x, y, width, height; expected x1, y1"),
+        ({"boxes": [BOX], "box_format": "zzz"}, "box_format is 'zzz'; expected one of xyxy"),
         ({**COCO, "images": COCO["images"][1:] * 2}, "0 of its 2 images are called 'p.png', expected one"),
     ],
     ids=str,
@@ -85,3 +98,24 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path):
     for name, message in (("nowhere.json", "no such file"), ("", "is a folder"), ("latin.json", "not UTF-8 text")):
         with pytest.raises(InputError, match=message):
             read_regions(tmp_path / name)
+
+
+def test_entries_without_a_region_are_left_out_and_named(tmp_path, caplog):
+    entries = [{"label": "background"}, {"bbox": [1, 2, 30, 40]}, {"bbox": [], "segmentation": None}]
+    assert read(tmp_path, entries) == [BOX]
+    assert caplog.messages == [f"{tmp_path}/regions.json: 2 entries have no region and are left out: #0, #2"]
+
+
+def test_a_mask_beside_a_box_without_area_is_taken_and_a_flat_one_stays_a_polygon(tmp_path):
+    triangle = [180, 200, 230, 200, 230, 290]
+    assert read(tmp_path, [{"bbox": [0, 0, 0, 0], "segmentation": triangle}]) == [[triangle]]
+    assert read(tmp_path, [{"polygon": [triangle]}]) == [[triangle]]
+
+
+@pytest.mark.parametrize("key", ["img", "image"])
+def test_a_file_for_an_image_of_another_size_is_refused_with_both(key, tmp_path):
+    Image.new("RGB", (96, 64)).save(tmp_path / "p.png")
+    content = {"annotations": [{"bbox": BOX}], f"{key}_width": 96, f"{key}_height": 64}
+    assert len(read(tmp_path, content, tmp_path / "p.png")) == 1
+    with pytest.raises(InputError, match=r"for an image of 192x128 pixels, but .*p\.png is 96x64"):
+        read(tmp_path, content | {f"{key}_width": 192, f"{key}_height": 128}, tmp_path / "p.png")

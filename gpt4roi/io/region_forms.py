@@ -1,0 +1,127 @@
+"""Region forms: the ways in which JSON files state one region, as a box with its corners or its sides, or as a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpt4roi.errors import InputError
+from gpt4roi.io.coco import is_placeholder
+
+LISTS = ("regions", "annotations", "boxes", "bboxes", "masks", "detections", "predictions")
+"""Under which a file lists its regions."""
+
+_CORNERS = (
+    ("x1", "y1", "x2", "y2"),
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("x_min", "y_min", "x_max", "y_max"),
+    ("left", "top", "right", "bottom"),
+)
+_SIDES = ("left", "top", "width", "height")
+FORMAT_KEYS = ("box_format", "bbox_format")
+"""Where a file or an entry states the format of its boxes."""
+
+_FORMATS = {"xyxy": "xyxy", "pascal_voc": "xyxy", "xywh": "xywh", "coco": "xywh", "cxcywh": "cxcywh"}
+_FORMAT_OF_KEY = {"bbox_2d": "xyxy", "box": "xyxy", "bbox": "xywh"}
+_MASKS = ("segmentation", "mask", "rle", "polygon")
+_SIZES = (("img_height", "img_width"), ("image_height", "image_width"))
+
+
+def box_format(content: Any, where: str, default: str = "") -> str:
+    """Returns the format of boxes that a file or an entry states: xyxy, xywh, cxcywh, or the default.
+
+    Raises:
+        InputError: It states another one.
+    """
+    stated = next((content[key] for key in FORMAT_KEYS if content.get(key)), None) if _is_object(content) else None
+    if stated is None:
+        return default
+    known = _FORMATS.get(str(stated).strip().lower().removesuffix("_abs"))
+    if known is None:
+        raise InputError(f"{where}: box_format is {stated!r:.40}; expected one of {', '.join(_FORMATS)}")
+    return known
+
+
+def stated_size(content: Any) -> tuple[int, int] | None:
+    """Returns the (height, width) that a file of one image states for it: `img_height` and `img_width`, or `image`."""
+    if not _is_object(content):
+        return None
+    image = content.get("image")
+    pairs = [(content.get(height), content.get(width)) for height, width in _SIZES]
+    pairs += [(image.get("height"), image.get("width"))] if _is_object(image) else []
+    return next(((int(h), int(w)) for h, w in pairs if _is_side(h) and _is_side(w)), None)
+
+
+def regions_of(entry: Any, where: str, stated: str = "") -> list[Any]:
+    """Returns the regions of an entry, none where it has none: boxes, xyxy in pixels, or masks.
+
+    Args:
+        entry: Four numbers, a mask, or an object with a box, several `bboxes`, corners by name, or a mask.
+        where: Its place, which every message begins with.
+        stated: The format of boxes that the file states.
+
+    Raises:
+        InputError: A box is not four numbers, or its format is not known.
+    """
+    if not _is_object(entry):
+        four = isinstance(entry, Sequence) and len(entry) == 4 and not any(isinstance(one, Sequence) for one in entry)
+        return [corners(entry, stated, where)] if four and stated else [entry]
+    if {"size", "counts"} <= entry.keys():
+        return [entry]
+    stated = box_format(entry, where, stated)
+    if isinstance(entry.get("bboxes"), list) and entry["bboxes"]:
+        return [corners(box, stated or "xyxy", where, "bboxes") for box in entry["bboxes"]]
+    mask = next((entry[name] for name in _MASKS if entry.get(name)), None)
+    for key, usual in _FORMAT_OF_KEY.items():
+        if entry.get(key) and not (mask is not None and is_placeholder(entry[key])):
+            return [corners(entry[key], stated or usual, where, key)]
+    named = _named(entry)
+    if named is not None:
+        return [named]
+    if mask is None:
+        return []
+    flat = isinstance(mask, Sequence) and not any(isinstance(one, Sequence) for one in mask)
+    return [[mask] if flat and not isinstance(mask, str) else mask]
+
+
+def corners(box: Any, form: str, where: str, key: str = "a box") -> list[float]:
+    """Returns a box of a format as xyxy; also one whose numbers are named. Raises InputError where it is none."""
+    if _is_object(box):
+        named = _named(box)
+        if named is None:
+            raise InputError(
+                f"{where}: {key} has {', '.join(map(str, box))}; expected x1, y1, x2, y2, or left, top, width, height"
+            )
+        return named
+    try:
+        values = [] if isinstance(box, str | bytes) else [float(value) for value in box]
+    except (TypeError, ValueError, OverflowError):
+        values = []
+    if len(values) != 4:
+        expected = {"xyxy": "x1, y1, x2, y2", "xywh": "x, y, width, height"}.get(
+            form, "x, y, width, height of its centre"
+        )
+        raise InputError(f"{where}: expected {key} as {expected}, got {box!r:.60}")
+    x, y, width, height = values
+    if form == "cxcywh":
+        return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+    return [x, y, x + width, y + height] if form == "xywh" else values
+
+
+def _named(entry: Mapping[str, Any]) -> list[float] | None:
+    """Returns the box whose corners are named; x, y, width, height are not read, for some mean the centre."""
+    for names in _CORNERS:
+        if set(names) <= entry.keys():
+            return [entry[name] for name in names]
+    if set(_SIDES) <= entry.keys():
+        x, y, width, height = (entry[name] for name in _SIDES)
+        return [x, y, x + width, y + height]
+    return None
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping)
