@@ -66,19 +66,8 @@ def build_from_parts(
 
     location = find_tower(str(vision_tower))
     backbone = load_tower(location, round_to_half=region_encoder_type == "gpt4roi")
-    vocabulary = tokenizer.get_vocab()
-    config = GPT4RoIConfig(
-        vision_config=backbone.config,
-        text_config=text_model.config,
-        mm_vision_tower=portable_name(str(vision_tower)),
-        image_size=settings.pop("image_size", None) or tower_image_size(location, backbone.config),
-        image_token_id=vocabulary[IMAGE_PATCH_TOKEN],
-        region_token_id=vocabulary[REGION_TOKEN],
-        image_start_token_id=vocabulary[IMAGE_START_TOKEN],
-        image_end_token_id=vocabulary[IMAGE_END_TOKEN],
-        region_encoder_type=region_encoder_type,
-        **{name: value for name, value in settings.items() if value is not None},
-    )
+    settings |= {"region_encoder_type": region_encoder_type, "mm_vision_tower": portable_name(str(vision_tower))}
+    config = config_of_parts(location, backbone.config, text_model.config, tokenizer, **settings)
     model: Any = GPT4RoIForConditionalGeneration(config, backbone, text_model)
     model = model.to(dtype)
     for module in (model.region_encoder, model.mm_projector):
@@ -100,6 +89,29 @@ def build_from_parts(
     summary = summarize_model(model)
     logger.info("built from %s and %s: %s; %d tokens added", language_model, vision_tower, summary, len(added))
     return model.eval(), processor
+
+
+def config_of_parts(location: str, tower: Any, text: Any, tokenizer: Tokenizer, **settings: Any) -> GPT4RoIConfig:
+    """Returns the configuration of a model of these parts.
+
+    Args:
+        location: Of the vision tower, which image_size follows by default.
+        tower: The tower's configuration.
+        text: The language model's.
+        tokenizer: With the added tokens.
+        **settings: Fields of GPT4RoIConfig; None leaves the default.
+    """
+    vocabulary = tokenizer.get_vocab()
+    return GPT4RoIConfig(
+        vision_config=tower,
+        text_config=text,
+        image_size=settings.pop("image_size", None) or tower_image_size(location, tower),
+        image_token_id=vocabulary[IMAGE_PATCH_TOKEN],
+        region_token_id=vocabulary[REGION_TOKEN],
+        image_start_token_id=vocabulary[IMAGE_START_TOKEN],
+        image_end_token_id=vocabulary[IMAGE_END_TOKEN],
+        **{name: value for name, value in settings.items() if value is not None},
+    )
 
 
 def _extend_vocabulary(text_model: PreTrainedModel, tokenizer: Tokenizer, pad_with_unknown: bool) -> dict[str, int]:

@@ -61,14 +61,9 @@ class Pair:
         return self.base.numel if self.base is not None else 0
 
     @property
-    def is_rotary(self) -> bool:
-        """True for the saved rotary buffers of old versions."""
-        return _is_rotary(self.name)
-
-    @property
     def dtype(self) -> str:
         """Of the result: saved rotary buffers are float32, though rounded to float16 on the way; the rest float16."""
-        return "F32" if self.is_rotary else "F16"
+        return "F32" if _is_rotary(self.name) else "F16"
 
 
 class _Buffers:
@@ -163,7 +158,7 @@ def _added(pair: Pair, buffers: _Buffers, known_digest: str | None) -> Callable[
         for delta, base in buffers.chunks(pair, digest):
             if base is None:
                 yield as_bytes(delta)
-            elif pair.is_rotary:
+            elif _is_rotary(pair.name):
                 yield as_bytes(delta.float() + base.float())
             else:
                 yield as_bytes(delta.add_(base))
@@ -196,7 +191,7 @@ def plan_make(
     sources = {"base": base_weights, "target": target_weights}
     plan = plan_folder(Path(delta), tensors, files, sources, max_shard_size, overwrite, is_delta=True)
     plan.identity = None  # the digests need every tensor to be read, so an interrupted run starts again
-    plan.closing_files = lambda: {RECORD: _closing_record(record)}
+    plan.closing_files = lambda: {RECORD: json.dumps(_closing_record(record), indent=1).encode() + b"\n"}
     return plan
 
 
@@ -204,7 +199,7 @@ def _subtracted(pair: Pair, buffers: _Buffers, record: dict[str, Any]) -> Callab
     def chunks() -> Iterator[memoryview]:
         of_base, of_result = hashlib.sha256(), hashlib.sha256()
         for target, base in buffers.chunks(pair, of_base):
-            if base is not None and pair.is_rotary:
+            if base is not None and _is_rotary(pair.name):
                 yield as_bytes(target.float() - base.float())
                 continue
             delta = target if base is None else target.sub_(base)
@@ -224,13 +219,9 @@ def _subtracted(pair: Pair, buffers: _Buffers, record: dict[str, Any]) -> Callab
     return chunks
 
 
-def _closing_record(record: dict[str, Any]) -> bytes:
-    content = {
-        "version": record["version"],
-        "result": tensors_fingerprint(record["results"].values()),
-        "base": record["base"],
-    }
-    return json.dumps(content, indent=1).encode() + b"\n"
+def _closing_record(record: dict[str, Any]) -> dict[str, Any]:
+    result = tensors_fingerprint(record["results"].values())
+    return {"version": record["version"], "result": result, "base": record["base"]}
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
@@ -259,7 +250,7 @@ def _sample_digest(tensor: StoredTensor, buffer: bytearray) -> str:
 def _check_base(record: dict[str, Any], pairs: list[Pair], base: Path) -> None:
     """Compares a sample of every tensor of the base with what the delta was made from, before anything is written."""
     buffer = chunk_buffer()
-    in_base = {pair.name: pair.base for pair in pairs if pair.base is not None and not pair.is_rotary}
+    in_base = {pair.name: pair.base for pair in pairs if pair.base is not None and not _is_rotary(pair.name)}
     different = [
         name
         for name, tensor in in_base.items()
@@ -312,6 +303,7 @@ def _check_result(folder: Path, record: dict[str, Any] | None) -> str:
 
 
 def _is_rotary(name: str) -> bool:
+    """True for the saved rotary buffers of old versions."""
     return ROTARY_BUFFER.search(name) is not None
 
 
@@ -379,9 +371,10 @@ def _check_shapes(base: WeightFolder, other: WeightFolder, role: str) -> None:
     wrong = []
     for name, tensor in other.tensors.items():
         reference = base.tensors.get(name)
-        if reference is None or (name in TABLES and _rows_appended(reference, tensor)):
+        if reference is None or reference.shape == tensor.shape:
             continue
-        if reference.shape != tensor.shape:
+        same_width = reference.shape[1:] == tensor.shape[1:]
+        if not (name in TABLES and same_width and reference.shape[0] <= tensor.shape[0]):  # rows may be appended
             wrong.append(f"{name} {list(reference.shape)} in the base and {list(tensor.shape)} in the {role}")
     if wrong:
         raise InputError(
@@ -390,16 +383,17 @@ def _check_shapes(base: WeightFolder, other: WeightFolder, role: str) -> None:
         )
 
 
-def _rows_appended(reference: StoredTensor, tensor: StoredTensor) -> bool:
-    return reference.shape[1:] == tensor.shape[1:] and reference.shape[0] <= tensor.shape[0]
-
-
 def check_vocabulary(base: WeightFolder, delta: WeightFolder) -> None:
     """Raises InputError when the delta's added_tokens.json says that its base had another number of rows."""
     path = delta.path / ADDED_TOKENS_FILE
     if not path.exists():
         return
-    first = first_added_token(path)
+    try:
+        first = min(map(int, read_json_object(path).values()), default=None)
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is not a table of token ids ({error}); download it again") from error
     for name in TABLES:
         tensor = base.tensors.get(name)
         if first is not None and tensor is not None and tensor.shape[0] != first:
@@ -407,13 +401,3 @@ def check_vocabulary(base: WeightFolder, delta: WeightFolder) -> None:
                 f"the base {base.path} has {tensor.shape[0]} rows in {name}, the delta was made from {first} (the "
                 f"first token it adds is number {first} in {path}); give the base it was made from"
             )
-
-
-def first_added_token(path: Path) -> int | None:
-    """Returns the smallest id in an added_tokens.json, None when it adds nothing."""
-    try:
-        return min(map(int, read_json_object(path).values()), default=None)
-    except (ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not a table of token ids ({error}); download it again") from error

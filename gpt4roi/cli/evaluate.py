@@ -140,10 +140,9 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def open_predictor(args: argparse.Namespace, context: Any) -> tuple[Any, dict[str, Any]]:
     """Opens the model, and returns it with the settings that its answers depend on."""
-    from gpt4roi.evaluation.models import WrappedModel, is_wrapper
-    from gpt4roi.evaluation.predictor import ModelPredictor
+    from gpt4roi.evaluation.predictor import ModelPredictor, WrappedModel
 
-    if is_wrapper(args.model):
+    if args.model.endswith(".py"):
         return WrappedModel(args.model), {}
     args.device = context.device(args.device)
     chat = open_chat(args)

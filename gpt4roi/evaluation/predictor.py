@@ -1,4 +1,4 @@
-"""Questions of a benchmark, and a model that answers all of them in batches."""
+"""Query, Predictor: a question of a benchmark, and what answers it: a model in batches, or a user's Python file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gpt4roi.generation.encoded_image import EncodedImage, Prompt, encode_images
 from gpt4roi.generation.likelihood import AnsweredPrompt, log_likelihoods
 from gpt4roi.generation.many import answer_batches
 from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.io.python_files import import_file
 from gpt4roi.processing.user_input import open_image
 from gpt4roi.structures import RegionSample, Turn
 
@@ -127,3 +128,22 @@ class ModelPredictor:
         # Large images are held one at a time.
         prepared = (prepare_image(self.processor, open_image(path)) for path in distinct)
         self._encoded = dict(zip(distinct, encode_images(self.model, prepared, IMAGE_BATCH_SIZE), strict=True))
+
+
+class WrappedModel:
+    """A Python file as a predictor: its `answer(queries)`, and its `likelihoods(queries)` if it has one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        module = import_file(self.path, "--model")
+        if not callable(getattr(module, "answer", None)):
+            raise InputError(
+                f"--model {path}: defines no function answer(queries) that returns a text for each question"
+            )
+        self._answer = module.answer
+        if callable(getattr(module, "likelihoods", None)):
+            self.likelihoods = module.likelihoods
+
+    def __call__(self, queries: Sequence[Query]) -> list[str]:
+        """Returns what the file's function answers."""
+        return list(self._answer(queries))

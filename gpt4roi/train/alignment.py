@@ -195,15 +195,11 @@ def align_once(
     with moved_to(device, encoder):
         with main_process_first("the regions are aligned with words") as first:
             if first:
-                batches = _batches(dataset, options.align_batch_size)
+                collate, size = RegionCollator(dataset.processor.tokenizer.pad_token_id), options.align_batch_size
+                starts = range(0, len(dataset), size)
+                batches = [collate([dataset[i] for i in range(s, min(s + size, len(dataset)))]) for s in starts]
+                batches = [batch for batch in batches if "feature_maps" in batch]
                 generator = torch.Generator().manual_seed(seed)
                 epochs, rate = options.align_regions, options.align_learning_rate
                 align_regions(model, loss.to(device), batches, epochs, rate, generator)
         broadcast_parameters([*encoder.parameters(), *encoder.buffers()], device)
-
-
-def _batches(dataset: EncodedDataset, size: int) -> list[dict[str, Any]]:
-    collate = RegionCollator(dataset.processor.tokenizer.pad_token_id)
-    starts = range(0, len(dataset), size)
-    batches = [collate([dataset[index] for index in range(s, min(s + size, len(dataset)))]) for s in starts]
-    return [batch for batch in batches if "feature_maps" in batch]

@@ -12,16 +12,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig
 
-from gpt4roi.checkpoint.build import V1_FORMATS, build_from_parts
+from gpt4roi.checkpoint.build import V1_FORMATS, build_from_parts, config_of_parts
 from gpt4roi.checkpoint.loading import (
     load_model,
     load_processor,
     load_tokenizer,
-    tower_image_size,
     vision_config,
     with_settings,
 )
-from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import read_json_object
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
@@ -164,20 +162,9 @@ def _config_of_parts(given: ModelArguments) -> GPT4RoIConfig:
     add_special_tokens(tokenizer, pad_with_unknown=(given.prompt_format or "v0") in V1_FORMATS)
     text.vocab_size = max(text.vocab_size, len(tokenizer))
     location = find_tower(given.vision_tower)
-    tower, vocabulary = vision_config(location), tokenizer.get_vocab()
-    return GPT4RoIConfig(
-        tower,
-        text,
-        image_size=tower_image_size(location, tower),
-        image_token_id=vocabulary[IMAGE_PATCH_TOKEN],
-        region_token_id=vocabulary[REGION_TOKEN],
-        image_start_token_id=vocabulary[IMAGE_START_TOKEN],
-        image_end_token_id=vocabulary[IMAGE_END_TOKEN],
-        region_encoder_type=given.region_encoder_type,
-        image_grid_size=given.image_grid_size,
-        mm_vision_select_layer=given.mm_vision_select_layer,
-        mm_use_im_start_end=given.mm_use_im_start_end,
-    )
+    names = ("region_encoder_type", "image_grid_size", "mm_vision_select_layer", "mm_use_im_start_end")
+    settings = {name: getattr(given, name) for name in names}
+    return config_of_parts(location, vision_config(location), text, tokenizer, **settings)
 
 
 def meta_model(config: GPT4RoIConfig, attention: str | None = None) -> GPT4RoIForConditionalGeneration:

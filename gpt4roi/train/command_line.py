@@ -66,7 +66,8 @@ def parse_arguments(flags: Flags, planning: bool = False) -> Arguments:
     args.label_names, args.prediction_loss_only = ["labels"], True
     args.global_batch_size = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
     if not planning:
-        sharding.check_processes(args)
+        if args.fsdp and args.world_size < 2:
+            raise InputError("--fsdp shards over processes and there is one; start one for each GPU, or leave it out")
         if args.n_gpu > 1:
             raise InputError(
                 f"{args.n_gpu} GPUs in one process: start one process for each, as train_stage{stage}.sh or torchrun "

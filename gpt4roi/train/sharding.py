@@ -269,12 +269,6 @@ def check_flags(flags: Flags, accelerated: bool, needed: bool = True) -> None:
             raise InputError("--deepspeed needs the package deepspeed: pip install 'gpt4roi[deepspeed]'")
 
 
-def check_processes(args: Any) -> None:
-    """Raises InputError where FSDP was asked for and there is nothing to shard over."""
-    if args.fsdp and args.world_size < 2:
-        raise InputError("--fsdp shards over processes and there is one; start one for each GPU, or leave it out")
-
-
 def _read_json(flag: str, value: str | dict[str, Any]) -> dict[str, Any]:
     """Reads a flag's JSON object: a file's, a shipped one's by name, or the text itself."""
     if isinstance(value, dict):
