@@ -20,6 +20,7 @@ from gpt4roi.data.readers.detections import Detections, read_detections
 from gpt4roi.data.registry import READERS, build_mixture
 from gpt4roi.data.unified import UnifiedDataset
 from gpt4roi.errors import InputError
+from gpt4roi.io.atomic import only_writer
 from gpt4roi.processing.images import load_image
 
 TEN = ("coco_det_train", "refcoco", "refcocop", "refcocog", "flickr30k", "vg", "vcr", "vcr_single", "vcr_multi")
@@ -106,6 +107,17 @@ def test_a_list_of_sets_is_joined(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps(entries))
     objects = convert(tmp_path / "list.json", tmp_path / "all.jsonl")
     assert len(objects) == sum(len(part) for part in build_mixture(entries).parts)
+
+
+def test_two_conversions_to_one_output_exclude_each_other(tmp_path, photos, capsys):
+    source, out = coco_file(tmp_path / "c.json"), tmp_path / "t.jsonl"
+    command = ["data", "convert", str(source), str(out), "--from", "coco", "--img-prefix", str(photos)]
+    command += ["--max-bad-fraction", "1"]
+    with only_writer(out):
+        assert main(command) == 2
+    assert f"another run is writing {out}" in capsys.readouterr().err and not out.exists()
+    assert main(command) == 0
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_coco_asks_about_each_box_and_answers_with_caption_or_category(tmp_path, photos, capsys):
