@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import PreparedImage, prepare_image
 from gpt4roi.generation.many import batched_by_size, describe_images
 from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.geometry.frames import BoxFrame, FrameCounts, FrameRule
 from gpt4roi.io.atomic import DONE_IS_KEPT
 from gpt4roi.io.coco import InvalidAnnotationError, annotation_box_inside, annotation_xywh, image_file_name, is_crowd
 from gpt4roi.io.journal import Journal, read_job
@@ -36,8 +38,11 @@ _IMAGE = "image "
 class Outcome:
     """Counts of a finished job.
 
-    failed: what could not be used and why, by image or annotation; cut: boxes cut at their image's border.
-    may_be_rerun: images failed, so another run captions these.
+    Attributes:
+        failed: What could not be used and why, by image or annotation.
+        cut: Boxes cut at their image's border.
+        may_be_rerun: Images failed, so another run captions these.
+        frames: What was decided about the frames of boxes.
     """
 
     regions: int
@@ -45,6 +50,7 @@ class Outcome:
     failed: list[str]
     cut: int = 0
     may_be_rerun: bool = False
+    frames: FrameCounts = dataclasses.field(default_factory=FrameCounts)
 
 
 def caption_file(
@@ -57,6 +63,7 @@ def caption_file(
     batch_size: int = 32,
     field: str = "caption",
     context: DistributedContext | None = None,
+    rule: FrameRule | None = None,
 ) -> Outcome | None:
     """Writes the source's tables to `out` with a text in `field` of every annotation.
 
@@ -72,11 +79,12 @@ def caption_file(
         batch_size: Boxes answered at once.
         field: Gets the text.
         context: The processes that share the work.
+        rule: How the frame of boxes is found.
 
     Returns:
         The outcome in the first process, None in the others.
     """
-    context = context or DistributedContext()
+    context, rule = context or DistributedContext(), rule or FrameRule()
     question = one_region_question(question)
     if any(field in annotation for annotation in source.content["annotations"]):
         raise InputError(f"annotations have a {field!r} already; name another field for the texts with --field")
@@ -91,7 +99,7 @@ def caption_file(
     sizes = {number: sum(len(image.regions) for image in groups[number]) for number in own}
     progress = Progress(sum(sizes.values()), "regions", context.rank, context.size)
     for number in own:
-        done[number] = _caption_group(chat, source, groups[number], question, params, batch_size)
+        done[number] = _caption_group(chat, source, groups[number], question, params, batch_size, rule)
         journal.append([{"group": number, "result": done[number]}])
         progress.update(sizes[number])
     for found in context.all_gather({number: done[number] for number in own}):
@@ -134,7 +142,13 @@ def _finished(journal: Journal) -> dict[int, Any]:
 
 
 def _caption_group(
-    chat: Any, source: Source, group: Sequence[SourceImage], question: str, params: SamplingParams, batch_size: int
+    chat: Any,
+    source: Source,
+    group: Sequence[SourceImage],
+    question: str,
+    params: SamplingParams,
+    batch_size: int,
+    rule: FrameRule,
 ) -> list[dict[str, Any]]:
     """Returns, for each image, its size and the text of each box; errors where there is none."""
     results: list[dict[str, Any]] = []
@@ -142,7 +156,7 @@ def _caption_group(
 
     def prepared() -> Iterator[tuple[PreparedImage, np.ndarray]]:
         for image in group:
-            pair, result = _prepare(chat.processor, source, image)
+            pair, result = _prepare(chat.processor, source, image, rule)
             results.append(result)
             if pair is not None:
                 described.append(result)
@@ -156,15 +170,15 @@ def _caption_group(
 
 
 def _prepare(
-    processor: Any, source: Source, image: SourceImage
+    processor: Any, source: Source, image: SourceImage, rule: FrameRule
 ) -> tuple[tuple[PreparedImage, np.ndarray] | None, dict[str, Any]]:
     """Returns the image with its usable boxes, if it has any, and the beginnings of its result."""
     try:
-        opened = _open_as_annotated(image)
+        opened, placed = _open_as_annotated(image, rule)
     except InputError as error:
         return None, {"error": str(error), "texts": [False] * len(image.regions)}
-    size = (opened.height, opened.width)
-    result: dict[str, Any] = {"size": size, "texts": []}
+    size = placed.box_size
+    result: dict[str, Any] = {"size": size, "texts": [], "frame": list(placed.remarks())}
     usable: list[list[float]] = []
     for index in image.regions:
         try:
@@ -175,22 +189,16 @@ def _prepare(
         except InputError as error:
             result["texts"].append(False)
             result.setdefault("errors", []).append([index, str(error)])
-    return (prepare_image(processor, opened), np.asarray(usable, dtype=np.float64)) if usable else None, result
+    boxes = placed.scaled(np.asarray(usable, dtype=np.float64))
+    return (prepare_image(processor, opened), boxes) if usable else None, result
 
 
-def _open_as_annotated(image: SourceImage) -> Image.Image:
-    """Opens an image as its boxes were drawn: upright, or as stored where only that fits the size in the file."""
+def _open_as_annotated(image: SourceImage, rule: FrameRule) -> tuple[Image.Image, BoxFrame]:
+    """Opens an image in the frame of its boxes."""
     opened = open_image(image.path)
-    size = (opened.height, opened.width)
-    if image.size in (None, size):
-        return opened
-    stored = load_image(image.path, "dialogue")
-    if (stored.height, stored.width) == image.size:
-        return stored
-    raise InputError(
-        f"{image.path} is {size[1]}x{size[0]} pixels but its entry says {image.size[1]}x{image.size[0]} "
-        "(width x height); the boxes belong to another image"
-    )
+    placed = rule.place(read_header(str(image.path)), image.clues, str(image.path))
+    is_upright = placed.frame == "upright" or placed.header.orientation == 1
+    return opened if is_upright else load_image(image.path, placed.pipeline), placed
 
 
 def _merge(
@@ -203,6 +211,7 @@ def _merge(
     region = next(_free(_values(categories, "id") | _values(annotations, "category_id")))
     _add_missing_fields(images, annotations, region)
     failed = list(source.failed)
+    frames = FrameCounts()
     captioned = cut = 0
     for number, group in enumerate(groups):
         for image, result in zip(group, done[number], strict=True):
@@ -210,6 +219,7 @@ def _merge(
                 failed.append(f"{_IMAGE}{images[image.index]['id']}: {result['error']}")
             else:
                 _fill_size(images[image.index], *result["size"])
+                frames.add(result.get("frame", ()), image.path.name)
             cut += result.get("cut", 0)
             failed += [f"annotation {annotations[index]['id']}: {why}" for index, why in result.get("errors", [])]
             for index, text in zip(image.regions, result["texts"], strict=True):
@@ -219,13 +229,13 @@ def _merge(
     for image in source.others:
         if image.size is None:
             with contextlib.suppress(InputError):  # no box of it is lost
-                (height, width), rotated = read_header(str(image.path))
-                _fill_size(images[image.index], *((width, height) if rotated else (height, width)))
+                _fill_size(images[image.index], *read_header(str(image.path)).size_in("upright"))
     content = {**source.content, "images": images, "annotations": annotations}
     content["categories"] = _categories(categories, annotations, region)
     info = content.get("info")
     content["info"] = {**(info if isinstance(info, dict) else {}), "gpt4roi": {**job, "failed": failed}}
-    return content, Outcome(len(annotations), captioned, failed, cut, any(one.startswith(_IMAGE) for one in failed))
+    may_be_rerun = any(one.startswith(_IMAGE) for one in failed)
+    return content, Outcome(len(annotations), captioned, failed, cut, may_be_rerun, frames)
 
 
 def _add_missing_fields(images: list[dict[str, Any]], annotations: list[dict[str, Any]], region: int) -> None:

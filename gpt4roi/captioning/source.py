@@ -5,25 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.boxes import xyxy_to_xywh
+from gpt4roi.geometry.frames import FRAMES, Frame, FrameClues, frame_of_exporter
+from gpt4roi.geometry.masks import size_of_runs
 from gpt4roi.io.coco import (
     FilteredOutError,
     Id,
     InvalidAnnotationError,
     as_id,
+    frame_clues,
     image_file_name,
-    image_size,
     read_tables,
     with_unique_ids,
 )
 from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.io.json_files import read_json, read_jsonl
 from gpt4roi.io.region_forms import FORMAT_KEYS, box_format, corners, stated_size
+from gpt4roi.structures import as_image_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,12 @@ class SourceImage:
     path: Path
     index: int
     regions: tuple[int, ...]
-    size: tuple[int, int] | None = None
+    clues: FrameClues
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Returns the (height, width) in the file, or None."""
+        return self.clues.size
 
 
 @dataclass(frozen=True)
@@ -87,18 +95,19 @@ def read_source(path: str | Path, images: str | Path) -> Source:
     content = _tables_of_single_images(contents, files) if all(singles) else contents[0]
     if isinstance(content, dict) and "image" in content and "annotations" not in content:
         content = [content]  # the unified format with one image
+    default = FRAMES[0]
     if isinstance(content, dict):
         content = _checked_tables(content, path)
     elif isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         if all("image_id" in entry for entry in content):
             content = _tables_of_results(content, folder, path)
         elif all("image" in entry or "conversations" in entry for entry in content):
-            content = _tables_of_unified(content, path)
+            content, default = _tables_of_unified(content, path), FRAMES[1]  # as training reads it
         else:
             raise InputError(f"{path}: expected {_EXPECTED}; an entry has {', '.join(content[0]) or 'nothing'}")
     else:
         raise InputError(f"{path}: expected {_EXPECTED}; got {'an empty list' if content == [] else 'other JSON'}")
-    source = _source(content, folder, path)
+    source = _source(content, folder, path, default)
     if not source.num_regions:
         first = f" that can be used; the first: {source.failed[0]}" if source.failed else ""
         raise InputError(f"{path}: holds no box{first}")
@@ -132,7 +141,8 @@ def _tables_of_single_images(contents: list[Any], files: list[Path]) -> dict[str
     for identity, row, content, file in zip(ids, rows, contents, files, strict=True):
         height, width = stated_size(content) or (None, None)
         name = row.get("file_name") or content["image_path"]
-        images.append({**row, "id": identity, "file_name": name, "height": height, "width": width})
+        frame = {"image_pipeline": "dialogue"} if frame_of_exporter(content) == "stored" else {}
+        images.append({**row, **frame, "id": identity, "file_name": name, "height": height, "width": width})
         annotations += [{**one, "image_id": identity} for one in _in_xywh(content, file) if isinstance(one, dict)]
     return {"images": images, "annotations": annotations}
 
@@ -193,7 +203,10 @@ def _tables_of_unified(objects: list[dict[str, Any]], path: str | Path) -> dict[
             if boxes or masks:
                 raise InputError(f"{path}#{number}: has boxes or masks but no image")
             continue  # text alone
-        sizes = {side: entry[side] for side in ("height", "width") if isinstance(entry.get(side), int)}
+        sizes: dict[str, Any] = {side: entry[side] for side in ("height", "width") if isinstance(entry.get(side), int)}
+        pipeline = entry.get("image_pipeline") or entry.get("picture_pipeline")
+        if pipeline is not None:
+            sizes["image_pipeline"] = as_image_pipeline(pipeline, f"{path}#{number}: ")
         key = (str(entry["image"]), *sizes.items())
         image = images.setdefault(key, {"id": number, "file_name": entry["image"], **sizes})["id"]
         if not isinstance(boxes, list) or not isinstance(masks, list):
@@ -218,9 +231,9 @@ def _xywh(box: Any, where: str) -> list[float]:
     return xyxy_to_xywh(values).tolist()
 
 
-def _source(content: dict[str, Any], folder: Path, path: str | Path) -> Source:
+def _source(content: dict[str, Any], folder: Path, path: str | Path, default: Frame) -> Source:
     """Joins the tables' annotations to their images, which are looked up in the folder."""
-    tables, find = read_tables(content, path), ImageFinder(folder)
+    tables, find, exporter = read_tables(content, path), ImageFinder(folder), frame_of_exporter(content)
     failed = []
     repeated = with_unique_ids(tables.annotations)
     if repeated:
@@ -243,5 +256,9 @@ def _source(content: dict[str, Any], folder: Path, path: str | Path) -> Source:
             lost = len(rows.get(image.get("id"), ()))
             failed.append(f"{path}: images[{index}]: {error}" + (f"; {lost} boxes on it" if lost else ""))
             continue
-        found.append(SourceImage(find(image_file_name(image)), index, regions, image_size(image)))
+        clues = replace(frame_clues(image, exporter), default=default)
+        if clues.size is None:
+            masks = (tables.annotations[row].get("segmentation") for row in regions)
+            clues = replace(clues, size=size_of_runs(masks))
+        found.append(SourceImage(find(image_file_name(image)), index, regions, clues))
     return Source(content, [one for one in found if one.regions], [one for one in found if not one.regions], failed)

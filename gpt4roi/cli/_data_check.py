@@ -39,6 +39,13 @@ def add_check(subcommands: Any) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
     parser.add_argument("--seed", type=int, default=0, help="of draws and samples (default: %(default)s)")
     add_bound(parser, "of a set is lost")
+    parser.add_argument(
+        "--frame",
+        default="auto",
+        choices=("auto", "upright", "stored"),
+        help="what the boxes are of: the image as it is seen upright, or as it is stored; samples that training reads "
+        "otherwise are warned of (default: upright)",
+    )
     parser.add_argument("--strict", action="store_true", help="not ready at the first error or warning")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with images and prompts")
@@ -54,6 +61,7 @@ def check(args: argparse.Namespace) -> int:
     from gpt4roi.data_check.examine import examine
     from gpt4roi.data_check.html_report import write_page
     from gpt4roi.data_check.lengths import open_length_estimator
+    from gpt4roi.geometry.frames import FrameRule
 
     _check_numbers(args)
     entries = [(entry, _role(entry)) for entry in read_config(Path(args.config))]
@@ -61,7 +69,8 @@ def check(args: argparse.Namespace) -> int:
     if not entries:
         raise InputError(f"{args.config}: names no data set")
     estimator = open_length_estimator(args.model, args.model_max_length, args.prompt_format)
-    results = examine(entries, estimator, args.sample, args.workers or _cores(), args.seed)
+    workers, rule = args.workers or _cores(), FrameRule(args.frame)
+    results = examine(entries, estimator, args.sample, workers, args.seed, rule)
     verdict = verdicts.judge(results, args.max_bad_fraction, args.strict)
     settings = _settings(args, estimator.limit)
     if args.json:
@@ -109,4 +118,5 @@ def _settings(args: argparse.Namespace, limit: int) -> dict[str, Any]:
         "show": args.show,
         "max_bad_fraction": args.max_bad_fraction,
         "seed": args.seed,
+        "frame": args.frame,
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 from gpt4roi.cli import output
 from gpt4roi.cli._outcome import add_bound, exit_code
+from gpt4roi.cli._regions import add_frame_arguments, frame_rule
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_path, only_writer
 
@@ -57,6 +58,7 @@ def add_convert(subcommands: Any) -> None:
         "--epochs", "--visits", type=int, default=1, metavar="N", help="draws of each sample (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of these draws (default: %(default)s)")
+    add_frame_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
     add_bound(parser, "of SOURCE is faulty, or of its images is not there")
 
@@ -75,7 +77,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     if args.from_ == "eva":
         return _convert_detections(args)
-    target = Conversion(args.out.parent)
+    target = Conversion(args.out.parent, frame_rule(args))
     objects = _with_bar(_objects(args, target), args.out.name)
     if args.to == "coco":
         written = f"{write_coco(objects, args.out, target, args.labels)} boxes"
@@ -86,8 +88,8 @@ def _convert(args: argparse.Namespace) -> int:
         "; ".join(f"{reason}: {count}" for reason, count in counts.most_common())
         for counts in (target.left_out, target.noted)
     )
-    said = (f"; left out {left} ({reasons})" if left else "") + (f"; {noted}" if noted else "")
-    output.line(f"{args.out}: {written}{said}")
+    parts = (f"left out {left} ({reasons})" if left else "", noted, target.frames.text())
+    output.line("; ".join([f"{args.out}: {written}", *filter(None, parts)]))
     for message in target.examples:
         logger.warning("%s", message)
     missing, bound = target.noted[NOT_THERE], args.max_bad_fraction
@@ -107,6 +109,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.out.exists() and (args.out.samefile(args.source) or not args.overwrite):
         hint = "it is the source" if args.out.samefile(args.source) else "give --overwrite to replace it"
         raise InputError(f"{args.out}: exists already; {hint}")
+    if args.from_ not in ("coco", "lvis", "osprey") and (args.scale_boxes or args.frame != "auto"):
+        raise InputError(f"--frame and --scale-boxes are for coco, lvis and osprey; {args.from_} states its frames")
     if args.epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {args.epochs}")
 

@@ -19,6 +19,7 @@ from gpt4roi.cli._model import (
     sampling_settings,
 )
 from gpt4roi.cli._outcome import add_bound, exit_code, name_first
+from gpt4roi.cli._regions import add_frame_arguments, frame_rule
 from gpt4roi.errors import InputError
 
 HELP = "caption every box of a COCO file"
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     add_bound(parser, "of the boxes gets no text")
+    add_frame_arguments(parser)
     add_sampling_arguments(parser)
     add_model_arguments(parser)
 
@@ -103,9 +105,8 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
         args.device = context.device(args.device)
         chat = open_chat(args)
         question = args.question or chat.default_question
-        outcome = caption_file(
-            chat, source, out, job, question, SamplingParams(**settings), args.batch_size, args.field, context
-        )
+        params, rule = SamplingParams(**settings), frame_rule(args)
+        outcome = caption_file(chat, source, out, job, question, params, args.batch_size, args.field, context, rule)
     finally:
         destroy_distributed()
     return 0 if outcome is None else _report(args, out, outcome)
@@ -129,6 +130,8 @@ def describe_job(args: argparse.Namespace) -> dict[str, Any]:
         "weights": str(next(iter(path_fingerprint(args.model).values())))[:16],
         "vision_tower": args.vision_tower,
         **{name: getattr(args, name) for name in names},
+        **({} if args.frame == "auto" else {"frame": args.frame}),  # not in the jobs of older versions
+        **({"scale_boxes": True} if args.scale_boxes else {}),
     }
 
 
@@ -166,7 +169,9 @@ def _report(args: argparse.Namespace, out: Path, outcome: Any) -> int:
         logger.warning("%d boxes reached out of their image and were cut at its border", outcome.cut)
     if args.json:
         counts = {"out": str(out), "regions": outcome.regions, "captioned": outcome.captioned}
-        output.record({**counts, "failed": outcome.failed})
+        output.record({**counts, "failed": outcome.failed, "frames": outcome.frames.as_dict()})
     else:
-        output.line(f"wrote {out}: {outcome.captioned} of {outcome.regions} boxes have a text")
+        frames = outcome.frames.text()
+        counted = f"{outcome.captioned} of {outcome.regions} boxes have a text"
+        output.line(f"wrote {out}: {counted}" + (f"; {frames}" if frames else ""))
     return _exit_code(args, outcome)

@@ -23,6 +23,7 @@ from gpt4roi.cli._regions import (
     given_regions,
     parse_box,
     save_drawing,
+    upright_boxes,
 )
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import as_json
@@ -69,10 +70,9 @@ def run(args: argparse.Namespace) -> int:
     check_model_folder(args.model)
     settings = sampling_settings(args)
 
-    from gpt4roi.processing.user_input import open_image, validate_boxes_px
+    from gpt4roi.processing.user_input import open_image
 
-    image = open_image(args.image)
-    boxes_px = validate_boxes_px(regions, (image.height, image.width))
+    image, boxes_px = open_image(args.image), upright_boxes(args, regions, args.image)
     chat = open_chat(args, long_history="drop" if args.drop_history else "refuse")
     talk = Conversation(chat, args.image, image, boxes_px.tolist(), settings, args.json, drawn_to)
     talking = sys.stdin.isatty() and sys.stdout.isatty()

@@ -14,7 +14,14 @@ from gpt4roi.cli._model import (
     open_chat,
     sampling_settings,
 )
-from gpt4roi.cli._regions import add_region_arguments, box_text, drawing_target, given_regions, save_drawing
+from gpt4roi.cli._regions import (
+    add_region_arguments,
+    box_text,
+    drawing_target,
+    given_regions,
+    save_drawing,
+    upright_boxes,
+)
 from gpt4roi.errors import InputError
 
 HELP = "answer questions about boxes on one image"
@@ -57,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     check_model_folder(args.model)
     settings = sampling_settings(args)
 
-    from gpt4roi.processing.user_input import open_image, validate_boxes_px
+    from gpt4roi.processing.user_input import open_image
 
-    image = open_image(sys.stdin.buffer.read() if args.image == "-" else args.image)
-    boxes_px = validate_boxes_px(regions, (image.height, image.width))
+    file = sys.stdin.buffer.read() if args.image == "-" else args.image
+    image, boxes_px = open_image(file), upright_boxes(args, regions, file)
     question, together = _read_question(args.question, len(boxes_px))
 
     chat = open_chat(args)

@@ -19,7 +19,9 @@ from gpt4roi.data_check.images import ImageFacts
 from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.samples import Part, SampleChecker
 from gpt4roi.errors import InputError
+from gpt4roi.geometry.frames import FrameRule
 from gpt4roi.io.worker_pool import parallel_map
+from gpt4roi.structures import ImagePipeline
 
 _CHUNKS_PER_WORKER = 16
 _LARGEST_CHUNK = 512
@@ -91,6 +93,7 @@ def examine(
     sample: int | None = None,
     workers: int = 1,
     seed: int = 0,
+    rule: FrameRule | None = None,
 ) -> list[SetResult]:
     """Examines the data sets of a list, one after the other, with progress bars on stderr.
 
@@ -102,6 +105,7 @@ def examine(
         sample: How many random samples of each set; all by default.
         workers: Processes that share the work.
         seed: Of draws and samples.
+        rule: What is known of the frames of boxes.
     """
     results = []
     for entry, role in entries:
@@ -113,10 +117,10 @@ def examine(
             if sample is not None and sample < result.size:
                 indices = np.sort(np.random.default_rng(seed).permutation(result.size)[:sample])
             result.indices = indices
-            checker = SampleChecker(dataset, estimator, seed)
+            checker = SampleChecker(dataset, estimator, seed, rule)
             for part in _parallel_map(checker.check, indices.tolist(), workers, f"{result.name}: samples"):
                 result.part.merge(part)
-            paths = list(result.part.images)
+            paths = [(path, use.pipeline) for path, use in result.part.images.items()]
             for found in _parallel_map(_examine_images, paths, workers, f"{result.name}: images"):
                 result.images.update(found)
             _image_findings(result)
@@ -156,8 +160,8 @@ def _drops(result: SetResult, dataset: RegionDataset) -> None:
         result.findings.add(Finding("masks", dataset.name, message), n_masks)
 
 
-def _examine_images(paths: Sequence[str]) -> dict[str, ImageFacts]:
-    return {path: images.examine(path) for path in paths}
+def _examine_images(paths: Sequence[tuple[str, ImagePipeline]]) -> dict[str, ImageFacts]:
+    return {path: images.examine(path, pipeline) for path, pipeline in paths}
 
 
 def _image_findings(result: SetResult) -> None:

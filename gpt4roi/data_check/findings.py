@@ -40,7 +40,8 @@ KINDS: dict[str, Kind] = {
     "box_unmentioned": Kind("warning", "box that nobody mentions", "mention it as <regionN>, or leave it out"),
     "size_differs": Kind("warning", "image of another size than the file says", "scale the boxes"),
     "sideways": Kind(
-        "warning", "image stored sideways, with boxes", 'say "image_pipeline": "detection", or save it upright'
+        "warning", "image turned by its EXIF data, with boxes",
+        'say "image_pipeline": "detection" where boxes are of the image as seen; if not, --frame stored says so',
     ),
     "picture_small": Kind("warning", "image below 32 px", "it is blown up; is it a thumbnail?"),
     "rounds_lost": Kind("warning", "conversation too long", "raise --model_max_length, or split it"),
@@ -49,6 +50,7 @@ KINDS: dict[str, Kind] = {
     "answers_alike": Kind("warning", "one answer given almost always", "balance them, or the model learns only that"),
     "picture_alike": Kind("note", "images that look the same", "copies in another size or quality?"),
     "left_out": Kind("note", "annotation left out by the data set's own rules", "nothing, if that is what is wanted"),
+    "frame": Kind("note", "image turned by its EXIF data", "nothing, if that is what its boxes are of"),
     "masks": Kind("note", "masks that became their bounding boxes", "nothing; the model reads boxes"),
 }  # fmt: skip
 _ORDER = {"error": 0, "warning": 1, "note": 2}

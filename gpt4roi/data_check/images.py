@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.frames import oriented_size
+from gpt4roi.geometry.frames import ImageHeader
 from gpt4roi.processing.images import load_image, read_header
+from gpt4roi.structures import ImagePipeline
 
 _HASH_SIDE = 32
 _HASH_BITS = 8
@@ -25,42 +26,35 @@ class ImageFacts:
     """What is known of an image file.
 
     Attributes:
-        size: (height, width) as stored.
-        exif_rotated: Whether EXIF data turn it by a quarter.
+        header: Its size and orientation.
         error: Why it cannot be used.
         content: A hash of its bytes.
         perceptual_hash: 64 bits of its coarse look, which survive another size or quality.
     """
 
-    size: tuple[int, int] | None = None
-    exif_rotated: bool = False
+    header: ImageHeader | None = None
     error: str = ""
     missing: bool = False
     content: str = ""
     perceptual_hash: int | None = None
 
-    def shown_size(self, pipeline: str) -> tuple[int, int] | None:
-        """Returns the (height, width) in which a pipeline opens it."""
-        return self.size and oriented_size(self.size, self.exif_rotated and pipeline == "detection")
-
     @property
     def aspect(self) -> float:
         """Width by height; 1 without a size."""
-        height, width = self.size or (1, 1)
+        height, width = self.header.size if self.header else (1, 1)
         return width / height
 
 
 def read_facts(path: str) -> ImageFacts:
     """Reads the size and the rotation without decoding; without a size where even that fails."""
     try:
-        size, exif_rotated = read_header(path)
+        return ImageFacts(read_header(path))
     except InputError:  # examine() says what is wrong with it
         return ImageFacts()
-    return ImageFacts(size, exif_rotated)
 
 
-def examine(path: str) -> ImageFacts:
-    """Reads and decodes an image as training does, and hashes it."""
+def examine(path: str, pipeline: ImagePipeline = "dialogue") -> ImageFacts:
+    """Reads and decodes an image as training does in this pipeline, and hashes it."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
@@ -69,16 +63,15 @@ def examine(path: str) -> ImageFacts:
         return ImageFacts(error=f"image {path!r} cannot be read: {getattr(error, 'strerror', None) or error}")
     if not data:
         return ImageFacts(error=f"image {path!r} is an empty file")
-    header = read_facts(path)
+    header = read_facts(path).header
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = load_image(path)
+            image = load_image(path, pipeline)
     except InputError as error:
-        return ImageFacts(header.size, header.exif_rotated, error=str(error))
+        return ImageFacts(header, error=str(error))
     content = hashlib.blake2b(data, digest_size=16).hexdigest()
-    size = (image.height, image.width)
-    return ImageFacts(size, header.exif_rotated, content=content, perceptual_hash=_perceptual_hash(image))
+    return ImageFacts(header, content=content, perceptual_hash=_perceptual_hash(image))
 
 
 def _perceptual_hash(image: Image.Image) -> int | None:

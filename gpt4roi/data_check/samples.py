@@ -18,21 +18,32 @@ from gpt4roi.data_check.images import ImageFacts, read_facts
 from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.statistics import Statistics
 from gpt4roi.errors import InputError
+from gpt4roi.geometry.frames import FrameClues, FrameRule, ImageHeader, frame_of_pipeline
 from gpt4roi.processing.mentions import region_numbers
-from gpt4roi.structures import RegionSample
+from gpt4roi.structures import ImagePipeline, RegionSample
 
 TINY_SIDE = 2.0
 """A box less wide or high than this, in pixels of the square that the model sees, is tiny."""
 SMALL_IMAGE = 32
+_PIPELINES = ("dialogue", "detection")
 _TOLERANCE = 1.0
 """Boxes may reach this many pixels beyond their image: some data sets count the last pixel as 1 further."""
 
 
 class Use(NamedTuple):
-    """Who needs an image: how many samples that are otherwise good, and where the first of all stands."""
+    """Who needs an image: how many samples that are otherwise good, the first of all, and how it is opened.
+
+    An image that samples open in both pipelines counts as `detection`, which reads its EXIF data as well.
+    """
 
     samples: int
     first: str
+    pipeline: ImagePipeline = "dialogue"
+
+    def joined(self, other: Use) -> Use:
+        """Returns both together."""
+        pipeline = max(self.pipeline, other.pipeline, key=_PIPELINES.index)
+        return Use(self.samples + other.samples, self.first, pipeline)
 
 
 @dataclass
@@ -49,8 +60,7 @@ class Part:
         self.findings.merge(other.findings)
         self.statistics.add(other.statistics)
         for path, use in other.images.items():
-            mine = self.images.get(path)
-            self.images[path] = Use(mine.samples + use.samples, mine.first) if mine else use
+            self.images[path] = self.images[path].joined(use) if path in self.images else use
         for digest, where in other.digests.items():
             self.remember(digest, where)
 
@@ -68,10 +78,13 @@ class SampleChecker:
         dataset: The data set.
         estimator: Measures prompts.
         seed: Of the draws, as in a training's first epoch.
+        rule: What is known of the frames of boxes.
     """
 
-    def __init__(self, dataset: RegionDataset, estimator: LengthEstimator, seed: int = 0) -> None:
-        self.dataset, self.estimator, self.seed = dataset, estimator, seed
+    def __init__(
+        self, dataset: RegionDataset, estimator: LengthEstimator, seed: int = 0, rule: FrameRule | None = None
+    ) -> None:
+        self.dataset, self.estimator, self.seed, self.rule = dataset, estimator, seed, rule or FrameRule()
 
     def check(self, indices: Iterable[int]) -> Part:
         """Checks these samples; never raises for what is wrong with them."""
@@ -93,19 +106,18 @@ class SampleChecker:
     def _check(self, item: Item, sample: RegionSample, part: Part) -> None:
         part.remember(_digest(sample), item.source)
         facts = _header(item.image) if item.image else ImageFacts()
-        size = facts.shown_size(sample.image_pipeline)
+        size = facts.header.size_read_by(sample.image_pipeline) if facts.header else None
         good = self._check_text(item, sample, size, part)
         if not good:
             part.statistics.lost += 1
         if item.image:
-            used = part.images.get(item.image)
-            before = used.samples if used else 0
-            part.images[item.image] = Use(before + good, used.first if used else item.source)
+            use = Use(int(good), item.source, sample.image_pipeline)
+            part.images[item.image] = part.images[item.image].joined(use) if item.image in part.images else use
         else:
             part.statistics.text_alone += 1
         part.statistics.regions += len(item.boxes_px)
         part.statistics.without_region += not len(item.boxes_px)
-        for kind, message in _image_remarks(item, sample, facts):
+        for kind, message in _image_remarks(item, sample, facts.header, self.rule):
             part.findings.add(_finding(kind, item, message))
         if len(item.boxes_px):
             self._check_boxes(item, size, part)
@@ -190,25 +202,29 @@ def _box_remark(box: np.ndarray, size: tuple[int, int] | None, side: int) -> tup
     return None
 
 
-def _image_remarks(item: Item, sample: RegionSample, facts: ImageFacts) -> Iterable[tuple[str, str]]:
-    if facts.size is None:
+def _image_remarks(
+    item: Item, sample: RegionSample, header: ImageHeader | None, rule: FrameRule
+) -> Iterable[tuple[str, str]]:
+    if header is None:
         return
-    height, width = facts.size
-    if min(facts.size) < SMALL_IMAGE:
+    height, width = header.size
+    if min(header.size) < SMALL_IMAGE:
         yield "picture_small", f"{item.source}: image {item.image!r} is {width} x {height} px"
-    stated = item.image_size
-    if (
-        stated is not None
-        and len(item.boxes_px)
-        and stated not in (facts.size, facts.shown_size(sample.image_pipeline))
-    ):
-        sizes = f"the file says {stated[1]} x {stated[0]}, image {item.image!r} is {width} x {height} px"
-        yield "size_differs", f"{item.source}: {sizes}"
-    if facts.exif_rotated and sample.image_pipeline == "dialogue" and len(item.boxes_px):
-        yield (
-            "sideways",
-            f"{item.source}: image {item.image!r} is turned by its EXIF data, but is read as it is stored",
-        )
+    if not len(item.boxes_px):
+        return
+    read_as = frame_of_pipeline(sample.image_pipeline)
+    try:
+        FrameRule().place(header, FrameClues(item.image_size, read_as), str(item.image))
+    except InputError as error:
+        yield "size_differs", f"{item.source}: {error}"
+    expected = "upright" if rule.frame == "auto" else rule.frame
+    if header.orientation != 1 and read_as != expected:
+        what = f"{item.source}: image {item.image!r} is turned or mirrored by its EXIF data (orientation "
+        how = "is read as it is stored" if read_as == "stored" else "its boxes are of the stored image"
+        yield "sideways", f"{what}{header.orientation}), but {how}"
+    elif header.orientation != 1:
+        how = "read as it is stored" if read_as == "stored" else "turned upright by its EXIF data"
+        yield f"frame:image {how}", f"{item.source}: image {item.image!r} is {how}, with its boxes"
 
 
 def _unmentioned(sample: RegionSample) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -69,6 +69,15 @@ def _is_grid(value: Any) -> bool:
     if not all(isinstance(row, Sequence) and len(row) == len(value[0]) > 2 for row in value):
         return False
     return all(isinstance(pixel, int) and 0 <= pixel <= 1 for row in value for pixel in row)
+
+
+def size_of_runs(masks: Iterable[Any]) -> tuple[int, int] | None:
+    """Returns the (height, width) that the first of some run lengths says it was made for; None where none does."""
+    for mask in masks:
+        size = mask.get("size") if isinstance(mask, Mapping) else None
+        if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):
+            return size[0], size[1]
+    return None
 
 
 def _box_of_array(mask: np.ndarray, where: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
+from gpt4roi.geometry.frames import Frame, FrameClues, frame_of_pipeline
 from gpt4roi.io.json_files import require_list
 
 MAX_COORDINATE = 1e7
@@ -200,6 +201,12 @@ def image_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
         return parse_side(image.get("height")), parse_side(image.get("width"))
     except InvalidAnnotationError:
         return None
+
+
+def frame_clues(image: Mapping[str, Any], exporter: Frame | None = None) -> FrameClues:
+    """Returns what a file says about the frame of an image's boxes: its size, its pipeline, or else its exporter."""
+    pipeline = image.get("image_pipeline") or image.get("picture_pipeline")
+    return FrameClues(image_size(image), frame_of_pipeline(pipeline if isinstance(pipeline, str) else None) or exporter)
 
 
 def annotation_box(annotation: Mapping[str, Any], size: tuple[int, int] | None = None) -> list[float]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch.nn import functional as F
 
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import boxes as box_ops
+from gpt4roi.geometry.frames import ImageHeader
 from gpt4roi.processing.image_files import open_file, quiet_pillow, unreadable_kind
 from gpt4roi.structures import Augmentation, ImagePipeline, as_image_pipeline
 
@@ -26,7 +27,6 @@ MAX_PIXELS = 178_956_970
 MAX_ASPECT = 200
 
 _ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -90,17 +90,21 @@ def _check_size(image: Image.Image, what: str, where: str) -> None:
         )
 
 
-def read_header(path: str, where: str = "") -> tuple[tuple[int, int], bool]:
-    """Returns the (height, width) of an image as stored, and whether its EXIF data turn it by a quarter.
+def read_header(path: str | bytes, where: str = "") -> ImageHeader:
+    """Returns the size and the EXIF orientation of an image file, a path or bytes; decodes nothing.
 
-    Decodes nothing.
+    Pillow turns TIFFs upright as it decodes them, so they have no orientation left.
 
     Raises:
         InputError: Not even its header can be read.
     """
     try:
         with quiet_pillow(), open_file(path) as image:
-            return (image.height, image.width), _orientation(image) in _SIDEWAYS
+            orientation = next((one for one in _TURNS if one == _orientation(image)), 1)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                stored = ImageHeader((image.tag_v2[257], image.tag_v2[256]), orientation)
+                return ImageHeader(stored.size_in("upright"))
+            return ImageHeader((image.height, image.width), orientation)
     except Exception as error:  # PIL plugins may raise anything on corrupt headers
         raise InputError(f"image {path!r} cannot be opened{where}: {error}") from None
 

@@ -17,8 +17,9 @@ from PIL import Image
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.masks import size_of, to_box
-from gpt4roi.io.coco import image_file_name
+from gpt4roi.geometry.frames import Frame, FrameClues, ImageHeader, frame_of_exporter
+from gpt4roi.geometry.masks import size_of, size_of_runs, to_box
+from gpt4roi.io.coco import frame_clues, image_file_name, image_size
 from gpt4roi.io.json_files import read_json
 from gpt4roi.io.region_forms import LISTS, box_format, regions_of, stated_size
 from gpt4roi.processing.images import load_image, read_header
@@ -56,6 +57,13 @@ def open_image(image: Any) -> Image.Image:
     elif isinstance(image, (str, Path)):
         _check_path(image)
     return load_image(image, pipeline="detection")  # the pipeline that turns images upright
+
+
+def image_header(image: str | bytes) -> ImageHeader:
+    """Returns the header of an image that `open_image` opens: a path, a data URL or an encoded file as bytes."""
+    if isinstance(image, str) and image[:5].lower() == "data:":
+        image = _bytes_of_data_url(image)
+    return read_header(image)
 
 
 def _check_path(path: str | Path) -> None:
@@ -201,6 +209,11 @@ def _as_text(values: Sequence[float]) -> str:
 
 
 def read_regions(path: str | Path, image: str | Path = "") -> list[Any]:
+    """Returns the regions of a file as `read_framed_regions`, without what it says about their frame."""
+    return read_framed_regions(path, image)[0]
+
+
+def read_framed_regions(path: str | Path, image: str | Path = "") -> tuple[list[Any], FrameClues]:
     """Reads the boxes (xyxy in pixels) and masks of a JSON file, in its order, as `validate_boxes_px` takes them.
 
     The file holds a list, or an object with one, such as `regions`, `annotations`, `boxes` or `bboxes`; it may state
@@ -209,19 +222,21 @@ def read_regions(path: str | Path, image: str | Path = "") -> list[Any]:
     corners by name, a mask as `segmentation`, `mask`, `rle` or `polygon`. Entries without a region are left out, which
     is logged. Of a COCO file of several images those of `image`, by file name.
 
+    Returns:
+        The regions, and what the file says about the image that they are on.
+
     Raises:
-        InputError: There are none, one is of another form, or the file is for an image of another size; it names file
-            and entry.
+        InputError: There are none, or one is of another form; it names file and entry.
     """
     content = read_json(path)
+    row: dict[str, Any] = {}
     entries, stated = content, ""
     if isinstance(content, dict):
         name = next((name for name in LISTS if isinstance(content.get(name), list)), None)
         if name is None:
             raise InputError(f"{path}: expected {_EXPECTED}; got an object with {', '.join(content) or 'nothing'}")
-        entries = _of_image(content, image, path) if content.get("images") else content[name]
+        row, entries = _of_image(content, image, path) if content.get("images") else (content, content[name])
         stated = box_format(content, str(path))
-        _check_stated_size(stated_size(content), image, path)
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected {_EXPECTED}; got {entries!r:.60}")
     if not entries:
@@ -232,7 +247,8 @@ def read_regions(path: str | Path, image: str | Path = "") -> list[Any]:
             f"{path}: its regions are on {len(images)} images, by image_id; expected those of one, or the names of "
             "all under images, or use `gpt4roi caption`"
         )
-    return _regions(entries, stated, path)
+    regions = _regions(entries, stated, path)
+    return regions, _clues(content, row, regions)
 
 
 def _regions(entries: list[Any], stated: str, path: str | Path) -> list[Any]:
@@ -251,20 +267,17 @@ def _regions(entries: list[Any], stated: str, path: str | Path) -> list[Any]:
     return regions
 
 
-def _check_stated_size(size: tuple[int, int] | None, image: str | Path, path: str | Path) -> None:
-    """Raises InputError where a file states another size than its image has, upright or as stored."""
-    if size is None or not os.path.isfile(image):
-        return
-    (height, width), _ = read_header(str(image))
-    if size not in ((height, width), (width, height)):
-        raise InputError(
-            f"{path}: is for an image of {size[1]}x{size[0]} pixels, but {image} is {width}x{height} (width x height); "
-            "give the image that the regions were made on"
-        )
+def _clues(content: Any, row: dict[str, Any], regions: list[Any]) -> FrameClues:
+    """Returns what a file says about the frame of its regions: in the image's row, at the top, or in run lengths."""
+    picture = row.get("picture")
+    size = image_size(row) or stated_size(content) or (image_size(picture) if isinstance(picture, dict) else None)
+    frame = frame_clues(row, frame_of_exporter(content)).frame
+    default: Frame = "stored" if "conversations" in row else "upright"  # the unified format, as training reads it
+    return FrameClues(size or size_of_runs(regions), frame, default)
 
 
-def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path) -> list[Any]:
-    """Returns the annotations of one image of a COCO file."""
+def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path) -> tuple[dict[str, Any], list[Any]]:
+    """Returns the row and the annotations of one image of a COCO file."""
     images = [image for image in content["images"] if isinstance(image, dict)]
     wanted = PurePath(image_file).name
     found = [image for image in images if PurePath(image_file_name(image)).name == wanted]
@@ -274,7 +287,7 @@ def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path)
         raise InputError(f"{path}: {len(found)} of its {len(images)} images are called {wanted!r}, expected one")
     identity = found[0].get("id")
     entries = content.get("annotations") or []
-    return [entry for entry in entries if isinstance(entry, dict) and entry.get("image_id") == identity]
+    return found[0], [entry for entry in entries if isinstance(entry, dict) and entry.get("image_id") == identity]
 
 
 def mentioned_regions(question: str) -> list[int]:

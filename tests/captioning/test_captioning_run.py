@@ -271,7 +271,7 @@ def test_what_cannot_be_used_is_told_and_the_rest_is_captioned(chat, images, tmp
         strict=True,
     ):
         assert reason.startswith(expected)
-    assert "is 96x64 pixels but its entry says 200x64" in outcome.failed[2]
+    assert "the file says 200 x 64, image " in outcome.failed[2]
     written = json.loads((tmp_path / "out.json").read_text())
     assert ["caption" in annotation for annotation in written["annotations"]] == [False] * 4 + [True]
     assert written["info"]["gpt4roi"]["failed"] == outcome.failed

@@ -59,7 +59,7 @@ def test_two_processes_find_the_same_in_the_same_order_as_one(faulty, estimator)
 
 
 def test_a_process_that_is_killed_is_one_readable_error(faulty, estimator, monkeypatch):
-    monkeypatch.setattr(examination.images, "examine", lambda path: os.kill(os.getpid(), 9))
+    monkeypatch.setattr(examination.images, "examine", lambda *_: os.kill(os.getpid(), 9))
     with pytest.raises(InputError, match=r"a process that read the data was killed; .* try --workers 1"):
         examine([unified(faulty / "train.jsonl")], estimator, workers=2)
 

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpt4roi.data.annotations import require_text
-from gpt4roi.data.convert.objects import Conversion, caption_fields
+from gpt4roi.data.convert.objects import Conversion, caption_fields, frame_fields
 from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.frames import oriented_size
+from gpt4roi.geometry.frames import frame_of_exporter
 from gpt4roi.io.atomic import atomic_path
 from gpt4roi.io.coco import (
     CUT,
@@ -20,8 +22,8 @@ from gpt4roi.io.coco import (
     Id,
     InvalidAnnotationError,
     annotation_box_inside,
+    frame_clues,
     image_file_name,
-    image_size,
     is_crowd,
     is_id,
     read_tables,
@@ -29,6 +31,7 @@ from gpt4roi.io.coco import (
 from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.io.json_files import read_json
 from gpt4roi.processing.images import read_header
+from gpt4roi.structures import as_image_pipeline
 
 QUESTION = "What is {region}?"
 CROWD = "box of a crowd"
@@ -48,7 +51,8 @@ def objects_of_coco(
     """
     if "{region}" not in question:
         raise InputError(f"the question must hold {{region}}, got {question!r}")
-    tables = read_tables(read_json(path, "a file in COCO's form"), path)
+    content = read_json(path, "a file in COCO's form")
+    tables, exporter = read_tables(content, path), frame_of_exporter(content)
     names = {key: name.replace("_", " ") for key, name in (tables.categories or {}).items()}
     of_image: dict[Id, list[int]] = {}
     for position, annotation in enumerate(tables.annotations):
@@ -62,17 +66,21 @@ def objects_of_coco(
         try:
             key, image = tables.image_id(position), tables.images[position]
             name = require_text(image_file_name(image), "file_name of the image")
+            clues, rows = frame_clues(image, exporter), of_image.pop(key, [])
+            file = target.found(find, name, where) if rows else ""
+            placed = target.place(file, clues) if rows else None
         except InvalidAnnotationError as error:
             target.leave_out_annotation(error, where)
             continue
-        regions = _regions(tables, of_image.pop(key, []), image_size(image), names, path, target)
+        size = placed.box_size if placed else clues.size if clues.frame is None else None
+        regions = _regions(tables, rows, size, names, path, target)
         if not regions:
             target.leave_out(NO_BOX, f"{where}: {NO_BOX}", fault=False)
             continue
         yield {
             "id": where.rpartition("/")[2],
-            "image": target.image_name(target.found(find, name, where)),
-            "boxes": [[round(value, 2) for value in box] for box, _ in regions],
+            "image": target.image_name(file),
+            **frame_fields(placed, clues, np.asarray([box for box, _ in regions])),
             **caption_fields([called for _, called in regions], question),
         }
     lost = sum(map(len, of_image.values()))
@@ -143,7 +151,7 @@ class _CocoFile:
 
     def __init__(self, folder: Path, labels: bool) -> None:
         self.folder, self.labels = folder, labels
-        self.images: dict[str, dict[str, Any]] = {}
+        self.images: dict[tuple[str, str], dict[str, Any]] = {}
         self.annotations: list[dict[str, Any]] = []
         self.categories: dict[str, int] = {} if labels else {"region": 1}
 
@@ -168,13 +176,13 @@ class _CocoFile:
             self.annotations.append(annotation | ({"caption": called} if called else {}))
 
     def _image(self, entry: dict[str, Any]) -> dict[str, Any]:
-        name = entry["image"]
-        if name not in self.images:
-            size, exif_rotated = read_header(str(self.folder / name))
-            height, width = oriented_size(size, exif_rotated and entry["image_pipeline"] == "detection")
-            number = len(self.images) + 1
-            self.images[name] = {"id": number, "file_name": name, "height": height, "width": width}
-        return self.images[name]
+        name, pipeline = key = entry["image"], as_image_pipeline(entry["image_pipeline"] or "dialogue")
+        if key not in self.images:
+            header = read_header(str(self.folder / name))
+            height, width = header.size_read_by(pipeline)
+            row = {"id": len(self.images) + 1, "file_name": name, "height": height, "width": width}
+            self.images[key] = row if header.orientation == 1 else {**row, "image_pipeline": pipeline}
+        return self.images[key]
 
     def content(self) -> dict[str, Any]:
         return {

@@ -15,7 +15,7 @@ import numpy as np
 from gpt4roi.data.base import RegionDataset
 from gpt4roi.data.unified_object import BadObjectError, check_object
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.frames import oriented_size
+from gpt4roi.geometry.frames import BoxFrame, FrameClues, FrameCounts, FrameRule
 from gpt4roi.io.atomic import atomic_path
 from gpt4roi.io.coco import InvalidAnnotationError
 from gpt4roi.io.images_on_disk import ImageFinder
@@ -39,15 +39,19 @@ class Conversion:
         faults: How much of what is left out is wrong in itself, rather than left out by a rule.
         kept: How many objects and boxes are converted.
         images: How many images were looked for.
+        rule: How the frame of boxes is found.
+        frames: What was decided about it.
     """
 
     folder: Path
+    rule: FrameRule = field(default_factory=FrameRule)
     left_out: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     faults: int = 0
     kept: int = 0
     images: int = 0
+    frames: FrameCounts = field(default_factory=FrameCounts)
 
     def leave_out(self, reason: str, message: str, count: int = 1, fault: bool = True) -> None:
         """Notes what cannot be converted; fault: it is wrong in itself."""
@@ -75,6 +79,23 @@ class Conversion:
         if path is None:
             self.note(NOT_THERE, where, f"image {name!r} is not in {find.folders[0]}; give its folder as --img-prefix")
         return str(path or find.folders[0] / name)
+
+    def place(self, image: str, clues: FrameClues) -> BoxFrame | None:
+        """Returns the frame of the boxes of an image, which is counted; None where the image cannot be opened.
+
+        Raises:
+            InvalidAnnotationError: The file says another size than the image has.
+        """
+        try:
+            header = read_header(image)
+        except InputError:
+            return None
+        try:
+            placed = self.rule.place(header, clues, image)
+        except InputError as error:
+            raise InvalidAnnotationError(str(error), "image of another size than the file says") from None
+        self.frames.add(placed.remarks(), image)
+        return placed
 
     def image_name(self, path: str) -> str:
         """Returns an image's path as the written file names it: relative to its folder, where that is possible."""
@@ -110,12 +131,25 @@ def as_object(sample: RegionSample, target: Conversion) -> dict[str, Any]:
         made["boxes"] = [[round(value, 2) for value in box] for box in _pixels(sample).tolist()]
     if any(sample.region_texts):
         made["region_texts"] = list(sample.region_texts)
-    if sample.image_pipeline != "dialogue":
+    if len(sample.boxes_px) or sample.image_pipeline != "dialogue":
         made["image_pipeline"] = sample.image_pipeline
     if sample.independent_turns:
         made["independent"] = True
     made["conversations"] = [{"from": _SPEAKERS[turn.role], "value": turn.text} for turn in sample.turns]
     return made
+
+
+def frame_fields(placed: BoxFrame | None, clues: FrameClues, boxes: np.ndarray) -> dict[str, Any]:
+    """Returns the fields that say where boxes lie: height, width, image_pipeline and the boxes themselves.
+
+    Without a frame, only what the file says.
+    """
+    if placed is None:
+        sides: dict[str, Any] = {} if clues.size is None else {"height": clues.size[0], "width": clues.size[1]}
+    else:
+        height, width = placed.size
+        boxes, sides = placed.scaled(boxes), {"height": height, "width": width, "image_pipeline": placed.pipeline}
+    return {**sides, "boxes": boxes.round(2).tolist()}
 
 
 def caption_fields(texts: Sequence[str], question: str) -> dict[str, Any]:
@@ -131,8 +165,8 @@ def caption_fields(texts: Sequence[str], question: str) -> dict[str, Any]:
 def _pixels(sample: RegionSample) -> np.ndarray:
     if sample.box_frame == "pixels":
         return sample.boxes_px
-    size, exif_rotated = read_header(str(sample.image), f" in {sample.source}")
-    height, width = oriented_size(size, exif_rotated and sample.image_pipeline == "detection")
+    header = read_header(str(sample.image), f" in {sample.source}")
+    height, width = header.size_read_by(sample.image_pipeline)
     return sample.boxes_px * [width, height, width, height]
 
 

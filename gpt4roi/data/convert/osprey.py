@@ -13,10 +13,10 @@ from typing import Any
 
 from gpt4roi.constants import IMAGE_TOKEN
 from gpt4roi.data.annotations import alternating_texts, require_text
-from gpt4roi.data.convert.objects import Conversion, caption_fields
+from gpt4roi.data.convert.objects import Conversion, caption_fields, frame_fields
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
-from gpt4roi.io.coco import InvalidAnnotationError, image_file_name
+from gpt4roi.io.coco import InvalidAnnotationError, frame_clues, image_file_name
 from gpt4roi.io.images_on_disk import COCO_2014_PREFIX, ImageFinder
 from gpt4roi.io.json_files import kind_of, read_json
 from gpt4roi.processing.mentions import MENTION, region_numbers
@@ -52,13 +52,9 @@ def _object(entry: Any, where: str, find: ImageFinder, target: Conversion) -> di
     if not isinstance(regions, list) or not regions or not all(isinstance(region, dict) for region in regions):
         raise InvalidAnnotationError("entry without regions")
     boxes = masks.to_boxes([region.get("segmentation") for region in regions])
-    made = {
-        "id": where.rpartition("/")[2],
-        "image": target.image_name(target.found(find, name, where)),
-        "height": entry.get("height"),
-        "width": entry.get("width"),
-        "boxes": boxes.round(2).tolist(),
-    }
+    image, clues = target.found(find, name, where), frame_clues(entry)
+    framed = frame_fields(target.place(image, clues), clues, boxes)
+    made = {"id": where.rpartition("/")[2], "image": target.image_name(image), **framed}
     if "description" in entry:
         return made | caption_fields(_descriptions(entry["description"], len(regions)), DESCRIBE)
     return made | {"conversations": _conversation(entry.get("conversations"), len(regions))}

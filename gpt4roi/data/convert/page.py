@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt4roi.data.convert.objects import Conversion
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.frames import oriented_size
+from gpt4roi.geometry.frames import BoxFrame
 from gpt4roi.io.coco import InvalidAnnotationError, parse_floats
 from gpt4roi.io.images_on_disk import find_image_by_stem
 from gpt4roi.io.json_files import kind_of, read_json
@@ -38,16 +38,15 @@ def _object(file: Path, folder: Path, target: Conversion) -> dict[str, Any]:
     image = find_image_by_stem(folder, file.stem)
     if image is None:
         raise InvalidAnnotationError(f"no image of the file's name in {folder}")
-    size, exif_rotated = read_header(str(image))
-    height, width = oriented_size(size, exif_rotated)
+    placed = BoxFrame(read_header(str(image)), "upright", image=str(image))  # as the page shows images
+    height, width = placed.size
     shown = {"width": width, "height": height}
     if record.get("picture") not in (None, shown):
         raise InvalidAnnotationError("image of another size than the boxes were drawn on")
     boxes = [parse_floats(region.get("box") if isinstance(region, dict) else None, 4) for region in record["regions"]]
     made: dict[str, Any] = {"id": file.stem, "image": target.image_name(str(image)), **shown, "boxes": boxes}
-    if exif_rotated:  # the page shows images upright
-        made["image_pipeline"] = "detection"
-    return made | {"conversations": _turns(record.get("rounds"))}
+    target.frames.add(placed.remarks(), placed.image)
+    return made | {"image_pipeline": placed.pipeline, "conversations": _turns(record.get("rounds"))}
 
 
 def _turns(rounds: Any) -> list[dict[str, str]]:

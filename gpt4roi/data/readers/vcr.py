@@ -136,7 +136,7 @@ class VCR(IndexedDataset):
         turns, mentioned = self.dialogue(texts, objects, rng)
         boxes, size = self._boxes(index)
         if not self.as_released:
-            size = size or read_header(self.image(index), f" in {self.source(index)}")[0]
+            size = size or read_header(self.image(index), f" in {self.source(index)}").size
             boxes = box_ops.clip(boxes, size)
         return RegionSample(
             image=self.image(index),
