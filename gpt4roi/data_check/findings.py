@@ -41,7 +41,7 @@ KINDS: dict[str, Kind] = {
     "size_differs": Kind("warning", "image of another size than the file says", "scale the boxes"),
     "sideways": Kind(
         "warning", "image turned by its EXIF data, with boxes",
-        'say "image_pipeline": "detection" where boxes are of the image as seen; if not, --frame stored says so',
+        'say "image_pipeline": "detection", or save it upright',
     ),
     "picture_small": Kind("warning", "image below 32 px", "it is blown up; is it a thumbnail?"),
     "rounds_lost": Kind("warning", "conversation too long", "raise --model_max_length, or split it"),
