@@ -152,7 +152,7 @@ def _turns(turns: Any, source: str) -> list[tuple[str, str]]:
             raise BadObjectError(kind, f"{source}: turn {number} (from {speaker}) is empty")
         checked.append((ROLES[speaker], text))
     if all(role != "assistant" for role, _ in checked):
-        raise BadObjectError("no answer", f"{source}: there is no answer to learn from: no turn is from gpt")
+        raise BadObjectError("no answer", f"{source}: there is no answer to train on: no turn is from gpt")
     return checked
 
 

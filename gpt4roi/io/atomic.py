@@ -180,12 +180,6 @@ def atomic_write_text(path: Path, text: str, kept: str = BEFORE_IS_KEPT) -> None
         beside.write_text(text, encoding="utf-8")
 
 
-def atomic_write_bytes(path: Path, content: bytes, kept: str = BEFORE_IS_KEPT) -> None:
-    """Writes a file completely or not at all. Raises InputError as `atomic_path`."""
-    with atomic_path(path, kept) as beside:
-        beside.write_bytes(content)
-
-
 @contextlib.contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder that is gone after the block; what a killed call left there goes first."""

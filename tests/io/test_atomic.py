@@ -18,7 +18,6 @@ from gpt4roi.io.atomic import (
     append_lines,
     atomic_folder,
     atomic_path,
-    atomic_write_bytes,
     atomic_write_text,
     match_folder_permissions,
     only_writer,
@@ -94,7 +93,8 @@ def test_lines_come_after_a_torn_one(tmp_path):
 
 
 def test_bytes_are_written_completely_or_not_at_all(tmp_path):
-    atomic_write_bytes(tmp_path / "file.bin", b"\xff\x00")
+    with atomic_path(tmp_path / "file.bin") as beside:
+        beside.write_bytes(b"\xff\x00")
     assert (tmp_path / "file.bin").read_bytes() == b"\xff\x00"
     assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
 

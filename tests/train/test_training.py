@@ -114,7 +114,7 @@ def test_a_sample_that_cannot_be_used_is_skipped_counted_and_named(parts, tmp_pa
 def test_a_data_set_without_an_answer_learns_nothing_and_says_so(parts, tmp_path, caplog):
     line = {"conversations": [{"from": "human", "value": "Hello?"}]}
     (tmp_path / "silent.jsonl").write_text(4 * (json.dumps(line) + "\n"))
-    with pytest.raises(InputError, match="there is no answer to learn from"):
+    with pytest.raises(InputError, match="there is no answer to train on"):
         stage1(tmp_path / "out", parts, "--dataset_config", f"{tmp_path}/silent.jsonl")
 
 

@@ -67,12 +67,12 @@ def _items(record: dict, find: ImageFinder, where: str) -> list[Item]:
         return Item(kind, query, (options[label],), parts_of[kind], tuple(options), label, None, {"annot_id": name})
 
     parts_of = {f"{name}:qa": ANSWER, f"{name}:qar": RATIONALE}
-    said = write_tokens(question, objects, where)
+    question_text = write_tokens(question, objects, where)
     first, second = ([write_tokens(one, objects, where) for one in several] for several in (answers, reasons))
     right = first[answer_label]
     return [
-        asked(ANSWER_PROMPT, first, f"{name}:qa", answer_label, question=said),
-        asked(RATIONALE_PROMPT, second, f"{name}:qar", reason_label, question=said, answer=right),
+        asked(ANSWER_PROMPT, first, f"{name}:qa", answer_label, question=question_text),
+        asked(RATIONALE_PROMPT, second, f"{name}:qar", reason_label, question=question_text, answer=right),
     ]
 
 
