@@ -14,6 +14,7 @@ from gpt4roi.cli._outcome import add_bound, exit_code
 from gpt4roi.cli._regions import add_frame_arguments, frame_rule
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_path, only_writer
+from gpt4roi.io.sizes import counted
 
 logger = logging.getLogger(__name__)
 
@@ -59,30 +60,32 @@ def add_convert(subcommands: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of these draws (default: %(default)s)")
     add_frame_arguments(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
     add_bound(parser, "of SOURCE is faulty, or of its images is not there")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
+    existing.add_argument("--append", action="store_true", help="add to OUT (.jsonl) what it does not ask already")
 
 
 def convert(args: argparse.Namespace) -> int:
     """Converts, prints one line that says what was written, and returns the exit code."""
     _check(args)
     with only_writer(args.out):
-        _check(args)  # another process may just have written it
-        return _convert(args)
+        _check_out(args)
+        return _convert_detections(args) if args.from_ == "eva" else _convert(args)
 
 
 def _convert(args: argparse.Namespace) -> int:
     from gpt4roi.data.convert.coco import write_coco
     from gpt4roi.data.convert.objects import NOT_THERE, Conversion, write_objects
 
-    if args.from_ == "eva":
-        return _convert_detections(args)
     target = Conversion(args.out.parent, frame_rule(args))
     objects = _with_bar(_objects(args, target), args.out.name)
     if args.to == "coco":
-        written = f"{write_coco(objects, args.out, target, args.labels)} boxes"
+        written = counted(write_coco(objects, args.out, target, args.labels), "box")
     else:
-        written = f"{write_objects(objects, args.out, target)} objects"
+        written = counted(write_objects(objects, args.out, target, args.append), "object")
+    if args.append:
+        written += f" added, {target.present} there already"
     left = sum(target.left_out.values())
     reasons, noted = (
         "; ".join(f"{reason}: {count}" for reason, count in counts.most_common())
@@ -106,13 +109,20 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"{args.source}: no such file; give the file to convert")
     if args.out.is_dir():
         raise InputError(f"{args.out}: is a folder; give the file to write")
-    if args.out.exists() and (args.out.samefile(args.source) or not args.overwrite):
-        hint = "it is the source" if args.out.samefile(args.source) else "give --overwrite to replace it"
-        raise InputError(f"{args.out}: exists already; {hint}")
     if args.from_ not in ("coco", "lvis", "osprey") and (args.scale_boxes or args.frame != "auto"):
         raise InputError(f"--frame and --scale-boxes are for coco, lvis and osprey; {args.from_} states its frames")
     if args.epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {args.epochs}")
+    if args.append and (args.to == "coco" or args.from_ == "eva"):
+        raise InputError("--append adds lines of the unified format; COCO's form and EVA's have none")
+
+
+def _check_out(args: argparse.Namespace) -> None:
+    if args.out.exists() and (args.out.samefile(args.source) or not (args.overwrite or args.append)):
+        replace = "give --overwrite to replace it, or --append to add to it"
+        raise InputError(
+            f"{args.out}: exists already; {'it is the source' if args.out.samefile(args.source) else replace}"
+        )
 
 
 def _objects(args: argparse.Namespace, target: Any) -> Iterator[dict[str, Any]]:

@@ -14,12 +14,13 @@ from gpt4roi.data.base import RegionDataset
 from gpt4roi.data.registry import build_mixture
 from gpt4roi.data_check import images
 from gpt4roi.data_check.duplicates import duplicates, leaks
-from gpt4roi.data_check.findings import Finding, Findings, counted
+from gpt4roi.data_check.findings import Finding, Findings
 from gpt4roi.data_check.images import ImageFacts
 from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.samples import Part, SampleChecker
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.frames import FrameRule
+from gpt4roi.io.sizes import counted
 from gpt4roi.io.worker_pool import parallel_map
 from gpt4roi.structures import ImagePipeline
 

@@ -56,12 +56,6 @@ KINDS: dict[str, Kind] = {
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
-def counted(number: int, noun: str) -> str:
-    """Returns `1 sample`, `1,200 boxes`: a number and its noun, which takes an s (after x, es)."""
-    ending = "" if number == 1 else "es" if noun.endswith("x") else "s"
-    return f"{number:,} {noun}{ending}"
-
-
 def kind_of(name: str) -> Kind:
     """Returns the kind of a name; a name `object_unusable:empty answer` has the part behind the colon as its title."""
     base, _, title = name.partition(":")

@@ -12,11 +12,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from gpt4roi.data_check.examine import SetResult
-from gpt4roi.data_check.findings import Finding, counted, kind_of
+from gpt4roi.data_check.findings import Finding, kind_of
 from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.statistics import LENGTH_STEP
 from gpt4roi.data_check.verdict import Verdict, all_findings, count_unusable, length_line
 from gpt4roi.errors import InputError
+from gpt4roi.io.sizes import counted
 from gpt4roi.processing.images import load_image
 from gpt4roi.report.report import PAGE_SIDE, Answer, Bin, GalleryItem, Report, Tag
 

@@ -13,12 +13,13 @@ import numpy as np
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.data.base import Item, RegionDataset
-from gpt4roi.data_check.findings import Finding, Findings, counted
+from gpt4roi.data_check.findings import Finding, Findings
 from gpt4roi.data_check.images import ImageFacts, read_facts
 from gpt4roi.data_check.lengths import LengthEstimator
 from gpt4roi.data_check.statistics import Statistics
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.frames import FrameClues, FrameRule, ImageHeader, frame_of_pipeline
+from gpt4roi.io.sizes import counted
 from gpt4roi.processing.mentions import region_numbers
 from gpt4roi.structures import ImagePipeline, RegionSample
 

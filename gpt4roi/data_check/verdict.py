@@ -8,8 +8,9 @@ from typing import Any
 
 from gpt4roi.data.base import exceeds_bad_fraction
 from gpt4roi.data_check.examine import SetResult
-from gpt4roi.data_check.findings import Findings, counted, kind_of
+from gpt4roi.data_check.findings import Findings, kind_of
 from gpt4roi.data_check.lengths import LengthEstimator
+from gpt4roi.io.sizes import counted
 
 _SHOWN = 3
 

@@ -1,4 +1,4 @@
-"""Byte sizes as text: `13.5 GB` for messages, `5GB` or `500MiB` parsed from an option."""
+"""Sizes and numbers as text: `13.5 GB` and `1 sample` for messages, `5GB` or `500MiB` parsed from an option."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def parse_size(text: str) -> int:
     if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
         raise InputError(f"--max-shard-size {text!r} is not a size; write it as 5GB, 500MiB or a number of bytes")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number and its noun, which takes an s (after x, es): `1 sample`, `1,200 boxes`."""
+    ending = "" if number == 1 else "es" if noun.endswith("x") else "s"
+    return f"{number:,} {noun}{ending}"

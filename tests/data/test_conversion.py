@@ -231,6 +231,56 @@ def test_conversations_of_the_page_find_their_image_by_name(tmp_path, photos, ca
     assert len(UnifiedDataset(tmp_path / "t.jsonl")) == 1
 
 
+@pytest.fixture
+def drawn(tmp_path, photos):
+    """Two saved conversations in a folder, and how they are converted."""
+    (tmp_path / "saved").mkdir()
+    for name in "12":
+        said = [{"question": "What is <region1> beside <region2>?", "answer": f"cup {name}"}]
+        (tmp_path / "saved" / f"{name}.json").write_text(json.dumps(page_record(said)))
+    return tmp_path / "saved", tmp_path / "t.jsonl", "--from", "page", "--img-prefix", photos, "--append"
+
+
+def test_conversations_of_the_page_are_added_to_what_is_there(tmp_path, drawn, capsys):
+    by_hand = '{"image": "photos/2.jpg",  "conversations": [{"from": "human", "value": "A cup?"}, '
+    by_hand += '{"from": "gpt", "value": "Yes."}]}\n{broken'
+    (tmp_path / "t.jsonl").write_text(by_hand)
+    assert main(["data", "convert", *map(str, drawn)]) == 0
+    written = (tmp_path / "t.jsonl").read_text()
+    assert written.startswith(by_hand + "\n{") and written.count("\n") == 4
+    assert capsys.readouterr().out == f"{tmp_path}/t.jsonl: 2 objects added, 0 there already\n"
+
+
+def test_what_was_added_once_is_not_added_again_though_its_answer_was_corrected(tmp_path, drawn, capsys):
+    convert(*drawn)
+    corrected = (tmp_path / "t.jsonl").read_text().replace("cup 1", "a blue cup")
+    (tmp_path / "t.jsonl").write_text(corrected)
+    (tmp_path / "saved" / "2.json").unlink()
+    convert(*drawn)
+    assert (tmp_path / "t.jsonl").read_text() == corrected
+    assert capsys.readouterr().out.endswith("t.jsonl: 0 objects added, 1 there already\n")
+    said = [{"question": "Where is <region1>?", "answer": "left"}]
+    (tmp_path / "saved" / "1.json").write_text(json.dumps(page_record(said)))
+    assert len(convert(*drawn)) == 3
+    assert capsys.readouterr().out.endswith("t.jsonl: 1 object added, 0 there already\n")
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"images": [], "annotations": []}', '[\n {"conversations": []}\n]'])
+def test_a_file_that_has_no_lines_of_the_format_is_not_added_to(tmp_path, drawn, capsys, content):
+    (tmp_path / "t.jsonl").write_text(content)
+    assert main(["data", "convert", *map(str, drawn)]) == 2
+    assert "t.jsonl: expected one object of the unified format a line" in capsys.readouterr().err
+    assert (tmp_path / "t.jsonl").read_text() == content
+
+
+def test_two_conversions_to_one_file_exclude_each_other(tmp_path, drawn, capsys):
+    with only_writer(tmp_path / "t.jsonl"):
+        assert main(["data", "convert", *map(str, drawn)]) == 2
+    assert re.search(r"another run is writing \S+t\.jsonl \(process \d+\); wait for it", capsys.readouterr().err)
+    assert len(convert(*drawn)) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "saved", "t.jsonl"]
+
+
 def test_boxes_drawn_on_an_upright_image_stay_where_they_were_drawn(tmp_path, photos):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -340,6 +390,7 @@ def test_converted_detections_with_labels_or_boxes_that_cannot_be_are_refused(tm
         ("{tmp}/c.json {tmp}/o.jsonl --from yolo", "unknown format 'yolo'; known are list, llava, coco, lvis"),
         ("{tmp}/c.json {tmp}/c.json --from coco --overwrite", "exists already; it is the source"),
         ("{tmp}/c.json {tmp}/there.jsonl --from coco", "exists already; give --overwrite"),
+        ("{tmp}/c.json {tmp}/new.json --from coco --to coco --append", "--append adds lines of the unified format"),
         ("{tmp}/c.json {tmp} --from coco", "is a folder; give the file to write"),
         ("{tmp}/c.json {tmp}/o.jsonl --from coco --question What?", "the question must hold {{region}}"),
         ("{tmp}/c.json {tmp}/o.jsonl --from coco --epochs 0", "--epochs must be at least 1"),

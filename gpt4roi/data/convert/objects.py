@@ -19,6 +19,7 @@ from gpt4roi.geometry.frames import BoxFrame, FrameClues, FrameCounts, FrameRule
 from gpt4roi.io.atomic import atomic_path
 from gpt4roi.io.coco import InvalidAnnotationError
 from gpt4roi.io.images_on_disk import ImageFinder
+from gpt4roi.io.json_files import parse_jsonl, read_bytes
 from gpt4roi.processing.images import read_header
 from gpt4roi.structures import RegionSample
 
@@ -41,6 +42,7 @@ class Conversion:
         images: How many images were looked for.
         rule: How the frame of boxes is found.
         frames: What was decided about it.
+        present: How many objects the file had already.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class Conversion:
     kept: int = 0
     images: int = 0
     frames: FrameCounts = field(default_factory=FrameCounts)
+    present: int = 0
 
     def leave_out(self, reason: str, message: str, count: int = 1, fault: bool = True) -> None:
         """Notes what cannot be converted; fault: it is wrong in itself."""
@@ -182,14 +185,42 @@ def usable(objects: Iterable[dict[str, Any]], target: Conversion) -> Iterator[di
             yield entry
 
 
-def write_objects(objects: Iterable[dict[str, Any]], path: Path, target: Conversion) -> int:
-    """Writes objects one a line; the file appears when it is complete. Returns how many there were."""
-    count = 0
-    with atomic_path(path) as beside, beside.open("w", encoding="utf-8") as file:
+def write_objects(objects: Iterable[dict[str, Any]], path: Path, target: Conversion, append: bool = False) -> int:
+    """Writes objects one a line; the file appears when it is complete. Returns how many there were.
+
+    append: After the lines that are there, which stay as they are. What asks the same of the same boxes of an image as
+        one of them is not written again, whatever it answers: answers are corrected by hand.
+    """
+    count, present = 0, _read_present(path) if append and path.exists() else b""
+    asked = {_asked(value) for _, value in parse_jsonl(present, path)}
+    with atomic_path(path) as beside, beside.open("wb") as file:
+        file.write(present if not present or present.endswith(b"\n") else present + b"\n")
         for entry in usable(objects, target):
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            if append and _asked(entry) in asked:
+                target.present += 1
+                continue
+            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
             count += 1
-        if not count:
+        if not count and not target.present:
             first = f"; the first: {target.examples[0]}" if target.examples else ""
             raise InputError(f"{path}: not written, because nothing could be converted{first}")
     return count
+
+
+def _read_present(path: Path) -> bytes:
+    """Reads a file that lines are added to; raises InputError for one that is not of such lines."""
+    present = read_bytes(path)
+    lines = [value for _, value in parse_jsonl(present, path)]
+    if lines and not any(isinstance(value, dict) and "conversations" in value for value in lines):
+        raise InputError(f"{path}: expected one object of the unified format a line, to add to; give another name")
+    return present
+
+
+def _asked(entry: Any) -> tuple[Any, ...] | None:
+    """Returns what an object asks, of which boxes of which image; None for one that cannot be used."""
+    try:
+        checked = check_object(entry, "")
+    except BadObjectError:
+        return None
+    questions = tuple(text for role, text in checked["conversations"] if role == "user")
+    return os.path.normpath(checked["image"] or ""), checked["boxes"].round(2).tobytes(), questions
