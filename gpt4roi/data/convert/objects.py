@@ -211,7 +211,8 @@ def _read_present(path: Path) -> bytes:
     """Reads a file that lines are added to; raises InputError for one that is not of such lines."""
     present = read_bytes(path)
     lines = [value for _, value in parse_jsonl(present, path)]
-    if lines and not any(isinstance(value, dict) and "conversations" in value for value in lines):
+    is_list = present.lstrip().startswith(b"[")
+    if lines and (is_list or not any(isinstance(value, dict) and "conversations" in value for value in lines)):
         raise InputError(f"{path}: expected one object of the unified format a line, to add to; give another name")
     return present
 
