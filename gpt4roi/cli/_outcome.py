@@ -6,8 +6,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from gpt4roi.errors import InputError
-
 NAMED = 10
 """How many of what could not be used are named."""
 
@@ -27,11 +25,11 @@ def add_bound(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _fraction(text: str) -> float:
     try:
-        value = float(text)
+        value: float | str = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise InputError(f"--max-bad-fraction must lie between 0 and 1, got {text}")
+        value = text
+    if isinstance(value, str) or not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"--max-bad-fraction must lie between 0 and 1, got {value}")
     return value
 
 
