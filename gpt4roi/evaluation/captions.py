@@ -81,6 +81,8 @@ def score_captions(
     if java and not quick:
         measures |= _if_it_runs("METEOR", lambda: _meteor(said, asked, groups), notes)
     measures |= _rouge_and_cider(said, asked, groups)
+    if len(said) == 1:
+        notes.append("CIDEr of one item is 0 by construction: it weighs words by how rare they are among all items")
     if java and not quick and spice_files_there():
         measures |= _if_it_runs("SPICE", lambda: _spice(predictions, references, groups), notes)
     elif not quick:

@@ -67,7 +67,7 @@ def load_image(
                 opened = _upright(opened)
             return _to_rgb(opened, ignore_alpha)
     except FileNotFoundError as error:
-        raise InputError(f"image {name} not found{where}; check the path or --img_prefix") from error
+        raise InputError(f"image {name} not found{where}; check the path and the folder of the images") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"image {name} is too large to open{where}: {error}; make it smaller first") from error
     except UnidentifiedImageError as error:

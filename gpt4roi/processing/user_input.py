@@ -7,9 +7,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,18 @@ from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.frames import Frame, FrameClues, ImageHeader, frame_of_exporter
 from gpt4roi.geometry.masks import size_of, size_of_runs, to_box
-from gpt4roi.io.coco import frame_clues, image_file_name, image_size
+from gpt4roi.io.coco import (
+    NO_AREA,
+    OUTSIDE,
+    InvalidAnnotationError,
+    annotation_box_inside,
+    annotation_xywh,
+    frame_clues,
+    image_file_name,
+    image_size,
+    is_placeholder,
+    read_tables,
+)
 from gpt4roi.io.json_files import read_json
 from gpt4roi.io.region_forms import LISTS, box_format, regions_of, stated_size
 from gpt4roi.processing.images import load_image, read_header
@@ -278,16 +289,48 @@ def _clues(content: Any, row: dict[str, Any], regions: list[Any]) -> FrameClues:
 
 def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path) -> tuple[dict[str, Any], list[Any]]:
     """Returns the row and the annotations of one image of a COCO file."""
+    read_tables({**content, "annotations": content.get("annotations") or []}, path)  # writes ids in one way
     images = [image for image in content["images"] if isinstance(image, dict)]
     wanted = PurePath(image_file).name
-    found = [image for image in images if PurePath(image_file_name(image)).name == wanted]
+    found = [image for image in images if PureWindowsPath(image_file_name(image)).name == wanted]
     if len(images) == 1 and not found:
         found = images
     if len(found) != 1:
         raise InputError(f"{path}: {len(found)} of its {len(images)} images are called {wanted!r}, expected one")
     identity = found[0].get("id")
     entries = content.get("annotations") or []
-    return found[0], [entry for entry in entries if isinstance(entry, dict) and entry.get("image_id") == identity]
+    entries = [entry for entry in entries if isinstance(entry, dict) and entry.get("image_id") == identity]
+    if content.get("box_format"):
+        return found[0], entries
+    size = None if frame_of_exporter(content) else image_size(found[0])  # may be of the other frame
+    return found[0], list(_inside(entries, size, path))
+
+
+def _inside(
+    entries: Sequence[dict[str, Any]], size: tuple[int, int] | None, path: str | Path
+) -> Iterator[dict[str, Any]]:
+    """Yields COCO annotations whose boxes are cut at the border of an image of size (height, width).
+
+    Says which were cut, and which have no area inside and are left out.
+    """
+    for number, entry in enumerate(entries):
+        if not entry.get("bbox") and not entry.get("segmentation"):
+            yield entry  # of another form
+            continue
+        try:
+            (x1, y1, x2, y2), is_cut = annotation_box_inside(entry, size)
+        except InvalidAnnotationError as error:
+            if error.reason not in (OUTSIDE, NO_AREA):
+                raise InputError(f"{path}#{number}: {error}") from None
+            logger.warning("%s#%d is left out: %s", path, number, error)
+            continue
+        if is_cut:
+            logger.warning("%s#%d reaches out of the image and was cut at its border", path, number)
+            yield {**entry, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+        elif entry.get("segmentation") and is_placeholder(entry.get("bbox")):
+            yield {key: value for key, value in entry.items() if key != "bbox"}
+        else:
+            yield {**entry, "bbox": annotation_xywh(entry)}
 
 
 def mentioned_regions(question: str) -> list[int]:

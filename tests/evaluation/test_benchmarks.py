@@ -236,6 +236,33 @@ def test_a_damaged_file_is_named_with_what_is_wrong(name, damage, message, tmp_p
         open_benchmark(name).load(Source(tmp_path / "data"))
 
 
+def test_boxes_that_cannot_be_asked_about_are_left_out_counted_and_named(tmp_path, capsys):
+    data = WRITERS["vg"](tmp_path / "data")
+    content = json.loads((data / "test.json").read_text())
+    asked = len(content["annotations"])
+    spoilt = ([5, 5, 0, 10], [200, 5, 20, 10], None, ["2", "3", "20", "30"])
+    content["annotations"] += [{"id": 1, "image_id": "1", "bbox": bbox, "caption": "a man"} for bbox in spoilt]
+    (data / "test.json").write_text(json.dumps(content))
+    (tmp_path / "model.py").write_text(CONSTANT)
+    words = ["evaluate", "--benchmark", "vg", "--data", str(data), "--model", str(tmp_path / "model.py")]
+
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["items"], metrics["left_out"]) == (asked + 1, 3)
+    assert any("3 left out, such as" in note for note in metrics["notes"])
+    err = capsys.readouterr().err
+    assert "the box 5,5,5,15 has no area inside the image, which is 96x64" in err
+    assert "the box 200,5,220,15 has no area inside the image" in err and "neither bbox nor segmentation" in err
+    assert main([*words, "--out", str(tmp_path / "out"), "--max-bad-fraction", "0.5"]) == 0
+
+
+def test_cider_of_one_item_says_that_it_is_0_by_construction():
+    scores = captions.score_captions(["a man"], [["a man"]], quick=True)
+    assert scores.measures["CIDEr"].estimate().value == 0
+    assert any("CIDEr of one item is 0 by construction" in note for note in scores.notes)
+
+
 def test_a_java_that_does_not_run_costs_its_own_measures_alone(run, monkeypatch):
     monkeypatch.setattr(captions, "_ptb", lambda texts: (_ for _ in ()).throw(OSError("no such program")))
 

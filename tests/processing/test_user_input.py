@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import struct
 import zlib
 
@@ -19,6 +20,7 @@ from gpt4roi.processing.user_input import (
     mentioned_regions,
     one_region_question,
     open_image,
+    read_regions,
     typed_box,
     validate_boxes_px,
 )
@@ -250,3 +252,17 @@ def test_a_region_of_absurdly_many_digits_is_refused_in_one_short_line():
 )
 def test_four_numbers_typed_in_a_question_without_a_region_are_found(question, numbers):
     assert typed_box(question) == numbers
+
+
+def test_a_coco_files_regions_are_read_as_training_and_caption_read_them(tmp_path, caplog):
+    boxes = [["1", "2", "30", "40"], [0, 0, 0, 0], [-9, 2, 20, 9], [90, 90, 5, 5]]
+    annotations = [{"image_id": "7", "bbox": bbox} for bbox in boxes]
+    annotations[1]["segmentation"] = [[5, 5, 40, 5, 40, 30]]
+    content = {
+        "images": [{"id": 7.0, "file_name": "a\\x.jpg", "width": 80, "height": 60}, {"id": 8, "file_name": "y.jpg"}],
+        "annotations": annotations,
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    regions = read_regions(tmp_path / "c.json", "pics/x.jpg")
+    assert validate_boxes_px(regions, (60, 80)).tolist() == [[1, 2, 31, 42], [5, 5, 40, 30], [0, 2, 11, 11]]
+    assert "#2 reaches out of the image" in caplog.text and "#3 is left out" in caplog.text
