@@ -26,7 +26,10 @@ WRONG = {
     "10,000 boxes": (["IMAGE", "--regions", "MANY.json"], "10000 boxes for one image, expected 1000 at most"),
     "no such regions": (["IMAGE", "--regions", "nowhere.json"], "nowhere.json: no such file"),
     "regions that are no JSON": (["IMAGE", "--regions", "TEXT.jpg"], "TEXT.jpg: not valid JSON"),
-    "regions of another form": (["IMAGE", "--regions", "FORM.json"], "FORM.json#1: expected an object with box"),
+    "regions of another form": (
+        ["IMAGE", "--regions", "FORM.json"],
+        "FORM.json#1: expected bbox as x, y, width, height",
+    ),
     "a mask of another image": (["IMAGE", "--regions", "MASK.json"], "the mask of region 1 is 4x4 but the image"),
     "three numbers": (["IMAGE", "--box", "1,2,3"], "box 1: expected four numbers x1,y1,x2,y2 in pixels, got '1,2,3'"),
     "words": (["IMAGE", *BOX, "--box", "a,b,c,d"], "box 2: expected four numbers"),
@@ -92,7 +95,7 @@ def places(tmp_path, image, model_folder):
     (tmp_path / "folder").mkdir()
     contents = {
         "MANY.json": [[1, 2, 30, 40]] * 10_000,
-        "FORM.json": [{"box": [1, 2, 30, 40]}, {"label": "a"}],
+        "FORM.json": [{"box": [1, 2, 30, 40]}, {"bbox": [1, 2, 30]}],
         "MASK.json": [{"size": [4, 4], "counts": [0, 16]}],
         "EMPTY.json": {"images": [], "annotations": []},
     }
