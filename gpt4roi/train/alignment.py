@@ -172,7 +172,9 @@ def align_regions(
                 maps = [level.to(device, torch.float32) for level in batch["feature_maps"]]
                 boxes, text_ids = [rows.to(device) for rows in batch["boxes"]], batch["text_ids"].to(device)
                 content = encoder.content(maps, boxes)
-                value = loss(content, text_ids) + loss.box_error(content + encoder.position(boxes), boxes)
+                # In this order: the gradients of `content` are summed in the reverse order of its uses.
+                embedding = content + encoder.position(boxes)
+                value = loss(content, text_ids) + loss.box_error(embedding, boxes)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 optimizer.step()
