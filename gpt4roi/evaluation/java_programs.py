@@ -58,7 +58,7 @@ def _temporary_folder() -> tempfile.TemporaryDirectory:
     raise JavaProgramError(f"cannot write to {refused}; free space, or name another folder in TMPDIR")
 
 
-def run_java(arguments: Iterable[str | Path], lines: Iterable[str] = ()) -> list[str]:
+def run_java(arguments: Iterable[object], lines: Iterable[str] = ()) -> list[str]:
     """Runs a Java program in an English UTF-8 locale on lines of text, and returns the lines that it prints.
 
     Raises:
