@@ -23,7 +23,6 @@ from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source, count_refe
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
 from gpt4roi.evaluation.predictions import KEPT, predict_all
 from gpt4roi.evaluation.predictor import Predictor
-from gpt4roi.geometry.frames import oriented_size
 from gpt4roi.io.atomic import atomic_write_text, written_together
 from gpt4roi.io.coco import InvalidAnnotationError, cut_box
 from gpt4roi.io.json_files import as_json, write_json
@@ -136,7 +135,7 @@ def with_usable_boxes(items: Sequence[Item], source: Source) -> list[Item]:
 def _upright_size(image: Path) -> tuple[int, int] | None:
     """Returns the (height, width) of an image as it is shown; None where it does not open, which is told later."""
     try:
-        return oriented_size(*read_header(str(image)))
+        return read_header(str(image)).size_in("upright")
     except InputError:
         return None
 
