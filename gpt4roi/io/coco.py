@@ -120,9 +120,9 @@ def _write_ids(annotation: dict[str, Any], categories: Mapping[Id, str] | None, 
         if type(annotation.get(key, 0)) is not int:
             annotation[key] = as_id(annotation[key])
     if annotation.get("category_id") is None:
-        name = next((annotation[key] for key in _CATEGORY_NAMES if isinstance(annotation.get(key), str)), None)
-        if name in numbers:
-            annotation["category_id"] = numbers[name]
+        names = [annotation[key] for key in _CATEGORY_NAMES if isinstance(annotation.get(key), str)]
+        if names and names[0] in numbers:
+            annotation["category_id"] = numbers[names[0]]
     elif isinstance(annotation["category_id"], str) and annotation["category_id"] not in (categories or {}):
         annotation["category_id"] = numbers.get(annotation["category_id"], annotation["category_id"])
 
