@@ -17,7 +17,7 @@ from PIL import Image
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.frames import Frame, FrameClues, ImageHeader, frame_of_exporter
+from gpt4roi.geometry.frames import Frame, FrameClues, FrameRule, ImageHeader, frame_of_exporter
 from gpt4roi.geometry.masks import size_of, size_of_runs, to_box
 from gpt4roi.io.coco import (
     NO_AREA,
@@ -220,8 +220,14 @@ def _as_text(values: Sequence[float]) -> str:
 
 
 def read_regions(path: str | Path, image: str | Path = "") -> list[Any]:
-    """Returns the regions of a file as `read_framed_regions`, without what it says about their frame."""
-    return read_framed_regions(path, image)[0]
+    """Returns the regions of a file as `read_framed_regions`, without what it says about their frame.
+
+    Raises InputError also where the file is for an image of another size than this one, if it is there.
+    """
+    regions, clues = read_framed_regions(path, image)
+    if image and Path(image).is_file():
+        FrameRule().place(read_header(str(image)), clues, str(image), f"{path}: ")
+    return regions
 
 
 def read_framed_regions(path: str | Path, image: str | Path = "") -> tuple[list[Any], FrameClues]:

@@ -30,7 +30,7 @@ WRONG = {
         ["IMAGE", "--regions", "FORM.json"],
         "FORM.json#1: expected bbox as x, y, width, height",
     ),
-    "a mask of another image": (["IMAGE", "--regions", "MASK.json"], "the mask of region 1 is 4x4 but the image"),
+    "a mask of another image": (["IMAGE", "--regions", "MASK.json"], "MASK.json: the file says 4 x 4, image"),
     "three numbers": (["IMAGE", "--box", "1,2,3"], "box 1: expected four numbers x1,y1,x2,y2 in pixels, got '1,2,3'"),
     "words": (["IMAGE", *BOX, "--box", "a,b,c,d"], "box 2: expected four numbers"),
     "not finite": (["IMAGE", "--box", "nan,1,20,20"], "box 1: expected finite numbers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_another_jobs_journal_is_refused_and_a_removed_one_is_gone(tmp_path):
 def test_progress_tells_rate_and_time_left_and_only_in_the_first_process(caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="gpt4roi")
     clock = iter([0.0, 0.0, 5.0, 5.0, 20.0, 20.0, 40.0, 40.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     shown, hidden = Progress(4000, "regions", 0, 2), Progress(4000, "regions", 1, 2)
     for count in (1, 9, 3990):
         shown.update(count)

@@ -117,5 +117,5 @@ def test_a_file_for_an_image_of_another_size_is_refused_with_both(key, tmp_path)
     Image.new("RGB", (96, 64)).save(tmp_path / "p.png")
     content = {"annotations": [{"bbox": BOX}], f"{key}_width": 96, f"{key}_height": 64}
     assert len(read(tmp_path, content, tmp_path / "p.png")) == 1
-    with pytest.raises(InputError, match=r"for an image of 192x128 pixels, but .*p\.png is 96x64"):
+    with pytest.raises(InputError, match=r"the file says 192 x 128, image .*p\.png' is 96 x 64 \(width x height\)"):
         read(tmp_path, content | {f"{key}_width": 192, f"{key}_height": 128}, tmp_path / "p.png")
