@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.boxes import xyxy_to_xywh
-from gpt4roi.geometry.frames import FRAMES, Frame, FrameClues, frame_of_exporter
+from gpt4roi.geometry.frames import FRAMES, Frame, FrameClues
 from gpt4roi.geometry.masks import size_of_runs
 from gpt4roi.io.coco import (
     FilteredOutError,
@@ -20,12 +19,14 @@ from gpt4roi.io.coco import (
     as_id,
     frame_clues,
     image_file_name,
+    is_of_one_image,
     read_tables,
+    tables_of_single_images,
     with_unique_ids,
 )
 from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.io.json_files import read_json, read_jsonl
-from gpt4roi.io.region_forms import FORMAT_KEYS, box_format, corners, stated_size
+from gpt4roi.io.region_forms import FORMAT_KEYS
 from gpt4roi.structures import as_image_pipeline
 
 logger = logging.getLogger(__name__)
@@ -89,10 +90,10 @@ def read_source(path: str | Path, images: str | Path) -> Source:
         raise InputError(f"--images {images}: no such folder; give the folder of the images")
     files = annotation_files(path)
     contents = [read_jsonl(file) if file.suffix == ".jsonl" else read_json(file) for file in files]
-    singles = [_is_of_one_image(content) for content in contents]
+    singles = [is_of_one_image(content) for content in contents]
     if Path(path).is_dir() and not all(singles):
         raise InputError(f"{files[singles.index(False)]}: expected one `image` with its annotations, as of SA-1B")
-    content = _tables_of_single_images(contents, files) if all(singles) else contents[0]
+    content = tables_of_single_images(contents, files) if all(singles) else contents[0]
     if isinstance(content, dict) and "image" in content and "annotations" not in content:
         content = [content]  # the unified format with one image
     default = FRAMES[0]
@@ -123,50 +124,13 @@ def annotation_files(path: str | Path) -> list[Path]:
     return files
 
 
-def _is_of_one_image(content: Any) -> bool:
-    """Tells whether a file is of one image, with its annotations: that of SA-1B or of Grounded-SAM-2."""
-    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list) or "images" in content:
-        return False
-    image = content.get("image")
-    return isinstance(content.get("image_path"), str) or (isinstance(image, dict) and bool(image.get("file_name")))
-
-
-def _tables_of_single_images(contents: list[Any], files: list[Path]) -> dict[str, Any]:
-    """Makes tables of files of one image each, with its annotations; their boxes in the format that each states."""
-    rows = [content["image"] if isinstance(content.get("image"), dict) else {} for content in contents]
-    ids = [row.get("image_id") for row in rows]
-    if None in ids or len(set(map(str, ids))) < len(ids):
-        ids = list(range(1, len(rows) + 1))
-    images, annotations = [], []
-    for identity, row, content, file in zip(ids, rows, contents, files, strict=True):
-        height, width = stated_size(content) or (None, None)
-        name = row.get("file_name") or content["image_path"]
-        frame = {"image_pipeline": "dialogue"} if frame_of_exporter(content) == "stored" else {}
-        images.append({**row, **frame, "id": identity, "file_name": name, "height": height, "width": width})
-        annotations += [{**one, "image_id": identity} for one in _in_xywh(content, file) if isinstance(one, dict)]
-    return {"images": images, "annotations": annotations}
-
-
-def _in_xywh(content: dict[str, Any], path: str | Path) -> list[Any]:
-    """Returns the annotations of a file with their boxes as COCO writes them, whatever format it states for them."""
-    rows = []
-    for row in content["annotations"]:
-        form = box_format(row, str(path), box_format(content, str(path)))
-        if form and isinstance(row, dict) and row.get("bbox"):
-            with contextlib.suppress(InputError):  # what is no box stays, and is counted with the others
-                row = {**row, "bbox": _xywh(corners(row["bbox"], form, str(path)), str(path))}
-        rows.append(row)
-    return rows
-
-
 def _checked_tables(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
     for name in ("images", "annotations"):
         table = content.get(name)
         if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
             got = ", ".join(content) or "nothing"
             raise InputError(f"{path}: expected {_EXPECTED}; no list of objects as {name!r}, it has {got:.100}")
-    rows = _in_xywh(content, path)
-    return {key: value for key, value in content.items() if key not in FORMAT_KEYS} | {"annotations": rows}
+    return content
 
 
 def _tables_of_results(results: list[dict[str, Any]], folder: Path, path: str | Path) -> dict[str, Any]:
@@ -233,7 +197,8 @@ def _xywh(box: Any, where: str) -> list[float]:
 
 def _source(content: dict[str, Any], folder: Path, path: str | Path, default: Frame) -> Source:
     """Joins the tables' annotations to their images, which are looked up in the folder."""
-    tables, find, exporter = read_tables(content, path), ImageFinder(folder), frame_of_exporter(content)
+    tables, find = read_tables(content, path), ImageFinder(folder)
+    content = {key: value for key, value in content.items() if key not in FORMAT_KEYS}  # boxes are COCO's from here on
     failed = []
     repeated = with_unique_ids(tables.annotations)
     if repeated:
@@ -256,7 +221,7 @@ def _source(content: dict[str, Any], folder: Path, path: str | Path, default: Fr
             lost = len(rows.get(image.get("id"), ()))
             failed.append(f"{path}: images[{index}]: {error}" + (f"; {lost} boxes on it" if lost else ""))
             continue
-        clues = replace(frame_clues(image, exporter), default=default)
+        clues = replace(frame_clues(image, tables.exporter), default=default)
         if clues.size is None:
             masks = (tables.annotations[row].get("segmentation") for row in regions)
             clues = replace(clues, size=size_of_runs(masks))

@@ -11,11 +11,18 @@ from typing import Any, TypeGuard
 
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
-from gpt4roi.geometry.frames import Frame, FrameClues, frame_of_pipeline
+from gpt4roi.geometry.frames import Frame, FrameClues, frame_of_exporter, frame_of_pipeline
 from gpt4roi.io.json_files import require_list
-
-MAX_COORDINATE = 1e7
-"""No pixel of an image lies further out; larger numbers are faults, and would overflow later."""
+from gpt4roi.io.region_forms import (
+    FORMAT_KEYS,
+    InvalidAnnotationError,
+    box_format,
+    corners,
+    is_placeholder,
+    parse_float,
+    parse_floats,
+    stated_size,
+)
 
 Id = int | float | str
 """What identifies an image, an annotation or a category."""
@@ -28,22 +35,7 @@ NO_AREA, OUTSIDE, CUT = "box without area", "box outside the image", "box cut at
 _KIND = "a file in COCO's form"
 _WHOLE = re.compile(r"\s*(-?\d{1,18})(?:\.0*)?\s*$", re.ASCII)
 _NO = ("", "0", "0.0", "false", "f", "no", "n", "none", "null")
-_CATEGORY_NAMES = ("category_name", "category", "label")
-
-
-class InvalidAnnotationError(InputError):
-    """One image or region cannot be used.
-
-    Attributes:
-        reason: What it is counted under, the same words for the same kind of fault; the message by default.
-        fault: Whether it is wrong in itself; else a rule of the data set leaves it out.
-    """
-
-    fault = True
-
-    def __init__(self, message: str, reason: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason or message
+_CATEGORY_NAMES = ("category_name", "category", "label", "class_name")
 
 
 class FilteredOutError(InvalidAnnotationError):
@@ -53,22 +45,27 @@ class FilteredOutError(InvalidAnnotationError):
 
 
 class CocoTables:
-    """The tables of a file, whose ids and categories are written in one way.
+    """The tables of a file, whose ids, categories and boxes (x, y, width, height) are written in one way.
 
     Attributes:
         images: Rows, not checked yet; see `image_id`.
         annotations: Rows, not checked yet; see `annotation_image`, `annotation_box`, `is_crowd`.
         categories: Names by id, in the order of the ids; None where the file has no such table.
+        exporter: The frame of all boxes, where the program that wrote the file is known for it.
     """
 
     def __init__(self, content: Mapping[str, Any], path: Any) -> None:
         self.images, self.annotations = (require_list(path, content, key, _KIND) for key in ("images", "annotations"))
         self.categories = category_names(content, path)
+        self.exporter = frame_of_exporter(content)
+        form = box_format(content, str(path))
         numbers = {name: key for key, name in reversed((self.categories or {}).items())}
         for image in filter(_is_row, self.images):
             image["id"] = as_id(image.get("id"))
-        for annotation in filter(_is_row, self.annotations):
-            _write_ids(annotation, self.categories, numbers)
+        for position, annotation in enumerate(self.annotations):
+            if _is_row(annotation):
+                _write_ids(annotation, self.categories, numbers)
+                _write_box(annotation, form, f"{path}#annotations[{position}]")
         self._first: dict[Id, int] = {}
         self._unclear: set[Id] = set()
         for position, image in enumerate(self.images):
@@ -106,8 +103,38 @@ class CocoTables:
 
 
 def read_tables(content: Any, path: Any) -> CocoTables:
-    """Returns the tables of a parsed file. Raises InputError where one is missing or is not a list."""
-    return CocoTables(content, path)
+    """Returns the tables of a parsed file, also of one that is of a single image.
+
+    Raises:
+        InputError: A table is missing or is not a list, or boxes are of a format that is not known.
+    """
+    return CocoTables(tables_of_single_images([content], [path]) if is_of_one_image(content) else content, path)
+
+
+def is_of_one_image(content: Any) -> bool:
+    """Tells whether a file is of one image, with its annotations: that of SA-1B or of Grounded-SAM-2."""
+    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list) or "images" in content:
+        return False
+    image = content.get("image")
+    return isinstance(content.get("image_path"), str) or (isinstance(image, dict) and bool(image.get("file_name")))
+
+
+def tables_of_single_images(contents: Sequence[Any], paths: Sequence[Any]) -> dict[str, Any]:
+    """Makes COCO's tables of files of one image each; the box format that a file states goes to its annotations."""
+    rows = [content["image"] if isinstance(content.get("image"), dict) else {} for content in contents]
+    ids = [row.get("image_id") for row in rows]
+    if None in ids or len(set(map(str, ids))) < len(ids):
+        ids = list(range(1, len(rows) + 1))
+    images, annotations = [], []
+    for identity, row, content, path in zip(ids, rows, contents, paths, strict=True):
+        height, width = stated_size(content) or (None, None)
+        name = row.get("file_name") or content["image_path"]
+        frame = {"image_pipeline": "dialogue"} if frame_of_exporter(content) == "stored" else {}
+        form = box_format(content, str(path))
+        stated = {FORMAT_KEYS[0]: form} if form else {}
+        images.append({**row, **frame, "id": identity, "file_name": name, "height": height, "width": width})
+        annotations += [{**stated, **one, "image_id": identity} for one in content["annotations"] if _is_row(one)]
+    return {"images": images, "annotations": annotations}
 
 
 def _is_row(value: Any) -> TypeGuard[dict[str, Any]]:
@@ -120,11 +147,30 @@ def _write_ids(annotation: dict[str, Any], categories: Mapping[Id, str] | None, 
         if type(annotation.get(key, 0)) is not int:
             annotation[key] = as_id(annotation[key])
     if annotation.get("category_id") is None:
-        names = [annotation[key] for key in _CATEGORY_NAMES if isinstance(annotation.get(key), str)]
-        if names and names[0] in numbers:
-            annotation["category_id"] = numbers[names[0]]
+        name = stated_category(annotation)
+        if name in numbers:
+            annotation["category_id"] = numbers[name]
     elif isinstance(annotation["category_id"], str) and annotation["category_id"] not in (categories or {}):
         annotation["category_id"] = numbers.get(annotation["category_id"], annotation["category_id"])
+
+
+def stated_category(annotation: Mapping[str, Any]) -> str:
+    """Returns the name of a category that an annotation states itself, "" where it states none."""
+    keys = ("category_id", *_CATEGORY_NAMES)
+    return next((annotation[key] for key in keys if annotation.get(key) and isinstance(annotation[key], str)), "")
+
+
+def _write_box(annotation: dict[str, Any], form: str, where: str) -> None:
+    """Writes the box of an annotation as x, y, width, height, whatever format it or its file states; or by names."""
+    bbox = annotation.get("bbox")
+    if form or isinstance(bbox, dict) or any(key in annotation for key in FORMAT_KEYS):
+        form = box_format(annotation, where, form or "xywh")
+        if bbox and (form != "xywh" or isinstance(bbox, dict)):
+            with contextlib.suppress(InputError):  # what is no box stays, and is counted with the others
+                x1, y1, x2, y2 = corners(bbox, form, where)
+                annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+        for key in FORMAT_KEYS:
+            annotation.pop(key, None)
 
 
 def with_unique_ids(annotations: Sequence[Any]) -> int:
@@ -243,15 +289,6 @@ def annotation_xywh(annotation: Mapping[str, Any], size: tuple[int, int] | None 
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def is_placeholder(bbox: Any) -> bool:
-    """Tells whether a bbox only fills its place beside a segmentation: empty, without numbers, or without area."""
-    if not bbox or (isinstance(bbox, (list, tuple)) and all(value is None or value != value for value in bbox)):
-        return True
-    with contextlib.suppress(InvalidAnnotationError):
-        return min(parse_floats(bbox, 4)[2:]) <= 0
-    return False
-
-
 def annotation_box_inside(annotation: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[list[float], bool]:
     """Returns the box of an annotation as `annotation_box`, cut at the border of its image as `cut_box`."""
     return cut_box(annotation_box(annotation, size), size)
@@ -290,25 +327,6 @@ def is_marked(annotation: Mapping[str, Any], key: str) -> bool:
     """Tells whether a flag is set, which some files write as text: "0" is not."""
     value = annotation.get(key)
     return value.strip().lower() not in _NO if isinstance(value, str) else bool(value) and value == value
-
-
-def parse_floats(value: Any, count: int) -> list[float]:
-    """Returns `count` finite numbers, which may be written as text; raises InvalidAnnotationError."""
-    if isinstance(value, str):
-        value = value.strip("[]() ").replace(",", " ").split()
-    if not isinstance(value, (list, tuple)) or len(value) != count:
-        raise InvalidAnnotationError(f"box that is not {count} numbers")
-    return [parse_float(one, "box with a value that is not a number of an image's size") for one in value]
-
-
-def parse_float(value: Any, reason: str) -> float:
-    """Returns a finite number of at most MAX_COORDINATE; raises InvalidAnnotationError for the reason."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_COORDINATE:
-        raise InvalidAnnotationError(reason)
-    return float(value)
 
 
 def parse_side(value: Any) -> int:

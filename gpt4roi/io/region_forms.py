@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt4roi.errors import InputError
-from gpt4roi.io.coco import is_placeholder
+
+MAX_COORDINATE = 1e7
+"""No pixel of an image lies further out; larger numbers are faults, and would overflow later."""
 
 LISTS = ("regions", "annotations", "boxes", "bboxes", "masks", "detections", "predictions")
 """Under which a file lists its regions."""
@@ -18,13 +21,34 @@ _CORNERS = (
     ("left", "top", "right", "bottom"),
 )
 _SIDES = ("left", "top", "width", "height")
-FORMAT_KEYS = ("box_format", "bbox_format")
+FORMAT_KEYS = ("box_format", "bbox_format", "bbox_mode")
 """Where a file or an entry states the format of its boxes."""
 
-_FORMATS = {"xyxy": "xyxy", "pascal_voc": "xyxy", "xywh": "xywh", "coco": "xywh", "cxcywh": "cxcywh"}
+_FORMATS = {
+    **dict.fromkeys(("xyxy", "pascal_voc", "ltrb"), "xyxy"),
+    **dict.fromkeys(("xywh", "coco", "ltwh", "tlwh"), "xywh"),
+    "cxcywh": "cxcywh",
+}
+_MODES = {0: "xyxy", 1: "xywh"}
+"""Detectron2's `bbox_mode`, as a number."""
 _FORMAT_OF_KEY = {"bbox_2d": "xyxy", "box": "xyxy", "bbox": "xywh"}
 _MASKS = ("segmentation", "mask", "rle", "polygon")
 _SIZES = (("img_height", "img_width"), ("image_height", "image_width"))
+
+
+class InvalidAnnotationError(InputError):
+    """One image or region cannot be used.
+
+    Attributes:
+        reason: What it is counted under, the same words for the same kind of fault; the message by default.
+        fault: Whether it is wrong in itself; else a rule of the data set leaves it out.
+    """
+
+    fault = True
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 def box_format(content: Any, where: str, default: str = "") -> str:
@@ -33,10 +57,15 @@ def box_format(content: Any, where: str, default: str = "") -> str:
     Raises:
         InputError: It states another one.
     """
-    stated = next((content[key] for key in FORMAT_KEYS if content.get(key)), None) if _is_object(content) else None
+    stated = None
+    if _is_object(content):
+        stated = next((content[key] for key in FORMAT_KEYS if content.get(key) not in (None, "")), None)
     if stated is None:
         return default
-    known = _FORMATS.get(str(stated).strip().lower().removesuffix("_abs"))
+    if type(stated) is int:
+        known = _MODES.get(stated)
+    else:
+        known = _FORMATS.get(str(stated).strip().lower().rpartition(".")[2].removesuffix("_abs"))
     if known is None:
         raise InputError(f"{where}: box_format is {stated!r:.40}; expected one of {', '.join(_FORMATS)}")
     return known
@@ -75,13 +104,21 @@ def regions_of(entry: Any, where: str, stated: str = "") -> list[Any]:
     for key, usual in _FORMAT_OF_KEY.items():
         if entry.get(key) and not (mask is not None and is_placeholder(entry[key])):
             return [corners(entry[key], stated or usual, where, key)]
-    named = _named(entry)
-    if named is not None:
-        return [named]
+    if _named(entry) is not None:
+        return [corners(entry, stated, where)]
     if mask is None:
         return []
     flat = isinstance(mask, Sequence) and not any(isinstance(one, Sequence) for one in mask)
     return [[mask] if flat and not isinstance(mask, str) else mask]
+
+
+def is_placeholder(bbox: Any) -> bool:
+    """Tells whether a bbox only fills its place beside a segmentation: empty, without numbers, or without area."""
+    if not bbox or (isinstance(bbox, (list, tuple)) and all(value is None or value != value for value in bbox)):
+        return True
+    with contextlib.suppress(InvalidAnnotationError):
+        return min(parse_floats(bbox, 4)[2:]) <= 0
+    return False
 
 
 def corners(box: Any, form: str, where: str, key: str = "a box") -> list[float]:
@@ -92,31 +129,43 @@ def corners(box: Any, form: str, where: str, key: str = "a box") -> list[float]:
             raise InputError(
                 f"{where}: {key} has {', '.join(map(str, box))}; expected x1, y1, x2, y2, or left, top, width, height"
             )
-        return named
+        box, form = named
     try:
-        values = [] if isinstance(box, str | bytes) else [float(value) for value in box]
-    except (TypeError, ValueError, OverflowError):
-        values = []
-    if len(values) != 4:
+        x, y, width, height = values = parse_floats(box, 4)
+    except InvalidAnnotationError:
         expected = {"xyxy": "x1, y1, x2, y2", "xywh": "x, y, width, height"}.get(
             form, "x, y, width, height of its centre"
         )
-        raise InputError(f"{where}: expected {key} as {expected}, got {box!r:.60}")
-    x, y, width, height = values
+        raise InputError(f"{where}: expected {key} as {expected}, got {box!r:.60}") from None
     if form == "cxcywh":
         return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
     return [x, y, x + width, y + height] if form == "xywh" else values
 
 
-def _named(entry: Mapping[str, Any]) -> list[float] | None:
-    """Returns the box whose corners are named; x, y, width, height are not read, for some mean the centre."""
-    for names in _CORNERS:
-        if set(names) <= entry.keys():
-            return [entry[name] for name in names]
-    if set(_SIDES) <= entry.keys():
-        x, y, width, height = (entry[name] for name in _SIDES)
-        return [x, y, x + width, y + height]
-    return None
+def parse_floats(value: Any, count: int) -> list[float]:
+    """Returns `count` finite numbers, which may be written as text; raises InvalidAnnotationError."""
+    if isinstance(value, str):
+        value = value.strip("[]() ").replace(",", " ").split()
+    if not isinstance(value, (list, tuple)) or len(value) != count:
+        raise InvalidAnnotationError(f"box that is not {count} numbers")
+    return [parse_float(one, "box with a value that is not a number of an image's size") for one in value]
+
+
+def parse_float(value: Any, reason: str) -> float:
+    """Returns a finite number of at most MAX_COORDINATE; raises InvalidAnnotationError for the reason."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_COORDINATE:
+        raise InvalidAnnotationError(reason)
+    return float(value)
+
+
+def _named(entry: Mapping[str, Any]) -> tuple[list[Any], str] | None:
+    """Returns four named numbers and their format; x, y, width, height are not read, for some mean the centre."""
+    forms = [(names, "xyxy") for names in _CORNERS] + [(_SIDES, "xywh")]
+    found = (([entry[name] for name in names], form) for names, form in forms if set(names) <= entry.keys())
+    return next(found, None)
 
 
 def _is_side(value: Any) -> bool:

@@ -252,8 +252,10 @@ def read_framed_regions(path: str | Path, image: str | Path = "") -> tuple[list[
         name = next((name for name in LISTS if isinstance(content.get(name), list)), None)
         if name is None:
             raise InputError(f"{path}: expected {_EXPECTED}; got an object with {', '.join(content) or 'nothing'}")
-        row, entries = _of_image(content, image, path) if content.get("images") else (content, content[name])
-        stated = box_format(content, str(path))
+        if content.get("images"):
+            row, entries = _of_image(content, image, path)
+        else:
+            row, entries, stated = content, content[name], box_format(content, str(path))
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected {_EXPECTED}; got {entries!r:.60}")
     if not entries:
@@ -295,7 +297,7 @@ def _clues(content: Any, row: dict[str, Any], regions: list[Any]) -> FrameClues:
 
 def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path) -> tuple[dict[str, Any], list[Any]]:
     """Returns the row and the annotations of one image of a COCO file."""
-    read_tables({**content, "annotations": content.get("annotations") or []}, path)  # writes ids in one way
+    read_tables({**content, "annotations": content.get("annotations") or []}, path)  # writes ids and boxes in one way
     images = [image for image in content["images"] if isinstance(image, dict)]
     wanted = PurePath(image_file).name
     found = [image for image in images if PureWindowsPath(image_file_name(image)).name == wanted]
@@ -306,8 +308,6 @@ def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path)
     identity = found[0].get("id")
     entries = content.get("annotations") or []
     entries = [entry for entry in entries if isinstance(entry, dict) and entry.get("image_id") == identity]
-    if content.get("box_format"):
-        return found[0], entries
     size = None if frame_of_exporter(content) else image_size(found[0])  # may be of the other frame
     return found[0], list(_inside(entries, size, path))
 

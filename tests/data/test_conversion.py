@@ -16,6 +16,7 @@ from gpt4roi.data.convert.coco import objects_of_coco
 from gpt4roi.data.convert.objects import Conversion, objects_of, usable
 from gpt4roi.data.convert.osprey import objects_of_osprey
 from gpt4roi.data.convert.page import objects_of_page
+from gpt4roi.data.readers.coco_det import CocoDetection
 from gpt4roi.data.readers.detections import Detections, read_detections
 from gpt4roi.data.registry import READERS, build_mixture
 from gpt4roi.data.unified import UnifiedDataset
@@ -90,6 +91,21 @@ def test_each_of_the_ten_sets_reads_as_the_same_samples_after_conversion(name, t
             boxes = boxes * [image.width, image.height, image.width, image.height]
         np.testing.assert_allclose(after.boxes_px, boxes, atol=0.006)
         pyramid_processor.encode(after)  # the image is found from the new file's folder
+
+
+def test_boxes_are_converted_and_trained_on_in_the_format_that_the_file_states(tmp_path, photos):
+    images = [{"id": 1, "file_name": "1.jpg", "width": 80, "height": 60}]
+    boxes = [{"image_id": 1, "bbox": [10, 5, 30, 35], "category_id": 1}]
+    changes = {"images": images, "annotations": boxes, "box_format": "xyxy", "categories": [{"id": 1, "name": "cup"}]}
+    source = coco_file(tmp_path / "c.json", **changes)
+    objects = convert(source, tmp_path / "t.jsonl", "--from", "coco", "--img-prefix", photos)
+    reader = CocoDetection(source, photos, own_categories=True)
+    assert objects[0]["boxes"] == reader.item(0).boxes_px.tolist() == [[10, 5, 30, 35]]
+
+    single = {"image_path": "1.jpg", "box_format": "xyxy", "img_width": 80, "img_height": 60}
+    source.write_text(json.dumps({**single, "annotations": [{"class_name": "cup", "bbox": [10, 5, 30, 35]}]}))
+    alike = convert(source, tmp_path / "g.jsonl", "--from", "coco", "--img-prefix", photos)
+    assert (alike[0]["boxes"], alike[0]["region_texts"]) == ([[10, 5, 30, 35]], ["cup"])
 
 
 def test_several_epochs_draw_anew(tmp_path):

@@ -54,6 +54,40 @@ def test_a_box_that_is_not_four_numbers_is_refused(bbox):
         annotation_box({"bbox": bbox})
 
 
+@pytest.mark.parametrize(
+    ("bbox", "stated"),
+    [
+        ([1, 2, 4, 6], {"box_format": "xyxy"}),
+        ([1, 2, 3, 4], {"box_format": "xywh"}),
+        ([2.5, 4, 3, 4], {"bbox_format": "CXCYWH"}),
+        ("1, 2, 4, 6", {"bbox_mode": 0}),
+        (["1", "2", "3", "4"], {"bbox_mode": "BoxMode.XYWH_ABS"}),
+        ({"x1": 1, "y1": 2, "x2": "4", "y2": 6}, {}),
+        ({"left": "1", "top": 2, "width": 3, "height": 4}, {"box_format": "xyxy"}),
+    ],
+)
+def test_a_box_is_read_in_the_format_that_the_file_or_the_annotation_states(bbox, stated):
+    image, plain = {"id": 1, "file_name": "a.jpg"}, {"image_id": 1, "bbox": bbox}
+    of_file = {"images": [image], "annotations": [dict(plain)], **stated}
+    of_row = {"images": [image], "annotations": [{**plain, **stated}], "box_format": "xyxy" if stated else None}
+    for content in (of_file, of_row):
+        assert annotation_box(coco.read_tables(content, "a.json").annotations[0]) == [1, 2, 4, 6]
+
+
+def test_a_format_of_boxes_that_is_not_known_is_refused_with_its_place():
+    rows = [{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"image_id": 1, "bbox": [1, 2, 3, 4], "bbox_mode": 3}]
+    with pytest.raises(InputError, match=r"a\.json#annotations\[1\]: box_format is 3; expected one of xyxy"):
+        coco.read_tables({"images": [{"id": 1}], "annotations": rows}, "a.json")
+
+
+def test_a_file_of_one_image_has_tables_too():
+    content = {"annotations": [{"class_name": "cup", "bbox": [1, 2, 4, 6]}], "image_path": "a.jpg"}
+    tables = coco.read_tables({**content, "box_format": "xyxy", "img_width": 8, "img_height": 9}, "a.json")
+    assert (tables.images[0]["file_name"], coco.image_size(tables.images[0])) == ("a.jpg", (9, 8))
+    assert annotation_box(tables.annotations[0]) == [1, 2, 4, 6]
+    assert coco.stated_category(tables.annotations[0]) == "cup"
+
+
 def test_a_mask_of_another_image_size_is_refused():
     with pytest.raises(InputError, match="the mask is 6x4 but the image is 4x6 pixels"):
         annotation_box({"segmentation": RUNS}, (6, 4))

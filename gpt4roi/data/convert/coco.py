@@ -13,7 +13,6 @@ from gpt4roi.data.annotations import require_text
 from gpt4roi.data.convert.objects import Conversion, caption_fields, frame_fields
 from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.frames import frame_of_exporter
 from gpt4roi.io.atomic import atomic_path
 from gpt4roi.io.coco import (
     CUT,
@@ -27,6 +26,7 @@ from gpt4roi.io.coco import (
     is_crowd,
     is_id,
     read_tables,
+    stated_category,
 )
 from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.io.json_files import read_json
@@ -51,8 +51,7 @@ def objects_of_coco(
     """
     if "{region}" not in question:
         raise InputError(f"the question must hold {{region}}, got {question!r}")
-    content = read_json(path, "a file in COCO's form")
-    tables, exporter = read_tables(content, path), frame_of_exporter(content)
+    tables = read_tables(read_json(path, "a file in COCO's form"), path)
     names = {key: name.replace("_", " ") for key, name in (tables.categories or {}).items()}
     of_image: dict[Id, list[int]] = {}
     for position, annotation in enumerate(tables.annotations):
@@ -66,7 +65,7 @@ def objects_of_coco(
         try:
             key, image = tables.image_id(position), tables.images[position]
             name = require_text(image_file_name(image), "file_name of the image")
-            clues, rows = frame_clues(image, exporter), of_image.pop(key, [])
+            clues, rows = frame_clues(image, tables.exporter), of_image.pop(key, [])
             file = target.found(find, name, where) if rows else ""
             placed = target.place(file, clues) if rows else None
         except InvalidAnnotationError as error:
@@ -116,8 +115,8 @@ def _called(annotation: Mapping[str, Any], names: Mapping[Id, str]) -> str:
     """Returns the caption or the category of a box; raises InvalidAnnotationError where it has neither."""
     category: Any = annotation.get("category_id")
     called = annotation.get("caption") or (names.get(category) if is_id(category) else None)
-    if not called and isinstance(category, str) and not names:  # no table, and no number either
-        called = category
+    if not called and not names:  # no table of categories
+        called = stated_category(annotation)
     if not called:
         raise InvalidAnnotationError("box with neither a caption nor a known category")
     return require_text(called, "caption of the box")
