@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,8 @@ def examine(
             result.speed = _speed(dataset, estimator, indices, seed)
         results.append(result)
     for finding in leaks(_images_of(results, "training"), _images_of(results, "evaluation")):
-        next(one for one in results if one.role == "evaluation").findings.add(finding)
+        result = next(one for one in results if one.role == "evaluation" and finding.image in one.images)
+        _add_of_image(result, finding)
     return results
 
 
@@ -173,7 +174,13 @@ def _image_findings(result: SetResult) -> None:
             kind = "picture_missing" if facts.missing else "picture_unreadable"
             result.findings.add(Finding(kind, use.first, f"{use.first}{also}: {facts.error}"))
     for finding in duplicates(result.images):
-        result.findings.add(finding)
+        _add_of_image(result, finding)
+
+
+def _add_of_image(result: SetResult, finding: Finding) -> None:
+    """Adds a finding about an image, which is shown as the set's samples open it."""
+    use = result.part.images.get(finding.image or "")
+    result.findings.add(finding if use is None else replace(finding, image_pipeline=use.pipeline))
 
 
 def _label_findings(result: SetResult) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from gpt4roi.structures import ImagePipeline
+
 Severity = Literal["error", "warning", "note"]
 
 MAX_EXAMPLES = 1000
@@ -75,6 +77,7 @@ class Finding:
         where: `file#position` of the sample, or the image's path.
         message: The whole sentence.
         image, boxes_px: To show it, where that can be done.
+        image_pipeline, ignore_alpha: How the sample opens the image, see RegionSample.
     """
 
     kind: str
@@ -82,6 +85,8 @@ class Finding:
     message: str
     image: str | None = None
     boxes_px: tuple[tuple[float, ...], ...] = ()
+    image_pipeline: ImagePipeline = "dialogue"
+    ignore_alpha: bool = False
 
     def as_dict(self) -> dict[str, str]:
         """Returns what goes into JSON."""

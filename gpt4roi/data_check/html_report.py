@@ -121,7 +121,7 @@ def _faulty(results: Sequence[SetResult], per_kind: int) -> Iterator[GalleryItem
     """Yields findings whose image opens, with the boxes they are about; of each set at most so many of a kind."""
     for one in results:
         for kind, _, listed in one.findings:
-            opening = ((finding, _opened(finding.image)) for finding in listed if finding.image)
+            opening = ((finding, _opened(finding)) for finding in listed)
             for finding, image in islice(((finding, image) for finding, image in opening if image), per_kind):
                 remark = Answer(kind_of(kind).title, finding.message, task=kind_of(kind).title)
                 yield _card(image, [_upright(box) for box in finding.boxes_px], _short(finding), answers=[remark])
@@ -145,9 +145,12 @@ def _short(finding: Finding) -> str:
     return Path(finding.where).name
 
 
-def _opened(path: str) -> Any:
+def _opened(finding: Finding) -> Image.Image | None:
+    """Opens the image of a finding as its sample does; None where it has none that opens."""
+    if finding.image is None:
+        return None
     try:
-        return load_image(path)
+        return load_image(finding.image, finding.image_pipeline, ignore_alpha=finding.ignore_alpha)
     except InputError:
         return None
 

@@ -119,9 +119,9 @@ class SampleChecker:
         part.statistics.regions += len(item.boxes_px)
         part.statistics.without_region += not len(item.boxes_px)
         for kind, message in _image_remarks(item, sample, facts.header, self.rule):
-            part.findings.add(_finding(kind, item, message))
+            part.findings.add(_finding(kind, item, sample, message))
         if len(item.boxes_px):
-            self._check_boxes(item, size, part)
+            self._check_boxes(item, sample, size, part)
 
     def _check_text(self, item: Item, sample: RegionSample, size: tuple[int, int] | None, part: Part) -> bool:
         """Measures the prompt and checks the mentions; returns whether the sample can be encoded."""
@@ -132,7 +132,7 @@ class SampleChecker:
             measure = self.estimator.measure(sample, size or (self.estimator.side, self.estimator.side))
         except InputError as error:
             if error.code != "box_inverted":  # exchanged corners are a finding of their own
-                part.findings.add(_finding("sample_unusable", item, str(error)))
+                part.findings.add(_finding("sample_unusable", item, sample, str(error)))
             return False
         part.statistics.count_length(measure.tokens)
         part.statistics.supervised += measure.supervised
@@ -142,17 +142,17 @@ class SampleChecker:
         if measure.rounds_lost or measure.answers_cut:
             lost = f"{measure.rounds_lost} of {measure.rounds} rounds" if measure.rounds_lost else "the answer's end"
             message = f"{item.source}: {measure.tokens} tokens, {self.estimator.limit} fit; {lost} would be dropped"
-            part.findings.add(_finding("rounds_lost", item, message))
+            part.findings.add(_finding("rounds_lost", item, sample, message))
         unmentioned = _unmentioned(sample)
         if unmentioned:
             listed = ", ".join(map(str, unmentioned[:8]))
             message = (
                 f"{item.source}: {counted(len(unmentioned), 'box')} of {len(sample.boxes_px)} not mentioned: {listed}"
             )
-            part.findings.add(_finding("box_unmentioned", item, message))
+            part.findings.add(_finding("box_unmentioned", item, sample, message))
         return True
 
-    def _check_boxes(self, item: Item, size: tuple[int, int] | None, part: Part) -> None:
+    def _check_boxes(self, item: Item, sample: RegionSample, size: tuple[int, int] | None, part: Part) -> None:
         """Checks boxes; without the image's size only at the order of their corners."""
         boxes = item.boxes_px
         of_image = f", the image {size[1]} x {size[0]} px" if size else ""
@@ -160,7 +160,7 @@ class SampleChecker:
             boxes = boxes * [size[1], size[0], size[1], size[0]] if size else boxes
         elif size and boxes.max() <= 1.0 and (boxes[:, 2:] > boxes[:, :2]).all() and min(size) > SMALL_IMAGE:
             message = f"{item.source}: all boxes lie within 0 and 1{of_image}"
-            part.findings.add(_finding("box_fractions", item, message))
+            part.findings.add(_finding("box_fractions", item, sample, message))
             return
         for number, box in enumerate(boxes, start=1):
             if size:
@@ -170,7 +170,7 @@ class SampleChecker:
                 where = item.box_sources[number - 1] if number <= len(item.box_sources) else item.source
                 shown = [round(float(value), 2) for value in box]
                 message = f"{where}: box {number} is {shown}{of_image}{found[1]}"
-                part.findings.add(_finding(found[0], item, message, boxes[number - 1]))
+                part.findings.add(_finding(found[0], item, sample, message, box))
 
 
 @lru_cache(maxsize=4096)
@@ -179,9 +179,10 @@ def _header(path: str) -> ImageFacts:
     return read_facts(path)
 
 
-def _finding(kind: str, item: Item, message: str, box: np.ndarray | None = None) -> Finding:
-    shown = item.boxes_px if box is None else [box]
-    return Finding(kind, item.source, message, item.image, tuple(tuple(map(float, one)) for one in shown))
+def _finding(kind: str, item: Item, sample: RegionSample, message: str, box: np.ndarray | None = None) -> Finding:
+    boxes = item.boxes_px if item.box_frame == "pixels" else ()
+    shown = tuple(tuple(map(float, one)) for one in (boxes if box is None else [box]))
+    return Finding(kind, item.source, message, item.image, shown, sample.image_pipeline, sample.ignore_alpha)
 
 
 def _box_remark(box: np.ndarray, size: tuple[int, int] | None, side: int) -> tuple[str, str] | None:

@@ -300,6 +300,21 @@ def test_boxes_stand_on_the_page_where_they_are_in_an_image_of_any_size(tmp_path
     assert 'viewBox="0 0 480 360"' in page and '<rect x="48.0" y="36.0" width="192.0" height="144.0"' in page
 
 
+@pytest.mark.parametrize(("pipeline", "view"), [("detection", "90 120"), ("dialogue", "120 90")])
+def test_a_finding_is_shown_on_the_image_as_its_sample_opens_it(tmp_path, pipeline, view):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("phone.jpg", "copy.jpg"):
+        photograph(0).save(tmp_path / name, exif=exif)
+    rows = [line("phone.jpg", [[10, 10, 10.5, 50]], image_pipeline=pipeline), line("copy.jpg", image_pipeline=pipeline)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    samples_of(tmp_path / "t.jsonl", "--show", "9")
+    findings = (tmp_path / "r.html").read_text(encoding="utf-8").partition("Findings with an image")[2]
+    cards = findings.partition("Samples as the model reads them")[0]
+    assert "tiny box" in cards and "the same image under two names" in cards
+    assert set(re.findall(r'viewBox="0 0 (\d+ \d+)"', cards)) == {view}
+
+
 def test_a_model_counts_its_own_tokens(tmp_path, model_folder, capsys):
     path = good_set(tmp_path)
     assert main(["data", "check", str(path), "--workers", "1", "--json", "--model", str(model_folder)]) == 0
