@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.boxes import xyxy_to_xywh
 from gpt4roi.geometry.frames import FRAMES, Frame, FrameClues
-from gpt4roi.geometry.masks import size_of_runs
 from gpt4roi.io.coco import (
     FilteredOutError,
     Id,
     InvalidAnnotationError,
     as_id,
-    frame_clues,
     image_file_name,
     is_of_one_image,
     read_tables,
@@ -221,9 +219,6 @@ def _source(content: dict[str, Any], folder: Path, path: str | Path, default: Fr
             lost = len(rows.get(image.get("id"), ()))
             failed.append(f"{path}: images[{index}]: {error}" + (f"; {lost} boxes on it" if lost else ""))
             continue
-        clues = replace(frame_clues(image, tables.exporter), default=default)
-        if clues.size is None:
-            masks = (tables.annotations[row].get("segmentation") for row in regions)
-            clues = replace(clues, size=size_of_runs(masks))
+        clues = tables.clues(image, [tables.annotations[row] for row in regions], default)
         found.append(SourceImage(find(image_file_name(image)), index, regions, clues))
     return Source(content, [one for one in found if one.regions], [one for one in found if not one.regions], failed)

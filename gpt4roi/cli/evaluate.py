@@ -11,6 +11,7 @@ from typing import Any
 from gpt4roi.cli import output
 from gpt4roi.cli._model import add_model_arguments, check_model_folder, open_chat
 from gpt4roi.cli._outcome import add_bound, exit_code
+from gpt4roi.cli._regions import add_frame_arguments, frame_rule
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.benchmarks import BENCHMARKS, benchmark_name, open_benchmark
 
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--phases", metavar="FILE", help='JSON object {"phase": minutes} to show in the report, such as of a training'
     )
     parser.add_argument("--json", action="store_true", help="print the main figures as one JSON object")
+    add_frame_arguments(parser)
     add_bound(parser, "of the questions is left out or not answered")
 
 
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         shuffle=args.shuffle,
         question=args.question,
         sentence_model=None if args.sentence_model is None else Path(args.sentence_model),
+        rule=frame_rule(args),
     )
     if args.compare is not None:
         read_run(args.compare, benchmark_name(args.benchmark))  # a wrong one is reported before the model is opened
@@ -177,7 +180,8 @@ def command_line(args: argparse.Namespace) -> str:
         value = getattr(args, name)
         if value is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+    words += [] if args.frame == "auto" else ["--frame", args.frame]
+    return shlex.join(words + ["--scale-boxes"] * args.scale_boxes)
 
 
 def read_phases(path: Path) -> dict[str, float]:

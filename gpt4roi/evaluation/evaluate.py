@@ -23,8 +23,9 @@ from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source, count_refe
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
 from gpt4roi.evaluation.predictions import KEPT, predict_all
 from gpt4roi.evaluation.predictor import Predictor
+from gpt4roi.geometry.frames import ImageHeader
 from gpt4roi.io.atomic import atomic_write_text, written_together
-from gpt4roi.io.coco import InvalidAnnotationError, cut_box
+from gpt4roi.io.coco import cut_box
 from gpt4roi.io.json_files import as_json, write_json
 from gpt4roi.processing.images import read_header
 from gpt4roi.structures import accepts_old_names
@@ -104,7 +105,7 @@ def read_items(name: str, source: Source) -> list[Item]:
     benchmark = open_benchmark(name)
     if source.split is not None and source.split not in benchmark.splits:
         raise InputError(f"--split {source.split}: {name} has {', '.join(benchmark.splits)}")
-    source.left_out.clear()
+    source.restart()
     items = with_usable_boxes(benchmark.load(source), source)
     for reason in source.left_out[:NAMED]:
         logger.warning("left out: %s", reason)
@@ -115,29 +116,49 @@ def read_items(name: str, source: Source) -> list[Item]:
 
 
 def with_usable_boxes(items: Sequence[Item], source: Source) -> list[Item]:
-    """Returns the items whose boxes have area inside their image, cut at its border; leaves out the others."""
-    sizes: dict[Path, tuple[int, int] | None] = {}
+    """Returns the items whose boxes have area inside their image, cut at its border; leaves out the others.
+
+    Boxes are then of the image as it is seen upright.
+    """
+    headers: dict[Path, ImageHeader | None] = {}
+    counted: set[Path] = set()
     usable = []
     for item in items:
-        image = item.query.image
-        if image not in sizes:
-            sizes[image] = _upright_size(image)
+        image, boxes_px = item.query.image, item.query.boxes_px
+        if image not in headers:
+            headers[image] = _header(image)
+        header = headers[image]
         try:
-            boxes = [cut_box(box, sizes[image])[0] for box in item.query.boxes_px.tolist()]
-        except InvalidAnnotationError as error:
+            placed = None if header is None or not len(boxes_px) else source.rule.place(header, item.clues, image.name)
+            cuts = [cut_box(box, placed.box_size if placed else None) for box in boxes_px.tolist()]
+        except InputError as error:
             source.leave_out(f"{item.id} ({image}): {error}")
             continue
-        boxes_px = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        boxes_px = np.asarray([box for box, _ in cuts], dtype=np.float64).reshape(-1, 4)
+        source.cut.extend(f"{item.id} ({image})" for _, is_cut in cuts if is_cut)
+        if placed is not None:
+            boxes_px = placed.upright(boxes_px)
+            source.frames.add(() if image in counted else placed.remarks(), image.name)
+            counted.add(image)
         usable.append(replace(item, query=replace(item.query, boxes_px=boxes_px)))
     return usable
 
 
-def _upright_size(image: Path) -> tuple[int, int] | None:
-    """Returns the (height, width) of an image as it is shown; None where it does not open, which is told later."""
+def _header(image: Path) -> ImageHeader | None:
+    """Returns the header of an image; None where it does not open, which is told later."""
     try:
-        return read_header(str(image)).size_in("upright")
+        return read_header(str(image))
     except InputError:
         return None
+
+
+def box_notes(source: Source) -> list[str]:
+    """Returns what was done to boxes before they were asked about: the frames of their images, cuts at the border."""
+    notes = [source.frames.text()] * bool(source.frames.text())
+    if source.cut:
+        what = "boxes reached out of their image and were cut at its border"
+        notes.append(f"{len(source.cut)} {what}, such as {source.cut[0]}")
+    return notes
 
 
 def check_images(items: Sequence[Item], source: Source) -> None:
@@ -163,6 +184,8 @@ def assemble(name: str, benchmark: Benchmark, source: Source, items: Sequence[It
         notes.insert(0, f"{len(unanswered)} questions were not answered and count as wrong: {unanswered[0].error}")
     if source.left_out:
         notes.insert(0, f"{len(source.left_out)} left out, such as {source.left_out[0]}")
+    notes += box_notes(source)
+    given = {key: getattr(source, key) for key in ("data", "images", "question", "sentence_model")}
     estimates = {key: measure.estimate().to_dict() for key, measure in scores.measures.items()}
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     return {
@@ -180,14 +203,13 @@ def assemble(name: str, benchmark: Benchmark, source: Source, items: Sequence[It
         "references_per_item": count_references(items),
         "unanswered": len(unanswered),
         "left_out": len(source.left_out),
+        "cut": len(source.cut),
+        "frames": source.frames.as_dict(),
         **scores.details,
         "notes": notes,
         "main": list(scores.main),
-        **{
-            key: None if value is None else str(value)
-            for key, value in asdict(source).items()
-            if key not in ("split", "left_out")
-        },
+        **{key: value if value is None else str(value) for key, value in given.items()},
+        **asdict(source.rule),
         "limit": source.limit,
         "shuffle": source.shuffle,
         "bootstrap": {"draws": BOOTSTRAP_DRAWS, "seed": BOOTSTRAP_SEED, "unit": "picture", "interval": 0.95},

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.items import Source
+from gpt4roi.geometry.frames import FrameClues
 from gpt4roi.io.coco import (
     CocoTables,
     FilteredOutError,
@@ -56,8 +57,10 @@ def find_images(source: Source, usual: Iterable[Path], several: bool = False) ->
     return ImageFinder(found if several else found[:1])
 
 
-def usable_boxes(source: Source, tables: CocoTables, path: Path) -> Iterator[tuple[str, dict, dict, np.ndarray]]:
-    """Yields every annotation that can be used: its place, its image, itself, and its box float64[4] xyxy in pixels.
+def usable_boxes(
+    source: Source, tables: CocoTables, path: Path
+) -> Iterator[tuple[str, dict, dict, np.ndarray, FrameClues]]:
+    """Yields every annotation that can be used: its place, its image, itself, its box float64[4] xyxy, and its frame.
 
     The others are left out of the source.
     """
@@ -76,7 +79,8 @@ def usable_boxes(source: Source, tables: CocoTables, path: Path) -> Iterator[tup
             found = images.get(tables.annotation_image(annotation))
             if found is None:
                 raise InvalidAnnotationError("box on an image that is left out")
-            yield where, found, annotation, np.asarray(annotation_box(annotation, image_size(found)))
+            box = np.asarray(annotation_box(annotation, image_size(found)))
+            yield where, found, annotation, box, tables.clues(found, [annotation])
         except InvalidAnnotationError as error:
             source.leave_out(f"{where}: {error}")
 

@@ -12,6 +12,7 @@ import numpy as np
 from gpt4roi.evaluation.metrics import Measure
 from gpt4roi.evaluation.predictions import CHUNK_IMAGES
 from gpt4roi.evaluation.predictor import Query
+from gpt4roi.geometry.frames import FrameClues, FrameCounts, FrameRule
 from gpt4roi.report.report import GalleryItem, Report
 
 Record = TypeVar("Record")
@@ -29,7 +30,10 @@ class Source:
         shuffle: A seed; the limited images are then drawn at random instead of being the first.
         question: Replaces the benchmark's own, where it asks the same about every region.
         sentence_model: Folder of all-MiniLM-L6-v2, by default that of the installed package.
-        left_out: What cannot be asked, and why; filled as a benchmark is read.
+        rule: How the frame of the boxes is found.
+        left_out: What cannot be asked, and why; filled as a benchmark is read, as are the following.
+        cut: Boxes cut at their image's border.
+        frames: What was decided about the frames of boxes.
     """
 
     data: Path
@@ -39,7 +43,16 @@ class Source:
     shuffle: int | None = None
     question: str | None = None
     sentence_model: Path | None = None
+    rule: FrameRule = field(default_factory=FrameRule)
     left_out: list[str] = field(default_factory=list, init=False, compare=False)
+    cut: list[str] = field(default_factory=list, init=False, compare=False)
+    frames: FrameCounts = field(default_factory=FrameCounts, init=False, compare=False)
+
+    def restart(self) -> None:
+        """Forgets what an earlier reading noted."""
+        self.left_out.clear()
+        self.cut.clear()
+        self.frames.counts.clear()
 
     def leave_out(self, what: str) -> None:
         """Notes what cannot be asked, and why."""
@@ -71,6 +84,7 @@ class Item:
         answer: The prediction.
         likelihoods: Of each choice, where the predictor gives them.
         error: Why there is no answer.
+        clues: What the data say about the frame of the query's boxes.
     """
 
     id: str
@@ -84,6 +98,7 @@ class Item:
     answer: str = ""
     likelihoods: tuple[float, ...] | None = None
     error: str = ""
+    clues: FrameClues = field(default_factory=FrameClues)
 
     @property
     def group(self) -> str:

@@ -30,7 +30,7 @@ class Query:
     Attributes:
         image: Path.
         question: Mentions regions as `<region1>`.
-        boxes_px: float[N, 4], xyxy in pixels; row 0 is region1.
+        boxes_px: float[N, 4], xyxy in pixels of the image as it is seen upright, once read; row 0 is region1.
         blank: The regions' embeddings are replaced by the mean over all regions of the queries at hand, so that they
             hold no information.
         choices: The possible answers of a multiple-choice question.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, TypeGuard
 
@@ -56,8 +56,7 @@ class CocoTables:
 
     def __init__(self, content: Mapping[str, Any], path: Any) -> None:
         self.images, self.annotations = (require_list(path, content, key, _KIND) for key in ("images", "annotations"))
-        self.categories = category_names(content, path)
-        self.exporter = frame_of_exporter(content)
+        self.categories, self.exporter = category_names(content, path), frame_of_exporter(content)
         form = box_format(content, str(path))
         numbers = {name: key for key, name in reversed((self.categories or {}).items())}
         for image in filter(_is_row, self.images):
@@ -100,6 +99,12 @@ class CocoTables:
                 "box in an image that the file does not list",
             )
         return key
+
+    def clues(self, image: Mapping[str, Any], annotations: Iterable[Any], default: Frame = "upright") -> FrameClues:
+        """Returns what the file says about the frame of the boxes on an image: in its row, or in their run lengths."""
+        said = frame_clues(image, self.exporter)
+        runs = (one.get("segmentation") for one in annotations if _is_row(one))
+        return FrameClues(said.size or masks.size_of_runs(runs), said.frame, default)
 
 
 def read_tables(content: Any, path: Any) -> CocoTables:

@@ -21,7 +21,6 @@ from gpt4roi.io.coco import (
     Id,
     InvalidAnnotationError,
     annotation_box_inside,
-    frame_clues,
     image_file_name,
     is_crowd,
     is_id,
@@ -65,7 +64,8 @@ def objects_of_coco(
         try:
             key, image = tables.image_id(position), tables.images[position]
             name = require_text(image_file_name(image), "file_name of the image")
-            clues, rows = frame_clues(image, tables.exporter), of_image.pop(key, [])
+            rows = of_image.pop(key, [])
+            clues = tables.clues(image, [tables.annotations[row] for row in rows])
             file = target.found(find, name, where) if rows else ""
             placed = target.place(file, clues) if rows else None
         except InvalidAnnotationError as error:

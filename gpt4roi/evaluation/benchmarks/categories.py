@@ -43,6 +43,7 @@ from gpt4roi.evaluation.metrics import Measure, exact_match, words
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_choices
 from gpt4roi.evaluation.similarity import MISSING, SentenceModel, find_sentence_model
+from gpt4roi.geometry.frames import FrameClues
 from gpt4roi.io.coco import Id, as_id, image_file_name, is_crowd, is_id, read_tables
 from gpt4roi.io.json_files import read_json
 from gpt4roi.processing.prompts import DETECTION_INSTRUCTION
@@ -56,7 +57,7 @@ _FOLDERS = ("val2017", "train2017", "coco_all", "images")
 
 @dataclass(frozen=True)
 class Instance:
-    """One object: its image, box float64[4] xyxy in pixels, and category id.
+    """One object: its image, box float64[4] xyxy in pixels, category id, and what is known of the box's frame.
 
     absent: ids of categories that are not in the image.
     """
@@ -65,6 +66,7 @@ class Instance:
     image: Path
     box: np.ndarray
     category: int
+    clues: FrameClues
     absent: tuple[int, ...] = ()
 
 
@@ -81,8 +83,8 @@ def read_instances(source: Source, names: Sequence[str]) -> tuple[dict[int, tupl
     listed = fields(content, ["categories"], str(path))[0]
     named = {as_id(key): _names_of(category) for key, category in by_id(listed, f"{path}, categories").items()}
     entries: dict[Id, dict] = {}
-    of_image: dict[Id, list[tuple[dict, np.ndarray]]] = {}
-    for where, image, annotation, box in usable_boxes(source, tables, path):
+    of_image: dict[Id, list[tuple[dict, np.ndarray, FrameClues]]] = {}
+    for where, image, annotation, box, clues in usable_boxes(source, tables, path):
         if is_crowd(annotation):
             continue
         category = annotation.get("category_id")
@@ -90,12 +92,14 @@ def read_instances(source: Source, names: Sequence[str]) -> tuple[dict[int, tupl
             source.leave_out(f"{where}: category_id {category!r} is not among the categories")
             continue
         entries[image["id"]] = image
-        of_image.setdefault(image["id"], []).append((annotation, box))
+        of_image.setdefault(image["id"], []).append((annotation, box, clues))
     found = []
     for image_id, members in source.choose(list(of_image.items())):
-        absent = _absent(entries[image_id], [one for one, _ in members], named)
+        absent = _absent(entries[image_id], [one for one, *_ in members], named)
         file = find(image_file_name(entries[image_id]))
-        found.append([Instance(str(one["id"]), file, box, one["category_id"], absent) for one, box in members])
+        found.append(
+            [Instance(str(one["id"]), file, box, one["category_id"], clues, absent) for one, box, clues in members]
+        )
     return named, found
 
 
@@ -121,6 +125,7 @@ def load_classes(source: Source, names: Sequence[str], prompt: Prompt) -> list[I
             Query(one.image, question, one.box[None], id=one.id),
             named[one.category],
             metadata={"categories": main},
+            clues=one.clues,
         )
         for instances in images
         for one in instances
@@ -166,7 +171,7 @@ def _two_way(one: Instance, named: dict[int, tuple[str, ...]]) -> Item:
     options = (named[one.category][0], wrong) if label == 0 else (wrong, named[one.category][0])
     question = TWO_WAY.format(first=options[0], second=options[1])
     query = Query(one.image, question, one.box[None], choices=options, id=one.id)
-    return Item(one.id, query, named[one.category], "", options, label)
+    return Item(one.id, query, named[one.category], "", options, label, clues=one.clues)
 
 
 def names_right(item: Item) -> int | None:

@@ -22,6 +22,7 @@ from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_names
 from gpt4roi.evaluation.similarity import clean_category
 from gpt4roi.geometry.masks import to_box
+from gpt4roi.io.coco import frame_clues
 from gpt4roi.io.json_files import read_json
 
 QUESTION = "What is the category of <region1>? Using only one word or phrase."
@@ -43,7 +44,7 @@ def load_objects(source: Source, file_name: str) -> list[Item]:
         name, categories, annotations = fields(record, ("file_name", "categories", "annotations"), where)
         if len(categories) != len(annotations):
             raise InputError(f"{where}: {len(categories)} categories for {len(annotations)} annotations")
-        image = find(name)
+        image, clues = find(name), frame_clues(record)
         for place, (category, annotation) in enumerate(zip(categories, annotations, strict=True)):
             try:
                 (mask,) = fields(annotation, ["segmentation"], f"{where}, annotation {place}")
@@ -52,7 +53,7 @@ def load_objects(source: Source, file_name: str) -> list[Item]:
                 source.leave_out(str(error))
                 continue
             query = Query(image, source.question or QUESTION, box[None], id=f"{name}#{row}.{place}")
-            items.append(Item(query.id, query, (clean_category(str(category)),)))
+            items.append(Item(query.id, query, (clean_category(str(category)),), clues=clues))
     return items
 
 

@@ -24,7 +24,7 @@ from gpt4roi.evaluation.benchmarks.referring_expressions import both_protocols
 from gpt4roi.evaluation.files import fields, find_annotations, find_images
 from gpt4roi.evaluation.items import Benchmark, Item, Source
 from gpt4roi.evaluation.predictor import Query
-from gpt4roi.io.coco import InvalidAnnotationError, annotation_box, annotation_xywh
+from gpt4roi.io.coco import InvalidAnnotationError, annotation_box, annotation_xywh, frame_clues
 
 SPLITS = ("test", "val", "all")
 QUESTION = "Describe <region1> in detail, so that it cannot be taken for anything else."
@@ -51,7 +51,7 @@ def load(source: Source) -> list[Item]:
             else:
                 image = find(file_name)
                 query = Query(image, source.question or QUESTION, box[None], id=name)
-                found[name] = Item(name, query, (str(caption),))
+                found[name] = Item(name, query, (str(caption),), clues=frame_clues(record))
     return [item for found in source.choose(list(of_image.values())) for item in found.values()]
 
 

@@ -49,7 +49,7 @@ def read_boxes(
     roots = (path.parent, path.parent.parent)
     find = find_images(source, (root / name for root in roots for name in folders))
     found: dict[str, dict[str, Item]] = {}
-    for where, image, annotation, box in usable_boxes(source, tables, path):
+    for where, image, annotation, box, clues in usable_boxes(source, tables, path):
         file_name, _ = fields(image, ("file_name", "caption"), f"{where}, image {image['id']}")
         text = text_of(image, annotation)
         if not text or not text.strip():
@@ -59,7 +59,8 @@ def read_boxes(
         if name in of_image:
             of_image[name] = replace(of_image[name], references=(*of_image[name].references, text.strip()))
         else:
-            of_image[name] = Item(name, Query(find(file_name), question, box[None], id=name), (text.strip(),))
+            query = Query(find(file_name), question, box[None], id=name)
+            of_image[name] = Item(name, query, (text.strip(),), clues=clues)
     return [item for of_image in source.choose(list(found.values())) for item in of_image.values()]
 
 

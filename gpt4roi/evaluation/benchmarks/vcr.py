@@ -27,6 +27,7 @@ from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source
 from gpt4roi.evaluation.metrics import Measure
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import choose, score_choices
+from gpt4roi.io.coco import frame_clues
 from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.io.json_files import read_json, read_jsonl
 
@@ -57,14 +58,16 @@ def _items(record: dict, find: ImageFinder, where: str) -> list[Item]:
     name, img_fn, metadata_fn, objects, question, answers, answer_label, reasons, reason_label = fields(
         record, _KEYS, where
     )
-    boxes = np.asarray(fields(read_json(find(metadata_fn)), ["boxes"], str(metadata_fn))[0], dtype=np.float64)
+    metadata = read_json(find(metadata_fn))
+    boxes = np.asarray(fields(metadata, ["boxes"], str(metadata_fn))[0], dtype=np.float64)
     if len(boxes) != len(objects):
         raise InputError(f"{where}: {len(objects)} objects, but {metadata_fn} has {len(boxes)} boxes")
 
     def asked(prompt: str, options: Sequence[str], kind: str, label: int, **parts: str) -> Item:
         text = prompt.format(regions=introduce(objects), options=write_options(options), **parts)
         query = Query(find(img_fn), text, boxes.reshape(len(boxes), -1)[:, :4], choices=letters(len(options)), id=kind)
-        return Item(kind, query, (options[label],), parts_of[kind], tuple(options), label, None, {"annot_id": name})
+        right, of = (options[label],), {"annot_id": name}
+        return Item(kind, query, right, parts_of[kind], tuple(options), label, None, of, clues=frame_clues(metadata))
 
     parts_of = {f"{name}:qa": ANSWER, f"{name}:qar": RATIONALE}
     question_text = write_tokens(question, objects, where)

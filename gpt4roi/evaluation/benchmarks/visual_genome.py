@@ -27,11 +27,11 @@ def load(source: Source) -> list[Item]:
     tables = read_tables(read_json(path), path)
     find = find_images(source, (path.parent / name for name in ("vg_all", "images")))
     of_image: dict[str, list[Item]] = {}
-    for where, image, annotation, box in usable_boxes(source, tables, path):
+    for where, image, annotation, box, clues in usable_boxes(source, tables, path):
         (file_name,), (caption,) = fields(image, ["file_name"], where), fields(annotation, ["caption"], where)
         name = str(annotation["id"])
         query = Query(find(file_name), source.question or QUESTION, box[None], id=name)
-        of_image.setdefault(file_name, []).append(Item(name, query, (str(caption),)))
+        of_image.setdefault(file_name, []).append(Item(name, query, (str(caption),), clues=clues))
     return [item for items in source.choose(list(of_image.values())) for item in items]
 
 
