@@ -86,11 +86,13 @@ class Handlers:
 
     def upload(self, event: gr.EventData, request: gr.Request) -> tuple:
         """An image came from the browser. Returns stage, conversation, hints."""
-        return self._show_image(request, lambda: open_upload(event_value(event, "image"), self.limits))
+        image, name = event_value(event, "image"), event_value(event, "name")
+        return self._show_image(request, lambda: open_upload(image, self.limits, name))
 
     def pick(self, event: gr.EventData, request: gr.Request) -> tuple:
         """An example was clicked. Returns stage, conversation, hints."""
-        return self._show_image(request, lambda: scaled(open_example(event_value(event, "name"))))
+        name = event_value(event, "name")
+        return self._show_image(request, lambda: scaled(open_example(name), name))
 
     def _show_image(self, request: gr.Request, open_it: Callable[[], Upload]) -> tuple:
         try:
@@ -191,12 +193,14 @@ class Handlers:
         return errors_as_hints(work, 2, (*ask_again(), gr.skip()))
 
     def save_record(self, stage: Any, request: gr.Request) -> tuple:
-        """Packs the conversation as JSON. Returns the download, hints."""
+        """Packs the conversation and the boxes drawn since as JSON. Returns the download, hints."""
 
         def work() -> tuple:
-            record = {"model": self.model_name, **self._session_with_image(stage, request).as_record()}
+            session = self._session_with_image(stage, request)
+            record = {"model": self.model_name, **session.as_record(drawn_boxes(stage, session))}
             text = json.dumps(record, ensure_ascii=False, indent=2)
-            return download("conversation.json", "application/json", text.encode()), no_hints()
+            name = f"{session.file_name or 'conversation'}.json"  # `data convert` finds the photograph by it
+            return download(name, "application/json", text.encode()), no_hints()
 
         return errors_as_hints(work, 1)
 
@@ -205,8 +209,10 @@ class Handlers:
 
         def work() -> tuple:
             file = io.BytesIO()
-            conversation_image(self._session_with_image(stage, request)).save(file, "PNG")
-            return download("conversation.png", "image/png", file.getvalue()), no_hints()
+            session = self._session_with_image(stage, request)
+            conversation_image(session).save(file, "PNG")
+            name = f"{session.file_name}-conversation.png".lstrip("-")  # never the photograph's own name
+            return download(name, "image/png", file.getvalue()), no_hints()
 
         return errors_as_hints(work, 1)
 

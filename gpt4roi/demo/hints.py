@@ -60,7 +60,7 @@ def find_hints(
         introduced: Numbers already brought in by `<regionN>`.
         num_known: Boxes of earlier rounds.
         default_question: What to suggest about the first new box.
-        force: The user has seen that a box is not mentioned.
+        force: The user has seen that no box is mentioned.
     """
     new = [number for number in range(num_known + 1, num_boxes + 1) if number not in introduced]
     if not question:
@@ -69,16 +69,16 @@ def find_hints(
     mentioned = mentioned_regions(question)
     hints = [_without_box(number, num_boxes) for number in mentioned if not 1 <= number <= num_boxes]
     hints += _bare_boxes(question, new)
-    plain = {int(number) for number in _PLAIN_MENTION.findall(question)} - set(introduced) - set(mentioned)
-    hints += [_not_introduced(question, number) for number in sorted(plain) if 1 <= number <= num_boxes]
+    plain = {int(number) for number in _PLAIN_MENTION.findall(question)} & set(range(1, num_boxes + 1))
+    hints += [_not_introduced(question, number) for number in sorted(plain - set(introduced) - set(mentioned))]
     if hints or force:
         return hints
     typed = typed_box(question)
     if typed:
         text = f"The model reads {typed} as text: draw that box, and write its number, as in <region1>, in its place."
         hints.append(Hint(text, force=True))
-    unmentioned = [number for number in new if number not in mentioned]
-    return [*hints, _not_mentioned(question, unmentioned)] if unmentioned else hints
+    # A question about some of the boxes leaves the others for later; one about none of them may have forgotten them.
+    return hints if mentioned or plain or not new else [*hints, _not_mentioned(question, new)]
 
 
 def suggest(default_question: str, new: Collection[int]) -> str:

@@ -59,6 +59,8 @@ class Session:
         self.image: Image.Image | None = None
         self.image_id = ""
         self.size = (0, 0)
+        self.file_name = ""
+        """What the user's own file is called, without its extension."""
         self._begin()
 
     def _begin(self) -> None:
@@ -91,6 +93,7 @@ class Session:
             self._forget()
             self.asking = asking  # for Stop, which puts it back where it was typed, and may come after this
             self._chat, self.image, self.size = chat, upload.image, upload.own_size
+            self.file_name = upload.file_name
             self.image_id = secrets.token_hex(8)
 
     def start_over(self) -> None:
@@ -185,16 +188,20 @@ class Session:
             raise IncompleteQuestionError([NO_IMAGE])
         if not isinstance(question, str) or len(question) > MAX_QUESTION:
             raise InputError(f"a question is text of at most {MAX_QUESTION} characters")
+        drawn = self._valid_boxes(drawn_px)
+        hints = self.hints(question, drawn, force)
+        if hints:
+            raise IncompleteQuestionError(hints)
+        return drawn
+
+    def _valid_boxes(self, drawn_px: Any) -> np.ndarray:
+        """Returns boxes drawn since the last question, float64[N, 4]; raises InputError where they are wrong."""
         if not isinstance(drawn_px, (list, tuple, np.ndarray)):
             raise InputError("boxes are a list of [x1, y1, x2, y2] in pixels")
         if len(self.boxes_px) + len(drawn_px) > MAX_BOXES:
             raise InputError(f"a conversation has at most {MAX_BOXES} boxes; start over for more")
         width, height = self.size
-        drawn = validate_boxes_px(drawn_px, (height, width), first_number=len(self.boxes_px) + 1)
-        hints = self.hints(question, drawn, force)
-        if hints:
-            raise IncompleteQuestionError(hints)
-        return drawn.reshape(-1, 4)
+        return validate_boxes_px(drawn_px, (height, width), first_number=len(self.boxes_px) + 1).reshape(-1, 4)
 
     @staticmethod
     def new_regions(question: str, num_known: int) -> tuple[int, ...]:
@@ -224,14 +231,18 @@ class Session:
         """Returns the boxes of the conversation, float64[N, 4] xyxy in pixels of the stored image."""
         return np.asarray(self.boxes_px, dtype=np.float64).reshape(-1, 4) * self._scale
 
-    def as_record(self) -> dict[str, Any]:
-        """Returns the conversation as JSON can hold it; boxes in pixels of the user's own image."""
+    def as_record(self, drawn_px: Any = ()) -> dict[str, Any]:
+        """Returns the conversation as JSON can hold it; boxes in pixels of the user's own image.
+
+        drawn_px: Boxes drawn since the last question. Raises InputError where they are wrong.
+        """
         width, height = self.size
+        drawn = self._valid_boxes(drawn_px).tolist() if self.image is not None else []
         return {
             "picture": {"width": width, "height": height} if self.image is not None else None,
             "regions": [
                 {"region": number, "box": [round(value, 2) for value in box]}
-                for number, box in enumerate(self.boxes_px, start=1)
+                for number, box in enumerate([*self.boxes_px, *drawn], start=1)
             ],
             "rounds": [
                 {"question": one.question, "answer": one.answer, "new_regions": list(one.regions)}

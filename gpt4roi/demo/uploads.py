@@ -40,16 +40,30 @@ class Limits:
 
 @dataclass(frozen=True)
 class Upload:
-    """An opened image, RGB and upright, and the size (width, height) that it had before it was scaled down."""
+    """An opened image, RGB and upright.
+
+    Attributes:
+        own_size: The size (width, height) that it had before it was scaled down.
+        file_name: What its file is called, without folders and extension.
+    """
 
     image: Image.Image
     own_size: tuple[int, int]
+    file_name: str = ""
 
 
-def open_upload(data: object, limits: Limits = Limits()) -> Upload:
+def file_stem(name: object) -> str:
+    """Returns the name of a user's file without folders, extension and control characters; empty where it has none."""
+    if not isinstance(name, str):
+        return ""
+    stem = re.split(r"[/\\]", name)[-1].rpartition(".")
+    return "".join(letter for letter in stem[0] or stem[2] if letter.isprintable())[:120].strip()
+
+
+def open_upload(data: object, limits: Limits = Limits(), name: object = "") -> Upload:
     """Opens an image that came as base64, with or without `data:image/…;base64,` before it.
 
-    Nothing else is accepted: a path or a URL is text that is not base64, and is never opened.
+    Nothing else is accepted: a path or a URL is text that is not base64, and is never opened. name: of the user's file.
 
     Raises:
         InputError: It is no image within the limits.
@@ -69,16 +83,16 @@ def open_upload(data: object, limits: Limits = Limits()) -> Upload:
         raise
     except Exception:  # PIL plugins may raise anything on corrupt files
         raise InputError(DAMAGED) from None
-    return scaled(upright)
+    return scaled(upright, file_stem(name))
 
 
-def scaled(image: Image.Image) -> Upload:
+def scaled(image: Image.Image, file_name: str = "") -> Upload:
     """Scales an image down to MAX_STORED_SIDE, and keeps its own size, in whose pixels boxes are given."""
     own_size = image.size
     if max(own_size) > MAX_STORED_SIDE:
         image = image.copy()
         image.thumbnail((MAX_STORED_SIDE, MAX_STORED_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return Upload(image, own_size)
+    return Upload(image, own_size, file_name)
 
 
 def _decode(data: object, limits: Limits) -> bytes:

@@ -247,6 +247,38 @@ def test_conversations_of_the_page_find_their_image_by_name(tmp_path, photos, ca
     assert len(UnifiedDataset(tmp_path / "t.jsonl")) == 1
 
 
+def test_names_of_boxes_on_the_page_become_questions_by_themselves_and_a_corrected_one_is_the_answer(
+    tmp_path, photos, capsys
+):
+    record = page_record([{"question": "What is <region1>?", "answer": "a cup"}]) | {
+        "name_question": "What is <region1>?"
+    }
+    first, second = record["regions"]
+    first["name"] = "a gnu"  # the box was asked about too
+    second |= {"name": "a spoon", "corrected": True}
+    record["regions"].append({"region": 3, "box": [5, 5, 20, 20], "name": "a saucer"})
+    record["regions"].append({"region": 4, "box": [6, 6, 20, 20]})
+    (tmp_path / "1.json").write_text(json.dumps(record))
+    conversation, names = convert(tmp_path / "1.json", tmp_path / "t.jsonl", "--from", "page", "--img-prefix", photos)
+    assert conversation["conversations"][1]["value"] == "a cup" and len(conversation["boxes"]) == 4
+    assert names["independent"] and names["boxes"] == [[1, 2, 9.5, 7], [5, 5, 20, 20]]
+    said = [turn["value"] for turn in names["conversations"]]
+    assert said == ["What is <region1>?", "a spoon", "What is <region2>?", "a saucer"]
+    assert "; names as the model gave them: 1" in capsys.readouterr().out
+    dataset = UnifiedDataset(tmp_path / "t.jsonl")
+    assert dataset.sample(1, np.random.default_rng(0)).region_texts == ("a spoon", "a saucer")
+
+
+@pytest.mark.parametrize(("name", "question"), [("a cup", "What?"), ("a cup", None), (["a cup"], "What is <region1>?")])
+def test_a_name_without_its_question_or_text_is_left_out_with_its_file(tmp_path, photos, capsys, name, question):
+    record = page_record([]) | {"name_question": question}
+    record["regions"][0]["name"] = name
+    (tmp_path / "1.json").write_text(json.dumps(record))
+    arguments = [tmp_path / "1.json", tmp_path / "t.jsonl", "--from", "page", "--img-prefix", photos]
+    assert main(["data", "convert", *map(str, arguments)]) == 2
+    assert "1.json: name" in capsys.readouterr().err
+
+
 @pytest.fixture
 def drawn(tmp_path, photos):
     """Two saved conversations in a folder, and how they are converted."""

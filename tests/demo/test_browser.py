@@ -280,18 +280,31 @@ def test_each_mistake_is_a_hint_in_place_and_nothing_typed_is_lost(open_page, ru
     page.page.screenshot(path=screenshots / "hint.png")
 
     page.draw(0.7, 0.2, 0.9, 0.6)
+    page.type("What is here?")
     page.page.click("#ask")
-    page.page.wait_for_selector("text=<region1> is drawn, but the question does not mention it.")
+    page.page.wait_for_selector("text=<region1> and <region2> are drawn, but the question does not mention them.")
     page.page.click(".hint-fix")
-    page.wait_for_question("What is <region2> <region1>?")
-    page.type("What is <region1> without the other?")
+    page.wait_for_question("What is here <region1> <region2>?")
+    page.type("What is here, without a box?")
     page.page.click("#ask")
-    page.page.wait_for_selector("text=Add <region2>")
+    page.page.wait_for_selector("text=Add them")
     page.page.click(".hint-force")
     page.wait_for_answers(1)
-    assert len(the_session(running, "What is <region1> without the other?").boxes_px) == 1
-    assert page.regions() == 2  # the other one stays to be asked about
+    assert the_session(running, "What is here, without a box?").boxes_px == []
+    assert page.regions() == 2  # the boxes stay to be asked about
     page.page.wait_for_selector(".hint", state="detached")
+
+
+def test_a_question_about_one_of_several_boxes_is_answered_at_once(open_page, running):
+    page = open_page()
+    page.pick(1)
+    page.draw(0.2, 0.2, 0.6, 0.6)
+    page.draw(0.7, 0.2, 0.9, 0.6)
+    page.ask("What is <region1> alone?")
+    assert len(the_session(running, "What is <region1> alone?").boxes_px) == 1
+    assert page.chip(1).inner_text() == "region1" and page.chip(2).inner_text() == "<region2>"
+    page.ask("And <region2>, at once too?")
+    assert [one.regions for one in the_session(running, "And <region2>, at once too?").rounds] == [(1,), (2,)]
 
 
 def test_a_hint_fixes_the_text_as_they_are_when_it_is_clicked(open_page):
@@ -593,6 +606,24 @@ def test_in_the_dark_words_are_light(open_page, screenshots):
         )
         assert sum(light) / 3 > 140, selector
     page.page.screenshot(path=screenshots / "dark.png")
+
+
+def test_what_is_drawn_is_saved_under_the_name_of_the_photograph(open_page, tmp_path):
+    page = open_page()
+    page.upload(save_noise(tmp_path / "my cup.png", (600, 400)))
+    page.draw(0.2, 0.2, 0.6, 0.6)
+    page.ask("What is drawn first, <region1>?")
+    page.draw(0.5, 0.5, 0.75, 0.75)
+    with page.page.expect_download() as waiting:
+        page.page.click("#save-json")
+    assert waiting.value.suggested_filename == "my cup.json"
+    record = json.loads(waiting.value.path().read_text(encoding="utf-8"))
+    boxes = np.array([one["box"] for one in record["regions"]])
+    assert np.abs(boxes - [[120, 80, 360, 240], [300, 200, 450, 300]]).max() <= WITHIN_PX
+    assert record["rounds"][0]["new_regions"] == [1]
+    with page.page.expect_download() as waiting:
+        page.page.click("#save-image")
+    assert waiting.value.suggested_filename == "my cup-conversation.png"
 
 
 def test_the_conversation_is_saved_as_json_and_as_an_image(open_page, tmp_path):

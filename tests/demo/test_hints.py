@@ -40,11 +40,17 @@ def test_the_next_number_without_a_box_says_to_draw_one_and_a_far_one_how_many_t
     assert "There is no box yet" in text
 
 
-def test_a_drawn_box_that_is_not_mentioned_can_be_added_or_left_out():
-    (hint,) = find_hints("What is <region1>?", 2)
+def test_a_drawn_box_can_be_added_to_a_question_that_mentions_none_or_left_out():
+    (hint,) = find_hints("What is this?", 2, introduced={1}, num_known=1)
     assert hint.text == "<region2> is drawn, but the question does not mention it." and hint.force
-    assert (hint.label, hint.question) == ("Add <region2>", "What is <region1> <region2>?")
-    assert find_hints("What is <region1>?", 3, force=True) == []
+    assert (hint.label, hint.question) == ("Add <region2>", "What is this <region2>?")
+    assert find_hints("What is this?", 3, force=True) == []
+
+
+def test_a_question_about_some_of_the_boxes_lacks_nothing():
+    assert find_hints("What is <region1>?", 3) == find_hints("What is <region3>?", 3) == []
+    assert find_hints("And region 1?", 3, introduced={1}, num_known=1) == []
+    assert texts("And region 7?", 3, introduced={1}, num_known=1)[0].startswith("<region2> and <region3> are drawn")
 
 
 def test_several_drawn_boxes_that_are_not_mentioned_are_one_hint():

@@ -107,9 +107,9 @@ def test_boxes_are_in_pixels_of_the_persons_own_image(parts):
 
 
 def test_boxes_after_the_last_one_mentioned_are_left_for_later(session):
-    with pytest.raises(IncompleteQuestionError, match="<region2> is drawn"):
-        answer(session, "What is <region1>?", BOXES[:2], SHORT)
-    answer(session, "What is <region1>?", BOXES[:2], SHORT, force=True)
+    with pytest.raises(IncompleteQuestionError, match="<region1> and <region2> are drawn"):
+        answer(session, "What is this?", BOXES[:2], SHORT)
+    answer(session, "What is <region1>?", BOXES[:2], SHORT)
     assert session.boxes_px == BOXES[:1]
     answer(session, "And <region2>?", BOXES[1:2], SHORT)
     assert session.boxes_px == BOXES[:2] and session.introduced == {1, 2}
@@ -188,6 +188,15 @@ def test_a_record_is_json(session):
     record = json.loads(json.dumps(session.as_record()))
     assert record["regions"] == [{"region": 1, "box": BOXES[0]}]
     assert record["rounds"] == [{"question": "What is <region1>?", "answer": said, "new_regions": [1]}]
+
+
+def test_a_record_has_the_boxes_that_were_not_asked_about_too(session):
+    answer(session, "What is <region1>?", BOXES[:2], SHORT)
+    record = session.as_record(BOXES[1:])
+    assert record["regions"] == [{"region": number, "box": box} for number, box in enumerate(BOXES, start=1)]
+    assert len(record["rounds"]) == 1 and session.boxes_px == BOXES[:1]
+    with pytest.raises(InputError, match="reaches outside"):
+        session.as_record([[0, 0, 500, 500]])
 
 
 def test_the_sheet_has_the_boxes_and_the_chips_in_their_colours(session):

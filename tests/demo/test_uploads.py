@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gpt4roi import InputError
-from gpt4roi.demo.uploads import MAX_STORED_SIDE, Limits, open_upload
+from gpt4roi.demo.uploads import MAX_STORED_SIDE, Limits, file_stem, open_upload
 from gpt4roi.report.drawing import jpeg_data_url
 
 
@@ -54,6 +54,23 @@ def test_large_images_are_kept_small_and_remember_their_size():
     upload = open_upload(encoded(Image.new("RGB", (4096, 1024)), "PNG"))
     assert upload.own_size == (4096, 1024)
     assert upload.image.size == (MAX_STORED_SIDE, MAX_STORED_SIDE // 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("IMG 1.2 (été).JPG", "IMG 1.2 (été)"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\photos\\cat.png", "cat"),
+        (".hidden", "hidden"),
+        ("a\nb\0.png", "ab"),
+        ("x" * 500 + ".png", "x" * 120),
+        (None, ""),
+    ],
+)
+def test_the_name_of_a_file_loses_its_folders_and_its_extension(name, stem):
+    assert file_stem(name) == stem
+    assert open_upload(encoded(Image.new("RGB", (3, 2))), name=name).file_name == stem
 
 
 @pytest.mark.heavy

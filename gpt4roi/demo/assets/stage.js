@@ -232,7 +232,7 @@ const send = (chosen) => {
   }
   say('Looking at the image …');
   const reader = new FileReader();
-  reader.onload = () => trigger('upload', { image: reader.result });
+  reader.onload = () => trigger('upload', { image: reader.result, name: chosen.name });
   reader.onerror = () => say(`“${chosen.name}” cannot be read.`, true);
   reader.readAsDataURL(chosen);
 };
