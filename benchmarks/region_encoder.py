@@ -37,6 +37,7 @@ def build(channels: int, width: int, backend: str, side: int = IMAGE) -> RegionE
         roi_sampling_ratio=2,
         roi_align_backend=backend,
         position_hidden_size=256,
+        tokens_per_region=1,
         text_config=SimpleNamespace(hidden_size=width, initializer_range=0.02),
     )
     tower = SimpleNamespace(

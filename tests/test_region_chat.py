@@ -23,8 +23,8 @@ def make_image(seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels).resize((96, 64), Image.Resampling.NEAREST)
 
 
-def chat_with(kind: str = "clip", prompt_format: str = "chat", image: bool = False) -> RegionChat:
-    model = tiny_model(kind)
+def chat_with(kind: str = "clip", prompt_format: str = "chat", image: bool = False, **changes: object) -> RegionChat:
+    model = tiny_model(kind, **changes)
     with torch.no_grad():  # fresh region embeddings are too faint to change an answer
         for weight in model.region_encoder.parameters():
             weight.mul_(8 if weight.ndim > 1 else 1)

@@ -132,4 +132,5 @@ def tiny_processor(config: GPT4RoIConfig | None = None, prompt_format: str = "ch
         image_size=config.image_size,
         image_seq_length=config.image_seq_length,
         prompt_format=prompt_format,
+        tokens_per_region=config.tokens_per_region,
     )

@@ -84,6 +84,7 @@ def build_from_parts(
         image_std=std,
         image_seq_length=model.config.image_seq_length,
         use_image_start_end=model.config.mm_use_im_start_end,
+        tokens_per_region=model.config.tokens_per_region,
         **of_processor,
     )
     summary = summarize_model(model)

@@ -50,5 +50,5 @@ def _prompt(config: GPT4RoIConfig, generator: torch.Generator) -> torch.Tensor:
     image = [config.image_token_id] * int(config.image_seq_length or 0)
     if config.mm_use_im_start_end:
         image = [config.image_start_token_id, *image, config.image_end_token_id]
-    regions = [token for _ in _BOXES for token in (*words(), config.region_token_id)]
+    regions = [token for _ in _BOXES for token in (*words(), *[config.region_token_id] * config.tokens_per_region)]
     return torch.tensor([[*image, *regions, *words()]])

@@ -40,6 +40,7 @@ _COPIED = (
 _MAX_LENGTH = 2048
 _BUILT_IN = {
     "region_encoder_type": "gpt4roi",
+    "tokens_per_region": 1,
     "projector_type": "linear",
     "region_level_stride": 3,
     "fusion_groups": 64,

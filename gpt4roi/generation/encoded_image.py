@@ -32,7 +32,7 @@ class Prompt:
         input_ids: int64[T], on the CPU.
         image: Number of its image; prompts of one image share their prefix.
         image_features: float[P, D], or None without an image.
-        region_features: float[M, D], row k for the k-th `<bbox>`.
+        region_features: float[M * k, D], row j for the j-th `<bbox>`; a region has k of them.
         dropped_rounds: Rounds of the conversation that were left out because it is too long.
     """
 
@@ -105,7 +105,7 @@ class EncodedImage:
 
     @torch.inference_mode()
     def region_features(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Returns the embeddings float[M, D] of boxes float[M, 4], xyxy in [0, 1].
+        """Returns the embeddings float[M * k, D] of boxes float[M, 4], xyxy in [0, 1].
 
         Each box is computed once, unless REGION_CACHE_SIZE others were asked about in between.
         """
@@ -119,12 +119,13 @@ class EncodedImage:
             batch = new[start : start + REGION_BATCH_SIZE]
             batch_boxes = torch.tensor(batch, dtype=torch.float32, device=self.image_features.device)
             features = self.model.region_encoder.embed_boxes(self._fused(), [batch_boxes])
+            features = features.unflatten(0, (len(batch), -1))
             # Copies, so that one that stays cached does not hold the memory of all that were computed with it.
             computed.update(zip(batch, (row.clone() for row in features), strict=True))
         used = {row: computed[row] if row in computed else cached[row] for row in rows}
         latest = [*((row, features) for row, features in cached.items() if row not in used), *used.items()]
         self._regions = dict(latest[-REGION_CACHE_SIZE:])
-        return torch.stack([used[row] for row in rows])
+        return torch.cat([used[row] for row in rows])
 
     def _fused(self) -> list[torch.Tensor]:
         if self._pyramid is None:

@@ -33,6 +33,7 @@ class GPT4RoIConfig(PreTrainedConfig):
     image_seq_length: image tokens of an image in the prompt; None where only the built tower knows.
     *_token_id: ids of <im_patch>, <bbox>, <im_start> and <im_end>.
     region_encoder_type: `gpt4roi`, the original's function, or `light`, for towers with a native pyramid.
+    tokens_per_region: k, the consecutive <bbox> tokens that one region takes in the prompt; 1 is the original's.
     roi_align_backend: which RoIAlign pools the boxes: `torchvision`, `sparse`, `mmcv`, or `auto`, the faster of two.
     num_region_levels, region_level_stride: how many hidden states of a ViT become levels, and the step between them.
     num_fusion_rounds, fusion_groups: rounds of the pyramid's fusion, and groups of their GroupNorm (gpt4roi).
@@ -68,6 +69,7 @@ class GPT4RoIConfig(PreTrainedConfig):
         image_start_token_id: int = 32004,
         image_end_token_id: int = 32005,
         region_encoder_type: str = "gpt4roi",
+        tokens_per_region: int = 1,
         roi_align_backend: str = "torchvision",
         num_region_levels: int = 4,
         region_level_stride: int = 3,
@@ -92,6 +94,7 @@ class GPT4RoIConfig(PreTrainedConfig):
         self.image_start_token_id = image_start_token_id
         self.image_end_token_id = image_end_token_id
         self.region_encoder_type = region_encoder_type
+        self.tokens_per_region = tokens_per_region
         self.roi_align_backend = roi_align_backend
         self.num_region_levels = num_region_levels
         self.region_level_stride = region_level_stride
@@ -128,6 +131,8 @@ class GPT4RoIConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value not in allowed:
                 raise InputError(f"config: {name} is {value!r}, expected one of {', '.join(allowed)}")
+        if not isinstance(self.tokens_per_region, int) or self.tokens_per_region < 1:
+            raise InputError(f"config: tokens_per_region is {self.tokens_per_region!r}, expected 1 or more")
         if not isinstance(self.image_size, int):
             raise InputError(
                 f"config: vision_config of type {self.vision_config.model_type!r} has no single image_size "

@@ -75,16 +75,16 @@ class LightRegionEncoder(RegionEncoderBase):
         self.level_shapes = list(zip(tower.level_channels, sides, strict=True))
         self.output_size, self.sampling_ratio = config.roi_output_size, config.roi_sampling_ratio
         self.backend = config.roi_align_backend
-        self.width = config.text_config.hidden_size
+        self.width, self.tokens_per_region = config.text_config.hidden_size, config.tokens_per_region
         self.noise, self.mixup = 0.0, 0.0
         levels = nn.ModuleList(Standardise(channels) for channels in tower.level_channels)
         self.standardise = cast(list[Standardise], levels)
         self.reduce = nn.Conv2d(sum(tower.level_channels), config.pool_channels, 1)
         self.hidden = nn.Linear(config.pool_channels * self.output_size**2, config.pool_hidden_size)
-        self.output = nn.Linear(config.pool_hidden_size, self.width)
+        self.output = nn.Linear(config.pool_hidden_size, self.tokens_per_region * self.width)
         self.norm = nn.RMSNorm(self.width, eps=1e-6)
         self.standardise_box = Standardise(5)
-        self.place = nn.Linear(5, self.width, bias=False)
+        self.place = nn.Linear(5, self.tokens_per_region * self.width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -119,7 +119,7 @@ class LightRegionEncoder(RegionEncoderBase):
             self.standardise_box.calibrate(center_size_features(torch.cat(boxes)))
 
     def content(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Embeds what each box shows; float[M, D] in batch order."""
+        """Embeds what each box shows; float[M * k, D] in batch order."""
         return self.embed(self.pool(feature_maps, boxes))
 
     def pool(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
@@ -139,15 +139,15 @@ class LightRegionEncoder(RegionEncoderBase):
         return [standardise(level) for level, standardise in zip(feature_maps, self.standardise, strict=True)]
 
     def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Returns float[M, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
+        """Returns float[M * k, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
         return self.embed(self._pool_levels(pyramid, boxes)) + self.position(boxes)
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Embeds pooled boxes, float[M, C, h, w], as float[M, D]; disturbs them first while training."""
+        """Embeds pooled boxes, float[M, C, h, w], as float[M * k, D]; disturbs them first while training."""
         if self.training:
             pooled = self._disturb(pooled)
         hidden = rearrange(F.gelu(self.reduce(pooled.to(self.reduce.weight.dtype))), "m c h w -> m (c h w)")
-        output = self.output(F.gelu(self.hidden(hidden)))
+        output = rearrange(self.output(F.gelu(self.hidden(hidden))), "m (k d) -> (m k) d", d=self.width)
         # Under autocast the norm would otherwise get two types.
         return self.norm(output.to(self.norm.weight.dtype))
 
@@ -161,9 +161,10 @@ class LightRegionEncoder(RegionEncoderBase):
         return pooled
 
     def position(self, boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Embeds where each box is; float[M, D] in batch order."""
+        """Embeds where each box is; float[M * k, D] in batch order."""
         device, dtype = execution_device_and_dtype(self.place)
-        return self.place(self.standardise_box(center_size_features(torch.cat(boxes).to(device))).to(dtype))
+        facts = self.standardise_box(center_size_features(torch.cat(boxes).to(device))).to(dtype)
+        return rearrange(self.place(facts), "m (k d) -> (m k) d", d=self.width)
 
 
 class LightProjector(nn.Module):

@@ -44,7 +44,7 @@ class GPT4RoIOutput(CausalLMOutputWithPast):
         loss: Mean cross-entropy.
         logits: float[B, T, V]; float[N, V], rows in batch order, with logits_at_labels_only.
         image_features: float[K, P, D].
-        region_features: float[M, D], row k is the k-th <bbox> of the batch.
+        region_features: float[M * k, D], row j is the j-th <bbox> of the batch; a region has k of them.
     """
 
     image_features: torch.Tensor | None = None
@@ -146,7 +146,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         return self.project_image_tokens(self.encode_image(pixel_values)[0])
 
     def get_region_features(self, pixel_values: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Returns the embeddings of regions, float[M, D]; boxes: list of K float[N_i, 4], xyxy in [0, 1]."""
+        """Returns the embeddings of regions, float[M * k, D]; boxes: list of K float[N_i, 4], xyxy in [0, 1]."""
         return self.region_encoder(self.encode_image(pixel_values)[1], boxes)
 
     def calibrate(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor] | None = None) -> None:
@@ -248,7 +248,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
             input_ids: int64[B, T].
             attention_mask: [B, T (+ cached)], 1 where there is a token.
             pixel_values: float[K, 3, S, S], the images of the samples that hold one, in batch order (or one a sample).
-            boxes: list of K float[N_i, 4], xyxy in [0, 1]; row k belongs to the sample's k-th <bbox>.
+            boxes: list of K float[N_i, 4], xyxy in [0, 1]; row j belongs to the sample's j-th region.
             labels: int64[B, T], -100 where there is no supervision.
             image_tokens: With feature_maps, what `encode_image` returned, instead of pixel_values.
             feature_maps: May be empty where the batch holds no image.

@@ -50,8 +50,9 @@ def match_images_to_samples(
         )
     for sample, count in enumerate(region_counts):
         given = len(boxes[row_of[sample]]) if sample in row_of else 0
-        if count != given:
-            raise InputError(f"sample {sample} of the batch: {count} <bbox> tokens but {given} boxes")
+        if count != given * config.tokens_per_region:
+            each = f" of {config.tokens_per_region} tokens each" if config.tokens_per_region > 1 else ""
+            raise InputError(f"sample {sample} of the batch: {count} <bbox> tokens but {given} boxes{each}")
     unused = [row for row in range(len(boxes)) if row not in row_of.values() and len(boxes[row])]
     if unused:
         raise InputError(f"image {unused[0]} of the batch: {len(boxes[unused[0]])} boxes, but its sample is text alone")

@@ -104,7 +104,7 @@ class RegionPooler(nn.Module):
 
     Args:
         channels: C of the pyramid.
-        width: D, the language model's width.
+        width: D of the output: the language model's width for each of a region's tokens.
     """
 
     def __init__(self, channels: int, num_levels: int, width: int, config: GPT4RoIConfig) -> None:
@@ -181,11 +181,11 @@ class RegionEncoder(RegionEncoderBase):
         super().__init__()
         self.image_size = tower.image_size
         self.extent = tower.grid_size * tower.level_strides[-1]
-        self.width = config.text_config.hidden_size
+        self.width, self.tokens_per_region = config.text_config.hidden_size, config.tokens_per_region
         channels, levels = tower.hidden_size, tower.level_channels
         self.level_shapes = [(width, tower.grid_size) for width in levels]
         self.fusion = FeatureFusion(levels, channels, tower.grid_size, config.num_fusion_rounds, config.fusion_groups)
-        self.pooler = RegionPooler(channels, len(levels), self.width, config)
+        self.pooler = RegionPooler(channels, len(levels), self.width * self.tokens_per_region, config)
 
     def _embed(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
         # An image without boxes has no part in the result: the norms are of each image by itself.
@@ -199,7 +199,8 @@ class RegionEncoder(RegionEncoderBase):
             return self.fusion([level.to(device, dtype) for level in feature_maps])
 
     def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Returns float[M, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
+        """Returns float[M * k, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
         on_device = [rows.to(pyramid[0].device) for rows in boxes]
         with onload_weights(self.pooler):
-            return self.pooler(pyramid, on_device, self.image_size, self.extent, self.uniform_forward)
+            rows = self.pooler(pyramid, on_device, self.image_size, self.extent, self.uniform_forward)
+        return rearrange(rows, "m (k d) -> (m k) d", k=self.tokens_per_region)

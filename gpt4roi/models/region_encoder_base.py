@@ -1,4 +1,4 @@
-"""RegionEncoderBase: the interface of region encoders, a pyramid for each image and an embedding for each box."""
+"""RegionEncoderBase: the interface of region encoders, a pyramid for each image and k embeddings for each box."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from gpt4roi.models.kernels.roi_align import validate_unit_boxes
 
 
 class RegionEncoderBase(nn.Module):
-    """Turns each box of an image into one embedding of the language model, in two steps.
+    """Turns each box of an image into k embeddings of the language model, one for each of its tokens, in two steps.
 
     `pyramid` computes what depends on the images alone and may be cached for many boxes; `embed_boxes` does the rest.
 
     Attributes:
         width: D, the language model's width.
+        tokens_per_region: k.
         level_shapes: Channels and side of each incoming level.
         uniform_forward: Whether every batch must go through the same modules in the same order, however many boxes it
             has, also none: DeepSpeed gathers weights (ZeRO-3) and adds up gradients (ZeRO-2) of all processes in the
@@ -25,6 +26,7 @@ class RegionEncoderBase(nn.Module):
     """
 
     width: int
+    tokens_per_region: int
     level_shapes: list[tuple[int, int]]
     uniform_forward = False
 
@@ -33,7 +35,7 @@ class RegionEncoderBase(nn.Module):
         raise NotImplementedError
 
     def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Returns float[M, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
+        """Returns float[M * k, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
         raise NotImplementedError
 
     def set_uniform_forward(self, uniform: bool) -> None:
@@ -41,14 +43,14 @@ class RegionEncoderBase(nn.Module):
         self.uniform_forward = uniform
 
     def forward(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Embeds boxes; row k belongs to the k-th box of the batch.
+        """Embeds boxes; k consecutive rows belong to each box, in batch order.
 
         Args:
             feature_maps: list of float[K, C_l, H_l, W_l], shallow first; may be empty where there is no box.
             boxes: list of K float[N_i, 4], xyxy in [0, 1]; N_i may be 0.
 
         Returns:
-            float[M, D]. Without any box it has no rows, and its gradient to every parameter is zero, not missing.
+            float[M * k, D]. Without any box it has no rows, and its gradient to every parameter is zero, not missing.
 
         Raises:
             InputError: A box is not one.

@@ -36,7 +36,7 @@ class Encoded:
     Attributes:
         ids: int64[T].
         labels: int64[T].
-        boxes: The 0-based box of each `<bbox>` among the ids, in order.
+        boxes: The 0-based box of each region mentioned, in order; k `<bbox>` ids stand for each.
         segment_ids: int64[T] where it consists of independent conversations, else None.
         position_ids: Likewise.
         dropped: Question-answer rounds that were left out.
@@ -55,7 +55,8 @@ class Encoded:
 class DialogueEncoder:
     """Encodes dialogues in one format, with one tokenizer and its limits.
 
-    `image_text` is what `<image>` is written as, with one patch token that becomes image_seq_length of them.
+    `image_text` is what `<image>` is written as, with one patch token that becomes image_seq_length of them, as one
+    `<bbox>` becomes tokens_per_region.
     """
 
     def __init__(
@@ -67,12 +68,14 @@ class DialogueEncoder:
         region_id: int,
         image_seq_length: int,
         max_length: int,
+        tokens_per_region: int = 1,
     ) -> None:
         self.template = template
         self.text_encoder = text_encoder
         self.image_text = image_text
         self.patch_id, self.region_id = patch_id, region_id
         self.image_seq_length, self.max_length = image_seq_length, max_length
+        self.tokens_per_region = tokens_per_region
 
     def dialogue(self, steps: Sequence[DialogueStep], generation: bool, where: str) -> Encoded:
         """Encodes one conversation, without its last rounds where it is too long.
@@ -152,16 +155,16 @@ class DialogueEncoder:
         ids, last_chars = self.text_encoder.encode(text)
         labels = supervised_labels(ids, last_chars, spans)
         shared = int(np.searchsorted(last_chars, question))
+        regions = ids == self.region_id
+        if regions.sum() != len(boxes):
+            raise InputError(f"{regions.sum()} <bbox> tokens but {len(boxes)} boxes{where}")
+        repeats = np.where(regions, self.tokens_per_region, 1)
         if image_at >= 0:
-            patch = int(np.flatnonzero(ids == self.patch_id)[0])
-            repeats = np.ones(len(ids), dtype=np.int64)
-            repeats[patch] = self.image_seq_length
-            ids, labels = np.repeat(ids, repeats), np.repeat(labels, repeats)
-            shared += (self.image_seq_length - 1) * (patch < shared)
-        found = int((ids == self.region_id).sum())
-        if found != len(boxes):
-            raise InputError(f"{found} <bbox> tokens but {len(boxes)} boxes{where}")
-        return Encoded(ids, labels, boxes), shared
+            repeats[np.flatnonzero(ids == self.patch_id)[0]] = self.image_seq_length
+        if self.tokens_per_region > 1:
+            # A model writes one `<bbox>` for a region, never all that it reads for one.
+            labels[regions] = IGNORE_INDEX
+        return Encoded(np.repeat(ids, repeats), np.repeat(labels, repeats), boxes), int(repeats[:shared].sum())
 
     def _cut(self, encoded: Encoded, where: str) -> Encoded:
         """Shortens the only answer; the question, the image and every `<bbox>` must stay."""

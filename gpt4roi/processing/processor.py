@@ -42,6 +42,7 @@ _SAVED = (
     "system_prompt",
     "use_image_start_end",
     "image_first",
+    "tokens_per_region",
 )
 
 
@@ -59,6 +60,7 @@ class GPT4RoIProcessor(ProcessorMixin):
         system_prompt: For `chat`, instead of the template's own.
         use_image_start_end: Puts <im_start> and <im_end> around the image.
         image_first: For `v0`: the image before all else.
+        tokens_per_region: How many `<bbox>` tokens a mention of a region becomes.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class GPT4RoIProcessor(ProcessorMixin):
         system_prompt: str | None = None,
         use_image_start_end: bool = True,
         image_first: bool = False,
+        tokens_per_region: int = 1,
     ) -> None:
         super().__init__(tokenizer)
         vocabulary = tokenizer.get_vocab()
@@ -86,7 +89,7 @@ class GPT4RoIProcessor(ProcessorMixin):
         self.image_mean, self.image_std = _per_channel(image_mean), _per_channel(image_std)
         self.prompt_format, self.model_max_length = prompt_format, model_max_length
         self.system_prompt, self.image_first = system_prompt, image_first
-        self.use_image_start_end = use_image_start_end
+        self.use_image_start_end, self.tokens_per_region = use_image_start_end, tokens_per_region
         self.region_token_id: int = vocabulary[REGION_TOKEN]
         self.image_patch_token_id: int = vocabulary[IMAGE_PATCH_TOKEN]
         self._template = self._make_template()
@@ -101,6 +104,7 @@ class GPT4RoIProcessor(ProcessorMixin):
             self.region_token_id,
             image_seq_length,
             model_max_length,
+            tokens_per_region,
         )
 
     def _make_template(self) -> PromptTemplate:

@@ -146,6 +146,7 @@ class ModelArguments(AdapterArguments):
     region_encoder_type: Annotated[str, Choices(("gpt4roi", "light"))] = _argument(
         "gpt4roi", "gpt4roi, or light for timm pyramids"
     )
+    tokens_per_region: Annotated[int, Min(1)] = _argument(1, "tokens that one region takes in the prompt")
     image_grid_size: Annotated[int | None, Min(1)] = _argument(
         None, "light: image tokens per side, by pooling the last map"
     )

@@ -95,6 +95,7 @@ def _build(model_args: ModelArguments) -> tuple[Any, GPT4RoIProcessor]:
         system_prompt=model_args.system_prompt,
         model_max_length=model_args.model_max_length or 2048,
         image_grid_size=model_args.image_grid_size,
+        tokens_per_region=model_args.tokens_per_region,
         mm_vision_select_layer=model_args.mm_vision_select_layer,
         mm_use_im_start_end=model_args.mm_use_im_start_end,
         attn_implementation=model_args.attn_implementation,
@@ -162,7 +163,8 @@ def _config_of_parts(given: ModelArguments) -> GPT4RoIConfig:
     add_special_tokens(tokenizer, pad_with_unknown=(given.prompt_format or "v0") in V1_FORMATS)
     text.vocab_size = max(text.vocab_size, len(tokenizer))
     location = find_tower(given.vision_tower)
-    names = ("region_encoder_type", "image_grid_size", "mm_vision_select_layer", "mm_use_im_start_end")
+    names = ("region_encoder_type", "tokens_per_region", "image_grid_size")
+    names += ("mm_vision_select_layer", "mm_use_im_start_end")
     settings = {name: getattr(given, name) for name in names}
     return config_of_parts(location, vision_config(location), text, tokenizer, **settings)
 
