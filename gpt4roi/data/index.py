@@ -185,7 +185,7 @@ def _open_in(folder: Path, files: Sequence[Path], recipe: Recipe, build: Build) 
     known = _read_stamp(stamp)
     if known and known["files"] == _states(files):
         with contextlib.suppress(OSError, ColumnsError):
-            return Columns.open(folder / known["index"])
+            return _open_known(folder, known)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     waiting = f"Waiting for another process that makes the index of {files[0]} …"
     with FileLock(folder / f"{recipe.reader}-{key}.lock", waiting=waiting):
@@ -193,7 +193,7 @@ def _open_in(folder: Path, files: Sequence[Path], recipe: Recipe, build: Build) 
         known = _read_stamp(stamp)
         if known and known["files"] == states:  # made while this process waited
             with contextlib.suppress(OSError, ColumnsError):
-                return Columns.open(folder / known["index"])
+                return _open_known(folder, known)
         contents = _contents(files)
         index = folder / f"{recipe.reader}-{_digest(contents, recipe)}.columns"
         try:
@@ -208,9 +208,16 @@ def _open_in(folder: Path, files: Sequence[Path], recipe: Recipe, build: Build) 
         if known and known["index"] != index.name:
             (folder / known["index"]).unlink(missing_ok=True)
         trusted = states and max(changed for *_, changed in states) + MIN_AGE <= now
+        content = {"files": states if trusted else [], "index": index.name, "checked": _states([index])}
         with replacing(stamp) as beside:
-            beside.write_text(json.dumps({"files": states if trusted else [], "index": index.name}), encoding="utf-8")
+            beside.write_text(json.dumps(content), encoding="utf-8")
         return columns
+
+
+def _open_known(folder: Path, stamp: Mapping[str, Any]) -> Columns:
+    """Opens the index of a stamp; reads all of it against its checksum where it has changed since it was written."""
+    index = folder / stamp["index"]
+    return Columns.open(index, check=stamp.get("checked") != _states([index]))
 
 
 def _states(files: Sequence[Path]) -> list[list[int]] | None:

@@ -92,7 +92,9 @@ class CocoTables:
         """Returns the id of the image that an annotation is on; raises InvalidAnnotationError where it is on none."""
         if not _is_row(annotation):
             raise InvalidAnnotationError("box that is not an object")
-        key = parse_id(annotation.get("image_id"), "box without an image_id")
+        key = annotation.get("image_id")
+        if type(key) is not int:
+            key = parse_id(key, "box without an image_id")
         if key not in self._first:
             raise InvalidAnnotationError(
                 f"box on image {key!r}, which is not among the file's images",
@@ -330,7 +332,9 @@ def is_crowd(annotation: Mapping[str, Any]) -> bool:
 
 def is_marked(annotation: Mapping[str, Any], key: str) -> bool:
     """Tells whether a flag is set, which some files write as text: "0" is not."""
-    value = annotation.get(key)
+    value = annotation.get(key, 0)
+    if type(value) is int:
+        return value != 0
     return value.strip().lower() not in _NO if isinstance(value, str) else bool(value) and value == value
 
 

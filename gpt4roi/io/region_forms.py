@@ -148,11 +148,16 @@ def parse_floats(value: Any, count: int) -> list[float]:
         value = value.strip("[]() ").replace(",", " ").split()
     if not isinstance(value, (list, tuple)) or len(value) != count:
         raise InvalidAnnotationError(f"box that is not {count} numbers")
+    numbers = [one for one in value if type(one) in (float, int) and -MAX_COORDINATE <= one <= MAX_COORDINATE]
+    if len(numbers) == count:  # as nearly every file has it: a call for each of millions of numbers takes long
+        return list(map(float, numbers))
     return [parse_float(one, "box with a value that is not a number of an image's size") for one in value]
 
 
 def parse_float(value: Any, reason: str) -> float:
     """Returns a finite number of at most MAX_COORDINATE; raises InvalidAnnotationError for the reason."""
+    if type(value) is float and -MAX_COORDINATE <= value <= MAX_COORDINATE:
+        return value
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)

@@ -131,6 +131,14 @@ def test_the_second_opening_makes_nothing_and_does_not_read_the_file(folder, fil
     assert build.contents == [b"one"]
 
 
+def test_an_index_that_nobody_touched_is_not_read_whole_again(folder, file, monkeypatch):
+    build = Builder()
+    monkeypatch.setattr(index, "MIN_AGE", 0)
+    open_index([file], RECIPE, build)
+    monkeypatch.setattr("gpt4roi.data.columns._checksum", lambda *arguments: pytest.fail("read whole"))
+    assert open_index([file], RECIPE, build).text("text", 0) == "one"
+
+
 def test_another_content_version_or_option_makes_another_index_and_the_old_content_s_goes(folder, file):
     build = Builder()
     open_index([file], RECIPE, build)

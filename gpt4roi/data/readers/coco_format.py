@@ -220,7 +220,7 @@ class _Regions:
         if max(0.0, min(x + w, width) - max(x, 0)) * max(0.0, min(y + h, height) - max(y, 0)) == 0:
             raise FilteredOutError("box outside the image or without area")
         area = annotation.get("area")
-        if area is None or is_placeholder(annotation.get("bbox")):
+        if area is None or (annotation.get("segmentation") and is_placeholder(annotation.get("bbox"))):
             area = w * h
         if parse_float(area, "box whose area is not a number") <= 0 or w < 1 or h < 1:
             raise FilteredOutError("box less than a pixel wide or high, or of area 0")
