@@ -1,54 +1,113 @@
-"""Comparison of two model folders: the largest relative difference of their outputs on the same input."""
+"""Comparison of two models on one question: its token ids, logits, region features, where they stop, and the answer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
+from gpt4roi.checkpoint.loading import load_model, load_processor
+from gpt4roi.errors import InputError
+from gpt4roi.structures import RegionSample, Turn
 
 _SEED = 0
-_BOXES = ((0.1, 0.2, 0.6, 0.7), (0.5, 0.05, 0.95, 0.9))
-_WORDS_BETWEEN = 4
+_SIDE = 96
+_BOXES = ((10, 20, 60, 70), (50, 5, 92, 88))
+_QUESTION = "Which is larger, <region1> or <region2>?"
+_ANSWER_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a model makes of a fixed question about two boxes of a fixed image.
+
+    Attributes:
+        input_ids: What the processor encodes the question to.
+        stops: Stop strings and ids of the processor, and the ids at which `generate` stops.
+        logits: float[T, V].
+        region_features: float[2, D].
+        answer: Greedy, of a few tokens.
+    """
+
+    input_ids: list[int]
+    stops: list[Any]
+    logits: torch.Tensor
+    region_features: torch.Tensor
+    answer: str
+
+
+@torch.inference_mode()
+def observe(model: Any, processor: Any) -> Observation:
+    """Asks a model, or a peft model, the fixed question."""
+    pixels = np.random.default_rng(_SEED).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
+    sample = RegionSample(image=pixels, boxes_px=np.array(_BOXES), turns=(Turn("user", _QUESTION),))
+    encoded = processor(sample, generation=True)
+    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask", "pixel_values", "boxes")}
+    output = model.eval()(**inputs)
+    settings = model.generation_config
+    tokens = model.generate(**inputs, do_sample=False, max_new_tokens=_ANSWER_TOKENS)
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    return Observation(
+        input_ids=encoded["input_ids"][0].tolist(),
+        stops=[processor.stop_strings, processor.stop_token_ids, ends],
+        logits=output.logits[0].float(),
+        region_features=output.region_features.float(),
+        answer=processor.decode(tokens[0, encoded["input_ids"].shape[1] :]),
+    )
+
+
+def differences(first: Observation, second: Observation) -> dict[str, float]:
+    """Returns the largest differences of logits and region features, relative to the largest magnitude in `first`.
+
+    Raises:
+        InputError: The question has other token ids, or the answer another end.
+    """
+    for name in ("input_ids", "stops"):
+        one, other = getattr(first, name), getattr(second, name)
+        if one != other:
+            what = "encode a question to other token ids" if name == "input_ids" else "end an answer otherwise"
+            raise InputError(f"the two models {what}: {_around(one, other)}; their processors differ")
+    pairs = {
+        "logits": (first.logits, second.logits),
+        "region features": (first.region_features, second.region_features),
+    }
+    return {name: float((one - other).abs().max() / one.abs().max()) for name, (one, other) in pairs.items()}
+
+
+def _around(one: list[Any], other: list[Any]) -> str:
+    """Shows two lists from a little before the first place where they differ."""
+    place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start, end = max(0, place - 2), place + 6
+    return f"{one[start:end]} and {other[start:end]} from place {start} of {len(one)} and {len(other)}"
 
 
 def compare_models(first: str | Path, second: str | Path, vision_tower: str | None = None) -> dict[str, float]:
-    """Returns the largest relative difference of the logits and of the region features on an image with two boxes.
+    """Returns `differences` between two folders that hold the same model.
 
-    Relative to the largest magnitude in `first`. Both run in float32 on the CPU, one after the other.
+    Both run in float32 on the CPU, one after the other.
 
     Args:
         first: Folder or hub name.
         second: Folder or hub name.
         vision_tower: Folder or hub name of the tower, for a folder that was saved without it.
+
+    Raises:
+        InputError: They encode the question, stop or answer otherwise.
     """
-    one, other = _outputs(first, vision_tower), _outputs(second, vision_tower)
-    return {name: float((one[name] - other[name]).abs().max() / one[name].abs().max()) for name in one}
+    one, other = _open_and_observe(first, vision_tower), _open_and_observe(second, vision_tower)
+    found = differences(one, other)
+    if one.answer != other.answer:
+        shown = ", ".join(f"{name} by {value:.2g}" for name, value in found.items())
+        raise InputError(
+            f"{second} answers {other.answer!r} where {first} answers {one.answer!r} ({shown} of the largest apart); "
+            "they are not the same model"
+        )
+    return found
 
 
-@torch.inference_mode()
-def _outputs(folder: str | Path, vision_tower: str | None) -> dict[str, torch.Tensor]:
-    opened = GPT4RoIForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, vision_tower=vision_tower)
-    model = opened.eval()
-    generator = torch.Generator().manual_seed(_SEED)
-    side = model.config.image_size
-    answer = model(
-        input_ids=_prompt(model.config, generator),
-        pixel_values=torch.randn(1, 3, side, side, generator=generator),
-        boxes=[torch.tensor(_BOXES)],
-    )
-    return {"logits": answer.logits, "region features": answer.region_features}
-
-
-def _prompt(config: GPT4RoIConfig, generator: torch.Generator) -> torch.Tensor:
-    """Makes int64[1, T]: an image, then two regions, each among a few words drawn from the first half of the table."""
-
-    def words() -> list[int]:
-        return torch.randint(3, config.text_config.vocab_size // 2, (_WORDS_BETWEEN,), generator=generator).tolist()
-
-    image = [config.image_token_id] * int(config.image_seq_length or 0)
-    if config.mm_use_im_start_end:
-        image = [config.image_start_token_id, *image, config.image_end_token_id]
-    regions = [token for _ in _BOXES for token in (*words(), *[config.region_token_id] * config.tokens_per_region)]
-    return torch.tensor([[*image, *regions, *words()]])
+def _open_and_observe(folder: str | Path, vision_tower: str | None) -> Observation:
+    processor = load_processor(folder, vision_tower=vision_tower)
+    return observe(load_model(folder, dtype=torch.float32, vision_tower=vision_tower), processor)

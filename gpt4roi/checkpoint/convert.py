@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import PROCESSOR_NAME
+
 from gpt4roi.checkpoint.clip_tower import CLIP_MODEL_TYPE, ClipTower, export_tower, open_clip_tower, tower_name
 from gpt4roi.checkpoint.tensor_files import StoredTensor, WeightFolder, chunk_buffer, dtype_name, open_weights
 from gpt4roi.checkpoint.writer import DEFAULT_SHARD_SIZE, FolderPlan, PlannedTensor, Shards, plan_folder
@@ -25,8 +27,6 @@ from gpt4roi.models.original_format import (
 OURS = "hf"
 ORIGINAL = "original"
 
-PROCESSOR_FILE = "processor_config.json"
-
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _COPIED = (
     *_TOKENIZERS,
@@ -35,7 +35,7 @@ _COPIED = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "generation_config.json",
-    PROCESSOR_FILE,
+    PROCESSOR_NAME,
 )
 _MAX_LENGTH = 2048
 _BUILT_IN = {
@@ -152,7 +152,7 @@ def our_files(config: dict[str, Any], weights: WeightFolder, dtype: str, tower: 
     files = _copied_files(weights.path, OURS)
     files["config.json"] = _our_config(config, weights, dtype, tower.config)
     of_tokenizer = files.get("tokenizer_config.json")
-    files.setdefault(PROCESSOR_FILE, _processor_config(config, tower.config, of_tokenizer))
+    files.setdefault(PROCESSOR_NAME, _processor_config(config, tower.config, of_tokenizer))
     return files
 
 
@@ -206,6 +206,7 @@ def _processor_config(config: dict[str, Any], vision_config: dict[str, Any] | No
         "prompt_format": "v0",
         "model_max_length": int(min(max_length, config.get("max_position_embeddings", _MAX_LENGTH))),
         "use_image_start_end": config.get("mm_use_im_start_end", True),
+        "image_first": config.get("sep_image_conv_front", False),
     }
     if vision_config is not None:
         side = vision_config["image_size"]

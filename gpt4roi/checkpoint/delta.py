@@ -33,8 +33,11 @@ RECORD = "delta.json"
 
 _RECORD_VERSION = 1
 _SAMPLE = 512
+_EXPONENT, _LARGEST = 0x7C00, torch.finfo(torch.float16).max
 _ADDED_MODULES = ("spi_module", "region_encoder", "mm_projector", "vision_tower")
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_MAKING = ("target - base", "share the complete weights instead of a delta")
+_APPLYING = ("base + delta", "this is not the base, or a file is damaged: download both again")
 _UNVERIFIED = "unverified, since the delta carries no fingerprint of the base it was made from"
 
 
@@ -116,9 +119,10 @@ def plan_apply(
     base_weights = open_weights(base, "base")
     delta_weights = with_original_names(open_weights(delta, "delta"))
     pairs = pair_up(base_weights, delta_weights, "delta")
-    check_vocabulary(base_weights, delta_weights)
-    _check_is_delta(pairs, delta_weights)
     record = _read_record(delta_weights.path)
+    if record is None:
+        check_vocabulary(base_weights, delta_weights)
+    _check_is_delta(pairs, delta_weights)
     if record is not None:
         _check_base(record, pairs, base_weights.path)
     tensors = _plan_sums(pairs, output_format, record)
@@ -156,12 +160,10 @@ def _added(pair: Pair, buffers: _Buffers, known_digest: str | None) -> Callable[
     def chunks() -> Iterator[memoryview]:
         digest = hashlib.sha256() if known_digest else None
         for delta, base in buffers.chunks(pair, digest):
-            if base is None:
-                yield as_bytes(delta)
-            elif _is_rotary(pair.name):
+            if base is not None and _is_rotary(pair.name):
                 yield as_bytes(delta.float() + base.float())
             else:
-                yield as_bytes(delta.add_(base))
+                yield as_bytes(_fitting(delta if base is None else delta.add_(base), pair, _APPLYING))
         if digest and known_digest and pair.base is not None and digest.hexdigest() != known_digest:
             raise InputError(
                 f"{pair.base.path}: {pair.name} is not what the delta was made from (sha256 {digest.hexdigest()[:16]}, "
@@ -202,7 +204,7 @@ def _subtracted(pair: Pair, buffers: _Buffers, record: dict[str, Any]) -> Callab
             if base is not None and _is_rotary(pair.name):
                 yield as_bytes(target.float() - base.float())
                 continue
-            delta = target if base is None else target.sub_(base)
+            delta = _fitting(target if base is None else target.sub_(base), pair, _MAKING)
             of_result.update(as_bytes(delta if base is None else delta + base))
             yield as_bytes(delta)
         name = to_ours(pair.name)
@@ -217,6 +219,18 @@ def _subtracted(pair: Pair, buffers: _Buffers, record: dict[str, Any]) -> Callab
         record["results"][name] = (name, "F16", pair.other.shape, of_result.hexdigest())
 
     return chunks
+
+
+def _fitting(numbers: torch.Tensor, pair: Pair, work: tuple[str, str]) -> torch.Tensor:
+    """Returns float16 numbers; raises InputError with the tensor's name where one of them is infinite or NaN."""
+    # By the exponent's bits: a quarter of the time of torch.isfinite.
+    if (numbers.view(torch.int16) & _EXPONENT).max() == _EXPONENT:
+        count = int((~torch.isfinite(numbers)).sum())
+        raise InputError(
+            f"{pair.other.path}: {pair.name} does not fit the float16 of deltas: {work[0]} has at least {count} "
+            f"numbers that are NaN or beyond {_LARGEST:.0f}; {work[1]}"
+        )
+    return numbers
 
 
 def _closing_record(record: dict[str, Any]) -> dict[str, Any]:
@@ -384,7 +398,10 @@ def _check_shapes(base: WeightFolder, other: WeightFolder, role: str) -> None:
 
 
 def check_vocabulary(base: WeightFolder, delta: WeightFolder) -> None:
-    """Raises InputError when the delta's added_tokens.json says that its base had another number of rows."""
+    """Raises InputError when the delta's added_tokens.json says that its base had another number of rows.
+
+    Where both tables have as many rows, the added tokens took spare rows of the base's and the file says nothing.
+    """
     path = delta.path / ADDED_TOKENS_FILE
     if not path.exists():
         return
@@ -396,7 +413,9 @@ def check_vocabulary(base: WeightFolder, delta: WeightFolder) -> None:
         raise InputError(f"{path} is not a table of token ids ({error}); download it again") from error
     for name in TABLES:
         tensor = base.tensors.get(name)
-        if first is not None and tensor is not None and tensor.shape[0] != first:
+        if first is None or tensor is None or tensor.shape == delta.tensors[name].shape:
+            continue
+        if tensor.shape[0] != first:
             raise InputError(
                 f"the base {base.path} has {tensor.shape[0]} rows in {name}, the delta was made from {first} (the "
                 f"first token it adds is number {first} in {path}); give the base it was made from"

@@ -17,6 +17,7 @@ from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
 )
+from transformers.utils import PROCESSOR_NAME
 
 from gpt4roi.constants import ADDED_TOKENS
 from gpt4roi.devices import (
@@ -33,7 +34,7 @@ from gpt4roi.io.json_files import read_json_object
 from gpt4roi.models import GPT4RoIForConditionalGeneration
 from gpt4roi.models.original_format import TOKEN_OF_ID, is_original
 from gpt4roi.models.pretrained import find_tower
-from gpt4roi.processing.processor import GPT4RoIProcessor
+from gpt4roi.processing.processor import SAVED_SETTINGS, GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
 
 logger = logging.getLogger(__name__)
@@ -148,13 +149,29 @@ def _original_processor(folder: Path, values: dict[str, Any], tower: str | Path 
     tokenizer = load_tokenizer(folder)
     _add_missing_tokens(tokenizer, folder, values.get("vocab_size"))
     location = find_tower(str(values["mm_vision_tower"] if tower is None else tower), folder)
-    return GPT4RoIProcessor(
-        tokenizer,
+    settings = {
+        "prompt_format": "v0",
+        "model_max_length": min(tokenizer.model_max_length, values.get("max_position_embeddings", 2048)),
+        "use_image_start_end": values.get("mm_use_im_start_end", True),
+        "image_first": values.get("sep_image_conv_front", False),
         **_image_settings(location),
-        prompt_format="v0",
-        model_max_length=min(tokenizer.model_max_length, values.get("max_position_embeddings", 2048)),
-        use_image_start_end=values.get("mm_use_im_start_end", True),
-    )
+    }
+    return GPT4RoIProcessor(tokenizer, **settings | _saved_settings(folder))
+
+
+def _saved_settings(folder: Path) -> dict[str, Any]:
+    """Returns what a folder of the original's format keeps of the processor that its model was trained with.
+
+    Not the image's size, which follows from the tower that is opened. Empty for a folder that our commands did not
+    write.
+    """
+    path = folder / PROCESSOR_NAME
+    saved = read_json_object(path) if path.is_file() else {}
+    if saved.get("processor_class") != GPT4RoIProcessor.__name__:
+        return {}
+    return {
+        name: saved[name] for name in SAVED_SETTINGS if name in saved and name not in ("image_size", "image_seq_length")
+    }
 
 
 def _add_missing_tokens(tokenizer: Tokenizer, folder: Path, rows: int | None) -> None:

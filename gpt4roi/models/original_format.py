@@ -217,6 +217,7 @@ def portable_name(tower: str | None) -> str | None:
 
 
 def tower_candidates(name: str, folder: Path | None) -> list[Path]:
-    """Lists the paths where a tower may be: in the checkpoint's folder, then in the working directory."""
+    """Lists the paths where a tower may be, each once: in the checkpoint's folder, then in the working directory."""
     here = [Path(name)] if folder is None else [Path(name), Path(Path(name).name)]
-    return here if folder is None else [folder / path for path in here] + here
+    inside = [] if folder is None else [folder / path for path in here]
+    return list(dict.fromkeys([*inside, *here]))

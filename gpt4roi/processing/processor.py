@@ -32,7 +32,7 @@ from gpt4roi.structures import Augmentation, ImagePipeline, RegionSample
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _RESERVED = (IMAGE_START_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_END_TOKEN)
-_SAVED = (
+SAVED_SETTINGS = (
     "image_size",
     "image_mean",
     "image_std",
@@ -119,7 +119,7 @@ class GPT4RoIProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what is saved beside the tokenizer."""
-        return {name: getattr(self, name) for name in _SAVED} | {"processor_class": type(self).__name__}
+        return {name: getattr(self, name) for name in SAVED_SETTINGS} | {"processor_class": type(self).__name__}
 
     @property
     def stop_strings(self) -> list[str]:

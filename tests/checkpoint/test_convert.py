@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from forms import save_chat_model
 from safetensors.torch import load_file, save_file
 from small_weights import CONFIG, add_files, assert_equal, fine_tuned, llama, load, save
 from tiny import tiny_model, tiny_processor
 
+from gpt4roi.checkpoint.compare import compare_models
 from gpt4roi.checkpoint.convert import plan_convert
+from gpt4roi.checkpoint.loading import load_processor
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
 from gpt4roi.models import GPT4RoIForConditionalGeneration
@@ -73,8 +76,6 @@ def test_check_prints_how_far_the_answers_are_apart(tmp_path, ours, capsys):
 
 @pytest.mark.heavy
 def test_check_tells_a_folder_whose_numbers_changed(tmp_path, ours):
-    from gpt4roi.checkpoint.compare import compare_models
-
     plan_convert(ours, tmp_path / "original", "original").write()
     file = tmp_path / "original/model.safetensors"
     weights = load_file(file)
@@ -107,3 +108,37 @@ def test_a_model_that_the_original_has_no_form_for_is_refused_with_its_parts(tmp
 def test_a_folder_that_is_in_the_wanted_format_already_is_refused(tmp_path, ours):
     with pytest.raises(InputError, match=r"is in the format 'hf' already"):
         plan_convert(ours, tmp_path / "again", "hf")
+
+
+@pytest.fixture
+def chat(tmp_path) -> Path:
+    """A folder of ours that was trained with a chat template, a system prompt and 512 tokens."""
+    return save_chat_model(tmp_path / "chat")
+
+
+def test_a_folder_in_the_originals_format_keeps_how_it_was_prompted(tmp_path, chat, capsys):
+    assert main(["convert", str(chat), str(tmp_path / "o"), "--to", "original", "--check"]) == 0
+    assert "the same question has the same token ids, stops and answer in both" in capsys.readouterr().err
+    first, second = load_processor(chat), load_processor(tmp_path / "o")
+    assert (second.prompt_format, second.system_prompt, second.model_max_length) == ("chat", "Be brief.", 512)
+    assert second.to_dict() == first.to_dict() and second.stop_token_ids == first.stop_token_ids
+
+
+def test_check_refuses_a_folder_that_asks_the_same_question_otherwise(tmp_path, chat, capsys):
+    plan_convert(chat, tmp_path / "o", "original").write()
+    (tmp_path / "o/processor_config.json").unlink()
+    with pytest.raises(InputError, match=r"encode a question to other token ids: \[.*\] from place 0"):
+        compare_models(chat, tmp_path / "o")
+
+
+def test_check_refuses_a_folder_that_ends_its_answers_otherwise(tmp_path, chat):
+    plan_convert(chat, tmp_path / "o", "original").write()
+    (tmp_path / "o/generation_config.json").write_text('{"eos_token_id": 7}')
+    with pytest.raises(InputError, match=r"end an answer otherwise: .*\[2\]\] and .*\[7\]\]"):
+        compare_models(chat, tmp_path / "o")
+
+
+def test_a_processor_of_something_else_beside_original_weights_is_not_ours(tmp_path, chat):
+    plan_convert(chat, tmp_path / "o", "original").write()
+    (tmp_path / "o/processor_config.json").write_text('{"processor_class": "LlavaProcessor", "prompt_format": "chat"}')
+    assert load_processor(tmp_path / "o").prompt_format == "v0"

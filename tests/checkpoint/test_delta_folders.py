@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from small_weights import (
 )
 
 from gpt4roi.checkpoint import writer
-from gpt4roi.checkpoint.delta import model_fingerprint, plan_apply, plan_make
+from gpt4roi.checkpoint.delta import TABLES, model_fingerprint, plan_apply, plan_make
 from gpt4roi.errors import InputError
 from gpt4roi.models.original_format import to_ours
 
@@ -238,3 +239,55 @@ def test_a_second_run_is_kept_out_until_the_first_one_s_folder_is_in_place_and_t
     assert moments == ["remove_folder", "sync", "sync", "remove_folder"]
     assert_equal(load(tmp_path / "out"), {to_ours(name): tensor for name, tensor in expected_sum().items()})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "delta", "out"]
+
+
+@pytest.fixture
+def padded(tmp_path) -> Path:
+    """A base of 38 rows whose tokenizer has 20 tokens, and what was trained on it: the six added ones fit in."""
+    base = llama(rows=38)
+    trained = fine_tuned(base)
+    for table in TABLES:
+        trained[table] = trained[table][:38]
+    save(tmp_path / "base", base)
+    add_files(save(tmp_path / "trained", trained), rows=20)
+    plan_make(tmp_path / "base", tmp_path / "trained", tmp_path / "delta").write()
+    return tmp_path
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["with delta.json", "without"])
+def test_a_delta_of_a_table_padded_beyond_the_tokenizer_applies_to_its_own_base(padded, recorded):
+    if not recorded:
+        (padded / "delta/delta.json").unlink()
+    plan_apply(padded / "base", padded / "delta", padded / "out", output_format="original").write()
+    assert_equal(load(padded / "out"), original_sum(llama(rows=38), load(padded / "delta")))
+    torch.testing.assert_close(load(padded / "out"), load(padded / "trained"), atol=1e-3, rtol=0)
+
+
+def test_a_delta_with_its_record_refuses_a_base_of_another_padding(padded):
+    save(padded / "base", llama(rows=36))
+    with pytest.raises(InputError, match=r"is not the one that the delta was made from"):
+        plan_apply(padded / "base", padded / "delta", padded / "out")
+
+
+@pytest.mark.parametrize("number", [70000.0, -1e6, float("nan")])
+@pytest.mark.parametrize("side", ["base", "trained"])
+def test_a_number_that_float16_cannot_hold_is_refused_with_its_tensor_and_no_delta_stays(tmp_path, side, number):
+    base = llama()
+    weights = {"base": base, "trained": {name: tensor.float() for name, tensor in fine_tuned(base).items()}}
+    weights[side]["model.norm.weight"][3] = number
+    save(tmp_path / "base", weights["base"])
+    add_files(save(tmp_path / "trained", weights["trained"]))
+    plan = plan_make(tmp_path / "base", tmp_path / "trained", tmp_path / "delta")
+    with pytest.raises(InputError, match=r"trained/model.safetensors: model.norm.weight does not fit the float16"):
+        plan.write()
+    assert not list(tmp_path.glob("delta*"))
+
+
+def test_no_result_holds_a_number_that_the_sum_of_base_and_delta_loses(tmp_path):
+    base, delta = base_and_delta(tmp_path)
+    weights = load(delta)
+    weights["model.mm_projector.weight"][0, 0] = float("nan")
+    save(delta, weights)
+    with pytest.raises(InputError, match=r"model.mm_projector.weight does not fit .* base \+ delta has at least 1 num"):
+        plan_apply(base, delta, tmp_path / "out", verify=True).write()
+    assert not list(tmp_path.glob("out*"))

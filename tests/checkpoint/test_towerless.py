@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -139,3 +140,10 @@ def test_what_is_saved_names_no_folder_of_this_machine(tmp_path):
     assert len(written) >= 8
     assert not [file for file in written if str(tmp_path).encode() in file.read_bytes()]
     assert "vision_tower.backbone.pre_layrnorm.weight" in load_file(tmp_path / "again/model.safetensors")
+
+
+def test_a_tower_that_is_not_found_names_each_place_once(towerless):
+    with pytest.raises(InputError, match=r"looked for a config\.json in") as error:
+        load_model(towerless)
+    places = re.search(r"config.json in (.*?);", str(error.value)).group(1).split(", ")
+    assert places == [str(towerless / "clip"), "clip"]
