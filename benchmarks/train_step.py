@@ -123,7 +123,7 @@ def original_loss(model: GPT4RoIForConditionalGeneration, batch: dict, labels: i
 
 def our_loss(model: GPT4RoIForConditionalGeneration, batch: dict, labels: int) -> torch.Tensor:
     """Computes a micro-batch's loss as our training does."""
-    return model(**batch, logits_at_labels_only=True, num_items_in_batch=labels).loss
+    return model(**batch, logits_at_targets_only=True, num_items_in_batch=labels).loss
 
 
 class Step:

@@ -42,7 +42,7 @@ class GPT4RoIOutput(CausalLMOutputWithPast):
 
     Attributes:
         loss: Mean cross-entropy.
-        logits: float[B, T, V]; float[N, V], rows in batch order, with logits_at_labels_only.
+        logits: float[B, T, V]; float[N, V], rows in batch order, with logits_at_targets_only.
         image_features: float[K, P, D].
         region_features: float[M * k, D], row j is the j-th <bbox> of the batch; a region has k of them.
     """
@@ -91,11 +91,26 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         encoder = LightRegionEncoder if config.region_encoder_type == "light" else RegionEncoder
         self.region_encoder: RegionEncoderBase = encoder(config, self.vision_tower)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
-        for part in (vision_backbone, language_model):
+        built = next(self.region_encoder.parameters()).device.type != "meta"  # it drew its weights as it was built
+        for part in (vision_backbone, language_model, self.region_encoder if built else None):
             for module in part.modules() if part is not None else ():
                 # transformers' mark of what must not be drawn anew.
                 cast(Any, module)._is_hf_initialized = True
         self.post_init()
+
+    def initialize_weights(self) -> None:
+        """Draws what no checkpoint gave: the tower and the language model their parts, as they do alone, then ours.
+
+        transformers takes modules without parameters of their own for loaded where the outermost class is not its own,
+        and would leave what theirs and ours draw for their children as it lies in memory.
+        """
+        for part in (self.vision_tower.backbone, self.language_model):
+            part.initialize_weights()
+        super().initialize_weights()
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """Visits every module of ours; torch.nn.init, by which they draw, leaves alone what was loaded."""
+        super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -238,7 +253,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        logits_at_labels_only: bool = False,
+        logits_at_targets_only: bool = False,
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> GPT4RoIOutput:
@@ -258,7 +273,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
             inputs_embeds: float[B, T, D], instead of input_ids.
             use_cache: Return the KV cache; by default not with labels.
             logits_to_keep: As of transformers' language models; without labels.
-            logits_at_labels_only: Compute logits only where the next token has a label.
+            logits_at_targets_only: Compute logits only where the next token has a label.
             cache: The KV cache by its newer name.
             **kwargs: Go to the language model.
 
@@ -279,6 +294,8 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         if segment_ids is not None:
             attention_mask = self._segment_mask(segment_ids, attention_mask, inputs_embeds, past)
         num_items = kwargs.pop("num_items_in_batch", None)
+        # Its name in version 0.2: with "label" in it, transformers' Trainer took it for labels.
+        logits_at_targets_only = kwargs.pop("logits_at_labels_only", logits_at_targets_only)
         kwargs.pop("return_dict", None)
         inputs = {
             "inputs_embeds": inputs_embeds,
@@ -292,7 +309,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
             outputs = self.language_model(**inputs, logits_to_keep=logits_to_keep)
             logits, loss = outputs.logits, None
         else:
-            outputs, logits, loss = self._logits_and_loss(inputs, input_ids, labels, num_items, logits_at_labels_only)
+            outputs, logits, loss = self._logits_and_loss(inputs, input_ids, labels, num_items, logits_at_targets_only)
         return GPT4RoIOutput(
             loss=loss,
             logits=logits,

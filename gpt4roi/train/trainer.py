@@ -101,7 +101,7 @@ class GPT4RoITrainer(NonFiniteGuardMixin, ResumableTrainer):
             if getattr(self.train_dataset, "features", None) is not None:
                 # Also for a batch without image, which shall not call the tower that no other process calls.
                 inputs.setdefault("feature_maps", [])
-        outputs = model(**inputs, logits_at_labels_only=True, num_items_in_batch=num_items_in_batch)
+        outputs = model(**inputs, logits_at_targets_only=True, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # The sum was divided by the answers of all processes, whose gradients are then averaged.

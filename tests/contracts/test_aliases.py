@@ -108,7 +108,17 @@ def old_options_of_evaluate(tmp_path) -> None:
     assert metrics is not None and metrics["model"] == "A" and metrics["summary"]["accuracy (parsed)"] == 1.0
 
 
+def old_argument_for_few_logits(tmp_path) -> None:
+    import torch
+    from tiny import tiny_model
+
+    ids = torch.tensor([[1, 40, 41, 42]])
+    output = tiny_model()(input_ids=ids, labels=ids, logits_at_labels_only=True)
+    assert output.logits.shape[:-1] == (3,)
+
+
 TRIALS: dict[str, Callable[[Any], None]] = {
+    "logits_at_labels_only": old_argument_for_few_logits,
     "picture_pipeline": old_key_of_the_pipeline,
     "bilinear": old_names_of_the_pipelines,
     "/set_picture": old_names_of_the_page_api,

@@ -97,7 +97,7 @@ def take_a_step(model, inputs, modules):
     model.train()
     losses = []
     for _ in range(2):
-        loss = model(**inputs, logits_at_labels_only=True).loss
+        loss = model(**inputs, logits_at_targets_only=True).loss
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()

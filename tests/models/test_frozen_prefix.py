@@ -55,7 +55,7 @@ def learn_regions_alone(model):
 
 def loss_and_gradients(model, inputs):
     model.zero_grad(set_to_none=True)
-    loss = model(**inputs, logits_at_labels_only=True).loss
+    loss = model(**inputs, logits_at_targets_only=True).loss
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -156,7 +156,7 @@ def test_checkpointing_in_transformers_layers_switches_it_off_and_the_loss_stays
 def test_a_language_model_that_caps_its_logits_makes_them_where_there_are_labels_alone():
     model = tiny_model("clip", "gemma2").train()
     inputs = batch(model, [(WORDS, 2, [60, 61]), (WORDS, 1, [62])])
-    few = model(**inputs, logits_at_labels_only=True)
+    few = model(**inputs, logits_at_targets_only=True)
     inputs_without_labels = {name: value for name, value in inputs.items() if name != "labels"}
     every = model(**inputs_without_labels).logits
     wanted = inputs["labels"][:, 1:] != -100

@@ -73,7 +73,7 @@ def test_every_part_but_the_tower_learns(kind, text_type):
     model = tiny_model(kind, text_type).train()
     inputs = batch(model, "right")
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    output = model(**inputs, labels=labels, logits_at_labels_only=True)
+    output = model(**inputs, labels=labels, logits_at_targets_only=True)
     output.loss.backward()
     full = model(**inputs, labels=labels)
     assert output.loss.item() == pytest.approx(full.loss.item(), abs=1e-5)

@@ -250,7 +250,7 @@ def learn(model: torch.nn.Module, optimizer: Any, batches: list[dict], steps: in
     for _ in range(steps):
         total = torch.zeros(())
         for batch in mine:
-            loss = model(**batch, logits_at_labels_only=True, num_items_in_batch=items).loss
+            loss = model(**batch, logits_at_targets_only=True, num_items_in_batch=items).loss
             (loss * ranks).backward()
             total += loss.detach()
         if ranks > 1:
@@ -351,8 +351,8 @@ def evaluate_beside_text(model: torch.nn.Module, processor: Any, batches: list[d
     whole = fresh().eval()
     rank, found = dist.get_rank(), {"sharded": [], "whole": []}
     for batch in (batches[0] if rank == 0 else text_batch(processor), batches[1]):
-        found["sharded"].append(float(model(**batch, logits_at_labels_only=True).loss))
-        found["whole"].append(float(whole(**batch, logits_at_labels_only=True).loss))
+        found["sharded"].append(float(model(**batch, logits_at_targets_only=True).loss))
+        found["whole"].append(float(whole(**batch, logits_at_targets_only=True).loss))
     return found
 
 
@@ -461,7 +461,7 @@ def in_half_precision(kind: str, version: int) -> dict:
     encoder.register_forward_pre_hook(look, with_kwargs=True)  # after FSDP's own
     optimizer, losses = optimizer_of(wrapped), []
     for _ in range(4):
-        loss = wrapped(**batch, logits_at_labels_only=True).loss
+        loss = wrapped(**batch, logits_at_targets_only=True).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

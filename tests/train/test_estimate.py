@@ -87,7 +87,7 @@ def test_activations_are_within_a_fifth_of_what_autograd_saves(folders, kind, mo
     set_trainable(model, modules.split(","))
     inputs = batch(model)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        saved = saved_bytes(lambda: model(**inputs, logits_at_labels_only=True).loss, model)
+        saved = saved_bytes(lambda: model(**inputs, logits_at_targets_only=True).loss, model)
     flags = ["--trainable_modules", modules, "--activation_checkpointing", "false", "--bf16", str(half)]
     shape = Shape(SAMPLES, inputs["input_ids"].shape[1], REGIONS, SAMPLES * WORDS)
     found = estimate_memory(*arguments(folders / kind, *flags), shape, gpus=1)

@@ -159,7 +159,7 @@ def test_what_a_batch_consists_of_is_counted_where_it_is_made_and_no_gpu_is_aske
     class Model:
         training = True
 
-        def __call__(self, logits_at_labels_only, num_items_in_batch, **inputs):
+        def __call__(self, logits_at_targets_only, num_items_in_batch, **inputs):
             received.extend(sorted(inputs))
             return SimpleNamespace(loss=torch.tensor(2.0))
 
