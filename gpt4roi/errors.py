@@ -13,6 +13,7 @@ class InputError(ValueError):
 
     Codes in use:
         box_inverted: A box has x1 > x2 or y1 > y2.
+        overloaded: Too many questions wait; the same one may be asked again later.
 
     Attributes:
         code: Stable lower_snake_case name of the fault; None where nothing needs to tell it apart.

@@ -1,8 +1,9 @@
-"""PromptCache: the KV cache of a conversation, so that the next round prefills only what is new."""
+"""Prompt caching: PromptCache, of one conversation, so that a round prefills what is new; PrefixCache, of everybody."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from gpt4roi.generation.encoded_image import Prompt
+from gpt4roi.generation.packed import KeyValues
 from gpt4roi.processing.dialogue import common_prefix_length
 
 
@@ -59,15 +61,23 @@ class PromptCache:
         self._ids.append(token)
 
     def _common_length(self, prompt: Prompt) -> int:
-        if self._prompt is None or self._prompt.image_features is not prompt.image_features:
+        if self._prompt is None:
             return 0
-        ids = prompt.input_ids.numpy()
-        common = min(common_prefix_length([np.asarray(self._ids), ids]), len(self), len(ids) - 1)
-        before, now = self._prompt.region_features, prompt.region_features
-        for number, position in enumerate(np.flatnonzero(ids[:common] == self._region_token_id).tolist()):
-            if before is None or now is None or not torch.equal(before[number], now[number]):
-                return position
-        return common
+        before = replace(self._prompt, input_ids=torch.tensor(self._ids))
+        return min(common_prompt_length(before, prompt, self._region_token_id), len(self), len(prompt.input_ids) - 1)
+
+
+def common_prompt_length(before: Prompt, now: Prompt, region_token_id: int) -> int:
+    """Returns how many tokens two prompts begin with alike, the embeddings at their placeholders included."""
+    if before.image_features is not now.image_features:
+        return 0
+    ids = now.input_ids.numpy()
+    common = common_prefix_length([before.input_ids.numpy(), ids])
+    ours, theirs = before.region_features, now.region_features
+    for number, position in enumerate(np.flatnonzero(ids[:common] == region_token_id).tolist()):
+        if ours is None or theirs is None or not torch.equal(ours[number], theirs[number]):
+            return position
+    return common
 
 
 def copy_cache(cache: DynamicCache) -> DynamicCache:
@@ -75,3 +85,45 @@ def copy_cache(cache: DynamicCache) -> DynamicCache:
     other = copy.copy(cache)
     other.layers = [copy.copy(layer) for layer in cache.layers]
     return other
+
+
+class PrefixCache:
+    """Keys and values of prompts and answers that later prompts may begin with, the one used last at the end."""
+
+    def __init__(self, region_token_id: int) -> None:
+        self._region_token_id = region_token_id
+        self._entries: list[tuple[Prompt, KeyValues]] = []
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all entries."""
+        return sum(cache.capacity for _, cache in list(self._entries))
+
+    def common_length(self, before: Prompt, now: Prompt) -> int:
+        """Returns how many tokens two prompts begin with alike, but for the second's last, whose logits are needed."""
+        return min(common_prompt_length(before, now, self._region_token_id), len(now.input_ids) - 1)
+
+    def longest(self, prompt: Prompt, limit: int) -> tuple[KeyValues | None, int]:
+        """Returns the entry that has most in common with a prompt, and how many tokens, `limit` at most."""
+        lengths = [min(self.common_length(entry, prompt), limit) for entry, _ in self._entries]
+        best = max(lengths, default=0)
+        if not best:
+            return None, 0
+        used = self._entries.pop(lengths.index(best))
+        self._entries.append(used)
+        return used[1], best
+
+    def add(self, prompt: Prompt, cache: KeyValues) -> None:
+        """Adds an entry in place of those that it begins with."""
+
+        def is_prefix(entry: Prompt) -> bool:
+            length = len(entry.input_ids)
+            return common_prompt_length(entry, prompt, self._region_token_id) == length
+
+        self._entries = [one for one in self._entries if not is_prefix(one[0])]
+        self._entries.append((prompt, cache))
+
+    def shrink(self, num_tokens: int) -> None:
+        """Drops entries, the one used longest ago first, until they hold no more tokens than this."""
+        while self._entries and self.num_tokens > num_tokens:
+            self._entries.pop(0)
