@@ -24,6 +24,7 @@ from gpt4roi.io.coco import (
 )
 from gpt4roi.io.images_on_disk import ImageFinder
 from gpt4roi.io.json_files import read_json, read_jsonl
+from gpt4roi.io.labelling_tools import as_coco
 from gpt4roi.io.region_forms import FORMAT_KEYS
 from gpt4roi.structures import as_image_pipeline
 
@@ -87,10 +88,12 @@ def read_source(path: str | Path, images: str | Path) -> Source:
     if not folder.is_dir():
         raise InputError(f"--images {images}: no such folder; give the folder of the images")
     files = annotation_files(path)
-    contents = [read_jsonl(file) if file.suffix == ".jsonl" else read_json(file) for file in files]
+    contents = [read_jsonl(file) if file.suffix == ".jsonl" else as_coco(read_json(file)) for file in files]
     singles = [is_of_one_image(content) for content in contents]
     if Path(path).is_dir() and not all(singles):
-        raise InputError(f"{files[singles.index(False)]}: expected one `image` with its annotations, as of SA-1B")
+        raise InputError(
+            f"{files[singles.index(False)]}: expected one `image` with its annotations, as of SA-1B or labelme"
+        )
     content = tables_of_single_images(contents, files) if all(singles) else contents[0]
     if isinstance(content, dict) and "image" in content and "annotations" not in content:
         content = [content]  # the unified format with one image

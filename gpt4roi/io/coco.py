@@ -13,6 +13,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
 from gpt4roi.geometry.frames import Frame, FrameClues, frame_of_exporter, frame_of_pipeline
 from gpt4roi.io.json_files import require_list
+from gpt4roi.io.labelling_tools import as_coco
 from gpt4roi.io.region_forms import (
     FORMAT_KEYS,
     InvalidAnnotationError,
@@ -110,16 +111,17 @@ class CocoTables:
 
 
 def read_tables(content: Any, path: Any) -> CocoTables:
-    """Returns the tables of a parsed file, also of one that is of a single image.
+    """Returns the tables of a parsed file, also of one that is of a single image, or of labelme or VIA.
 
     Raises:
         InputError: A table is missing or is not a list, or boxes are of a format that is not known.
     """
+    content = as_coco(content)
     return CocoTables(tables_of_single_images([content], [path]) if is_of_one_image(content) else content, path)
 
 
 def is_of_one_image(content: Any) -> bool:
-    """Tells whether a file is of one image, with its annotations: that of SA-1B or of Grounded-SAM-2."""
+    """Tells whether a file is of one image, with its annotations: SA-1B's, Grounded-SAM-2's or, as read, labelme's."""
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list) or "images" in content:
         return False
     image = content.get("image")

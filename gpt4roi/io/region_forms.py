@@ -100,7 +100,7 @@ def regions_of(entry: Any, where: str, stated: str = "") -> list[Any]:
     stated = box_format(entry, where, stated)
     if isinstance(entry.get("bboxes"), list) and entry["bboxes"]:
         return [corners(box, stated or "xyxy", where, "bboxes") for box in entry["bboxes"]]
-    mask = next((entry[name] for name in _MASKS if entry.get(name)), None)
+    mask = mask_of(entry)
     for key, usual in _FORMAT_OF_KEY.items():
         if entry.get(key) and not (mask is not None and is_placeholder(entry[key])):
             return [corners(entry[key], stated or usual, where, key)]
@@ -119,6 +119,13 @@ def is_placeholder(bbox: Any) -> bool:
     with contextlib.suppress(InvalidAnnotationError):
         return min(parse_floats(bbox, 4)[2:]) <= 0
     return False
+
+
+def mask_of(entry: Any) -> Any:
+    """Returns the mask of an entry, which may be one itself; None where it has none."""
+    if not _is_object(entry) or {"size", "counts"} <= entry.keys():
+        return entry
+    return next((entry[name] for name in _MASKS if entry.get(name)), None)
 
 
 def corners(box: Any, form: str, where: str, key: str = "a box") -> list[float]:

@@ -32,7 +32,8 @@ from gpt4roi.io.coco import (
     read_tables,
 )
 from gpt4roi.io.json_files import read_json
-from gpt4roi.io.region_forms import LISTS, box_format, regions_of, stated_size
+from gpt4roi.io.labelling_tools import as_coco
+from gpt4roi.io.region_forms import LISTS, box_format, mask_of, regions_of, stated_size
 from gpt4roi.processing.images import load_image, read_header
 from gpt4roi.processing.mentions import region_numbers
 
@@ -237,7 +238,7 @@ def read_framed_regions(path: str | Path, image: str | Path = "") -> tuple[list[
     `box_format` (xyxy, xywh, cxcywh) and `img_width`, `img_height`. An entry is four numbers, a mask, or an object with
     one of: `box` or `bbox_2d` (xyxy), `bbox` (x, y, width, height, as COCO writes it, unless another format is stated),
     corners by name, a mask as `segmentation`, `mask`, `rle` or `polygon`. Entries without a region are left out, which
-    is logged. Of a COCO file of several images those of `image`, by file name.
+    is logged. Of a COCO file of several images, or one of VIA, those of `image`, by file name; also a file of labelme.
 
     Returns:
         The regions, and what the file says about the image that they are on.
@@ -245,7 +246,7 @@ def read_framed_regions(path: str | Path, image: str | Path = "") -> tuple[list[
     Raises:
         InputError: There are none, or one is of another form; it names file and entry.
     """
-    content = read_json(path)
+    content = as_coco(read_json(path))
     row: dict[str, Any] = {}
     entries, stated = content, ""
     if isinstance(content, dict):
@@ -267,7 +268,7 @@ def read_framed_regions(path: str | Path, image: str | Path = "") -> tuple[list[
             "all under images, or use `gpt4roi caption`"
         )
     regions = _regions(entries, stated, path)
-    return regions, _clues(content, row, regions)
+    return regions, _clues(content, row, entries)
 
 
 def _regions(entries: list[Any], stated: str, path: str | Path) -> list[Any]:
@@ -286,13 +287,13 @@ def _regions(entries: list[Any], stated: str, path: str | Path) -> list[Any]:
     return regions
 
 
-def _clues(content: Any, row: dict[str, Any], regions: list[Any]) -> FrameClues:
+def _clues(content: Any, row: dict[str, Any], entries: list[Any]) -> FrameClues:
     """Returns what a file says about the frame of its regions: in the image's row, at the top, or in run lengths."""
     picture = row.get("picture")
     size = image_size(row) or stated_size(content) or (image_size(picture) if isinstance(picture, dict) else None)
     frame = frame_clues(row, frame_of_exporter(content)).frame
     default: Frame = "stored" if "conversations" in row else "upright"  # the unified format, as training reads it
-    return FrameClues(size or size_of_runs(regions), frame, default)
+    return FrameClues(size or size_of_runs(map(mask_of, entries)), frame, default)
 
 
 def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path) -> tuple[dict[str, Any], list[Any]]:
