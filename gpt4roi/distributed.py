@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from gpt4roi.errors import InputError
+from gpt4roi.io.atomic import only_writer
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,24 @@ def main_process_first(what: str) -> Iterator[bool]:
         outcome = "done"
     finally:
         store.set(key, outcome)
+
+
+@contextmanager
+def distributed_job(path: Path) -> Iterator[DistributedContext]:
+    """Joins the process group for a job that writes a file or folder; the first process holds its lock for all.
+
+    Raises:
+        InputError: In all processes, where another job is writing there.
+    """
+    context = init_distributed()
+    try:
+        with ExitStack() as held:
+            with main_process_first(f"the lock of {path}") as is_main:
+                if is_main:
+                    held.enter_context(only_writer(path))
+            yield context
+    finally:
+        destroy_distributed()
 
 
 @torch.no_grad()

@@ -40,6 +40,7 @@ class Outcome:
 
     Attributes:
         failed: What could not be used and why, by image or annotation.
+        left_out: What a rule left out, such as boxes of crowds: reason -> number.
         cut: Boxes cut at their image's border.
         may_be_rerun: Images failed, so another run captions these.
         frames: What was decided about the frames of boxes.
@@ -48,6 +49,7 @@ class Outcome:
     regions: int
     captioned: int
     failed: list[str]
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
     cut: int = 0
     may_be_rerun: bool = False
     frames: FrameCounts = dataclasses.field(default_factory=FrameCounts)
@@ -121,9 +123,11 @@ def parts_folder(out: Path) -> Path:
 
 def outcome_of(content: dict[str, Any], field: str) -> Outcome:
     """Returns the outcome of the job that wrote a file."""
-    annotations, failed = content["annotations"], list(content["info"]["gpt4roi"].get("failed", ()))
+    annotations, info = content["annotations"], content["info"]["gpt4roi"]
+    failed, left_out = list(info.get("failed", ())), dict(info.get("left_out", {}))
     captioned = sum(field in annotation for annotation in annotations)
-    return Outcome(len(annotations), captioned, failed, may_be_rerun=any(one.startswith(_IMAGE) for one in failed))
+    may_be_rerun = any(one.startswith(_IMAGE) for one in failed)
+    return Outcome(len(annotations), captioned, failed, left_out, may_be_rerun=may_be_rerun)
 
 
 def remove_finished_journal(out: Path, job: dict[str, Any]) -> None:
@@ -179,6 +183,8 @@ def _prepare(
         return None, {"error": str(error), "texts": [False] * len(image.regions)}
     size = placed.box_size
     result: dict[str, Any] = {"size": size, "texts": [], "frame": list(placed.remarks())}
+    if placed.header.orientation != 1:
+        result["image_pipeline"] = placed.pipeline
     usable: list[list[float]] = []
     for index in image.regions:
         try:
@@ -219,6 +225,7 @@ def _merge(
                 failed.append(f"{_IMAGE}{images[image.index]['id']}: {result['error']}")
             else:
                 _fill_size(images[image.index], *result["size"])
+                images[image.index] |= {key: result[key] for key in ("image_pipeline",) if key in result}
                 frames.add(result.get("frame", ()), image.path.name)
             cut += result.get("cut", 0)
             failed += [f"annotation {annotations[index]['id']}: {why}" for index, why in result.get("errors", [])]
@@ -233,9 +240,10 @@ def _merge(
     content = {**source.content, "images": images, "annotations": annotations}
     content["categories"] = _categories(categories, annotations, region)
     info = content.get("info")
-    content["info"] = {**(info if isinstance(info, dict) else {}), "gpt4roi": {**job, "failed": failed}}
+    came = {"failed": failed, **({"left_out": dict(source.left_out)} if source.left_out else {})}
+    content["info"] = {**(info if isinstance(info, dict) else {}), "gpt4roi": {**job, **came}}
     may_be_rerun = any(one.startswith(_IMAGE) for one in failed)
-    return content, Outcome(len(annotations), captioned, failed, cut, may_be_rerun, frames)
+    return content, Outcome(len(annotations), captioned, failed, dict(source.left_out), cut, may_be_rerun, frames)
 
 
 def _add_missing_fields(images: list[dict[str, Any]], annotations: list[dict[str, Any]], region: int) -> None:

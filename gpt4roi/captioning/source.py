@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gpt4roi.io.coco import (
     image_file_name,
     is_of_one_image,
     read_tables,
+    refuse_ignored,
     tables_of_single_images,
     with_unique_ids,
 )
@@ -60,13 +62,14 @@ class Source:
     """A file of boxes as a COCO table, and its images with boxes in the order of the table.
 
     content: `images`, `annotations` and all else that the file holds; others: its images without boxes.
-    failed: what is left out, and why.
+    failed: what cannot be used, and why; left_out: what a rule leaves out, reason -> number.
     """
 
     content: dict[str, Any]
     images: list[SourceImage] = field(default_factory=list)
     others: list[SourceImage] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_regions(self) -> int:
@@ -74,12 +77,13 @@ class Source:
         return sum(len(image.regions) for image in self.images)
 
 
-def read_source(path: str | Path, images: str | Path) -> Source:
+def read_source(path: str | Path, images: str | Path, crowds: bool = False) -> Source:
     """Reads a file of boxes, or a folder of files of one image each.
 
     Args:
         path: The file or the folder.
         images: The folder of the images.
+        crowds: Takes boxes marked `iscrowd` too.
 
     Raises:
         InputError: It is none of the known forms, or names images or annotations that do not fit.
@@ -109,9 +113,10 @@ def read_source(path: str | Path, images: str | Path) -> Source:
             raise InputError(f"{path}: expected {_EXPECTED}; an entry has {', '.join(content[0]) or 'nothing'}")
     else:
         raise InputError(f"{path}: expected {_EXPECTED}; got {'an empty list' if content == [] else 'other JSON'}")
-    source = _source(content, folder, path, default)
+    source = _source(content, folder, path, default, crowds)
     if not source.num_regions:
         first = f" that can be used; the first: {source.failed[0]}" if source.failed else ""
+        first = first or "".join(f" but {reason}: {count}" for reason, count in source.left_out.items())
         raise InputError(f"{path}: holds no box{first}")
     return source
 
@@ -196,18 +201,22 @@ def _xywh(box: Any, where: str) -> list[float]:
     return xyxy_to_xywh(values).tolist()
 
 
-def _source(content: dict[str, Any], folder: Path, path: str | Path, default: Frame) -> Source:
+def _source(content: dict[str, Any], folder: Path, path: str | Path, default: Frame, crowds: bool) -> Source:
     """Joins the tables' annotations to their images, which are looked up in the folder."""
     tables, find = read_tables(content, path), ImageFinder(folder)
     content = {key: value for key, value in content.items() if key not in FORMAT_KEYS}  # boxes are COCO's from here on
-    failed = []
+    failed, left_out = [], Counter[str]()
     repeated = with_unique_ids(tables.annotations)
     if repeated:
         logger.warning("%s: %d annotations have the id of an earlier one; they get a free number", path, repeated)
     rows: dict[Id, list[int]] = {}
     for index, annotation in enumerate(tables.annotations):
         try:
-            rows.setdefault(tables.annotation_image(annotation), []).append(index)
+            key = tables.annotation_image(annotation)
+            refuse_ignored(annotation, crowds)
+            rows.setdefault(key, []).append(index)
+        except FilteredOutError as error:
+            left_out[error.reason] += 1
         except InvalidAnnotationError as error:
             failed.append(f"{path}: annotations[{index}]: {error}")
     found = []
@@ -224,4 +233,5 @@ def _source(content: dict[str, Any], folder: Path, path: str | Path, default: Fr
             continue
         clues = tables.clues(image, [tables.annotations[row] for row in regions], default)
         found.append(SourceImage(find(image_file_name(image)), index, regions, clues))
-    return Source(content, [one for one in found if one.regions], [one for one in found if not one.regions], failed)
+    empty = [one for one in found if not one.regions]
+    return Source(content, [one for one in found if one.regions], empty, failed, left_out)

@@ -54,6 +54,7 @@ def add_convert(subcommands: Any) -> None:
         "--option", action="append", default=[], metavar="KEY=VALUE", help="another key of the data set; repeat it"
     )
     parser.add_argument("--question", metavar="TEXT", help="coco, lvis: the question, with {region} for the box")
+    parser.add_argument("--crowds", action="store_true", help="coco, lvis: take boxes marked iscrowd too")
     parser.add_argument("--labels", action="store_true", help="to COCO: every different text becomes a category")
     parser.add_argument(
         "--epochs", "--visits", type=int, default=1, metavar="N", help="draws of each sample (default: %(default)s)"
@@ -136,7 +137,7 @@ def _objects(args: argparse.Namespace, target: Any) -> Iterator[dict[str, Any]]:
     own_folder = args.source if args.source.is_dir() else args.source.parent
     folder = args.img_prefix if args.img_prefix is not None else own_folder
     if args.from_ in ("coco", "lvis"):
-        yield from objects_of_coco(args.source, folder, target, args.question or QUESTION)
+        yield from objects_of_coco(args.source, folder, target, args.question or QUESTION, args.crowds)
     elif args.from_ == "osprey":
         yield from objects_of_osprey(args.source, folder, target)
     elif args.from_ == "page":

@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=32, metavar="N", help="boxes per batch (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
+    parser.add_argument("--crowds", action="store_true", help="caption boxes marked iscrowd too")
     add_bound(parser, "of the boxes gets no text")
     add_frame_arguments(parser)
     add_sampling_arguments(parser)
@@ -91,24 +92,21 @@ def run(args: argparse.Namespace) -> int:
         if code is not None:
             return code
 
-    source = read_source(args.annotations, args.images)
+    source = read_source(args.annotations, args.images, args.crowds)
     return _caption(args, source, out, job, settings)
 
 
 def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, Any], settings: dict[str, Any]) -> int:
     from gpt4roi.captioning.run import caption_file
-    from gpt4roi.distributed import destroy_distributed, init_distributed
+    from gpt4roi.distributed import distributed_job
     from gpt4roi.generation.sampling import SamplingParams
 
-    context = init_distributed()
-    try:
+    with distributed_job(out) as context:
         args.device = context.device(args.device)
         chat = open_chat(args)
         question = args.question or chat.default_question
         params, rule = SamplingParams(**settings), frame_rule(args)
         outcome = caption_file(chat, source, out, job, question, params, args.batch_size, args.field, context, rule)
-    finally:
-        destroy_distributed()
     return 0 if outcome is None else _report(args, out, outcome)
 
 
@@ -132,6 +130,7 @@ def describe_job(args: argparse.Namespace) -> dict[str, Any]:
         **{name: getattr(args, name) for name in names},
         **({} if args.frame == "auto" else {"frame": args.frame}),  # not in the jobs of older versions
         **({"scale_boxes": True} if args.scale_boxes else {}),
+        **({"crowds": True} if args.crowds else {}),
     }
 
 
@@ -146,7 +145,7 @@ def _already_there(args: argparse.Namespace, out: Path, job: dict[str, Any]) -> 
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         content = json.loads(out.read_text(encoding="utf-8"))
         outcome, before = outcome_of(content, args.field), dict(content["info"]["gpt4roi"])
-        before.pop("failed", None)
+        before.pop("failed", None), before.pop("left_out", None)
     if outcome is None or before != job:
         raise InputError(f"--out {out} exists and is of another job; give another name, or --overwrite")
     if outcome.may_be_rerun:
@@ -158,7 +157,7 @@ def _already_there(args: argparse.Namespace, out: Path, job: dict[str, Any]) -> 
 
 
 def _exit_code(args: argparse.Namespace, outcome: Any) -> int:
-    lost = outcome.regions - outcome.captioned
+    lost = outcome.regions - outcome.captioned - sum(outcome.left_out.values())
     return exit_code(lost, outcome.regions, "boxes have no text", args.max_bad_fraction)
 
 
@@ -169,9 +168,11 @@ def _report(args: argparse.Namespace, out: Path, outcome: Any) -> int:
         logger.warning("%d boxes reached out of their image and were cut at its border", outcome.cut)
     if args.json:
         counts = {"out": str(out), "regions": outcome.regions, "captioned": outcome.captioned}
-        output.record({**counts, "failed": outcome.failed, "frames": outcome.frames.as_dict()})
+        more = {"failed": outcome.failed, "left_out": outcome.left_out, "frames": outcome.frames.as_dict()}
+        output.record({**counts, **more})
     else:
-        frames = outcome.frames.text()
         counted = f"{outcome.captioned} of {outcome.regions} boxes have a text"
-        output.line(f"wrote {out}: {counted}" + (f"; {frames}" if frames else ""))
+        left_out = "; ".join(f"{reason}: {count}" for reason, count in outcome.left_out.items())
+        parts = (counted, f"left out: {left_out}" if left_out else "", outcome.frames.text())
+        output.line(f"wrote {out}: " + "; ".join(filter(None, parts)))
     return _exit_code(args, outcome)

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates and writes the main figures to stdout, one a line."""
     metadata = check_arguments(args)
 
-    from gpt4roi.distributed import destroy_distributed, init_distributed
+    from gpt4roi.distributed import distributed_job
     from gpt4roi.evaluation.compare import read_run
     from gpt4roi.evaluation.evaluate import evaluate, read_items
     from gpt4roi.evaluation.items import Source
@@ -86,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.compare is not None:
         read_run(args.compare, benchmark_name(args.benchmark))  # a wrong one is reported before the model is opened
     items = read_items(args.benchmark, source)
-    context = init_distributed()
-    try:
+    with distributed_job(Path(args.out)) as context:
         predictor, settings = open_predictor(args, context)
         settings |= {"model": path_fingerprint(args.model), "batch_size": args.batch_size}
         settings |= {"tower": None if args.vision_tower is None else path_fingerprint(args.vision_tower)}
@@ -103,8 +102,6 @@ def run(args: argparse.Namespace) -> int:
             fresh=args.fresh,
             items=items,
         )
-    finally:
-        destroy_distributed()
     if metrics is None:
         return 0
     write_figures(metrics, args)

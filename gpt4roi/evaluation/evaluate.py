@@ -155,6 +155,7 @@ def _header(image: Path) -> ImageHeader | None:
 def box_notes(source: Source) -> list[str]:
     """Returns what was done to boxes before they were asked about: the frames of their images, cuts at the border."""
     notes = [source.frames.text()] * bool(source.frames.text())
+    notes += [f"left out by the benchmark's rules: {what}: {count}" for what, count in source.filtered.items()]
     if source.cut:
         what = "boxes reached out of their image and were cut at its border"
         notes.append(f"{len(source.cut)} {what}, such as {source.cut[0]}")

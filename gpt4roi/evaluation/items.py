@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Source:
         sentence_model: Folder of all-MiniLM-L6-v2, by default that of the installed package.
         rule: How the frame of the boxes is found.
         left_out: What cannot be asked, and why; filled as a benchmark is read, as are the following.
+        filtered: What a rule of the benchmark leaves out, reason -> number.
         cut: Boxes cut at their image's border.
         frames: What was decided about the frames of boxes.
     """
@@ -45,12 +47,14 @@ class Source:
     sentence_model: Path | None = None
     rule: FrameRule = field(default_factory=FrameRule)
     left_out: list[str] = field(default_factory=list, init=False, compare=False)
+    filtered: Counter[str] = field(default_factory=Counter, init=False, compare=False)
     cut: list[str] = field(default_factory=list, init=False, compare=False)
     frames: FrameCounts = field(default_factory=FrameCounts, init=False, compare=False)
 
     def restart(self) -> None:
         """Forgets what an earlier reading noted."""
         self.left_out.clear()
+        self.filtered.clear()
         self.cut.clear()
         self.frames.counts.clear()
 

@@ -32,6 +32,7 @@ BORDER_SLACK_PX = 1.0
 """How far a box may reach over the image's border without a word: annotation files round."""
 
 NO_AREA, OUTSIDE, CUT = "box without area", "box outside the image", "box cut at the image's border"
+CROWD, IGNORED = "box of a crowd", "box marked ignore"
 
 _KIND = "a file in COCO's form"
 _WHOLE = re.compile(r"\s*(-?\d{1,18})(?:\.0*)?\s*$", re.ASCII)
@@ -330,6 +331,14 @@ def cut_box(box: Sequence[float], size: tuple[int, int] | None) -> tuple[list[fl
 def is_crowd(annotation: Mapping[str, Any]) -> bool:
     """Tells whether an annotation marks a crowd."""
     return is_marked(annotation, "iscrowd")
+
+
+def refuse_ignored(annotation: Mapping[str, Any], crowds: bool = False) -> None:
+    """Raises FilteredOutError for a box of no single object: marked `ignore`, or `iscrowd` unless crowds are taken."""
+    if is_marked(annotation, "ignore"):
+        raise FilteredOutError(IGNORED)
+    if is_crowd(annotation) and not crowds:
+        raise FilteredOutError(CROWD)
 
 
 def is_marked(annotation: Mapping[str, Any], key: str) -> bool:

@@ -30,6 +30,7 @@ from gpt4roi.io.coco import (
     image_size,
     is_placeholder,
     read_tables,
+    refuse_ignored,
 )
 from gpt4roi.io.json_files import read_json
 from gpt4roi.io.labelling_tools import as_coco
@@ -318,16 +319,17 @@ def _inside(
 ) -> Iterator[dict[str, Any]]:
     """Yields COCO annotations whose boxes are cut at the border of an image of size (height, width).
 
-    Says which were cut, and which have no area inside and are left out.
+    Says which were cut, and which are left out: without area inside, or of crowds.
     """
     for number, entry in enumerate(entries):
         if not entry.get("bbox") and not entry.get("segmentation"):
             yield entry  # of another form
             continue
         try:
+            refuse_ignored(entry)
             (x1, y1, x2, y2), is_cut = annotation_box_inside(entry, size)
         except InvalidAnnotationError as error:
-            if error.reason not in (OUTSIDE, NO_AREA):
+            if error.fault and error.reason not in (OUTSIDE, NO_AREA):
                 raise InputError(f"{path}#{number}: {error}") from None
             logger.warning("%s#%d is left out: %s", path, number, error)
             continue

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
+import numpy as np
 import pytest
+from phone import STORED, coco, colour, is_red, save_photo, seen
 
 from gpt4roi.cli import main
+from gpt4roi.data.readers.vg import VisualGenome
+from gpt4roi.io.atomic import only_writer
+from gpt4roi.processing.images import load_image
 
 pytestmark = pytest.mark.heavy
 
@@ -72,6 +78,46 @@ def test_the_same_answer_from_text_placeholders_and_boxes_that_reach_out(job, tm
     assert rows[0]["caption"] == rows[1]["caption"] == rows[2]["caption"] and rows[3]["caption"]
     assert [row["id"] for row in rows] == [1, 2, 3, 4] and {row["image_id"] for row in rows} == {7}
     assert "1 boxes reached out of their image" in capsys.readouterr().err
+
+
+def test_boxes_of_crowds_are_left_out_and_counted_unless_they_are_asked_for(job, tmp_path, image, capsys):
+    rows = [{"id": n, "image_id": 0, "bbox": [5, 5, 35, 25], "iscrowd": flag} for n, flag in enumerate((0, "1"))]
+    rows.append({"id": 2, "image_id": 0, "bbox": [5, 5, 35, 25], "ignore": 1})
+    content = {"images": [{"id": 0, "file_name": "image.png"}], "annotations": rows}
+    (tmp_path / "ann.json").write_text(json.dumps(content))
+    assert main(job) == 0
+    assert "1 of 3 boxes have a text; left out: box of a crowd: 1; box marked ignore: 1\n" in capsys.readouterr().out
+    assert main(job) == 0, "the boxes that a rule leaves out are not lost in a finished job either"
+    assert main([*job, "--crowds", "--overwrite", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == {"box marked ignore": 1}
+    written = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert [row.get("caption") is not None for row in written] == [True, True, False]
+    (tmp_path / "ann.json").write_text(json.dumps({**content, "annotations": rows[1:2]}))
+    assert main([*job, "--overwrite"]) == 2
+    assert "holds no box but box of a crowd: 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frame", ["upright", "stored"])
+def test_a_training_on_the_result_reads_the_pixels_that_were_captioned(job, tmp_path, frame):
+    save_photo(tmp_path / "phone.jpg", 6)
+    square = seen(6)[1] if frame == "upright" else STORED
+    content = {**coco("phone.jpg", seen(6)[0][::-1], square), "info": {"contributor": "Label Studio"}}
+    (tmp_path / "ann.json").write_text(json.dumps(content))
+    assert main([*job, "--frame", frame]) == 0
+    out, pipeline = tmp_path / "out.json", {"upright": "detection", "stored": "dialogue"}[frame]
+    assert json.loads(out.read_text())["images"][0]["image_pipeline"] == pipeline
+    sample = VisualGenome(out, tmp_path).sample(0, np.random.default_rng(0))
+    assert is_red(colour(load_image(sample.image, sample.image_pipeline), sample.boxes_px[0]))
+    assert main(["data", "convert", str(out), str(tmp_path / "t.jsonl"), "--from", "coco"]) == 0
+    converted = json.loads((tmp_path / "t.jsonl").read_text())
+    assert is_red(colour(load_image(tmp_path / "phone.jpg", converted["image_pipeline"]), converted["boxes"][0]))
+
+
+def test_a_second_job_on_one_output_is_refused_in_a_line(job, tmp_path, capsys):
+    with only_writer(tmp_path / "out.json"):
+        assert main(job) == 2
+    assert f"another run is writing {tmp_path / 'out.json'} (process {os.getpid()})" in capsys.readouterr().err
+    assert main(job) == 0 and not list(tmp_path.glob(".*"))
 
 
 def test_what_a_kill_after_the_result_left_is_cleared_away(job, tmp_path, image):

@@ -148,6 +148,9 @@ def test_coco_asks_about_each_box_and_answers_with_caption_or_category(tmp_path,
     assert "box of a crowd: 1" in written.out and "box in an image that the file does not list: 1" in written.out
     assert f"{tmp_path}/c.json#annotations[4]: the box 1,2,1,6 has no area" in written.err
     assert len(UnifiedDataset(tmp_path / "t.jsonl")) == 2
+    more = ("--from", "coco", "--img-prefix", photos, "--crowds")
+    assert len(convert(tmp_path / "c.json", tmp_path / "crowds.jsonl", *more)[1]["boxes"]) == 2
+    assert "box of a crowd" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from gpt4roi.evaluation import captions
 from gpt4roi.evaluation.benchmarks import BENCHMARKS, open_benchmark
 from gpt4roi.evaluation.captions import has_java
 from gpt4roi.evaluation.items import Source
+from gpt4roi.io.atomic import only_writer
 
 ORACLE = """
 from pathlib import Path
@@ -254,7 +255,19 @@ def test_boxes_that_cannot_be_asked_about_are_left_out_counted_and_named(tmp_pat
     err = capsys.readouterr().err
     assert "the box 5,5,5,15 has no area inside the image, which is 96x64" in err
     assert "the box 200,5,220,15 has no area inside the image" in err and "neither bbox nor segmentation" in err
+    with only_writer(tmp_path / "out"):
+        assert main([*words, "--out", str(tmp_path / "out"), "--max-bad-fraction", "0.5"]) == 2
+    assert f"another run is writing {tmp_path / 'out'} (process" in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "out"), "--max-bad-fraction", "0.5"]) == 0
+
+
+def test_crowds_are_left_out_counted_and_no_loss(tmp_path):
+    WRITERS["coco"](tmp_path / "data")
+    (tmp_path / "model.py").write_text(CONSTANT)
+    words = ["evaluate", "--benchmark", "coco", "--data", str(tmp_path / "data"), "--model", str(tmp_path / "model.py")]
+    assert main([*words, "--out", str(tmp_path / "out"), "--max-bad-fraction", "0"]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["left_out"] == 0 and "left out by the benchmark's rules: box of a crowd: 1" in metrics["notes"]
 
 
 def test_cider_of_one_item_says_that_it_is_0_by_construction():

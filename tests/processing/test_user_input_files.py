@@ -83,6 +83,13 @@ def test_other_content_is_told_with_its_place(tmp_path, content, message):
         read(tmp_path, content)
 
 
+def test_boxes_of_crowds_are_left_out_by_name(tmp_path, caplog):
+    rows = [{"image_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": crowd} for crowd in (0, 1)]
+    content = {"images": [{"id": 1, "file_name": "p.png"}], "annotations": rows}
+    assert read(tmp_path, content) == [[1, 2, 4, 6]]
+    assert "#1 is left out: box of a crowd" in caplog.text
+
+
 def test_regions_of_several_images_are_not_taken_for_those_of_one(tmp_path):
     path = tmp_path / "detections.json"
     detections = [{"image_id": image, "bbox": [1, 2, 3, 4], "score": 0.9} for image in (7, 7, 8)]

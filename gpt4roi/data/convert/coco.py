@@ -17,14 +17,13 @@ from gpt4roi.io.atomic import atomic_path
 from gpt4roi.io.coco import (
     CUT,
     CocoTables,
-    FilteredOutError,
     Id,
     InvalidAnnotationError,
     annotation_box_inside,
     image_file_name,
-    is_crowd,
     is_id,
     read_tables,
+    refuse_ignored,
     stated_category,
 )
 from gpt4roi.io.images_on_disk import ImageFinder
@@ -33,17 +32,16 @@ from gpt4roi.processing.images import read_header
 from gpt4roi.structures import as_image_pipeline
 
 QUESTION = "What is {region}?"
-CROWD = "box of a crowd"
 NO_BOX = "image without a box that can be used"
 
 
 def objects_of_coco(
-    path: Path, img_prefix: str | Path, target: Conversion, question: str = QUESTION
+    path: Path, img_prefix: str | Path, target: Conversion, question: str = QUESTION, crowds: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Yields one object an image, with one question for each of its boxes.
 
     The answer is the annotation's `caption`, or else its category's name. Images without `file_name`, as in LVIS, are
-    named by `coco_url`. The question has {region} for the box.
+    named by `coco_url`. The question has {region} for the box. Boxes of crowds are left out unless `crowds`.
 
     Raises:
         InputError: The file is not of this form.
@@ -55,7 +53,9 @@ def objects_of_coco(
     of_image: dict[Id, list[int]] = {}
     for position, annotation in enumerate(tables.annotations):
         try:
-            of_image.setdefault(tables.annotation_image(annotation), []).append(position)
+            key = tables.annotation_image(annotation)
+            refuse_ignored(annotation, crowds)
+            of_image.setdefault(key, []).append(position)
         except InvalidAnnotationError as error:
             target.leave_out_annotation(error, f"{path}#annotations[{position}]")
     find = ImageFinder(Path(img_prefix))
@@ -100,8 +100,6 @@ def _regions(
     for position in positions:
         annotation, where = tables.annotations[position], f"{path}#annotations[{position}]"
         try:
-            if is_crowd(annotation):
-                raise FilteredOutError(CROWD)
             box, is_cut = annotation_box_inside(annotation, size)
             regions.append((box, _called(annotation, names)))
             if is_cut:

@@ -19,11 +19,14 @@ from gpt4roi.data.columns import Columns, make_offsets
 from gpt4roi.data.index import IndexedDataset, make_columns
 from gpt4roi.geometry import boxes as box_ops
 from gpt4roi.io.coco import (
+    CROWD,
+    IGNORED,
     CocoTables,
     FilteredOutError,
     Id,
     InvalidAnnotationError,
     annotation_xywh,
+    frame_clues,
     image_file_name,
     is_crowd,
     is_id,
@@ -51,7 +54,8 @@ class CocoStyleDataset(IndexedDataset):
     """Reads a file in COCO's form; subclasses say which annotations they take and what these are called.
 
     Args:
-        ann_file: The annotations as published.
+        ann_file: The annotations as published. An image whose boxes are of the stored one, as its `image_pipeline` or
+            the file's exporter says, is opened in the `dialogue` pipeline; others upright, in `detection`.
         img_prefix: The folder of the images.
         max_gt_per_img: How many boxes one sample takes at most, of those in their drawn order.
         test_mode: No augmentation (only coco_det has any).
@@ -60,7 +64,7 @@ class CocoStyleDataset(IndexedDataset):
         InputError: The file is not of this form, or nothing of it can be used.
     """
 
-    version = 3
+    version = 4
     crowds = False
     """Whether boxes marked `iscrowd` are taken."""
     captions = False
@@ -141,7 +145,7 @@ class CocoStyleDataset(IndexedDataset):
             image=self.image(index),
             turns=tuple(turns),
             boxes_px=boxes_px,
-            image_pipeline="detection",
+            image_pipeline="dialogue" if self.columns["stored"][index] else "detection",
             augmentation=augmentation,
             region_texts=tuple(texts),
             source=self.source(index),
@@ -154,8 +158,10 @@ class _Images:
 
     def __init__(self, reader: CocoStyleDataset, tables: CocoTables, drops: Drops) -> None:
         self.by_id: dict[Any, int] = {}
+        self.exporter = tables.exporter
         self.positions: list[int] = []
         self.sizes: list[tuple[int, int]] = []
+        self.stored: list[bool] = []
         self.names: list[str] = []
         self.captions: list[str] = []
         for position in range(len(tables.images)):
@@ -173,6 +179,7 @@ class _Images:
         self.by_id[key] = len(self.names)
         self.positions.append(position)
         self.sizes.append((height, width))
+        self.stored.append(frame_clues(image, self.exporter).frame == "stored")
         self.names.append(name)
         self.captions.append(caption)
 
@@ -199,7 +206,7 @@ class _Regions:
         if image is None:
             return  # the image was left out, and is counted
         if is_marked(annotation, "ignore"):
-            raise FilteredOutError("box marked ignore")
+            raise FilteredOutError(IGNORED)
         box = self._box(annotation, *self.images.sizes[image])
         category = ""
         if self.categories is not None:
@@ -208,7 +215,7 @@ class _Regions:
                 raise FilteredOutError("box of an unknown category")
             category = self.categories[number]
         if is_crowd(annotation) and not self.reader.crowds:
-            raise FilteredOutError("box of a crowd")
+            raise FilteredOutError(CROWD)
         called = self.reader.region_text(annotation, self.images.captions[image], category)
         self.images_of.append(image)
         self.boxes.extend(box)
@@ -244,6 +251,7 @@ class _Regions:
         arrays: dict[str, np.ndarray] = {
             "position": np.asarray(images.positions, dtype=np.int64)[kept],
             "size": sizes[kept],
+            "stored": np.asarray(images.stored, dtype=bool)[kept],
             "first": make_offsets(counts[kept]),
             "boxes": boxes[order],
             "box_position": positions[order],

@@ -44,7 +44,7 @@ from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_choices
 from gpt4roi.evaluation.similarity import MISSING, SentenceModel, find_sentence_model
 from gpt4roi.geometry.frames import FrameClues
-from gpt4roi.io.coco import Id, as_id, image_file_name, is_crowd, is_id, read_tables
+from gpt4roi.io.coco import FilteredOutError, Id, as_id, image_file_name, is_id, read_tables, refuse_ignored
 from gpt4roi.io.json_files import read_json
 from gpt4roi.processing.prompts import DETECTION_INSTRUCTION
 
@@ -85,7 +85,10 @@ def read_instances(source: Source, names: Sequence[str]) -> tuple[dict[int, tupl
     entries: dict[Id, dict] = {}
     of_image: dict[Id, list[tuple[dict, np.ndarray, FrameClues]]] = {}
     for where, image, annotation, box, clues in usable_boxes(source, tables, path):
-        if is_crowd(annotation):
+        try:
+            refuse_ignored(annotation)
+        except FilteredOutError as error:
+            source.filtered[error.reason] += 1
             continue
         category = annotation.get("category_id")
         if not is_id(category) or category not in named:
