@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also prepare the language model and the vision tower (default: yes)",
     )
     parser.add_argument(
+        "--photographs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also fetch photographs and name regions of them (default: yes; needs Debian packages as the stamps do)",
+    )
+    parser.add_argument(
         "--keep-downloads",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -51,7 +57,14 @@ def run(args: argparse.Namespace) -> int:
     """Makes the data set and writes one line about it to stdout."""
     from quickstart.make import StampArguments, make_stamps
 
-    arguments = StampArguments(scenes=args.scenes, seed=args.seed, size=args.size, shapes=args.shapes, parts=args.parts)
+    arguments = StampArguments(
+        scenes=args.scenes,
+        seed=args.seed,
+        size=args.size,
+        shapes=args.shapes,
+        parts=args.parts,
+        photographs=args.photographs,
+    )
     manifest = make_stamps(args.out, arguments, keep_downloads=args.keep_downloads, workers=args.workers)
     splits = ", ".join(f"{name} {entry['scenes']} scenes" for name, entry in manifest["splits"].items())
     parts = " and parts/" if manifest["arguments"]["parts"] else ""

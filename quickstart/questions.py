@@ -1,14 +1,15 @@
 """Questions about a scene whose answers follow from its boxes and captions.
 
-Tasks: `caption`, `larger`, `left`, `above`, `count`. Regions are named by their 0-based index here and as <region1>, …
-in the text. A pair of regions is only asked about where the answer is plain (see `is_plain`).
+Tasks: `caption`, `larger`, `left`, `above`, `near` (left or above, of near pairs), `count`. Regions are named by their
+0-based index here and as <region1>, … in the text. A pair of regions is only asked about where the answer is plain (see
+`is_plain`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 
 import numpy as np
@@ -31,6 +32,8 @@ SMALLEST_OFFSET = 24.0
 """Smallest distance between two centres, along the axis asked about, in pixels of a scene of 256."""
 RATIO_BANDS = (SMALLEST_RATIO, 1.5, 2.0, 3.0, math.inf)
 OFFSET_BANDS = (SMALLEST_OFFSET, 48.0, 80.0, 120.0, math.inf)
+NEAR = 60.0
+"""Offset below which a pair that is asked about counts as near, in pixels of a scene of 256."""
 LARGEST_RATIO_SOUGHT = 6.0
 LARGEST_OFFSET_SOUGHT = 180.0
 
@@ -99,6 +102,15 @@ def ask(task: str, boxes: Sequence[Box], captions: Sequence[str], regions: Seque
     return Question(task, text, answer(task, boxes, captions, regions), pair)
 
 
+def conversations(asked: Sequence[Question]) -> list[dict]:
+    """Returns questions and answers as the unified format writes them."""
+    return [
+        {"from": role, "value": text}
+        for question in asked
+        for role, text in (("human", question.question), ("gpt", question.answer))
+    ]
+
+
 def _difficulty(task: str, measured: dict, unit: float) -> float:
     """Returns the number whose values are spread evenly: the logarithm of the ratio, or the offset in 256ths."""
     return math.log(measured["ratio"]) if task == "larger" else measured["offset"] / unit
@@ -142,6 +154,19 @@ def draw_relations(
             pair = min(left)[1]
             used.add((pair, bool(first_wins)))
             drawn.append(ask(task, boxes, captions, _ordered(task, boxes, pair, bool(first_wins))))
+    return drawn
+
+
+def draw_near(
+    rng: np.random.Generator, boxes: Sequence[Box], captions: Sequence[str], unit: float = 1.0
+) -> list[Question]:
+    """Asks `left` and `above` about every near pair, in a random order; the task is `near`, with a share of its own."""
+    drawn = []
+    for task in ("left", "above"):
+        for pair, offset in _plain_pairs(task, boxes, unit):
+            if offset < NEAR:
+                asked = ask(task, boxes, captions, _ordered(task, boxes, pair, bool(rng.integers(2))))
+                drawn.append(replace(asked, task="near"))
     return drawn
 
 

@@ -19,9 +19,11 @@ from gpt4roi.io.atomic import atomic_write_text
 from quickstart import questions, scenes
 from quickstart.library import Photograph, Stamp
 
-FORMAT = 2
+FORMAT = 3
 """Bump when the same arguments give other files."""
 SEEDS = {"train": 0, "val": 1, "test": 2, "test_unseen": 3}
+PHOTOGRAPHS = ("train_photographs", "test_photographs")
+"""Files of regions of photographs, beside those of the splits."""
 RELATIONS_IN_TEST = 400
 """Questions of each relation in the test split."""
 UNSEEN_CAPTIONS = 24
@@ -33,7 +35,7 @@ class StampArguments:
     """What decides the content of the data set.
 
     scenes: training scenes; size: side of a scene, pixels; shapes: draw the stamps instead of fetching them; parts:
-    also prepare the language model and the vision tower.
+    also prepare the language model and the vision tower; photographs: also name regions of photographs.
     """
 
     scenes: int = 1000
@@ -44,6 +46,7 @@ class StampArguments:
     size: int = 256
     shapes: bool = False
     parts: bool = True
+    photographs: bool = True
 
     def __post_init__(self) -> None:
         for name in ("scenes", "val_scenes", "test_scenes", "unseen_scenes"):
@@ -72,11 +75,11 @@ class Material:
 
 def write_splits(out: Path, arguments: StampArguments, material: Material, workers: int) -> dict:
     """Writes images and questions of the splits that are not there yet, and returns the manifest's part on them."""
-    settings = {name: value for name, value in asdict(arguments).items() if name != "parts"}
+    settings = {name: value for name, value in asdict(arguments).items() if name not in ("parts", "photographs")}
     asked_for = {"format": FORMAT, "arguments": settings, "stamps": material.stamps_from}
     begun = out / "scenes.json"
     if not begun.exists() or json.loads(begun.read_text(encoding="utf-8")) != asked_for:
-        for split in SEEDS:
+        for split in (*SEEDS, *PHOTOGRAPHS):
             (out / f"{split}.jsonl").unlink(missing_ok=True)
             shutil.rmtree(out / "images" / split, ignore_errors=True)
         atomic_write_text(begun, json.dumps(asked_for, indent=1) + "\n")
@@ -129,19 +132,17 @@ def _records(split: str, arguments: StampArguments, laid: Sequence[scenes.Scene]
     else:
         relations = [questions.draw_relations(rng, boxes, captions, unit) for boxes, captions in truths]
     records = []
+    near = np.random.default_rng([arguments.seed, SEEDS[split], 1 << 31])
     for scene, (boxes, captions), of_scene in zip(laid, truths, relations, strict=True):
         asked = [questions.ask("caption", boxes, captions, [region]) for region in range(len(boxes))]
         asked += [*of_scene, questions.ask("count", boxes, captions)]
+        if not split.startswith("test"):
+            asked += questions.draw_near(near, boxes, captions, unit)
         records.append(_record(split, scene, stamps, asked))
     return records
 
 
 def _record(split: str, scene: scenes.Scene, stamps, asked: Sequence[questions.Question]) -> dict:
-    spoken = [
-        {"from": role, "value": text}
-        for question in asked
-        for role, text in (("human", question.question), ("gpt", question.answer))
-    ]
     placed = [stamps[o.stamp] for o in scene.objects]
     return {
         "id": f"{split}-{scene.name}",
@@ -149,7 +150,7 @@ def _record(split: str, scene: scenes.Scene, stamps, asked: Sequence[questions.Q
         "height": scene.size,
         "width": scene.size,
         "boxes": [list(o.box) for o in scene.objects],
-        "conversations": spoken,
+        "conversations": questions.conversations(asked),
         "independent": True,
         "objects": [{"caption": s.caption, "stamp": s.name, "kind": s.kind} for s in placed],
         "tasks": [question.task for question in asked],
@@ -159,7 +160,7 @@ def _record(split: str, scene: scenes.Scene, stamps, asked: Sequence[questions.Q
 
 def image_count(out: Path, split: str) -> int:
     """Returns how many images of a split lie under out."""
-    return sum(1 for _ in (out / "images" / split).glob("*.png"))
+    return sum(1 for path in (out / "images" / split).glob("*") if path.suffix in (".png", ".jpg", ".jpeg"))
 
 
 def _describe_split(path: Path) -> dict:

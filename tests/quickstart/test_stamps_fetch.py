@@ -163,22 +163,22 @@ def test_another_version_of_the_stamps_is_used_with_a_note_and_only_fetched_once
     package.write_bytes(b"stamps of 2030")
     log = stand_in_apt(package)
     cache = tmp_path / "cache"
-    path, note = fetch.fetch_stamps_package(cache)
+    path, note = fetch.fetch_package(fetch.STAMPS_PACKAGE, cache)
     assert path.read_bytes() == b"stamps of 2030"
     assert "2030.01.01-1_all.deb; the figures were taken with tuxpaint-stamps-default_2022.06.04-1" in note
-    assert fetch.fetch_stamps_package(cache) == (path, note)
+    assert fetch.fetch_package(fetch.STAMPS_PACKAGE, cache) == (path, note)
     assert log.read_text().count("download") == 1
     path.write_bytes(b"stamps of")
-    assert fetch.fetch_stamps_package(cache)[0].read_bytes() == b"stamps of 2030"
+    assert fetch.fetch_package(fetch.STAMPS_PACKAGE, cache)[0].read_bytes() == b"stamps of 2030"
 
 
 def test_the_pinned_version_with_another_content_is_refused(tmp_path, stand_in_apt):
-    package = tmp_path / fetch.STAMPS_FILENAME
+    package = tmp_path / fetch.STAMPS_PACKAGE.filename
     package.write_bytes(b"not the stamps")
     stand_in_apt(package)
     found = hashlib.sha256(b"not the stamps").hexdigest()
-    with pytest.raises(InputError, match=f"SHA-256 {found}, expected {fetch.STAMPS_SHA256}"):
-        fetch.fetch_stamps_package(tmp_path / "cache")
+    with pytest.raises(InputError, match=f"SHA-256 {found}, expected {fetch.STAMPS_PACKAGE.sha256}"):
+        fetch.fetch_package(fetch.STAMPS_PACKAGE, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.deb"))
 
 
@@ -186,16 +186,27 @@ def test_without_package_lists_they_are_fetched_into_the_cache_which_needs_no_ro
     package = tmp_path / "tuxpaint-stamps-default_2030.01.01-1_all.deb"
     package.write_bytes(b"stamps")
     log = stand_in_apt(package, lists_present=False)
-    fetch.fetch_stamps_package(tmp_path / "cache")
+    fetch.fetch_package(fetch.STAMPS_PACKAGE, tmp_path / "cache")
     update, download = log.read_text().splitlines()
     assert update.endswith("update") and f"Dir::State={tmp_path}/cache/apt/state" in update
+    assert download.endswith("download tuxpaint-stamps-default") and "Dir::State=" in download
+
+
+def test_lists_that_were_fetched_into_the_cache_serve_the_next_package(tmp_path, stand_in_apt):
+    package = tmp_path / "tuxpaint-stamps-default_2030.01.01-1_all.deb"
+    package.write_bytes(b"stamps")
+    log = stand_in_apt(package, lists_present=False)
+    apt_cache = tmp_path / "bin" / "apt-cache"
+    apt_cache.write_text('#!/bin/sh\ncase "$*" in *Dir::State=*) exit 0;; *) exit 100;; esac\n')
+    fetch.fetch_package(fetch.STAMPS_PACKAGE, tmp_path / "cache")
+    (download,) = log.read_text().splitlines()
     assert download.endswith("download tuxpaint-stamps-default") and "Dir::State=" in download
 
 
 def test_an_archive_out_of_reach_is_one_clear_line_with_the_way_out(tmp_path, stand_in_apt):
     stand_in_apt(reachable=False)
     with pytest.raises(InputError, match=r"could not download the Debian package.*apt-get update.*--shapes"):
-        fetch.fetch_stamps_package(tmp_path / "cache")
+        fetch.fetch_package(fetch.STAMPS_PACKAGE, tmp_path / "cache")
 
 
 def test_a_machine_without_apt_is_recognised(tmp_path, monkeypatch):

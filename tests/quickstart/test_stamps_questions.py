@@ -126,3 +126,18 @@ def test_when_pairs_run_out_each_is_asked_both_ways_once_and_no_more():
     assert tally["above", "yes"] == tally["above", "no"] == 3
     assert sum(count for (task, _), count in tally.items() if task == "larger") == 6
     assert len({asked.question for asked in drawn}) == len(drawn)
+
+
+def test_near_pairs_are_asked_about_once_for_each_axis_on_which_they_are_near():
+    boxes = [(0, 0, 20, 20), (30, 5, 50, 25), (200, 40, 220, 60)]
+    drawn = questions.draw_near(np.random.default_rng(0), boxes, ["a", "b", "c"])
+
+    assert [(asked.task, sorted(asked.pair["regions"]), asked.pair["offset"]) for asked in drawn] == [
+        ("near", [1, 2], 30.0),
+        ("near", [1, 3], 40.0),
+        ("near", [2, 3], 35.0),
+    ]
+    for asked, task in zip(drawn, ("left", "above", "above"), strict=True):
+        regions = [number - 1 for number in asked.pair["regions"]]
+        assert asked.question == questions.ask(task, boxes, [], regions).question
+        assert asked.answer == questions.answer(task, boxes, [], regions)

@@ -1,0 +1,124 @@
+"""Regions of photographs: names by the classifier's own head, training regions, and what is never taken."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from gpt4roi.data.unified import UnifiedDataset
+from quickstart import fetch, photographs
+from quickstart.class_names import BETTER_NAMES, class_names
+from quickstart.region_classifier import RegionClassifier
+
+TOY = fetch.DebianPackage("toy", "toy_1_all.deb", "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A classifier with random weights that differ enough from one box to the next, and so are sure of a class."""
+    torch.manual_seed(0)
+    classifier = timm.create_model("test_efficientnet", pretrained=False).eval()
+    with torch.no_grad():
+        pooled = classifier.forward_features(torch.randn(16, 3, 256, 256)).mean((2, 3))
+        classifier.classifier.weight.normal_().div_(pooled.std(0).mean() / 2)
+        classifier.classifier.bias.copy_(-classifier.classifier.weight @ pooled.mean(0))
+    return RegionClassifier(classifier)
+
+
+def noise(seed, width=120, height=90):
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST)
+
+
+def test_every_class_has_an_everyday_name_with_its_article():
+    names = class_names()
+
+    assert len(names) == 1000
+    assert [names[number] for number in (285, 967, 657, 665, 437, 985)] == [
+        "a cat",
+        "a cup of coffee",
+        "a rocket",
+        "a motorcycle",
+        "a lighthouse",
+        "a daisy",
+    ]
+    without = [name for name in names if not name.startswith(("a ", "an "))]
+    assert set(without) <= set(json.loads(BETTER_NAMES.read_text()).values())
+
+
+def test_boxes_are_in_pixels_of_the_image_whatever_its_size(head):
+    boxes = np.asarray([[0, 0, 256, 256], [16, 32, 120, 200]])
+    image = noise(0, 256, 256)
+
+    small = head.probabilities(image, boxes)
+    large = head.probabilities(image.resize((512, 512), Image.Resampling.NEAREST), 2 * boxes)
+
+    assert small.shape == (2, 1000)
+    torch.testing.assert_close(small.sum(1), torch.ones(2))
+    torch.testing.assert_close(large, small)
+    assert (small[0].log() - small[1].log()).abs().nan_to_num().max() > 1
+
+
+@pytest.fixture
+def toy_source(tmp_path, monkeypatch):
+    """Two photographs that are fetched already, and a drawing that is not wanted."""
+    folder = tmp_path / "downloads" / "toy"
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(("owl", "pier", "drawing")):
+        noise(seed).save(folder / f"{name}.png")
+    monkeypatch.setattr(photographs, "TRAINING", (photographs.Source(TOY, "CC0", "usr", "owl|pier"),))
+    return tmp_path / "downloads"
+
+
+def written(out):
+    lines = (out / "train_photographs.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_training_regions_are_those_that_the_head_is_sure_of_and_few_of_one_name(toy_source, tmp_path, head):
+    counts = photographs.write_training(tmp_path / "out", toy_source, head, 0, [])
+
+    records = written(tmp_path / "out")
+    things = [thing for record in records for thing in record["objects"]]
+    assert counts == {
+        "photographs": 2,
+        "images": len(records),
+        "regions": len(things),
+        "names": len({thing["caption"] for thing in things}),
+    }
+    assert counts["regions"] >= 6 and min(thing["probability"] for thing in things) >= 0.5
+    assert {record["image"].split("/")[-1].split("-")[0] for record in records} == {"owl", "pier"}
+    names = class_names()
+    for record in records:
+        said = [thing["caption"] for thing in record["objects"]]
+        assert max(said.count(name) for name in said) <= 2 and not photographs.CARDS & set(said)
+        image = Image.open(tmp_path / "out" / record["image"])
+        assert image.size == (record["width"], record["height"])
+        classes = head.probabilities(image.convert("RGB"), record["boxes"]).argmax(1)
+        assert said == [names[number] for number in classes]
+
+
+def test_training_regions_are_read_as_captions_of_the_unified_format(toy_source, tmp_path, head):
+    photographs.write_training(tmp_path / "out", toy_source, head, 0, [])
+
+    data = UnifiedDataset(tmp_path / "out" / "train_photographs.jsonl", pairs_per_epoch={"caption": 1})
+
+    sample = data.sample(0, np.random.default_rng(0))
+    assert sample.turns[0].text.startswith("What is <region") and len(sample.turns) == 2
+    assert list(data.region_texts(0).values()) == [
+        thing["caption"] for thing in written(tmp_path / "out")[0]["objects"]
+    ]
+
+
+def test_the_same_seed_draws_the_same_regions_and_a_finished_file_is_left_alone(toy_source, tmp_path, head):
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        photographs.write_training(tmp_path / out, toy_source, head, seed, [])
+    first = written(tmp_path / "a")
+    assert written(tmp_path / "b") == first != written(tmp_path / "c")
+
+    changed_at = (tmp_path / "a" / "train_photographs.jsonl").stat().st_mtime_ns
+    photographs.write_training(tmp_path / "a", toy_source, head, 5, [])
+    assert (tmp_path / "a" / "train_photographs.jsonl").stat().st_mtime_ns == changed_at
