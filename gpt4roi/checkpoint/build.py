@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -15,9 +15,10 @@ from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TO
 from gpt4roi.errors import InputError
 from gpt4roi.io.weight_files import damaged_file_named, read_tensor_file
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
+from gpt4roi.models.classifier_head import read_classifier_head
 from gpt4roi.models.original_format import portable_name
 from gpt4roi.models.pretrained import find_tower, load_tower, summarize_model
-from gpt4roi.models.vocabulary import embedding_rms, grow_vocabulary, initialize_rows
+from gpt4roi.models.vocabulary import embed_texts, embedding_rms, grow_vocabulary, initialize_rows
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
 
@@ -33,6 +34,7 @@ def build_from_parts(
     vision_tower: str | Path,
     region_encoder_type: str = "gpt4roi",
     projector: str | Path | None = None,
+    classifier_head: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     attn_implementation: str | None = None,
     **settings: Any,
@@ -46,6 +48,7 @@ def build_from_parts(
         vision_tower: Folder or hub name of a ViT or a timm backbone.
         region_encoder_type: `gpt4roi` or `light`.
         projector: A LLaVA mm_projector file.
+        classifier_head: A file of save_classifier_head: what the tower's own classifier makes of its last map.
         dtype: Of the model.
         attn_implementation: Of the language model.
         **settings: Of the processor (prompt_format, system_prompt, model_max_length), and fields of GPT4RoIConfig that
@@ -67,12 +70,17 @@ def build_from_parts(
     location = find_tower(str(vision_tower))
     backbone = load_tower(location, round_to_half=region_encoder_type == "gpt4roi")
     settings |= {"region_encoder_type": region_encoder_type, "mm_vision_tower": portable_name(str(vision_tower))}
+    if classifier_head is not None:
+        of_head, head_tensors = read_classifier_head(Path(classifier_head))
+        settings |= of_head
     config = config_of_parts(location, backbone.config, text_model.config, tokenizer, **settings)
     model: Any = GPT4RoIForConditionalGeneration(config, backbone, text_model)
     model = model.to(dtype)
     for module in (model.region_encoder, model.mm_projector):
         if hasattr(module, "init_output_rms"):
             module.init_output_rms(scale)
+    if classifier_head is not None:
+        model.region_encoder.head.load(head_tensors, _name_embeddings(model, tokenizer, scale))
     if projector is not None:
         load_projector(model, Path(projector))
     model.generation_config = _generation_config(text_model, tokenizer)
@@ -142,6 +150,13 @@ def load_language_model(
     if missing:
         raise InputError(f"language model {location}: {len(missing)} tensors are missing: {', '.join(missing[:8])}")
     return model
+
+
+def _name_embeddings(model: Any, tokenizer: Tokenizer, scale: float) -> torch.Tensor:
+    """Returns float[N, k * D], the class names in the language model's token space, over its root mean square."""
+    ids = [tokenizer(" " + name, add_special_tokens=False).input_ids for name in model.config.class_names]
+    table, count = model.get_input_embeddings().weight.detach(), model.config.tokens_per_region
+    return embed_texts(ids, table, count, cast(int, tokenizer.eos_token_id)).flatten(1) / scale
 
 
 def _generation_config(text_model: PreTrainedModel, tokenizer: Tokenizer) -> GenerationConfig:

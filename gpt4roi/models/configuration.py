@@ -40,6 +40,8 @@ class GPT4RoIConfig(PreTrainedConfig):
     roi_output_size, roi_sampling_ratio: cells a side of a pooled box, and samples a side of a cell.
     position_hidden_size: hidden width of the box embedding (gpt4roi).
     pool_channels, pool_hidden_size: widths inside the light encoder.
+    class_names: what the tower's own classifier calls its classes, which then names regions (light); None for none.
+    classifier_hidden_size, classifier_activation: of the convolution before that classifier; None, where it has none.
     projector_type: `linear`, the original's, or `light`.
     image_grid_size: g; the light projector pools the last map to g x g image tokens; None keeps all cells.
     """
@@ -80,6 +82,9 @@ class GPT4RoIConfig(PreTrainedConfig):
         position_hidden_size: int = 256,
         pool_channels: int = 128,
         pool_hidden_size: int = 512,
+        class_names: list[str] | None = None,
+        classifier_hidden_size: int | None = None,
+        classifier_activation: str = "relu6",
         projector_type: str | None = None,
         image_grid_size: int | None = None,
         **kwargs: Any,
@@ -106,6 +111,9 @@ class GPT4RoIConfig(PreTrainedConfig):
         self.position_hidden_size = position_hidden_size
         self.pool_channels = pool_channels
         self.pool_hidden_size = pool_hidden_size
+        self.class_names = class_names
+        self.classifier_hidden_size = classifier_hidden_size
+        self.classifier_activation = classifier_activation
         self.projector_type = projector_type or ("light" if light else "linear")
         self.image_grid_size = image_grid_size
         self.image_size = image_size or getattr(self.vision_config, "image_size", None)
@@ -133,6 +141,8 @@ class GPT4RoIConfig(PreTrainedConfig):
                 raise InputError(f"config: {name} is {value!r}, expected one of {', '.join(allowed)}")
         if not isinstance(self.tokens_per_region, int) or self.tokens_per_region < 1:
             raise InputError(f"config: tokens_per_region is {self.tokens_per_region!r}, expected 1 or more")
+        if self.class_names is not None and self.region_encoder_type != "light":
+            raise InputError(f"config: class_names need region_encoder_type='light', got {self.region_encoder_type!r}")
         if not isinstance(self.image_size, int):
             raise InputError(
                 f"config: vision_config of type {self.vision_config.model_type!r} has no single image_size "

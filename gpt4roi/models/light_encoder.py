@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import initialization
 
 from gpt4roi.geometry.boxes import center_size_features, to_rois
+from gpt4roi.models.classifier_head import ClassifierHead
 from gpt4roi.models.compat import execution_device_and_dtype
 from gpt4roi.models.configuration import GPT4RoIConfig
 from gpt4roi.models.kernels.roi_align import roi_align
@@ -63,6 +64,9 @@ class Standardise(nn.Module):
 class LightRegionEncoder(RegionEncoderBase):
     """Embeds what a box shows (content) and where it is (position), two parts of the same scale, and adds them.
 
+    With a classifier head, the content is what the head says of the box, plus a learned part that starts at nothing.
+    Of several tokens, the position starts in the last one alone, so that the others may be words.
+
     Attributes:
         noise: Standard deviation of a number added to each channel while training.
         mixup: Largest fraction of another region's features mixed into each one while training.
@@ -83,6 +87,11 @@ class LightRegionEncoder(RegionEncoderBase):
         self.hidden = nn.Linear(config.pool_channels * self.output_size**2, config.pool_hidden_size)
         self.output = nn.Linear(config.pool_hidden_size, self.tokens_per_region * self.width)
         self.norm = nn.RMSNorm(self.width, eps=1e-6)
+        self.head: ClassifierHead | None = None
+        if config.class_names is not None:
+            kind = config.classifier_hidden_size, config.classifier_activation
+            width = self.tokens_per_region * self.width
+            self.head = ClassifierHead(tower.level_channels[-1], *kind, len(config.class_names), width)
         self.standardise_box = Standardise(5)
         self.place = nn.Linear(5, self.tokens_per_region * self.width, bias=False)
         self.reset_parameters()
@@ -92,6 +101,10 @@ class LightRegionEncoder(RegionEncoderBase):
         modules: tuple[nn.Conv2d | nn.Linear | Standardise, ...] = (self.reduce, self.hidden, self.output)
         for module in (*modules, *self.standardise):
             module.reset_parameters()
+        if self.head is not None:
+            nn.init.ones_(self.head.scale)
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)
         # This copy leaves alone what came from a file.
         initialization.copy_(self.standardise_box.mean, torch.tensor(BOX_MEAN))
         initialization.copy_(self.standardise_box.std, torch.tensor(BOX_STD))
@@ -105,6 +118,10 @@ class LightRegionEncoder(RegionEncoderBase):
         """Starts both parts at one root mean square: that of the language model's own embeddings."""
         nn.init.constant_(self.norm.weight, value)
         nn.init.normal_(self.place.weight, std=value / math.sqrt(self.place.in_features))
+        if self.tokens_per_region > 1:
+            in_last = self.place.weight.detach().clone()
+            in_last[: -self.width] = 0
+            initialization.copy_(self.place.weight, in_last)
 
     def calibrate(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor] | None = None) -> None:
         """Measures the channels of each level, and the boxes where given.
@@ -121,6 +138,12 @@ class LightRegionEncoder(RegionEncoderBase):
     def content(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
         """Embeds what each box shows; float[M * k, D] in batch order."""
         return self.embed(self.pool(feature_maps, boxes))
+
+    def content_parts(
+        self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what `content` does, and the learned part of it, float[M, k * D], as `embed_parts` does."""
+        return self.embed_parts(self.pool(feature_maps, boxes))
 
     def pool(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
         """RoIAligns every standardised level; float[M, sum of C_l, output_size, output_size]."""
@@ -144,12 +167,26 @@ class LightRegionEncoder(RegionEncoderBase):
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
         """Embeds pooled boxes, float[M, C, h, w], as float[M * k, D]; disturbs them first while training."""
+        return self.embed_parts(pooled)[0]
+
+    def embed_parts(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what `embed` does, and the learned part of it, float[M, k * D]: all of it without a head."""
+        # The head was trained on features as they are: it would be sure of other things about disturbed ones.
+        named = None if self.head is None else self.head(self._last_level(pooled))
         if self.training:
             pooled = self._disturb(pooled)
         hidden = rearrange(F.gelu(self.reduce(pooled.to(self.reduce.weight.dtype))), "m c h w -> m (c h w)")
-        output = rearrange(self.output(F.gelu(self.hidden(hidden))), "m (k d) -> (m k) d", d=self.width)
+        learned = self.output(F.gelu(self.hidden(hidden)))
+        output = learned if named is None else learned + named
         # Under autocast the norm would otherwise get two types.
-        return self.norm(output.to(self.norm.weight.dtype))
+        rows = rearrange(output.to(self.norm.weight.dtype), "m (k d) -> (m k) d", d=self.width)
+        return self.norm(rows), learned
+
+    def _last_level(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Returns the pooled cells of the last map as the tower made them."""
+        standardise = self.standardise[-1]
+        cells = pooled[:, -len(standardise.mean) :]
+        return cells * standardise.std[:, None, None] + standardise.mean[:, None, None]
 
     def _disturb(self, pooled: torch.Tensor) -> torch.Tensor:
         if self.mixup > 0 and len(pooled) > 1:

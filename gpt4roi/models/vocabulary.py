@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -50,3 +53,26 @@ def initialize_rows(language_model: PreTrainedModel, added: dict[str, int], pad_
 def embedding_rms(language_model: PreTrainedModel) -> float:
     """Returns the root mean square of the input embeddings: the scale of the language model."""
     return embedding_tables(language_model)[0].detach().float().pow(2).mean().sqrt().item()
+
+
+def embed_texts(ids: Sequence[Sequence[int]], embeddings: torch.Tensor, count: int, padding_id: int) -> torch.Tensor:
+    """Returns float32[T, count, D], what the input embeddings say of texts in so many tokens.
+
+    Several tokens are the first ones of a text, filled up with padding; one is the mean of all of them, each weighted
+    by 1 / sqrt(document frequency).
+
+    Args:
+        ids: Token ids of each text.
+        embeddings: float[V, D].
+        count: Tokens of each text.
+        padding_id: Of the token that fills up.
+    """
+    if count > 1:
+        padded = [[*of_text, *[padding_id] * count][:count] for of_text in ids]
+        return embeddings[torch.tensor(padded, device=embeddings.device)].float()
+    frequency = Counter(token for of_text in ids for token in set(of_text))
+    rows = []
+    for of_text in ids:
+        weights = torch.tensor([1 / math.sqrt(frequency[token]) for token in of_text])
+        rows.append((weights[:, None] * embeddings[of_text].float()).sum(0) / weights.sum())
+    return torch.stack(rows)[:, None]

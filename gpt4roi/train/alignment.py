@@ -3,15 +3,13 @@
 Ours, not the original's. A region's embedding is drawn to the mean of the language model's own input embeddings of the
 words that name it, each word weighted by its rarity, and away from the words of all other regions. A linear read-out
 keeps the box readable from the same embedding. Seconds of this replace what a small language model cannot teach by its
-loss alone.
+loss alone. Where a region takes several tokens, each is drawn to one token of the words, in their order.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from gpt4roi.devices import moved_to
 from gpt4roi.distributed import broadcast_parameters, main_process_first
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.boxes import center_size_features
+from gpt4roi.models.vocabulary import embed_texts
 from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.train.arguments import RegionArguments
 from gpt4roi.train.saving import save_tensors
@@ -42,91 +41,116 @@ class RegionTexts:
 
     Args:
         texts: In a fixed order.
-        targets: float[T, D], centred and of unit length, one row a text.
+        targets: float[T, k * D], one row a text: k embeddings, centred and of unit length.
+        centre: float[k, D] that was taken off; None for k = 1, where regions are centred among themselves.
     """
 
-    def __init__(self, texts: list[str], targets: torch.Tensor) -> None:
-        self.texts, self.targets = texts, targets
+    def __init__(self, texts: list[str], targets: torch.Tensor, centre: torch.Tensor | None = None) -> None:
+        self.texts, self.targets, self.centre = texts, targets, centre
         self.index = {text: number for number, text in enumerate(texts)}
 
     @classmethod
-    def of(cls, texts: Sequence[str], tokenizer: Any, embeddings: torch.Tensor) -> RegionTexts:
-        """Makes the targets: means of input embeddings, each token weighted by 1 / sqrt(document frequency).
+    def of(cls, texts: Sequence[str], tokenizer: Any, embeddings: torch.Tensor, count: int = 1) -> RegionTexts:
+        """Makes the targets as vocabulary.embed_texts does.
 
         Args:
             texts: Those given twice count once.
             tokenizer: Of the language model.
             embeddings: float[V, D], its input embeddings.
+            count: k, the tokens of a region.
         """
         distinct = sorted(set(texts))
         ids = [tokenizer(" " + text, add_special_tokens=False).input_ids for text in distinct]
-        frequency = Counter(token for of_text in ids for token in set(of_text))
-        rows = []
-        for of_text in ids:
-            weights = torch.tensor([1 / math.sqrt(frequency[token]) for token in of_text])
-            rows.append((weights[:, None] * embeddings[of_text].float()).sum(0) / weights.sum())
-        means = torch.stack(rows)
-        return cls(distinct, F.normalize(means - means.mean(0), dim=-1))
+        rows = embed_texts(ids, embeddings, count, tokenizer.eos_token_id)
+        centre = rows.mean(0)
+        targets = F.normalize(rows - centre, dim=-1).flatten(1)
+        return cls(distinct, targets, centre if count > 1 else None)
 
     def save(self, path: Path) -> None:
         """Writes texts and targets to a safetensors file, atomically."""
-        save_tensors(path, {"targets": self.targets.contiguous()}, {"texts": json.dumps(self.texts)})
+        tensors = {"targets": self.targets.contiguous()} | ({} if self.centre is None else {"centre": self.centre})
+        save_tensors(path, tensors, {"texts": json.dumps(self.texts)})
 
     @classmethod
     def load(cls, path: Path) -> RegionTexts:
         """Reads what `save` wrote."""
         with safe_open(path, framework="pt") as file:
             # A copy lies at the allocator's alignment, as in the run that made the file: sums are bit-identical.
-            return cls(json.loads(file.metadata()["texts"]), file.get_tensor("targets").clone())
+            tensors = [file.get_tensor(name).clone() for name in ("targets", "centre") if name in file.keys()]  # noqa: SIM118
+            return cls(json.loads(file.metadata()["texts"]), *tensors)
 
 
 def load_region_texts(path: Path, mixture: Mixture, tokenizer: Any, model: Any) -> RegionTexts:
-    """Returns the texts that name regions of a mixture, with the targets that the run began with, from its file.
+    """Returns the texts that name regions of a mixture, and the model's class names, with the targets of its file.
 
     Raises InputError where the data names fewer than two regions.
     """
     if path.is_file():
         return RegionTexts.load(path)
     texts = [text for index in range(len(mixture)) for text in mixture.region_texts(index).values()]
+    texts += model.config.class_names or []
     if len(set(texts)) < 2:
         raise InputError("--align_regions needs questions about one region each, with answers; the data sets have none")
-    made = RegionTexts.of(texts, tokenizer, model.get_input_embeddings().weight.detach().cpu())
+    embeddings = model.get_input_embeddings().weight.detach().cpu()
+    made = RegionTexts.of(texts, tokenizer, embeddings, model.config.tokens_per_region)
     made.save(path)
     return made
 
 
 class AlignmentLoss(nn.Module):
-    """Contrastive loss of region embeddings against the texts of their regions, and of the boxes read from them."""
+    """Contrastive loss of region embeddings against the texts of their regions, and of the boxes read from them.
+
+    Args:
+        targets: float[T, k * D] of RegionTexts.
+        centre: Of RegionTexts.
+        penalty: Weight of the mean square of what the encoder learned beside a classifier head, which makes it speak
+            only where it knows better.
+    """
 
     targets: torch.Tensor
-    """float[T, D] of RegionTexts."""
+    centre: torch.Tensor | None
 
-    def __init__(self, targets: torch.Tensor) -> None:
+    def __init__(self, targets: torch.Tensor, centre: torch.Tensor | None = None, penalty: float = 0.0) -> None:
         super().__init__()
         self.register_buffer("targets", targets, persistent=False)
-        self.read_box = nn.Linear(targets.shape[1], 5)
+        self.register_buffer("centre", centre, persistent=False)
+        self.penalty, self.count = penalty, 1 if centre is None else len(centre)
+        self.read_box = nn.Linear(targets.shape[1] // self.count, 5)
 
-    def forward(self, content: torch.Tensor, text_ids: torch.Tensor) -> torch.Tensor:
-        """Returns cross-entropy over all texts plus one minus the cosine with the right one.
+    def forward(
+        self, content: torch.Tensor, text_ids: torch.Tensor, learned: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns cross-entropy over all texts plus one minus the cosine with the right one, a mean over tokens.
+
+        A text's logit is the sum over tokens: most texts share most of them, and a mean could not tell them apart.
 
         Args:
-            content: float[M, D], appearance embedding of each region.
+            content: float[M * k, D], appearance embedding of each region.
             text_ids: int64[M], -1 where unknown.
+            learned: The learned part of `content`, float[M, k * D], for the penalty.
         """
         known = text_ids >= 0
         if known.sum() < 2:
             return content.sum() * 0
-        cosine = _centred(content, known) @ self.targets.T
+        cosine = self._directions(content, known) @ self.targets.T
         right = cosine.gather(1, text_ids[known][:, None]).squeeze(1)
-        return F.cross_entropy(cosine / TEMPERATURE, text_ids[known]) + (1 - right).mean()
+        value = F.cross_entropy(cosine / TEMPERATURE, text_ids[known]) + (1 - right / self.count).mean()
+        return value + self.penalty * learned.float().square().mean() if self.penalty and learned is not None else value
+
+    def _directions(self, content: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """Returns the known rows float[M', k * D], each token centred and of unit length."""
+        rows = content.unflatten(0, (-1, self.count))[known].float()
+        rows = rows - (rows.mean(0) if self.centre is None else self.centre)
+        return F.normalize(rows, dim=-1).flatten(1)
 
     def box_error(self, embedding: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
         """Returns the mean square error of a linear read-out of (centre, size, square root of area), each in [-2, 2].
 
         Args:
-            embedding: float[M, D].
+            embedding: float[M * k, D], whose last token of each region is read.
             boxes: List of float[M_i, 4], xyxy in [0, 1].
         """
+        embedding = embedding.unflatten(0, (-1, self.count))[:, -1]
         facts = center_size_features(torch.cat(boxes))
         scale = embedding.detach().float().pow(2).mean().sqrt().clamp(min=1e-6)
         return F.mse_loss(self.read_box(embedding.float() / scale), 4 * facts - 2)
@@ -137,11 +161,7 @@ class AlignmentLoss(nn.Module):
         known = text_ids >= 0
         if not known.any():
             return 0
-        return int(((_centred(content, known) @ self.targets.T).argmax(1) == text_ids[known]).sum())
-
-
-def _centred(content: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    return F.normalize(content[known].float() - content[known].float().mean(0), dim=-1)
+        return int(((self._directions(content, known) @ self.targets.T).argmax(1) == text_ids[known]).sum())
 
 
 def align_regions(
@@ -171,10 +191,10 @@ def align_regions(
                 batch = batches[number]
                 maps = [level.to(device, torch.float32) for level in batch["feature_maps"]]
                 boxes, text_ids = [rows.to(device) for rows in batch["boxes"]], batch["text_ids"].to(device)
-                content = encoder.content(maps, boxes)
+                content, learned = encoder.content_parts(maps, boxes)
                 # In this order: the gradients of `content` are summed in the reverse order of its uses.
                 embedding = content + encoder.position(boxes)
-                value = loss(content, text_ids) + loss.box_error(embedding, boxes)
+                value = loss(content, text_ids, learned) + loss.box_error(embedding, boxes)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 optimizer.step()

@@ -147,6 +147,9 @@ class ModelArguments(AdapterArguments):
         "gpt4roi", "gpt4roi, or light for timm pyramids"
     )
     tokens_per_region: Annotated[int, Min(1)] = _argument(1, "tokens that one region takes in the prompt")
+    classifier_head: str | None = _argument(
+        None, "light: file of the tower's own classifier, which names regions as a fixed part of their embeddings"
+    )
     image_grid_size: Annotated[int | None, Min(1)] = _argument(
         None, "light: image tokens per side, by pooling the last map"
     )
@@ -191,6 +194,9 @@ class RegionArguments:
     align_learning_rate: Annotated[float, Min(0)] = _argument(2e-3, "peak learning rate of the alignment")
     align_batch_size: Annotated[int, Min(1)] = _argument(16, "images in a step of the alignment")
     align_weight: float = _argument(0.0, "weight of the alignment loss during training")
+    align_penalty: Annotated[float, Min(0)] = _argument(
+        0.0, "with a classifier head: weight of the size of what is learned beside it, in alignment and training"
+    )
     region_mixup: Annotated[float, Min(0)] = _argument(
         0.0, "light: largest fraction of another region's features mixed in while training"
     )

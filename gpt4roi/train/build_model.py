@@ -23,6 +23,7 @@ from gpt4roi.checkpoint.loading import (
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import read_json_object
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
+from gpt4roi.models.classifier_head import read_classifier_head
 from gpt4roi.models.original_format import is_gpt4roi_folder, is_original, refuse_adapter
 from gpt4roi.models.pretrained import find_tower
 from gpt4roi.processing.processor import GPT4RoIProcessor
@@ -96,6 +97,7 @@ def _build(model_args: ModelArguments) -> tuple[Any, GPT4RoIProcessor]:
         model_max_length=model_args.model_max_length or 2048,
         image_grid_size=model_args.image_grid_size,
         tokens_per_region=model_args.tokens_per_region,
+        classifier_head=model_args.classifier_head,
         mm_vision_select_layer=model_args.mm_vision_select_layer,
         mm_use_im_start_end=model_args.mm_use_im_start_end,
         attn_implementation=model_args.attn_implementation,
@@ -133,6 +135,8 @@ def _check_new_parts(model_args: ModelArguments, region_args: RegionArguments) -
         return
     if model_args.image_grid_size is not None:
         raise InputError("--image_grid_size is for --region_encoder_type light; leave one out or give the other")
+    if model_args.classifier_head is not None:
+        raise InputError("--classifier_head is for --region_encoder_type light; leave one out or give the other")
     if region_args.region_mixup or region_args.region_noise:
         raise InputError("--region_mixup and --region_noise are for --region_encoder_type light")
 
@@ -166,6 +170,8 @@ def _config_of_parts(given: ModelArguments) -> GPT4RoIConfig:
     names = ("region_encoder_type", "tokens_per_region", "image_grid_size")
     names += ("mm_vision_select_layer", "mm_use_im_start_end")
     settings = {name: getattr(given, name) for name in names}
+    if given.classifier_head is not None:
+        settings |= read_classifier_head(Path(given.classifier_head))[0]
     return config_of_parts(location, vision_config(location), text, tokenizer, **settings)
 
 

@@ -152,7 +152,8 @@ class TrainingRun:
                 texts = load_region_texts(path, self.mixture, self.processor.tokenizer, self.model)
         index = texts.index if texts else None
         self.dataset = EncodedDataset(self.mixture, self.processor, self.args.seed, self.features, index)
-        self.alignment = AlignmentLoss(texts.targets) if texts else None
+        if texts is not None:
+            self.alignment = AlignmentLoss(texts.targets, texts.centre, self.region_args.align_penalty)
 
     def initialize_region_encoder(self) -> None:
         """Sets the regularisation; calibrates and aligns the region encoder of a run that begins."""

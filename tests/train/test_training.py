@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from tiny_training import COMMON, FAST, ONE_BY_ONE, losses, stage1, tensors
 
 from gpt4roi.checkpoint.loading import load_model, load_processor
 from gpt4roi.errors import InputError
+from gpt4roi.models.classifier_head import save_classifier_head
 from gpt4roi.train import main
 
 pytestmark = pytest.mark.heavy
@@ -157,3 +159,29 @@ def test_data_without_any_image_cannot_begin_a_light_encoder(parts, tmp_path):
     (tmp_path / "text.jsonl").write_text(f"{json.dumps({'conversations': turns})}\n" * 3)
     with pytest.raises(InputError, match="none of the first 3 samples shows an image to measure by: it is text alone"):
         stage1(tmp_path / "out", parts, "--dataset_config", str(tmp_path / "text.jsonl"))
+
+
+@pytest.mark.heavy
+def test_several_tokens_a_region_and_a_classifier_head_are_trained_and_saved(parts, tmp_path):
+    names = ["a fox", "a hen"]
+    classifier = timm.create_model("test_efficientnet", num_classes=2)
+    save_classifier_head(classifier, names, tmp_path / "head")
+    chosen = ["--tokens_per_region", "4", "--classifier_head", f"{tmp_path}/head", "--align_penalty", "0.1"]
+    aligned = ["--align_regions", "2", "--align_weight", "1", "--feature_cache", f"{parts}/features"]
+    folder = stage1(tmp_path / "out", parts, *chosen, *aligned, steps=2)
+    model, processor = load_model(folder), load_processor(folder)
+    assert (model.config.tokens_per_region, processor.tokens_per_region, model.config.class_names) == (4, 4, names)
+    assert torch.equal(model.region_encoder.head.weight, classifier.classifier.weight)
+    rows = [(processor.tokenizer(f" {name}").input_ids)[:4] for name in names]
+    table = model.get_input_embeddings().weight.detach()
+    expected = table[torch.tensor(rows)].flatten(1)
+    torch.testing.assert_close(
+        model.region_encoder.head.names / model.region_encoder.head.names[0, 0], expected / expected[0, 0]
+    )
+    assert model.region_encoder.head.scale != 1
+    assert model.region_encoder.output.weight.abs().max() > 0
+
+
+def test_a_classifier_head_is_for_the_light_encoder(parts, tmp_path):
+    with pytest.raises(InputError, match="--classifier_head is for --region_encoder_type light"):
+        stage1(tmp_path / "out", parts, "--classifier_head", "head", tower="clip")
