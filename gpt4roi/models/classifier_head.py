@@ -122,7 +122,7 @@ def save_classifier_head(classifier: nn.Module, class_names: Sequence[str], path
     if hidden is None or activation in ACT2FN:
         head = ClassifierHead(channels, hidden, activation, len(class_names), 1)
         head.load(plain, torch.zeros(len(class_names), 1))
-        if _answers_alike(model, head, conv if hidden else getattr(model, "global_pool", linear)):
+        if _answers_alike(model, head, cast(nn.Module, conv) if hidden else getattr(model, "global_pool", linear)):
             settings = {"class_names": list(class_names), "activation": activation}
             return save_file(plain, path, {name: json.dumps(value) for name, value in settings.items()})
     raise InputError(

@@ -167,8 +167,8 @@ def _config_of_parts(given: ModelArguments) -> GPT4RoIConfig:
     add_special_tokens(tokenizer, pad_with_unknown=(given.prompt_format or "v0") in V1_FORMATS)
     text.vocab_size = max(text.vocab_size, len(tokenizer))
     location = find_tower(given.vision_tower)
-    names = ("region_encoder_type", "tokens_per_region", "image_grid_size")
-    names += ("mm_vision_select_layer", "mm_use_im_start_end")
+    of_regions = ("region_encoder_type", "tokens_per_region", "image_grid_size")
+    names = (*of_regions, "mm_vision_select_layer", "mm_use_im_start_end")
     settings = {name: getattr(given, name) for name in names}
     if given.classifier_head is not None:
         settings |= read_classifier_head(Path(given.classifier_head))[0]
