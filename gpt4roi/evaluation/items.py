@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gpt4roi.errors import InputError
 from gpt4roi.evaluation.metrics import Measure
 from gpt4roi.evaluation.predictions import CHUNK_IMAGES
 from gpt4roi.evaluation.predictor import Query
@@ -160,6 +161,13 @@ class Benchmark:
     key_figures: Callable[[dict[str, Any]], list[tuple[str, str, str]]] | None = None
     tables: Callable[[Report, dict[str, Any]], None] | None = None
     galleries: Callable[[Sequence[Item], Scores, Any], list[tuple[str, list[GalleryItem], str]]] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("load", "score"):
+            if not callable(getattr(self, name)):
+                raise InputError(f"a Benchmark's {name} must be a function, got {getattr(self, name)!r:.60}")
+        if isinstance(self.splits, str) or not self.splits:
+            raise InputError(f"a Benchmark's splits must be several names, the first the default, got {self.splits!r}")
 
 
 def count_references(items: Sequence[Item]) -> dict[str, float]:

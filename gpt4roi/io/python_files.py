@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ def import_file(path: str | Path, role: str) -> ModuleType:
 
     role: the flag that named the file, for messages.
 
-    Raises InputError where the file is missing or is not Python.
+    Raises InputError where the file is missing, is not Python, or fails; it names the line.
     """
     file = Path(path).resolve()
     if not file.is_file():
@@ -33,6 +34,12 @@ def import_file(path: str | Path, role: str) -> ModuleType:
         return module
     except (OSError, SyntaxError) as error:
         raise InputError(f"{role} {path}: {error}") from None
+    except Exception as error:  # whatever the user's own lines raise
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        if not lines:
+            raise
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        raise InputError(f"{role} {path}#{lines[-1]}: {kind}{error}") from error
 
 
 def _import_member(file: Path) -> ModuleType:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import io
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -30,12 +32,22 @@ _KINDS = (
 """Files that people give as images and Pillow does not read: their first bytes, name and what to do."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
     """Keeps Pillow's warnings, which name no file, from the user's terminal; errors of ours say what matters."""
+    _quiet_libtiff()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@functools.cache
+def _quiet_libtiff() -> None:
+    """Keeps the messages of libtiff, which it writes past Python, from the terminal, where Pillow's can be reached."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(Image.core.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
 
 
 def open_file(file: Any, formats: tuple[str, ...] | None = None) -> Image.Image:

@@ -254,7 +254,7 @@ def test_refcoco_takes_the_boxes_that_an_expression_means_even_where_they_are_ma
     assert "long thin thing here" in captions
 
 
-@pytest.mark.parametrize("name", ["refcoco", "flickr30k", "det_llava", "vcr"])
+@pytest.mark.parametrize("name", ["refcoco", "flickr30k", "det_llava", "vcr", "vg", "coco_det_train"])
 def test_n6_transparency_is_white_unless_the_reader_is_as_released(name):
     for as_released in (False, True):
         reader = open_reader(ENTRIES[name] | {"as_released": as_released})

@@ -192,6 +192,17 @@ def test_files_with_an_alpha_channel_are_shown_on_white(kind, tmp_path):
         assert shown.getpixel((1, 1)) == (255, 255, 255) and shown.getpixel((20, 15)) == (200, 20, 20)
 
 
+def test_libtiff_writes_nothing_to_the_terminal(tmp_path, capfd):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.tif", compression="tiff_deflate")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[500:540] = b"\xff" * 40
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(InputError, match="cannot be decoded"):
+        load_image(tmp_path / "a.tif")
+    assert capfd.readouterr().err == ""
+
+
 def test_half_transparent_pixels_are_mixed_and_opaque_ones_stay_as_they_are():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
     pixels[..., 3] = 255

@@ -25,6 +25,7 @@ class CocoDetection(CocoStyleDataset):
     Args:
         test_mode: Reads val2017 instead of train2017, and neither shifts nor mirrors.
         own_categories: Takes the file's own categories; unless given, those of its categories that COCO knows.
+        as_released: Transparent pixels have the colours that the file holds for them.
         ann_file, img_prefix, max_gt_per_img: See CocoStyleDataset.
     """
 
@@ -35,8 +36,9 @@ class CocoDetection(CocoStyleDataset):
         max_gt_per_img: int = 100,
         test_mode: bool = False,
         own_categories: bool = False,
+        as_released: bool = False,
     ) -> None:
-        self.own_categories = own_categories
+        self.own_categories, self.as_released = own_categories, as_released
         if test_mode:
             ann_file, img_prefix = (str(path).replace("train2017", "val2017") for path in (ann_file, img_prefix))
         super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode, f"own_categories={own_categories}")

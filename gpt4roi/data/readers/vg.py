@@ -15,11 +15,22 @@ from gpt4roi.structures import RegionSample
 
 
 class VisualGenome(CocoStyleDataset):
-    """Asks for the caption of each of some boxes; see CocoStyleDataset for the arguments."""
+    """Asks for the caption of each of some boxes.
+
+    Args:
+        as_released: Transparent pixels have the colours that the file holds for them.
+        ann_file, img_prefix, max_gt_per_img, test_mode: See CocoStyleDataset.
+    """
 
     def __init__(
-        self, ann_file: str | Path, img_prefix: str | Path = "", max_gt_per_img: int = 15, test_mode: bool = False
+        self,
+        ann_file: str | Path,
+        img_prefix: str | Path = "",
+        max_gt_per_img: int = 15,
+        test_mode: bool = False,
+        as_released: bool = False,
     ) -> None:
+        self.as_released = as_released
         super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode)
 
     def categories(self, names: dict[Id, str] | None) -> dict[Id, str] | None:
