@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import stat
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from official import WRITERS
 
+from gpt4roi.cli import main
 from gpt4roi.evaluation import captions, java_programs
 from gpt4roi.evaluation.captions import PLAIN, PTB, has_java, score_captions
 from gpt4roi.evaluation.java_programs import JavaProgramError, linked_folder, program_folder, run_java
@@ -71,6 +74,29 @@ def test_a_locale_with_a_decimal_comma_gives_the_same_figures(german, expected):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == str(expected) and "METEOR" in expected
+
+
+def test_the_command_writes_the_same_figures_in_a_locale_with_a_decimal_comma(tmp_path, monkeypatch):
+    sources = shutil.which("localedef")
+    if sources:  # without it the name alone has to do
+        subprocess.run([sources, "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"], capture_output=True)
+    (tmp_path / "model.py").write_text(
+        "def answer(queries):\n    return ['a small man in a red coat'] * len(queries)\n"
+    )
+    words = ["evaluate", "--benchmark", "vg", "--model", str(tmp_path / "model.py")]
+    words += ["--data", str(WRITERS["vg"](tmp_path / "data"))]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))}
+    environment |= dict.fromkeys(("LANG", "LC_ALL"), "de_DE.UTF-8")
+    environment |= {"LOCPATH": str(tmp_path), "PYTHONPATH": os.getcwd()}
+
+    command = [sys.executable, "-m", "gpt4roi.cli", *words, "--out", str(tmp_path / "de")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    monkeypatch.setenv("LC_ALL", "C")
+    assert (done.returncode, main([*words, "--out", str(tmp_path / "c")])) == (0, 0), done.stderr
+
+    german, plain = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("de", "c"))
+    assert german["summary"] == plain["summary"] and 0.05 < plain["summary"]["METEOR"] < 1
+    assert (german["notes"], german["tokenizer"]) == (plain["notes"], plain["tokenizer"])
 
 
 @pytest.mark.parametrize(("variable", "language"), [("JAVA_TOOL_OPTIONS", "it"), ("_JAVA_OPTIONS", "tr")])
