@@ -6,8 +6,21 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from transformers import BatchFeature
 
 from gpt4roi.constants import IGNORE_INDEX
+
+
+class RegionBatch(BatchFeature):
+    """A batch of the processor. Boxes follow to another device, not to another dtype: half precision moves corners."""
+
+    def to(self, *args: Any, **kwargs: Any) -> RegionBatch:
+        """Moves and casts the tensors, as BatchFeature does."""
+        boxes = self.data.get("boxes", [])
+        super().to(*args, **kwargs)
+        moved = self.data.get("boxes", [])
+        self.data |= {"boxes": [old.to(new.device) for old, new in zip(boxes, moved, strict=True)]} if boxes else {}
+        return self
 
 
 def pad_features(

@@ -10,7 +10,7 @@ import numpy as np
 from gpt4roi.constants import IGNORE_INDEX, IMAGE_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.processing.mentions import write_mentions
-from gpt4roi.processing.templates import PromptTemplate
+from gpt4roi.processing.templates import Prompt, PromptTemplate
 from gpt4roi.processing.tokenizer import TextEncoder, supervised_labels
 
 
@@ -144,8 +144,17 @@ class DialogueEncoder:
             prompt = self.template.render(written, generation)
         except InputError as error:
             raise InputError(f"{error}{where}") from error
+        question = max(prompt.text.find(texts[0].strip()), 0) + steps[0].preamble
+        return self._encode_prompt(prompt, boxes, where, question)
+
+    def prompt(self, text: str, bare: Sequence[int]) -> Encoded:
+        """Encodes a complete prompt, in which `<image>`, `<region1>` and `<bbox>` stand; bare: as of DialogueStep."""
+        (written,), boxes = write_mentions([text], [bare])
+        return self._encode_prompt(Prompt(written, ()), boxes, "")[0]
+
+    def _encode_prompt(self, prompt: Prompt, boxes: list[int], where: str, question: int = 0) -> tuple[Encoded, int]:
+        """Encodes a rendered conversation; also returns how many ids come before the character `question`."""
         text, spans = prompt.text, prompt.spans
-        question = max(text.find(texts[0].strip()), 0) + steps[0].preamble
         image_at = text.find(IMAGE_TOKEN)
         if image_at >= 0:
             text = text[:image_at] + self.image_text + text[image_at + len(IMAGE_TOKEN) :]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedTokenizerBase
 
 from gpt4roi.constants import (
     IGNORE_INDEX,
@@ -21,12 +21,12 @@ from gpt4roi.constants import (
 )
 from gpt4roi.errors import InputError
 from gpt4roi.processing import images
-from gpt4roi.processing.batch import pad_features
 from gpt4roi.processing.dialogue import DialogueEncoder, DialogueStep
 from gpt4roi.processing.mentions import number_boxes
 from gpt4roi.processing.prompts import IMAGE_PREAMBLE
 from gpt4roi.processing.templates import TEMPLATES, V0, ChatTemplate, PromptTemplate
 from gpt4roi.processing.tokenizer import TextEncoder, is_llama_style
+from gpt4roi.processing.transformers_interface import TransformersInterface
 from gpt4roi.structures import Augmentation, ImagePipeline, RegionSample
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -46,7 +46,7 @@ SAVED_SETTINGS = (
 )
 
 
-class GPT4RoIProcessor(ProcessorMixin):
+class GPT4RoIProcessor(TransformersInterface):
     """Renders prompts, tokenizes, opens images and normalises boxes; the same for training and inference.
 
     Args:
@@ -138,16 +138,6 @@ class GPT4RoIProcessor(ProcessorMixin):
         return list(
             dict.fromkeys(known[text] for text in (*self.stop_strings, self.tokenizer.eos_token) if text in known)
         )
-
-    def __call__(self, samples: RegionSample | Sequence[RegionSample], generation: bool = False) -> dict[str, Any]:
-        """Encodes one or several samples as a batch; padded on the left for generation, else on the right.
-
-        Returns what batch.pad_features describes. Raises InputError as encode does.
-        """
-        if isinstance(samples, RegionSample):
-            samples = [samples]
-        encoded = [self.encode(sample, generation) for sample in samples]
-        return pad_features(encoded, self.tokenizer.pad_token_id, "left" if generation else "right")
 
     def encode(self, sample: RegionSample, generation: bool = False) -> dict[str, Any]:
         """Turns one sample into tensors.
@@ -286,11 +276,14 @@ class GPT4RoIProcessor(ProcessorMixin):
             for kind, run in runs
         ]
 
-    def decode(self, ids: Any) -> str:
+    def decode(self, ids: Any, **kwargs: Any) -> Any:
         """Turns generated ids (of one sample, without its prompt) into the answer.
 
-        It ends before the format's stop word; the speaker's name, special tokens and outer blanks are dropped.
+        It ends before the format's stop word; the speaker's name, special tokens and outer blanks are dropped. With any
+        argument of a tokenizer's `decode` (as skip_special_tokens), it does what the tokenizer does.
         """
+        if kwargs:
+            return self.tokenizer.decode(ids, **kwargs)
         tokens = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         stops = set(self.stop_token_ids)
         end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))

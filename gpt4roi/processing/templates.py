@@ -18,6 +18,12 @@ Step = tuple[str, str]
 Span = tuple[int, int, int | None]
 """(first character, end, limit): the tokens that end inside are supervised, at most the first `limit` of them."""
 
+_SYSTEM = (
+    "{%% if messages[0]['role'] == 'system' %%}{{ messages[0]['content'] }}{%% set messages = messages[1:] %%}"
+    "{%% else %%}%s{%% endif %%}"
+)
+"""Jinja that writes the system's message, or the format's own text where there is none."""
+
 _SPEAKERS = {"human": "user", "gpt": "assistant"}
 
 
@@ -39,6 +45,11 @@ class PromptTemplate(Protocol):
 
     adds_bos: bool
     piecewise: bool
+
+    @property
+    def chat_template(self) -> str | None:
+        """The same format in jinja, for messages whose content is text; None where jinja cannot say it."""
+        ...
 
     @property
     def name(self) -> str:
@@ -88,6 +99,15 @@ class HeadedTemplate:
         """The assistant's heading."""
         return f"{self.assistant}:"
 
+    @property
+    def chat_template(self) -> str | None:
+        """The format in jinja."""
+        if self.image_first:
+            return None
+        names = f"{{'user': '{self.user}', 'assistant': '{self.assistant}'}}"
+        step = f"{self.mark} {{{{ {names}[message['role']] }}}}: {{{{ message['content'] }}}}\n"
+        return f"{_SYSTEM % self.system}{{{{ '\n\n' }}}}{{% for message in messages %}}{step}{{% endfor %}}{self.mark} "
+
     def render(self, steps: Sequence[Step], generation: bool = False) -> Prompt:
         """Renders the steps; takes any order of roles."""
         if self.image_first and steps and IMAGE_TOKEN in steps[0][1]:
@@ -131,6 +151,14 @@ class InlineTemplate:
     def answer_prefix(self) -> str:
         """The assistant's heading."""
         return f"{self.assistant}:"
+
+    @property
+    def chat_template(self) -> str:
+        """The format in jinja."""
+        user, answer = (f"{name}: {{{{ message['content'] }}}}" for name in (self.user, self.assistant))
+        step = f"{{% if message['role'] == 'user' %}}{user} {{% else %}}{answer}{self.end}{{% endif %}}"
+        heading = f"{{% if add_generation_prompt %}}{self.assistant}:{{% endif %}}"
+        return f"{_SYSTEM % self.system} {{% for message in messages %}}{step}{{% endfor %}}{heading}"
 
     def render(self, steps: Sequence[Step], generation: bool = False) -> Prompt:
         """Renders the steps; raises InputError unless user and assistant alternate."""
@@ -204,6 +232,11 @@ class ChatTemplate:
         self._skeletons: dict[tuple[tuple[str, ...], bool], tuple[list[str], bool]] = {}
         self.end = self._find_end()
 
+    @property
+    def chat_template(self) -> str:
+        """The tokenizer's."""
+        return str(self.tokenizer.chat_template)
+
     def render(self, steps: Sequence[Step], generation: bool = False) -> Prompt:
         """Renders the steps; raises InputError where the template refuses the order of the roles."""
         literals, keeps_blanks = self._skeleton(tuple(role for role, _ in steps), generation)
@@ -256,3 +289,11 @@ class ChatTemplate:
                 "choose prompt_format 'v0' or give the tokenizer another chat template"
             )
         return after[: min(ends)]
+
+
+def user_heading(template: PromptTemplate) -> str:
+    """Returns what a format writes before every question, without outer blanks; it tells a prompt from a question."""
+    first, answer, second = (_TEXT_MARK.format(index) for index in range(3))
+    text = template.render([("user", first), ("assistant", answer), ("user", second)]).text
+    before, between = text.partition(first)[0], text.partition(answer)[2].partition(second)[0]
+    return next(between[start:] for start in range(len(between) + 1) if before.endswith(between[start:])).strip()
