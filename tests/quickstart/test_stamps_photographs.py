@@ -1,6 +1,7 @@
 """Regions of photographs: names by the classifier's own head, training regions, and what is never taken."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from gpt4roi.data.unified import UnifiedDataset
 from quickstart import fetch, photographs
+from quickstart.accepted import CATEGORIES, category_of_stamp, is_accepted, names_of_category
 from quickstart.class_names import BETTER_NAMES, class_names
 from quickstart.region_classifier import RegionClassifier
 
@@ -122,3 +124,73 @@ def test_the_same_seed_draws_the_same_regions_and_a_finished_file_is_left_alone(
     changed_at = (tmp_path / "a" / "train_photographs.jsonl").stat().st_mtime_ns
     photographs.write_training(tmp_path / "a", toy_source, head, 5, [])
     assert (tmp_path / "a" / "train_photographs.jsonl").stat().st_mtime_ns == changed_at
+
+
+def test_an_answer_is_accepted_where_it_holds_an_accepted_name_word_by_word():
+    assert is_accepted("A coffee mug.", ["cup", "mug"])
+    assert is_accepted("an Egyptian cat", ["the cat"])
+    assert not is_accepted("a caterpillar", ["cat"])
+    assert not is_accepted("a mug of coffee", ["coffee mug"])
+
+
+def test_any_name_of_a_category_is_accepted_and_each_stamp_has_one_category_at_most():
+    dogs = names_of_category("dog")
+
+    assert {"dog", "a beagle", "a cocker spaniel"} <= dogs and "a cat" not in dogs
+    assert category_of_stamp("animals/birds/toucan", "a toucan") == "bird"
+    assert category_of_stamp("seasonal/easter/bunny", "a bunny") == "small mammal"
+    assert category_of_stamp("medical/tooth", "a tooth") is None
+    entries = json.loads(CATEGORIES.read_text(encoding="utf-8")).values()
+    for key in ("folders", "captions"):
+        listed = [name for entry in entries for name in entry.get(key, ())]
+        assert len(listed) == len(set(listed))
+    numbers = [
+        n for entry in entries for one in entry.get("classes", ()) for n in (one if isinstance(one, list) else [one])
+    ]
+    assert min(numbers) >= 0 and max(numbers) < 1000
+
+
+def test_the_benchmark_is_large_enough_and_no_training_region_lies_on_its_photographs():
+    entries = json.loads(photographs.REGIONS.read_text(encoding="utf-8"))
+    sources = {entry["source"] for entry in entries}
+
+    assert len(entries) >= 25 and sum(len(entry["regions"]) for entry in entries) >= 40
+    assert sources == set(photographs.BENCHMARK)
+    assert not sources & {source.fetched.name for source in photographs.TRAINING}
+    assert len({entry["file"] for entry in entries}) == len(entries)
+    for entry in entries:
+        assert re.fullmatch(photographs.BENCHMARK[entry["source"]].wanted, entry["file"].rsplit(".", 1)[0])
+        for region in entry["regions"]:
+            x1, y1, x2, y2 = region["box"]
+            assert 0 <= x1 < x2 and 0 <= y1 < y2 and ("names" in region) != ("category" in region)
+
+
+@pytest.fixture
+def toy_benchmark(tmp_path, monkeypatch):
+    """A benchmark of two photographs, of which the archive's other version has one."""
+    regions = [{"box": [10, 10, 60, 50], "names": ["owl", "bird"]}, {"box": [0, 0, 120, 90], "category": "dog"}]
+    entries = [{"file": f"{name}.png", "source": "toy", "regions": regions} for name in ("owl", "gone")]
+    (tmp_path / "photographs.json").write_text(json.dumps(entries))
+    (tmp_path / "downloads" / "toy").mkdir(parents=True)
+    noise(7).save(tmp_path / "downloads" / "toy" / "owl.png")
+    monkeypatch.setattr(photographs, "REGIONS", tmp_path / "photographs.json")
+    monkeypatch.setattr(photographs, "BENCHMARK", {"toy": photographs.Source(TOY, "CC0", "usr")})
+    return tmp_path / "downloads"
+
+
+def test_the_benchmark_file_has_accepted_names_and_what_the_head_says_and_names_what_is_missing(
+    toy_benchmark, tmp_path, head
+):
+    notes = []
+    counts = photographs.write_benchmark(tmp_path / "out", toy_benchmark, head, notes)
+
+    (line,) = (tmp_path / "out" / "test_photographs.jsonl").read_text(encoding="utf-8").splitlines()
+    record = json.loads(line)
+    assert counts == {"images": 1, "regions": 2, "names": 2}
+    assert notes == ["1 of 2 photographs of the benchmark are missing: gone.png"]
+    first, second = record["objects"]
+    assert first["accepted"] == ["owl", "bird"] and "a beagle" in second["accepted"]
+    best = head.probabilities(noise(7), record["boxes"]).max(1)
+    assert [first["head"], second["head"]] == [class_names()[number] for number in best.indices]
+    assert [first["probability"], second["probability"]] == pytest.approx(best.values.tolist(), abs=1e-4)
+    assert (tmp_path / "out" / record["image"]).read_bytes() == (toy_benchmark / "toy" / "owl.png").read_bytes()
