@@ -25,14 +25,17 @@ def to_box(mask: Any, where: str = "") -> np.ndarray:
 
     mask: an array, PIL image or nested list [H, W], not 0 inside (axes of length 1 are dropped; of floats, above 0.5
         inside, and above 0 where some are negative, as of logits);
-        COCO's run lengths, `{"size": [H, W], "counts": …}`, with counts a list of numbers or the compressed text;
+        COCO's run lengths, `{"size": [H, W], "counts": …}`, with counts a list of numbers or the compressed text, or
+        a list of such, which together are the mask;
         or polygons: one or several, as [x1, y1, x2, y2, …] or [[x1, y1], …].
     The box of a mask of pixels ends after its last pixel; that of polygons at their outermost corners.
     where: the end of every message, such as " in train.jsonl#3".
     Raises InputError for another form, for counts that do not fill the size, and for a mask without a pixel.
     """
-    if isinstance(mask, Mapping):
-        return _box_of_runs(mask, where)
+    runs = _runs(mask)
+    if runs:
+        boxes = np.stack([_box_of_runs(one, where) for one in runs])
+        return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
     pixels = _pixels(mask)
     if pixels is not None:
         return _box_of_array(pixels, where)
@@ -43,11 +46,19 @@ def to_box(mask: Any, where: str = "") -> np.ndarray:
 
 def size_of(mask: Any) -> tuple[int, int] | None:
     """Returns the (height, width) that a mask was made for; None for polygons, which do not say."""
-    if isinstance(mask, Mapping):
-        height, width = mask["size"]
+    runs = _runs(mask)
+    if runs:
+        height, width = runs[0]["size"]
         return int(height), int(width)
     pixels = _pixels(mask)
     return (pixels.shape[0], pixels.shape[1]) if pixels is not None else None
+
+
+def _runs(mask: Any) -> Sequence[Mapping[str, Any]]:
+    """Returns the run lengths that a mask consists of; none for one of another form."""
+    parts = [mask] if isinstance(mask, Mapping) else mask
+    is_runs = isinstance(parts, list | tuple) and all(isinstance(one, Mapping) and "counts" in one for one in parts)
+    return parts if is_runs or isinstance(mask, Mapping) else ()
 
 
 def _pixels(mask: Any) -> np.ndarray | None:
@@ -73,10 +84,10 @@ def _is_grid(value: Any) -> bool:
 
 def size_of_runs(masks: Iterable[Any]) -> tuple[int, int] | None:
     """Returns the (height, width) that the first of some run lengths says it was made for; None where none does."""
-    for mask in masks:
-        size = mask.get("size") if isinstance(mask, Mapping) else None
-        if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):
-            return size[0], size[1]
+    for runs in filter(None, map(_runs, masks)):
+        size = runs[0].get("size")
+        if isinstance(size, list | tuple) and len(size) == 2 and all(_is_whole(side) for side in size):
+            return int(size[0]), int(size[1])
     return None
 
 
@@ -96,10 +107,10 @@ def _inside(mask: np.ndarray, where: str) -> np.ndarray:
         return mask
     lowest, highest = np.nanmin(mask), np.nanmax(mask)
     value = highest or lowest
+    if mask.dtype.kind == "f" and (lowest < 0 < highest or 0 < highest <= 1):
+        return mask > (0 if lowest < 0 else 0.5)
     if ((mask == 0) | (mask == value)).all():
         return mask != 0
-    if mask.dtype.kind == "f" and (lowest < 0 or highest <= 1):
-        return mask > (0 if lowest < 0 else 0.5)
     raise InputError(
         f"a mask must be true or false for each pixel, got values from {lowest:g} to {highest:g}{where}; give one of "
         f"them, for example mask > {(lowest + highest) / 2:g} or mask == {highest:g}"
@@ -116,7 +127,7 @@ def _box_of_runs(mask: Mapping[str, Any], where: str) -> np.ndarray:
         lengths = _run_lengths(text, where)
         runs = {"size": [height, width], "counts": text}
     elif isinstance(counts, Sequence) and all(_is_whole(count) and count >= 0 for count in counts):
-        lengths = list(counts)
+        lengths = [int(count) for count in counts]
         runs = None
     else:
         raise InputError(f"counts must be text or a list of whole numbers, got {counts!r:.60}{where}")
@@ -194,7 +205,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return (isinstance(value, Integral) and not isinstance(value, bool)) or (
+        isinstance(value, float) and value.is_integer()
+    )
 
 
 def _empty(where: str) -> InputError:

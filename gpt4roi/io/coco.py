@@ -32,6 +32,7 @@ BORDER_SLACK_PX = 1.0
 """How far a box may reach over the image's border without a word: annotation files round."""
 
 NO_AREA, OUTSIDE, CUT = "box without area", "box outside the image", "box cut at the image's border"
+FRACTIONS = "box in fractions instead of pixels"
 CROWD, IGNORED = "box of a crowd", "box marked ignore"
 
 _KIND = "a file in COCO's form"
@@ -315,8 +316,11 @@ def cut_box(box: Sequence[float], size: tuple[int, int] | None) -> tuple[list[fl
         The box, and whether it reached out by more than a pixel, as which annotations are rounded.
 
     Raises:
-        InvalidAnnotationError: The box has no area, or none inside the image.
+        InvalidAnnotationError: The box has no area, none inside the image, or is in fractions of it.
     """
+    if size is not None and min(size) > 1 and 0 < max(box[2:]) <= 1 and min(box) >= 0:
+        what = f"the box {','.join(f'{value:.3g}' for value in box)} looks like fractions"
+        raise InvalidAnnotationError(f"{what}; give pixels of the image, which is {size[1]}x{size[0]}", FRACTIONS)
     limits = (math.inf,) * 4 if size is None else (size[1], size[0], size[1], size[0])
     low = -math.inf if size is None else 0.0
     inside = [min(max(value, low), limit) for value, limit in zip(box, limits, strict=True)]

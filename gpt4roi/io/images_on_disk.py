@@ -76,10 +76,10 @@ def _is_file(path: Path) -> bool:
 
 def _parts(name: str) -> tuple[str, ...]:
     """Returns the folders and the name, without drive, address and what follows a question mark."""
-    path = name.replace("\\", "/")
+    path = name.strip().replace("\\", "/")
     if re.match(r"[a-zA-Z][\w+.-]+://", path):
         path = path.partition("://")[2].partition("/")[2]
-    asked = re.search(r"\?(?:.*&)?d=([^&]+)", path)  # Label Studio's local files
+    asked = re.search(r"local-files/?\?(?:.*&)?d=([^&]+)", path)  # Label Studio's local files
     path = unquote(asked[1] if asked else path.partition("?")[0])
     return tuple(part for part in PurePosixPath(re.sub(r"^[a-zA-Z]:", "", path)).parts if part not in ("/", ".", ".."))
 

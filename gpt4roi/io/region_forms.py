@@ -108,7 +108,7 @@ def regions_of(entry: Any, where: str, stated: str = "") -> list[Any]:
         return [corners(entry, stated, where)]
     if mask is None:
         return []
-    flat = isinstance(mask, Sequence) and not any(isinstance(one, Sequence) for one in mask)
+    flat = isinstance(mask, Sequence) and not any(isinstance(one, Sequence | Mapping) for one in mask)
     return [[mask] if flat and not isinstance(mask, str) else mask]
 
 

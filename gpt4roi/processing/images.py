@@ -138,7 +138,7 @@ def _to_rgb(image: Image.Image, ignore_alpha: bool) -> Image.Image:
 
 
 def _eight_bits(grey: np.ndarray) -> np.ndarray:
-    """Returns greys as uint8: of 8 or 16 bits, of 10 to 14 that the largest fills, or floats in [0, 1]."""
+    """Returns greys as uint8: of 8, 16 or more bits, or 10 to 14, as the largest tells; or floats in [0, 1]."""
     if grey.dtype.kind == "f":
         grey = np.nan_to_num(grey).clip(0, 2**31)
         if grey.max() <= 255:
@@ -149,7 +149,7 @@ def _eight_bits(grey: np.ndarray) -> np.ndarray:
     elif 10 <= bits <= 14:  # cameras have 10, 12 or 14; as 16 bits, these would be nearly black
         shift = bits + bits % 2 - 8
     else:
-        shift = 8 if grey.dtype.itemsize == 2 or bits > 8 else 0
+        shift = 8 if bits > 8 else 0
     return (grey.astype(np.int64) >> shift).clip(0, 255).astype(np.uint8)
 
 

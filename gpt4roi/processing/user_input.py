@@ -182,7 +182,7 @@ def is_mask(region: Any) -> bool:
         return True
     if not isinstance(region, Sequence) or isinstance(region, (str, bytes)):
         return False
-    nested = any(isinstance(part, Sequence) and not isinstance(part, (str, bytes)) for part in region)
+    nested = any(isinstance(part, Sequence | Mapping) and not isinstance(part, (str, bytes)) for part in region)
     return nested or (len(region) >= 8 and len(region) % 2 == 0)  # six may be a detector's row: box, score and class
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.masks import size_of, to_box, to_boxes
+from gpt4roi.geometry.masks import size_of, size_of_runs, to_box, to_boxes
 
 
 def blob(seed, height=24, width=36):
@@ -116,3 +116,19 @@ def test_damaged_compressed_text_never_gives_a_box_beyond_the_image():
         else:
             assert (box >= 0).all() and (box <= [36, 24, 36, 24]).all() and (box[2:] > box[:2]).all()
     assert refused > 200
+
+
+def test_a_list_of_run_lengths_is_one_mask_around_all_of_them():
+    first, second = ({"size": [4.0, 6], "counts": counts} for counts in ([0, 1, 23], [22.0, 2]))
+    assert to_box([first]).tolist() == [0, 0, 1, 1]
+    assert to_box([first, second]).tolist() == [0, 0, 6, 4]
+    assert size_of([first, second]) == size_of_runs([None, [first]]) == (4, 6)
+
+
+@pytest.mark.parametrize("value", [0.3, 0.001])
+def test_a_soft_mask_that_is_nowhere_likely_is_empty(value):
+    mask = np.zeros((4, 6), np.float32)
+    mask[1:3, 2:4] = value
+    with pytest.raises(InputError, match="the mask is empty"):
+        to_box(mask)
+    assert to_box(mask / mask.max()).tolist() == [2, 1, 4, 3]

@@ -88,6 +88,15 @@ def test_a_file_of_one_image_has_tables_too():
     assert coco.stated_category(tables.annotations[0]) == "cup"
 
 
+def test_boxes_in_fractions_are_refused_by_their_own_reason():
+    for box in ([0.1, 0.2, 0.5, 0.6], [0, 0, 1, 1]):
+        with pytest.raises(InvalidAnnotationError, match=r"looks like fractions; give pixels .* 40x30") as caught:
+            coco.cut_box(box, (30, 40))
+        assert caught.value.reason == "box in fractions instead of pixels"
+    assert coco.cut_box([0.1, 0.2, 0.5, 0.6], None)[0] == [0.1, 0.2, 0.5, 0.6]
+    assert coco.cut_box([0, 0, 1, 2], (30, 40)) == ([0, 0, 1, 2], False)
+
+
 def test_a_mask_of_another_image_size_is_refused():
     with pytest.raises(InputError, match="the mask is 6x4 but the image is 4x6 pixels"):
         annotation_box({"segmentation": RUNS}, (6, 4))

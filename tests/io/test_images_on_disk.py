@@ -42,6 +42,8 @@ def test_the_first_folder_that_has_an_image_is_taken(folder):
         ("C:\\Users\\me\\b\\7.png", "b/7.png"),
         ("https://host.org/v1/b/7.png?token=3", "b/7.png"),
         ("/data/local-files/?d=b/7.png", "b/7.png"),
+        ("https://host/x/b/7.png?sig=1&d=2", "b/7.png"),
+        (" b/7.png\n", "b/7.png"),
         ("file:///home/me/b/7.png", "b/7.png"),
         ("b%2F7.png", "b/7.png"),
         ("two%20words.png", "a/two words.png"),

@@ -103,6 +103,7 @@ def save_grey(path, dtype, value):
         ("16 bits.png", np.uint16, 77 * 256 + 200, 77),
         ("16 bits.tif", np.uint16, 77 * 256 + 200, 77),
         ("dark 16 bits.png", np.uint16, 300, 1),
+        ("16 bits that hold 8.png", np.uint16, 77, 77),
         ("32 bits that hold 16.tif", np.int32, 77 * 256, 77),
         ("32 bits that hold 8.tif", np.int32, 77, 77),
         ("floats to 1.tif", np.float32, 0.5, 128),
