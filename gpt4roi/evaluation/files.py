@@ -17,7 +17,6 @@ from gpt4roi.io.coco import (
     Id,
     InvalidAnnotationError,
     annotation_box,
-    image_size,
     with_unique_ids,
 )
 from gpt4roi.io.images_on_disk import ImageFinder
@@ -79,8 +78,9 @@ def usable_boxes(
             found = images.get(tables.annotation_image(annotation))
             if found is None:
                 raise InvalidAnnotationError("box on an image that is left out")
-            box = np.asarray(annotation_box(annotation, image_size(found)))
-            yield where, found, annotation, box, tables.clues(found, [annotation])
+            clues = tables.clues(found, [annotation])
+            told = clues.frame is None and source.rule.frame == "auto"  # else the size may be of the other frame
+            yield where, found, annotation, np.asarray(annotation_box(annotation, clues.size if told else None)), clues
         except InvalidAnnotationError as error:
             source.leave_out(f"{where}: {error}")
 

@@ -177,7 +177,8 @@ def _mismatch(header: ImageHeader, clues: FrameClues, image: str) -> str:
     advice = "the boxes belong to another image"
     factor = _factor(clues.size, upright) or _factor(clues.size, stored)
     if factor not in (None, 1.0):
-        advice = f"both sides differ by the factor {factor:.4g}; --scale-boxes scales the boxes"
+        switch = "--scale-boxes of caption, describe, evaluate and data convert"
+        advice = f"both sides differ by the factor {factor:.4g}; {switch} scales the boxes"
     return f"the file says {_text(clues.size or (0, 0))}, image {image!r} is {size} (width x height); {advice}"
 
 

@@ -52,6 +52,13 @@ def label_studio(folder: Path, orientation: int) -> Any:
     return {"images": [image], "categories": categories, "annotations": [{**row, "area": area(box)}], "info": info}
 
 
+def label_studio_masks(folder: Path, orientation: int) -> Any:
+    """The same with brush masks, run lengths of the upright image."""
+    content, (size, box) = label_studio(folder, orientation), seen(orientation)
+    content["annotations"][0] |= {"bbox": [], "segmentation": runs(size, box)}
+    return content
+
+
 def cvat(folder: Path, orientation: int) -> Any:
     """CVAT's and datumaro's, upright."""
     (height, width), box = seen(orientation)
@@ -206,6 +213,7 @@ def labelme(folder: Path, orientation: int) -> Any:
 EXPORTS: dict[str, Callable[[Path, int], Any]] = {
     "labelme2coco": labelme2coco,
     "Label Studio": label_studio,
+    "Label Studio, masks": label_studio_masks,
     "CVAT": cvat,
     "supervision": supervision,
     "kwcoco": kwcoco,
