@@ -21,6 +21,16 @@ def exceeds_bad_fraction(lost: int, total: int, max_bad_fraction: float) -> bool
     return lost > max(1, max_bad_fraction * total)
 
 
+def joint_loss(faults: int, annotations: int, lost: int, samples: int) -> tuple[int, int]:
+    """Joins annotations that are left out for their faults and samples that cannot be used, one loss by the other.
+
+    Returns:
+        How much is lost, of how much, as `exceeds_bad_fraction` takes them.
+    """
+    annotations, samples = max(annotations, 1), max(samples, 1)
+    return annotations * samples - (annotations - faults) * (samples - lost), annotations * samples
+
+
 @dataclass(frozen=True)
 class Drop:
     """One thing of an annotation file that was left out when the index was made.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt4roi.data.base import exceeds_bad_fraction
+from gpt4roi.data.base import exceeds_bad_fraction, joint_loss
 from gpt4roi.data_check.examine import SetResult
 from gpt4roi.data_check.findings import Findings, kind_of
 from gpt4roi.data_check.lengths import LengthEstimator
@@ -60,8 +60,7 @@ def _too_much_lost(results: Sequence[SetResult], name: str, max_bad_fraction: fl
     """Yields the sentence that says how much of these sets cannot be used, where that is more than is allowed."""
     losses = [(*one.dataset.faults(), one.lost, one.checked) for one in results if one.dataset is not None]
     faults, annotations, lost, checked = (sum(numbers) for numbers in zip((0, 0, 0, 0), *losses, strict=True))
-    total = max(annotations, 1) * max(checked, 1)
-    bad = total - (max(annotations, 1) - faults) * (max(checked, 1) - lost)  # bad / total: both losses, one by one
+    bad, total = joint_loss(faults, annotations, lost, checked)
     if faults + lost > 1 and exceeds_bad_fraction(bad, total, max_bad_fraction):
         kinds = [(faults, annotations, "annotation"), (lost, checked, "sample")]
         listed = " and ".join(f"{few} of {counted(of, what)}" for few, of, what in kinds if few)

@@ -18,11 +18,12 @@ BATCHES_TO_TRY = 8
 
 
 def check_drops(parts: Iterable[RegionDataset], max_bad_fraction: float) -> None:
-    """Raises InputError for a data set that lost more than this fraction of its annotations because they are wrong.
+    """Raises InputError where more than this fraction of the annotations are left out because they are wrong.
 
-    A single one never stops a training.
+    Of each data set, and of all together; a single one never stops a training.
     """
-    for part in parts:
+    listed = list(parts)
+    for part in listed:
         faults, total = part.faults()
         if exceeds_bad_fraction(faults, total, max_bad_fraction):
             first = next(drop.detail for drop in part.drops() if drop.detail)
@@ -30,6 +31,18 @@ def check_drops(parts: Iterable[RegionDataset], max_bad_fraction: float) -> None
                 f"{part.name}: {faults} of {total} cannot be used, more than --max_bad_fraction "
                 f"{max_bad_fraction}; `gpt4roi data check` lists them; the first: {first}"
             )
+    faults, total = count_faults(listed)
+    if exceeds_bad_fraction(faults, total, max_bad_fraction):
+        raise InputError(
+            f"{faults} of {total} annotations of all training sets cannot be used, more than --max_bad_fraction "
+            f"{max_bad_fraction}; `gpt4roi data check` lists them"
+        )
+
+
+def count_faults(parts: Iterable[RegionDataset]) -> tuple[int, int]:
+    """Returns how many annotations of data sets are left out because they are wrong, and of how many."""
+    counts = [part.faults() for part in parts]
+    return sum(faults for faults, _ in counts), sum(total for _, total in counts)
 
 
 def check_fit(processor: GPT4RoIProcessor, model: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from gpt4roi.data.base import exceeds_bad_fraction
+from gpt4roi.data.base import exceeds_bad_fraction, joint_loss
 from gpt4roi.errors import InputError
 from gpt4roi.train.alignment import AlignmentLoss
 from gpt4roi.train.arguments import TrainingArguments
@@ -36,9 +36,11 @@ class GPT4RoITrainer(NonFiniteGuardMixin, ResumableTrainer):
         decays: Weight decays of modules that differ from the rest.
         alignment: The alignment loss during training, None for none.
         align_weight: Its weight.
-        max_bad_fraction: The training stops once more than this fraction of the samples could not be used, after
-            ENOUGH_SEEN of them; one bad sample never aborts the run, in however many epochs. Several processes judge
-            by the sums of all whenever a line is logged, so that they stop together.
+        max_bad_fraction: The training stops once more than this fraction of the data could not be used (samples that
+            are skipped and annotations that are left out, as the data check counts them), after ENOUGH_SEEN samples;
+            one bad sample never aborts the run, in however many epochs. Several processes judge by the sums of all
+            whenever a line is logged, so that they stop together.
+        faults: How many annotations are left out because they are wrong, and of how many.
         kwargs: As of the HF Trainer, with an EncodedDataset as `train_dataset`.
     """
 
@@ -54,12 +56,13 @@ class GPT4RoITrainer(NonFiniteGuardMixin, ResumableTrainer):
         alignment: AlignmentLoss | None = None,
         align_weight: float = 0.0,
         max_bad_fraction: float = 0.01,
+        faults: tuple[int, int] = (0, 1),
         **kwargs: Any,
     ) -> None:
         super().__init__(args=args, **kwargs)
         self.rates, self.decays, self.align_weight = rates, decays, align_weight
         self.alignment = None if alignment is None else alignment.to(self.args.device)
-        self.max_bad_fraction = max_bad_fraction
+        self.max_bad_fraction, self.faults = max_bad_fraction, faults
         self.seen = self.skipped = self.dropped_turns = 0
         self._reasons: list[str] = []
         self.guard = NonFiniteGuard(args.max_bad_steps)
@@ -132,13 +135,16 @@ class GPT4RoITrainer(NonFiniteGuardMixin, ResumableTrainer):
 
     def _check_bad_fraction(self, seen: int, skipped: int) -> None:
         """Raises InputError where too many samples were skipped; all processes must call it, with the sums of all."""
-        if seen < ENOUGH_SEEN or not exceeds_bad_fraction(skipped, seen, self.max_bad_fraction):
+        faults, annotations = self.faults
+        bad = joint_loss(faults, annotations, skipped, seen)
+        if not skipped or seen < ENOUGH_SEEN or not exceeds_bad_fraction(*bad, self.max_bad_fraction):
             return
         reasons = gather_object(self._reasons)
         # One sample that is skipped in every epoch is a single one still.
-        if len(set(reasons)) > 1:
+        if faults + len(set(reasons)) > 1:
+            left_out = f" and {faults} of {annotations} annotations" if faults else ""
             raise InputError(
-                f"{skipped} of {seen} samples could not be used, more than --max_bad_fraction "
+                f"{skipped} of {seen} samples{left_out} could not be used, more than --max_bad_fraction "
                 f"{self.max_bad_fraction}; one of the last: {reasons[-1]}"
             )
 

@@ -29,7 +29,7 @@ from gpt4roi.train.estimate import estimate_from_flags
 from gpt4roi.train.feature_cache import FeatureCache, cache_features
 from gpt4roi.train.param_groups import parse_rates, set_trainable, trainable_table
 from gpt4roi.train.resume import check_position
-from gpt4roi.train.sanity_checks import check_drops, check_first_batch, check_fit
+from gpt4roi.train.sanity_checks import check_drops, check_first_batch, check_fit, count_faults
 from gpt4roi.train.trainer import GPT4RoITrainer
 from gpt4roi.train.watch import WatchRegions, choose
 from gpt4roi.train.work_dir import Flags, parse_flags, switch
@@ -110,8 +110,9 @@ class TrainingRun:
         self.mixture = build_mixture(self.data_args.dataset_config, self.args.seed)
         if self.data_args.eval_dataset:
             self.eval_mixture = build_mixture(self.data_args.eval_dataset, self.args.seed)
-        mixtures = [mixture for mixture in (self.mixture, self.eval_mixture) if mixture is not None]
-        check_drops([part for mixture in mixtures for part in mixture.parts], self.data_args.max_bad_fraction)
+        check_drops(self.mixture.parts, self.data_args.max_bad_fraction)
+        for part in self.eval_mixture.parts if self.eval_mixture else ():
+            check_drops([part], self.data_args.max_bad_fraction)
 
     def find_checkpoint(self) -> None:
         """Finds the checkpoint to resume from, and records a new run before hours of encoding images may follow."""
@@ -193,6 +194,7 @@ class TrainingRun:
             alignment=self.alignment,
             align_weight=self.region_args.align_weight,
             max_bad_fraction=self.data_args.max_bad_fraction,
+            faults=count_faults(self.mixture.parts),
         )
         if plan is not None:
             self.trainer.add_callback(sharding.StopUnlessSharded(plan, self.trainer))

@@ -34,6 +34,13 @@ def test_a_single_bad_object_and_what_a_rule_leaves_out_do_not_stop_it(tmp_path)
     check_drops([data_of(tmp_path / "a.jsonl", GOOD, BAD, SILENT, SILENT, SILENT)], 0.01)
 
 
+def test_faults_of_all_training_sets_count_together(tmp_path):
+    one, other = (data_of(tmp_path / f"{name}.jsonl", *[GOOD] * 20, BAD) for name in "ab")
+    check_drops([one], 0.01)
+    with pytest.raises(InputError, match="2 of 42 annotations of all training sets cannot be used"):
+        check_drops([one, other], 0.01)
+
+
 def half_missing(parts, path):
     """Writes 40 rows, every other of which names an image that is not there."""
     rows = [json.loads(row) for row in (parts / "train.jsonl").read_text().splitlines() * 5]
@@ -69,6 +76,17 @@ def test_a_training_of_which_too_much_is_bad_stops_with_the_numbers_and_the_last
     chosen = half_missing(parts, tmp_path / "some.jsonl")
     with pytest.raises(InputError, match=r"of 1\d\d samples could not be used, .* the last: image .*some.jsonl#\d+"):
         stage1(tmp_path / "out", parts, *chosen, "--per_device_train_batch_size", "4", steps=60)
+
+
+@pytest.mark.heavy
+def test_what_is_left_out_and_what_is_skipped_count_together(parts, tmp_path):
+    rows = [json.loads(row) for row in (parts / "train.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["image"] = f"{parts}/{row['image']}" if number else "missing.png"
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, BAD]))
+    chosen = ["--dataset_config", f"{tmp_path}/some.jsonl", "--per_device_train_batch_size", "4"]
+    with pytest.raises(InputError, match=r"of 10\d samples and 1 of \d+ annotations could not be used, more than"):
+        stage1(tmp_path / "out", parts, *chosen, steps=60)
 
 
 def test_the_first_sample_is_logged_as_the_conversations_that_the_model_sees(pyramid_processor, caplog):
