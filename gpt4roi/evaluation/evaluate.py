@@ -82,7 +82,13 @@ def evaluate(
     if context.rank != 0:
         return None
     items = [
-        replace(item, answer=found.answer, likelihoods=found.likelihoods, error=found.error)
+        replace(
+            item,
+            answer=found.answer,
+            likelihoods=found.likelihoods,
+            error=found.error,
+            confidence=found.confidence,
+        )
         for item, found in zip(items, predictions, strict=True)
     ]
     scores = benchmark.score(items, source)
@@ -231,7 +237,7 @@ def write_predictions(path: Path, items: Sequence[Item], scores: Scores) -> None
         fields |= {"question": item.query.question, "references": list(item.references), "answer": item.answer}
         fields |= {"scores": row} | ({"right": right} if right is not None else {})
         optional: dict[str, Any] = {"task": item.task, "options": list(item.options), "label": item.label}
-        optional |= {"error": item.error, "likelihoods": item.likelihoods}
+        optional |= {"error": item.error, "likelihoods": item.likelihoods, "confidence": item.confidence}
         fields |= {key: value for key, value in optional.items() if value not in (None, "", [])}
         fields |= {key: value for key, value in item.metadata.items() if isinstance(value, str | int | float)}
         lines.append(as_json(fields) + "\n")

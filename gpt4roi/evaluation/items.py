@@ -89,6 +89,7 @@ class Item:
         answer: The prediction.
         likelihoods: Of each choice, where the predictor gives them.
         error: Why there is no answer.
+        confidence: The mean probability of the answer's tokens, where the predictor gives it.
         clues: What the data say about the frame of the query's boxes.
     """
 
@@ -103,6 +104,7 @@ class Item:
     answer: str = ""
     likelihoods: tuple[float, ...] | None = None
     error: str = ""
+    confidence: float | None = None
     clues: FrameClues = field(default_factory=FrameClues)
 
     @property

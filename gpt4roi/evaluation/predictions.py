@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,15 @@ KEPT = "the answers so far are kept"
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one query, and the likelihoods of its choices; error: why there is no answer."""
+    """The answer to one query, and the likelihoods of its choices; error: why there is no answer.
+
+    confidence: the mean probability of the answer's tokens, where the predictor gives it.
+    """
 
     answer: str
     likelihoods: tuple[float, ...] | None = None
     error: str = ""
+    confidence: float | None = None
 
 
 def predict_all(
@@ -160,8 +164,13 @@ def _predict_batches(
         if shard.selects([query.id for query in queries]):
             yield _with_likelihoods(queries, predictor(queries), predictor)
         return
-    for batch, texts in predictor.in_batches(queries, lambda rows: shard.selects([queries[row].id for row in rows])):
-        yield _with_likelihoods([queries[row] for row in batch], texts, predictor)
+    selected = predictor.in_batches(queries, lambda rows: shard.selects([queries[row].id for row in rows]))
+    for batch, texts, confidences in selected:
+        answered = _with_likelihoods([queries[row] for row in batch], texts, predictor)
+        yield {
+            name: replace(prediction, confidence=round(confidence, 6))
+            for (name, prediction), confidence in zip(answered.items(), confidences, strict=True)
+        }
 
 
 def _with_likelihoods(queries: Sequence[Query], texts: Sequence[str], predictor: Predictor) -> dict[str, Prediction]:
@@ -181,6 +190,8 @@ def _record(name: str, prediction: Prediction) -> dict[str, Any]:
     record: dict[str, Any] = {"id": name, "answer": prediction.answer}
     if prediction.likelihoods is not None:
         record["likelihoods"] = list(prediction.likelihoods)
+    if prediction.confidence is not None:
+        record["confidence"] = prediction.confidence
     return record | ({"error": prediction.error} if prediction.error else {})
 
 
@@ -188,9 +199,11 @@ def read_predictions(journal: Journal) -> dict[str, Prediction]:
     """Returns the predictions of a journal by id; what could not be answered is left out, and so asked again."""
     found: dict[str, Prediction] = {}
     for record in journal.records():
-        likelihoods = record.get("likelihoods")
         if "id" in record and "answer" in record and not record.get("error"):
+            likelihoods, confidence = record.get("likelihoods"), record.get("confidence")
             found[record["id"]] = Prediction(
-                record["answer"], None if likelihoods is None else tuple(map(float, likelihoods))
+                record["answer"],
+                None if likelihoods is None else tuple(map(float, likelihoods)),
+                confidence=None if confidence is None else float(confidence),
             )
     return found

@@ -74,15 +74,15 @@ class ModelPredictor:
     def __call__(self, queries: Sequence[Query]) -> list[str]:
         """Returns one answer for each query."""
         answers = [""] * len(queries)
-        for batch, texts in self.in_batches(queries, lambda batch: True):
+        for batch, texts, _ in self.in_batches(queries, lambda batch: True):
             for number, text in zip(batch, texts, strict=True):
                 answers[number] = text
         return answers
 
     def in_batches(
         self, queries: Sequence[Query], selects: Callable[[list[int]], bool]
-    ) -> Iterator[tuple[list[int], list[str]]]:
-        """Yields the indices of each selected batch of queries with their answers, as generate_batches does."""
+    ) -> Iterator[tuple[list[int], list[str], list[float]]]:
+        """Yields the indices of each selected batch of queries with answers and confidences, as answer_batches does."""
         prompts = self._prompts(queries)
         regions = [prompt.region_features for prompt in prompts if prompt.region_features is not None]
         if any(query.blank for query in queries):

@@ -33,7 +33,7 @@ def generate(
     The answer to a prompt does not depend on the others (up to rounding); batch_size bounds the memory.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    for batch, tokens in generate_batches(model, prompts, params, stopping, batch_size):
+    for batch, tokens, _ in generate_batches(model, prompts, params, stopping, batch_size):
         for index, answer in zip(batch, tokens, strict=True):
             answers[index] = answer
     return answers
@@ -47,8 +47,10 @@ def generate_batches(
     stopping: StoppingCriterion,
     batch_size: int = 64,
     selects: Callable[[list[int]], bool] = lambda batch: True,
-) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Yields the indices of each batch of prompts with the new tokens of each, as generate answers them.
+) -> Iterator[tuple[list[int], list[list[int]], list[list[float]]]]:
+    """Yields batches of prompts: indices, the new tokens of each as generate answers them, and their log-probabilities.
+
+    A log-probability is the model's own, before temperature and top_p.
 
     Args:
         model: A GPT4RoI model.
@@ -72,10 +74,12 @@ def generate_batches(
             branch = expand_cache(model, cache, [row_of_image[prompts[index].image] for index in batch])
             limit = max_answer_tokens(model, shared + suffixes.shape[1], params.max_new_tokens)
             answers: list[list[int]] = [[] for _ in batch]
+            log_probs: list[list[float]] = [[] for _ in batch]
             for step in _decode(model, suffixes, branch, sampler, limit, stopping, batch):
-                for row, token in step:
+                for row, token, log_prob in step:
                     answers[row].append(token)
-            yield batch, answers
+                    log_probs[row].append(log_prob)
+            yield batch, answers, log_probs
 
 
 @torch.inference_mode()
@@ -89,7 +93,7 @@ def stream(
     cache = PromptCache(model) if cache is None else cache
     limit = max_answer_tokens(model, len(prompt.input_ids), params.max_new_tokens)
     embeddings = prompt.embed(model)[None, cache.reuse_prefix(prompt) :]
-    for ((_, token),) in _decode(model, embeddings, cache.cache, params.sampler(), limit, stopping, [0]):
+    for ((_, token, _),) in _decode(model, embeddings, cache.cache, params.sampler(), limit, stopping, [0]):
         cache.append_token(token)
         yield token
 
@@ -171,8 +175,10 @@ def _decode(
     max_new_tokens: int,
     stopping: StoppingCriterion,
     numbers: Sequence[int],
-) -> Iterator[list[tuple[int, int]]]:
-    """Yields, step by step, (row, token) for every row that is not complete; complete rows leave the batch.
+) -> Iterator[list[tuple[int, int, float]]]:
+    """Yields, step by step, (row, token, its log-probability) for every row that is not complete.
+
+    Complete rows leave the batch.
 
     embeddings: float[R, T, D], what follows the cache's content; numbers: of the R prompts.
     """
@@ -181,9 +187,11 @@ def _decode(
     embed = model.get_input_embeddings()
     for _ in range(max_new_tokens):
         output = model.language_model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1, **{CACHE: cache})
-        tokens = sampler(output.logits[:, -1], [numbers[row] for row in rows])
-        step = list(zip(rows, tokens.tolist(), strict=True))
-        for row, token in step:
+        logits = output.logits[:, -1]
+        tokens = sampler(logits, [numbers[row] for row in rows])
+        log_probs = logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+        step = list(zip(rows, tokens.tolist(), log_probs.tolist(), strict=True))
+        for row, token, _ in step:
             answers[row].append(token)
         yield step
         active = [position for position, row in enumerate(rows) if not stopping(answers[row])]

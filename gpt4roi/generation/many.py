@@ -38,11 +38,15 @@ def answer_batches(
     params: SamplingParams,
     batch_size: int,
     selects: Callable[[list[int]], bool] = lambda batch: True,
-) -> Iterator[tuple[list[int], list[str]]]:
-    """Yields the indices of each batch of prompts with their answers; selects: as of engine.generate_batches."""
+) -> Iterator[tuple[list[int], list[str], list[float]]]:
+    """Yields the indices of each batch of prompts with their answers and how sure the model is of each.
+
+    That is the mean probability of an answer's tokens, its end included. selects: as of engine.generate_batches.
+    """
     stopping = stopping_criterion(processor, params.stop)
-    for batch, tokens in generate_batches(model, prompts, params, stopping, batch_size, selects):
-        yield batch, [answer_text(processor, row, params.stop) for row in tokens]
+    for batch, tokens, log_probs in generate_batches(model, prompts, params, stopping, batch_size, selects):
+        texts = [answer_text(processor, row, params.stop) for row in tokens]
+        yield batch, texts, [float(np.exp(row).mean()) for row in log_probs]
 
 
 def answer_all(

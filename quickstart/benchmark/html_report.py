@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gpt4roi.evaluation.compare import OtherRun
 from gpt4roi.evaluation.items import Item, Scores
-from gpt4roi.evaluation.metrics import exact_match
 from gpt4roi.report.report import Answer, Estimate, GalleryItem, Report
-from quickstart.benchmark.items import RELATIONS
+from quickstart.benchmark.items import PHOTOGRAPHS, RELATIONS
 
 LEAD = (
-    "Scenes composed from cut-out images on photographs that were never used in training. Every question is asked "
-    "by itself and answered greedily; right means the same words."
+    "Regions of photographs that carry no training region, and scenes composed from cut-out images on photographs that "
+    "were never used in training. Every question is asked by itself and answered greedily; right means the same words, "
+    "or on photographs one of the accepted names."
+)
+CALIBRATION = (
+    "Confidence: the mean probability of the answer's tokens. In thirds of the answers, from the least sure up."
 )
 INTERVALS = "Bars: share right in percent; the two marks enclose 95 % of resamplings of whole scenes; n: answers."
 
 
 def tables(page: Report, metrics: dict) -> None:
     """Adds the figures and the controls."""
+    if metrics["photographs"]["accepted"]["n"]:
+        page.table("Photographs", ["", "share"], _photograph_rows(metrics))
+    rows = [
+        row for what in ("photographs", "captions") for row in _calibration_rows(what, metrics["calibration"][what])
+    ]
+    if rows:
+        page.table("How sure, how right", ["", "mean confidence, %", "right"], rows, CALIBRATION)
     page.table("Captions", ["", "share"], _caption_rows(metrics), INTERVALS)
     page.table("Relations", ["", "right", "chance", "regions exchanged"], _relation_rows(metrics))
     page.table("Relations by difficulty", ["", "band", "right"], _band_rows(metrics), folded=True)
@@ -28,10 +39,12 @@ def tables(page: Report, metrics: dict) -> None:
 def galleries(
     items: Sequence[Item], scores: Scores, other: OtherRun | None
 ) -> list[tuple[str, list[GalleryItem], str]]:
-    """Returns both galleries: title, cards, note."""
+    """Returns the galleries: title, cards, note."""
+    photographs = _gallery(items, PHOTOGRAPHS, other)
+    shown = [("Photographs", photographs, "The worst first.")] if photographs else []
     note = "Held-out scenes, the unchanged questions."
     seen = ("Scenes", _gallery(items, "test", other), note)
-    return [seen, ("Scenes of things never shown", _gallery(items, "test_unseen", other), "")]
+    return [*shown, seen, ("Scenes of things never shown", _gallery(items, "test_unseen", other), "")]
 
 
 def _percent(value: float) -> str:
@@ -44,7 +57,11 @@ def key_figures(metrics: dict) -> list[tuple[str, str, str]]:
     exact = metrics["captions"]["exact"]
     interval = f"{exact['n']} regions, {100 * exact['low']:.1f}–{100 * exact['high']:.1f}"
     right = metrics["relations"]["all"]["right"]
+    photographs = metrics["photographs"]["accepted"]
+    about_head = f"{photographs['n']} regions; the tower's own head {_percent(metrics['photographs']['head']['value'])}"
+    shown = [("photographs", _percent(photographs["value"]), about_head)] if photographs["n"] else []
     return [
+        *shown,
         ("captions exact", _percent(summary["captions_exact"]), interval),
         (
             "relations right",
@@ -60,7 +77,7 @@ def key_figures(metrics: dict) -> list[tuple[str, str, str]]:
         (
             "never shown",
             _percent(summary["unseen_exact"]),
-            f"exact; {100 * summary['unseen_word_overlap']:.0f} % word overlap",
+            f"exact; {100 * summary['unseen_accepted']:.0f} % name the right category",
         ),
     ]
 
@@ -90,6 +107,26 @@ def _caption_rows(metrics: dict) -> list[list]:
     ]
 
 
+def _photograph_rows(metrics: dict) -> list[list]:
+    found = metrics["photographs"]
+    return [
+        ["an accepted name", _percentage(found["accepted"])],
+        ["ceiling: the vision tower's own classifier", _percentage(found["head"])],
+        ["floor: the recipe without photographs", Estimate(found["floor"], percent=True)],
+    ]
+
+
+def _calibration_rows(what: str, found: dict) -> list[list]:
+    if not found:
+        return []
+    names = [f"{what}, {third} sure third" for third in ("least", "middle", "most")]
+    rows = [
+        [name, round(100 * third["confidence"], 1), _percentage(third["right"])]
+        for name, third in zip(names, found["terciles"], strict=False)
+    ]
+    return [*rows, [f"{what}, expected calibration error", None, Estimate(found["ece"], percent=True)]]
+
+
 def _relation_rows(metrics: dict) -> list[list]:
     rows = []
     for task in (*RELATIONS, "all"):
@@ -97,6 +134,7 @@ def _relation_rows(metrics: dict) -> list[list]:
         if of_task["right"]["n"]:
             swapped = _percentage(of_task["swapped"]["right"])
             rows.append([task, _percentage(of_task["right"]), _percent(of_task["chance"]), swapped])
+    rows.append(["near: left and above, 24 to 60 px apart", _percentage(metrics["near"]), None, None])
     rows += [
         [task, _percentage(found["right"]), _percent(found["chance"]), None] for task, found in metrics["other"].items()
     ]
@@ -119,6 +157,8 @@ def _unseen_rows(metrics: dict) -> list[list]:
         ["exact", _percentage(unseen["exact"])],
         ["word overlap (F1)", _percentage(unseen["word_overlap"])],
         ["word overlap with another region's caption (chance)", _percentage(unseen["word_overlap_of_another"])],
+        ["accepted: names a thing of the right category (any bird for a bird)", _percentage(unseen["accepted"])],
+        ["accepted for another region (chance)", _percentage(unseen["accepted_of_another"])],
         ["names a thing of the right kind (animal, food, …)", _percentage(unseen["kind"])],
         ["of another region's kind (chance)", _percentage(unseen["kind_of_another"])],
     ]
@@ -139,7 +179,17 @@ def _gallery(items: Sequence[Item], split: str, other: OtherRun | None) -> list[
 
 def _answer(item: Item, other: OtherRun | None) -> Answer:
     before = other.predictions.get(item.id) if other is not None else None
-    truth = item.references[0]
+    stamp = item.metadata["stamp"]
+    right = replace(stamp, answer=item.answer).right
     previous = None if before is None else str(before.get("answer", ""))
-    right = exact_match(item.answer, truth)
-    return Answer(item.query.question, item.answer, truth, right, item.task, region=item.shown, before=previous)
+    scores = {} if item.confidence is None else {"confidence": item.confidence}
+    return Answer(
+        item.query.question,
+        item.answer,
+        stamp.truth,
+        right,
+        item.task,
+        scores=scores,
+        region=item.shown,
+        before=previous,
+    )

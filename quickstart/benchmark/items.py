@@ -14,8 +14,10 @@ from gpt4roi.evaluation.items import Source
 from gpt4roi.evaluation.metrics import exact_match
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.processing.mentions import MENTION
+from quickstart.accepted import category_of_stamp, is_accepted, names_of_category
 
 RELATIONS = ("larger", "left", "above")
+PHOTOGRAPHS = "test_photographs"
 SEED = 0
 _OPPOSITE = {"yes": "no", "no": "yes"}
 
@@ -25,7 +27,8 @@ class Item:
     """One question of the benchmark with its truth, and how it was changed if it is a control.
 
     given: for `permuted`, the caption of the box that was really shown. pair: measures of the two regions compared.
-    asked_as: id of the unchanged question.
+    asked_as: id of the unchanged question. accepted: names of which an answer must hold one, of photographs and of
+    things never shown. head: what the vision tower's own classifier says. confidence: of the answer.
     """
 
     id: str
@@ -39,7 +42,10 @@ class Item:
     pair: dict | None = None
     asked_as: str | None = None
     kind: str | None = None
+    accepted: tuple[str, ...] = ()
+    head: str = ""
     answer: str = ""
+    confidence: float | None = None
 
     @property
     def regions(self) -> list[int]:
@@ -48,30 +54,71 @@ class Item:
 
     @property
     def right(self) -> bool:
-        """Whether the answer has the words of the truth."""
-        return exact_match(self.answer, self.truth)
+        """Whether the answer has the words of the truth; of a photograph, whether it holds an accepted name."""
+        return self.is_accepted if self.split == PHOTOGRAPHS else exact_match(self.answer, self.truth)
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the answer holds an accepted name."""
+        return is_accepted(self.answer, self.accepted)
 
 
 def load_items(source: Source) -> list[Item]:
-    """Reads both splits, as many scenes of each as are wanted, and adds the controls."""
+    """Reads the splits, as many images of each as are wanted, and adds the controls."""
     if not source.data.is_dir():
         raise InputError(f"--data {source.data}: is a file; give the folder that `gpt4roi data make-stamps` wrote")
-    return [
+    items = [
         item
         for split in ("test", "test_unseen")
         for where, record in source.choose(list(read_objects(source.data / f"{split}.jsonl")))
         for item in _items_of(split, where, record, source.data)
     ]
+    names = accepted_names(source.data)
+    items = [replace(one, accepted=names[one.truth]) if one.split == "test_unseen" else one for one in items]
+    photographs = source.data / f"{PHOTOGRAPHS}.jsonl"
+    shown = source.choose(list(read_objects(photographs))) if photographs.exists() else []
+    return items + [item for where, record in shown for item in _of_photograph(where, record, source.data)]
+
+
+def _of_photograph(where: str, record: dict, data_dir: Path) -> list[Item]:
+    """Returns a photograph's questions."""
+    try:
+        boxes = np.asarray(record["boxes"], dtype=np.float64).reshape(-1, 4)
+        items: list[Item] = []
+        for thing, question in zip(record["objects"], record["conversations"][::2], strict=True):
+            name = f"{PHOTOGRAPHS}/{record['id']}/{len(items)}"
+            query = Query(data_dir / record["image"], question["value"], boxes, id=name)
+            base = Item(name, PHOTOGRAPHS, record["id"], "caption", thing["caption"], query, asked_as=name)
+            items.append(replace(base, accepted=tuple(thing["accepted"]), head=thing["head"]))
+        return items
+    except KeyError as missing:
+        raise InputError(f"{where}: no {missing}; expected an object that `gpt4roi data make-stamps` wrote") from None
+
+
+def known_things(data_dir: Path) -> dict[str, dict]:
+    """Returns what the data set says of every caption that occurs in one of its splits: its stamp and kind."""
+    things: dict[str, dict] = {}
+    for split in ("train", "test", "test_unseen"):
+        path = data_dir / f"{split}.jsonl"
+        for _, record in read_objects(path) if path.exists() else ():
+            things |= {thing["caption"]: thing for thing in record["objects"]}
+    return things
 
 
 def known_kinds(data_dir: Path) -> dict[str, str]:
     """Returns the kind (animals, food, …) of every caption that occurs in a split of the data set."""
-    kinds: dict[str, str] = {}
-    for split in ("train", "test", "test_unseen"):
-        path = data_dir / f"{split}.jsonl"
-        for _, record in read_objects(path) if path.exists() else ():
-            kinds |= {thing["caption"]: thing["kind"] for thing in record["objects"]}
-    return kinds
+    return {caption: thing["kind"] for caption, thing in known_things(data_dir).items()}
+
+
+def accepted_names(data_dir: Path) -> dict[str, tuple[str, ...]]:
+    """Returns for every caption the names that are of its category (any bird for a bird), itself among them."""
+    category = {
+        caption: category_of_stamp(thing["stamp"], caption) for caption, thing in known_things(data_dir).items()
+    }
+    alike: dict[str, set[str]] = {}
+    for caption, name in category.items():
+        alike.setdefault(name or caption, set(names_of_category(name)) if name else set()).add(caption)
+    return {caption: tuple(sorted(alike[name or caption])) for caption, name in category.items()}
 
 
 def _items_of(split: str, source: str, record: dict, data_dir: Path) -> list[Item]:

@@ -6,15 +6,23 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from gpt4roi.evaluation.captions import score_captions
 from gpt4roi.evaluation.metrics import Measure, exact_match, majority_share, word_overlap, words
 from gpt4roi.processing.mentions import MENTION
-from quickstart.benchmark.items import RELATIONS, Item
+from quickstart.accepted import is_accepted
+from quickstart.benchmark.items import PHOTOGRAPHS, RELATIONS, Item
 
 DISTANCE_BANDS = (0.0, 60.0, 100.0, 140.0, math.inf)
 """Between the centres of two regions, in pixels of the scene."""
 RATIO_BANDS = (1.0, 1.5, 2.0, 3.0, math.inf)
 """The larger area over the smaller."""
+NEAR = (24.0, 60.0)
+"""Offsets of near pairs along the axis that is asked about, in pixels of the scene."""
+CALIBRATION_BINS = 10
+BEFORE_PHOTOGRAPHS = 0.0
+"""Share of photographs that the recipe without photographs and without the tower's own head got right: the floor."""
 OFFSET_BANDS = (0.0, 48.0, 80.0, 120.0, math.inf)
 """Between the centres along the axis that is asked about, in pixels of the scene."""
 
@@ -33,9 +41,13 @@ def figures(items: Sequence[Item], kinds: dict[str, str]) -> dict:
             "blank": {"exact": _share([item for item in items if item.control == "blank"])},
         },
         "relations": {"all": _relation([item for item in items if item.task in RELATIONS], items), **relations},
+        "near": _share(_near(plain)),
         "other": {task: _with_chance([item for item in plain if item.task == task]) for task in others},
         "unseen": _unseen([item for item in items if item.split == "test_unseen"], kinds),
+        "photographs": _photographs([item for item in items if item.split == PHOTOGRAPHS]),
+        "calibration": {"captions": calibration(captions)},
     }
+    metrics["calibration"]["photographs"] = calibration([item for item in items if item.split == PHOTOGRAPHS])
     return {"summary": _summary(metrics), **metrics}
 
 
@@ -46,6 +58,7 @@ def measures_of(items: Sequence[Item]) -> tuple[dict[str, Measure], list[str]]:
     permuted = [item for item in items if item.control == "permuted"]
     relations = [item for item in plain if item.task in RELATIONS]
     unseen = [item for item in items if item.split == "test_unseen"]
+    photographs = [item for item in items if item.split == PHOTOGRAPHS]
     found = score_captions(
         [item.answer for item in captions], [[item.truth] for item in captions], _scenes(captions), quick=True
     )
@@ -62,7 +75,12 @@ def measures_of(items: Sequence[Item]) -> tuple[dict[str, Measure], list[str]]:
         **{task: _right([item for item in plain if item.task == task]) for task in RELATIONS},
         "relations_swapped": _right([item for item in items if item.control == "swapped"]),
         "unseen_exact": _right(unseen),
+        "unseen_accepted": _measure(unseen, lambda item: item.is_accepted),
+        "near": _right(_near(plain)),
+        "count": _right([item for item in plain if item.task == "count"]),
     }
+    if photographs:
+        measures["photographs"] = _right(photographs)
     return measures, list(found.notes)
 
 
@@ -133,6 +151,44 @@ def _bands(items: Sequence[Item], measure: str, edges: Sequence[float]) -> list[
     return bands
 
 
+def _near(items: Sequence[Item]) -> list[Item]:
+    """Returns the questions about which of two near regions is left of, or above, the other."""
+    asked = [item for item in items if item.task in ("left", "above") and item.pair]
+    return [item for item in asked if NEAR[0] <= (item.pair or {})["offset"] < NEAR[1]]
+
+
+def _photographs(items: Sequence[Item]) -> dict:
+    """Scores regions of photographs beside what the tower's own head says of them, which is about the ceiling."""
+    return {
+        "accepted": _share(items),
+        "head": _mean(items, lambda item: is_accepted(item.head, item.accepted)),
+        "floor": BEFORE_PHOTOGRAPHS,
+    }
+
+
+def calibration(items: Sequence[Item]) -> dict:
+    """Tells whether confidence means what it says.
+
+    Returns `ece`, the mean difference of confidence and share right over bins of confidence, weighted by their items;
+    and `terciles`, from the least to the most confident third: mean confidence, and share right.
+    """
+    known = sorted((item for item in items if item.confidence is not None), key=lambda item: item.confidence or 0.0)
+    if not known:
+        return {}
+    confidences = np.asarray([item.confidence for item in known], dtype=np.float64)
+    right = np.asarray([item.right for item in known], dtype=np.float64)
+    bins = np.minimum((confidences * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = [abs((confidences - right)[bins == one].sum()) for one in range(CALIBRATION_BINS)]
+    thirds = [third for third in np.array_split(np.arange(len(known)), 3) if len(third)]
+    return {
+        "ece": round(float(sum(gaps)) / len(known), 6),
+        "terciles": [
+            {"confidence": round(float(confidences[third].mean()), 6), "right": _share([known[one] for one in third])}
+            for third in thirds
+        ],
+    }
+
+
 def _unseen(items: Sequence[Item], kinds: dict[str, str]) -> dict:
     """Scores captions of things never shown; `another` compares with the truth of another region, for chance."""
     others = [*items[1:], *items[:1]]
@@ -145,6 +201,8 @@ def _unseen(items: Sequence[Item], kinds: dict[str, str]) -> dict:
     return {
         "exact": _share(items),
         "word_overlap": _mean(items, lambda item: word_overlap(item.answer, item.truth)),
+        "accepted": _mean(items, lambda item: item.is_accepted),
+        "accepted_of_another": _mean(items, lambda item: is_accepted(item.answer, other_of[id(item)].accepted)),
         "word_overlap_of_another": _mean(items, lambda item: word_overlap(item.answer, other_of[id(item)].truth)),
         "kind": _mean(items, lambda item: said_kind(item) == item.kind),
         "kind_of_another": _mean(items, lambda item: said_kind(item) == other_of[id(item)].kind),
@@ -166,4 +224,19 @@ def _summary(metrics: dict) -> dict:
         "relations_swapped": relations["all"]["swapped"]["right"]["value"],
         "unseen_exact": unseen["exact"]["value"],
         "unseen_word_overlap": unseen["word_overlap"]["value"],
+        "unseen_accepted": unseen["accepted"]["value"],
+        "near": metrics["near"]["value"],
+        **{task: found["right"]["value"] for task, found in metrics["other"].items()},
+        **_photographs_summary(metrics),
+    }
+
+
+def _photographs_summary(metrics: dict) -> dict:
+    found = metrics["photographs"]
+    if not found["accepted"]["n"]:
+        return {}
+    return {
+        "photographs": found["accepted"]["value"],
+        "photographs_n": found["accepted"]["n"],
+        "photographs_head": found["head"]["value"],
     }

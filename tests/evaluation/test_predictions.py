@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from official import visual7w, write_image
 from tiny import tiny_model, tiny_processor
 
@@ -69,12 +70,12 @@ class Watched(ModelPredictor):
         self.left, self.answered = batches, 0
 
     def in_batches(self, queries, selects):
-        for batch, texts in super().in_batches(queries, selects):
+        for batch, *answers in super().in_batches(queries, selects):
             if self.left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.left -= 1
             self.answered += len(batch)
-            yield batch, texts
+            yield batch, *answers
 
 
 def killed_run(queries: list[Query], model: ModelPredictor, folder: Path, batches: int, at_once: int) -> int:
@@ -107,6 +108,21 @@ def test_killed_three_times_and_continued_equals_uninterrupted(tmp_path, model, 
     assert rest.answered == 39 - counts[-1]
     again = Watched(model)
     assert predict_all(queries, again, killed, {}, image_batch_size=at_once) == whole and again.answered == 0
+
+
+def test_an_answer_comes_with_the_mean_probability_of_its_tokens(tmp_path, model):
+    queries = queries_about(tmp_path, 2)
+    predictor = ModelPredictor(model.model, model.processor, batch_size=8, max_new_tokens=1)
+
+    predictions = predict_all(queries, predictor, tmp_path / "out", {})
+
+    for query, found in zip(queries, predictions, strict=True):
+        prompt = predictor._prompts([query])[0]
+        with torch.no_grad():
+            logits = model.model.language_model(inputs_embeds=prompt.embed(model.model)[None]).logits[0, -1]
+        assert found.confidence == pytest.approx(float(logits.softmax(0).max()), abs=1e-4)
+    again = predict_all(queries, lambda queries: pytest.fail("asked again"), tmp_path / "out", {})
+    assert again == predictions
 
 
 def limited_run(queries: list[Query], model: ModelPredictor, folder: Path, num_bytes: int) -> str:

@@ -8,7 +8,7 @@ from tiny import tiny_model, tiny_processor, tiny_tokenizer
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from gpt4roi.generation.engine import Prompt, SamplingParams, generate, shared_prefix_length, stream
+from gpt4roi.generation.engine import Prompt, SamplingParams, generate, generate_batches, shared_prefix_length, stream
 from gpt4roi.generation.stopping import stopping_criterion
 from gpt4roi.region_chat import RegionChat
 from gpt4roi.structures import Turn
@@ -65,6 +65,21 @@ def test_an_answer_ends_by_itself_while_others_go_on():
     for answer, whole in zip(answers, full, strict=True):
         end = whole.index(stop) + 1 if stop in whole else 12
         assert answer == whole[:end]
+
+
+def test_log_probabilities_are_the_models_own_whatever_the_temperature():
+    model = tiny_model()
+    prompts = prompts_of(model, TEXTS, IMAGES)
+
+    for params in (SamplingParams(4), SamplingParams(4, temperature=2.0, top_p=0.9)):
+        for batch, answers, log_probs in generate_batches(model, prompts, params, never, 2):
+            for index, tokens, found in zip(batch, answers, log_probs, strict=True):
+                before = prompts[index].embed(model)
+                after = model.get_input_embeddings()(torch.tensor(tokens))
+                with torch.no_grad():
+                    logits = model.language_model(inputs_embeds=torch.cat([before, after])[None]).logits[0]
+                shares = logits[len(before) - 1 : -1].log_softmax(dim=-1)
+                torch.testing.assert_close(torch.tensor(found), shares[range(4), tokens], atol=1e-4, rtol=1e-4)
 
 
 def test_a_stream_yields_the_tokens_of_the_batched_answer():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from gpt4roi.evaluation.items import Source
 from gpt4roi.evaluation.predictor import ModelPredictor, Query
 from quickstart import questions
 from quickstart.benchmark import items as stamps
+from quickstart.benchmark import scores
 
 CAPTIONS = ("a red apple", "an old truck", "a grey cat", "a tulip", "two bees", "a hammer")
 KINDS = dict(zip(CAPTIONS, ("food", "vehicles", "animals", "plants", "animals", "tools"), strict=True))
@@ -207,6 +209,104 @@ def test_unseen_things_are_scored_by_words_and_kind_with_their_chance(data, tmp_
     assert unseen["kind"]["value"] > unseen["kind_of_another"]["value"]
 
 
+@pytest.fixture
+def photographs(data):
+    """The data set with three regions of two photographs: the head is right about two of them."""
+    things = [
+        [("bird", ["bird", "owl"], "an owl"), ("cup", ["cup", "mug"], "a spoon")],
+        [("dog", ["dog", "beagle"], "a beagle")],
+    ]
+    lines = []
+    for number, of_image in enumerate(things):
+        image = f"images/photograph-{number}.png"
+        Image.new("RGB", (64, 64), (40 * number, 80, 120)).save(data / image)
+        spoken = [{"from": who, "value": f"What is <region{n + 1}>?"} for n in range(len(of_image)) for who in "hg"]
+        objects = [{"caption": name, "accepted": names, "head": head} for name, names, head in of_image]
+        boxes = [[4 + 8 * n, 4, 40, 60] for n in range(len(of_image))]
+        line = {"id": f"photograph-{number}", "image": image, "boxes": boxes}
+        lines.append(json.dumps(line | {"objects": objects, "conversations": spoken}) + "\n")
+    (data / "test_photographs.jsonl").write_text("".join(lines))
+    return data
+
+
+def answer_photographs(*answers):
+    """Says these about the photographs, in order, and what the boxes show of everything else."""
+
+    def answer(queries):
+        left = iter(answers)
+        return [
+            next(left) if "photograph" in query.image.name else Seer(query.image.parents[1]).answer(query)
+            for query in queries
+        ]
+
+    return answer
+
+
+def test_photographs_are_right_where_an_accepted_name_is_said_and_stand_beside_the_head(photographs, tmp_path):
+    answer = answer_photographs("a small owl", "a bowl", "an old dog")
+    metrics = evaluate_answerer(answer, photographs, tmp_path / "out")
+
+    summary, found = metrics["summary"], metrics["photographs"]
+    assert (summary["photographs"], summary["photographs_n"]) == (pytest.approx(2 / 3, abs=1e-5), 3)
+    assert summary["photographs_head"] == pytest.approx(2 / 3, abs=1e-5)
+    assert found["accepted"]["low"] < 2 / 3 < found["accepted"]["high"] and found["floor"] == 0.0
+    assert metrics["estimates"]["photographs"]["n"] == 3
+    assert summary["captions_exact"] == 1.0
+    records = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    about = [record for record in records if record["split"] == "test_photographs"]
+    assert [record["right"] for record in about] == [True, False, True]
+    assert about[1]["references"] == ["cup", "mug"]
+
+
+def test_the_report_shows_photographs_before_scenes_and_the_wrong_ones_first(photographs, tmp_path):
+    answer = answer_photographs("an owl", "a cup", "a cat")
+    evaluate_answerer(answer, photographs, tmp_path / "out")
+
+    page = (tmp_path / "out" / "report.html").read_text()
+    title, wrong, right = (page.index(text) for text in (">Photographs<", "photograph-1", "photograph-0"))
+    assert title < wrong < right
+    assert page.index("ceiling: the vision tower") < page.index("floor: the recipe without photographs")
+    assert page.count('class="item"') == 10
+
+
+def test_near_relations_are_a_figure_of_their_own(data, tmp_path):
+    metrics = evaluate_answerer(Seer(data), data, tmp_path / "out")
+
+    pairs = [item.pair["offset"] for item in load_items(data) if item.task in ("left", "above") and not item.control]
+    assert metrics["near"]["n"] == sum(24 <= offset < 60 for offset in pairs) > 0
+    assert metrics["summary"]["near"] == 1.0
+
+
+def test_things_never_shown_are_accepted_by_any_name_of_their_category(data, tmp_path):
+    lines = [json.loads(line) for line in (data / "test_unseen.jsonl").read_text().splitlines()]
+    for line in lines:
+        for thing in line["objects"]:
+            thing |= {"stamp": "animals/birds/owl"} if thing["caption"] == "a grey cat" else {}
+    (data / "test_unseen.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    unseen = evaluate_answerer(lambda queries: ["a goose"] * len(queries), data, tmp_path / "out")["unseen"]
+
+    birds = [thing["caption"] for line in lines for thing in line["objects"]].count("a grey cat")
+    assert unseen["accepted"]["value"] == pytest.approx(birds / unseen["accepted"]["n"], abs=1e-6) and birds > 0
+    assert unseen["exact"]["value"] == 0.0
+
+
+def test_calibration_compares_confidence_with_the_share_right(data):
+    (first, *_) = load_items(data)
+    sure = [(0.95, True), (0.95, True), (0.55, True), (0.55, False), (0.15, False), (0.15, True)]
+    items = [replace(first, confidence=value, answer=first.truth if right else "no") for value, right in sure]
+
+    found = scores.calibration(items)
+
+    assert found["ece"] == pytest.approx((2 * 0.05 + 2 * 0.05 + 2 * 0.35) / 6, abs=1e-6)
+    assert [(third["confidence"], third["right"]["value"]) for third in found["terciles"]] == [
+        (0.15, 0.5),
+        (0.55, 0.5),
+        (0.95, 1.0),
+    ]
+    assert scores.calibration([replace(first, confidence=None)]) == {}
+
+
 def test_the_files_tell_numbers_answers_and_what_the_data_set_says_of_itself(data, tmp_path):
     out = tmp_path / "out"
     metadata = {"command": "gpt4roi evaluate …", "phases": {"stage 1": 0.84, "stage 2": 7.0}}
@@ -254,6 +354,9 @@ def test_a_tiny_model_runs_through_everything(data, tmp_path):
     metrics = evaluate("stamps", answer, Source(data, limit=2), tmp_path / "out")
 
     assert metrics["captions"]["exact"]["n"] == 6 and metrics["limit"] == 2
+    assert len(metrics["calibration"]["captions"]["terciles"]) == 3
+    records = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert all(0 < record["confidence"] <= 1 for record in records)
     assert (tmp_path / "out" / "report.html").exists()
 
 
