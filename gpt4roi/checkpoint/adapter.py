@@ -1,59 +1,20 @@
-"""peft adapters (LoRA): put onto the model that they were trained on, and merged into its weights."""
+"""`merge_adapter`: a folder with an adapter's changes in the weights of the model that it was trained on."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from gpt4roi.checkpoint.loading import load_model, load_processor
+import torch
+
+from gpt4roi.checkpoint.compare import Observation, differences, observe
+from gpt4roi.checkpoint.loading import load_model, load_processor, saved_settings, with_settings
+from gpt4roi.checkpoint.lora import check_adapter_folder, check_base, merge, open_adapter
 from gpt4roi.checkpoint.writer import DEFAULT_SHARD_SIZE, check_space, check_target, staged_folder
 from gpt4roi.errors import InputError
 from gpt4roi.io.sizes import parse_size
 
-CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
-
-
-def open_adapter(base: Any, folder: str | Path) -> Any:
-    """Puts an adapter onto a model, as a peft model.
-
-    Raises:
-        InputError: The folder holds no adapter, or one whose tensors are not exactly those that the model has places
-            for; peft alone would leave the others at random.
-    """
-    folder = Path(folder)
-    _check_folder(folder)
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise InputError("adapters need peft; install it with pip install 'gpt4roi[train]'") from None
-    from peft.utils import get_peft_model_state_dict, load_peft_weights
-
-    try:
-        model = PeftModel.from_pretrained(base, folder)
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"the adapter {folder} does not fit the base: {reason}; give the base it was made on"
-        ) from None
-    wanted, found = set(get_peft_model_state_dict(model)), set(load_peft_weights(str(folder), device="cpu"))
-    if wanted != found:
-        raise InputError(
-            f"the adapter {folder} does not fit the base: {len(wanted - found)} tensors are missing "
-            f"({', '.join(sorted(wanted - found)[:3]) or 'none'}) and {len(found - wanted)} have no place "
-            f"({', '.join(sorted(found - wanted)[:3]) or 'none'}); give the base it was made on"
-        )
-    return model
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise InputError(f"there is no adapter folder {folder}; give the folder that peft's save_pretrained wrote")
-    if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in WEIGHTS):
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
-        raise InputError(
-            f"{folder} is not an adapter: expected {CONFIG} and {' or '.join(WEIGHTS)}, found {found}; "
-            "give the folder that peft's save_pretrained wrote"
-        )
+LARGEST_DIFFERENCE = (0.1, 1e-3)
+"""Of the merged model's outputs, relative to the largest: in 16 bits, where merging rounds, and in float32."""
 
 
 def merge_adapter(
@@ -66,7 +27,7 @@ def merge_adapter(
 ) -> str:
     """Writes the folder `target`: the model `base` with an adapter's changes in its own weights, and its processor.
 
-    Both are in memory, in the base's dtype.
+    Both are in memory, in the base's dtype. What was written is opened again and must compute what they did.
 
     Returns:
         One line about what was written.
@@ -76,15 +37,33 @@ def merge_adapter(
     """
     target = Path(target)
     parse_size(max_shard_size)
-    _check_folder(Path(adapter))
+    check_adapter_folder(Path(adapter))
     inputs = {"base": Path(base), "adapter": Path(adapter)}
     check_target(target, {role: path for role, path in inputs.items() if path.is_dir()}, overwrite)
+    check_base(adapter, base)
     model = load_model(base, vision_tower=vision_tower)
-    processor = load_processor(base, vision_tower=vision_tower)
-    merged = open_adapter(model, adapter).merge_and_unload()
+    processor = with_settings(load_processor(base, vision_tower=vision_tower), **saved_settings(Path(adapter)))
+    adapted = open_adapter(model, adapter)
+    expected = observe(adapted, processor)
+    merged = merge(adapted)
     size = sum(value.numel() * value.element_size() for value in merged.state_dict().values())
     check_space(target, size)
     with staged_folder(target, None) as folder:
         merged.save_pretrained(folder, max_shard_size=max_shard_size)
         processor.save_pretrained(folder)
-    return f"{size / 1e6:.1f} MB in {str(merged.dtype).removeprefix('torch.')}"
+        dtype = merged.dtype
+        del model, adapted, merged  # before the written folder takes as much memory
+        _check_merged(expected, folder, dtype, vision_tower)
+    return f"{size / 1e6:.1f} MB in {str(dtype).removeprefix('torch.')}; it answers as base and adapter do"
+
+
+def _check_merged(expected: Observation, folder: Path, dtype: torch.dtype, vision_tower: str | None) -> None:
+    """Raises InputError where a folder does not compute what its base and adapter did."""
+    model = load_model(folder, vision_tower=vision_tower)
+    found = differences(expected, observe(model, load_processor(folder, vision_tower=vision_tower)))
+    worst, bound = max(found.values()), LARGEST_DIFFERENCE[dtype.itemsize > 2]
+    if not worst <= bound:
+        raise InputError(
+            f"the merged model differs from base and adapter by {worst:.2g} of the largest output, expected at most "
+            f"{bound:g}; nothing was written: use the two together, as they are"
+        )

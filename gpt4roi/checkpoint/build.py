@@ -7,12 +7,26 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from gpt4roi.checkpoint.loading import image_norm, load_tokenizer, tower_image_size
+from gpt4roi.checkpoint.loading import (
+    add_stop_tokens,
+    image_norm,
+    load_failure,
+    load_tokenizer,
+    tower_image_size,
+)
 from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
+from gpt4roi.io.model_folders import ADAPTER, DELTA, LLAVA, UNFINISHED, identify
 from gpt4roi.io.weight_files import damaged_file_named, read_tensor_file
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
 from gpt4roi.models.classifier_head import read_classifier_head
@@ -63,6 +77,13 @@ def build_from_parts(
     of_processor = {name: settings.pop(name) for name in _PROCESSOR_SETTINGS if name in settings}
     prompt_format = of_processor.setdefault("prompt_format", "v0")
     tokenizer = load_tokenizer(language_model)
+    if prompt_format != "chat" and tokenizer.chat_template:
+        logger.warning(
+            "%s has a chat template, and is trained with %s prompts, which it does not know: give --prompt_format chat "
+            "(prompt_format='chat') to keep its own",
+            language_model,
+            prompt_format,
+        )
     text_model = load_language_model(language_model, dtype, attn_implementation)
     scale = embedding_rms(text_model)
     added = _extend_vocabulary(text_model, tokenizer, pad_with_unknown=prompt_format in V1_FORMATS)
@@ -95,6 +116,7 @@ def build_from_parts(
         tokens_per_region=model.config.tokens_per_region,
         **of_processor,
     )
+    add_stop_tokens(model, processor)
     summary = summarize_model(model)
     logger.info("built from %s and %s: %s; %d tokens added", language_model, vision_tower, summary, len(added))
     return model.eval(), processor
@@ -133,19 +155,49 @@ def _extend_vocabulary(text_model: PreTrainedModel, tokenizer: Tokenizer, pad_wi
     return added
 
 
+def decoder_config(location: str | Path) -> PreTrainedConfig:
+    """Reads a decoder's configuration alone.
+
+    Raises:
+        InputError: It cannot be had, or no training can start from such a model.
+    """
+    if Path(location).is_dir():
+        found = identify(location)
+        if found.kind in (ADAPTER, DELTA, LLAVA, UNFINISHED):
+            found.require_model()
+        found.require_unquantized("trained")
+    try:
+        config = AutoConfig.from_pretrained(str(location), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"language model {location}: cannot be opened ({load_failure(location, error)})") from None
+    if getattr(config, "quantization_config", None):
+        raise InputError(f"language model {location}: its weights are stored quantized; take the unquantized ones")
+    decoder: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if decoder is None:
+        raise InputError(f"language model {location}: {config.model_type} is no decoder language model of transformers")
+    if decoder._is_stateful:
+        raise InputError(
+            f"language model {location}: {config.model_type} keeps a running state in place of attention to every "
+            "token, which prompts that share an image cannot be branched from; choose a decoder with attention in "
+            "every layer"
+        )
+    return config
+
+
 def load_language_model(
     location: str | Path, dtype: torch.dtype, attn_implementation: str | None = None
 ) -> PreTrainedModel:
-    """Opens a decoder language model; raises InputError where it cannot be had or lacks tensors."""
+    """Opens a decoder language model; raises InputError where it cannot be had, is of no use, or lacks tensors."""
+    decoder_config(location)
     chosen: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     load: Any = AutoModelForCausalLM.from_pretrained  # typed as if there were no output_loading_info
     try:
         with damaged_file_named(location):
-            model, info = load(str(location), dtype=dtype, output_loading_info=True, **chosen)
+            model, info = load(str(location), dtype=dtype, output_loading_info=True, trust_remote_code=False, **chosen)
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"language model {location}: cannot be opened ({str(error).splitlines()[0]})") from None
+        raise InputError(f"language model {location}: cannot be opened ({load_failure(location, error)})") from None
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(f"language model {location}: {len(missing)} tensors are missing: {', '.join(missing[:8])}")

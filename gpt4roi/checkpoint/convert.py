@@ -14,6 +14,7 @@ from gpt4roi.checkpoint.clip_tower import CLIP_MODEL_TYPE, ClipTower, export_tow
 from gpt4roi.checkpoint.tensor_files import StoredTensor, WeightFolder, chunk_buffer, dtype_name, open_weights
 from gpt4roi.checkpoint.writer import DEFAULT_SHARD_SIZE, FolderPlan, PlannedTensor, Shards, plan_folder
 from gpt4roi.errors import InputError
+from gpt4roi.io.model_folders import ORIGINAL_MODEL_TYPE, identify
 from gpt4roi.models import original_format
 from gpt4roi.models.configuration import GPT4RoIConfig
 from gpt4roi.models.original_format import (
@@ -21,7 +22,6 @@ from gpt4roi.models.original_format import (
     EMBEDDINGS,
     TOWER_PREFIX,
     portable_name,
-    read_model_config,
 )
 
 OURS = "hf"
@@ -84,7 +84,7 @@ def plan_convert(
         InputError: The folder is in that format already, or the original has no form for its model.
     """
     weights = open_weights(source)
-    config = read_model_config(weights.path)
+    config = identify(weights.path).require_model().config
     if format_of(config) == to:
         raise InputError(f"{source} is in the format {to!r} already; use it as it is")
     sources = {"source": weights}
@@ -225,7 +225,7 @@ def _original_config(config: dict[str, Any], weights: WeightFolder, dtype: str) 
     theta = text.get("rope_theta", (text.get("rope_parameters") or {}).get("rope_theta", 10000.0))
     values |= {} if theta == 10000.0 else {"rope_theta": theta}
     values |= {
-        "model_type": original_format.ORIGINAL_MODEL_TYPE,
+        "model_type": ORIGINAL_MODEL_TYPE,
         "architectures": ["SPILlavaMPTForCausalLM"],
         "torch_dtype": dtype_name(dtype),
         "mm_hidden_size": projector.shape[1],

@@ -18,21 +18,28 @@ import torch
 
 from gpt4roi.checkpoint.clip_tower import open_clip_tower
 from gpt4roi.checkpoint.convert import ORIGINAL, OURS, original_files, our_files, with_original_names
-from gpt4roi.checkpoint.tensor_files import StoredTensor, WeightFolder, as_bytes, chunk_buffer, open_weights
+from gpt4roi.checkpoint.tensor_files import (
+    StoredTensor,
+    WeightFolder,
+    as_bytes,
+    chunk_buffer,
+    open_weights,
+    sample_digest,
+)
 from gpt4roi.checkpoint.writer import DEFAULT_SHARD_SIZE, FolderPlan, PlannedTensor, plan_folder
 from gpt4roi.errors import InputError
 from gpt4roi.io.digests import sha256_of, tensors_fingerprint
 from gpt4roi.io.json_files import read_json_object
+from gpt4roi.io.model_folders import DELTA, DELTA_RECORD, identify
 from gpt4roi.models.original_format import ADDED_TOKENS_FILE, EMBEDDINGS, ROTARY_BUFFER, read_model_config, to_ours
 
 TABLES = (EMBEDDINGS, "lm_head.weight")
 """The two tables whose first rows are the base's; rows of added tokens follow."""
 
-RECORD = "delta.json"
+RECORD = DELTA_RECORD
 """Beside the weights of our deltas: digests of the base they were made from and of the model they give."""
 
 _RECORD_VERSION = 1
-_SAMPLE = 512
 _EXPONENT, _LARGEST = 0x7C00, torch.finfo(torch.float16).max
 _ADDED_MODULES = ("spi_module", "region_encoder", "mm_projector", "vision_tower")
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -128,7 +135,8 @@ def plan_apply(
     tensors = _plan_sums(pairs, output_format, record)
     sources = {"base": base_weights, "delta": delta_weights}
     notes = [_UNVERIFIED if record is None else "the base is the one the delta was made from"]
-    config = read_model_config(delta_weights.path)
+    found = identify(delta_weights.path)
+    config = found.config if found.kind == DELTA else found.require_model().config
     if output_format == ORIGINAL:
         files = original_files(config, delta_weights, "F16")
     else:
@@ -191,7 +199,7 @@ def plan_make(
     ]
     files = original_files(read_model_config(target_weights.path), target_weights, "F16")
     sources = {"base": base_weights, "target": target_weights}
-    plan = plan_folder(Path(delta), tensors, files, sources, max_shard_size, overwrite, is_delta=True)
+    plan = plan_folder(Path(delta), tensors, files, sources, max_shard_size, overwrite, kind="delta")
     plan.identity = None  # the digests need every tensor to be read, so an interrupted run starts again
     plan.closing_files = lambda: {RECORD: json.dumps(_closing_record(record), indent=1).encode() + b"\n"}
     return plan
@@ -213,7 +221,7 @@ def _subtracted(pair: Pair, buffers: _Buffers, record: dict[str, Any]) -> Callab
         if pair.base is not None:
             record["base"][pair.name] = {
                 "shape": list(pair.base.shape),
-                "sample": _sample_digest(pair.base, buffers.base),
+                "sample": sample_digest(pair.base, buffers.base),
                 "sha256": of_base.hexdigest(),
             }
         record["results"][name] = (name, "F16", pair.other.shape, of_result.hexdigest())
@@ -251,16 +259,6 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path} is damaged ({error!r}); download it again") from error
 
 
-def _sample_digest(tensor: StoredTensor, buffer: bytearray) -> str:
-    """Digests up to 3 × 512 float16 numbers from the start, middle and end: quick, and different for other weights."""
-    count = tensor.numel
-    digest = hashlib.sha256(repr(tensor.shape).encode())
-    for start in sorted({0, max(0, count // 2 - _SAMPLE // 2), max(0, count - _SAMPLE)}):
-        for numbers in tensor.read_half(buffer, start, min(start + _SAMPLE, count)):
-            digest.update(as_bytes(numbers))
-    return digest.hexdigest()[:16]
-
-
 def _check_base(record: dict[str, Any], pairs: list[Pair], base: Path) -> None:
     """Compares a sample of every tensor of the base with what the delta was made from, before anything is written."""
     buffer = chunk_buffer()
@@ -268,7 +266,7 @@ def _check_base(record: dict[str, Any], pairs: list[Pair], base: Path) -> None:
     different = [
         name
         for name, tensor in in_base.items()
-        if record["base"].get(name, {}).get("sample") != _sample_digest(tensor, buffer)
+        if record["base"].get(name, {}).get("sample") != sample_digest(tensor, buffer)
     ]
     if different:
         raise InputError(

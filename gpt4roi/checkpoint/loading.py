@@ -19,6 +19,7 @@ from transformers.image_utils import (
 )
 from transformers.utils import PROCESSOR_NAME
 
+from gpt4roi.checkpoint.lora import check_base, merge, open_adapter
 from gpt4roi.constants import ADDED_TOKENS
 from gpt4roi.devices import (
     check_quantization,
@@ -31,11 +32,14 @@ from gpt4roi.devices import (
 from gpt4roi.errors import InputError
 from gpt4roi.io.hub import local_folder
 from gpt4roi.io.json_files import read_json_object
+from gpt4roi.io.model_folders import ADAPTER, OUR_MODEL_TYPE, identify, is_original
 from gpt4roi.models import GPT4RoIForConditionalGeneration
-from gpt4roi.models.original_format import TOKEN_OF_ID, is_original
-from gpt4roi.models.pretrained import find_tower
+from gpt4roi.models.original_format import TOKEN_OF_ID
+from gpt4roi.models.pretrained import UNQUANTIZED, find_tower
 from gpt4roi.processing.processor import SAVED_SETTINGS, GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
+
+_REASON_LENGTH = 200
 
 logger = logging.getLogger(__name__)
 
@@ -77,18 +81,57 @@ def open_model(
     """
     target = choose_device(device)
     precision = choose_dtype(target, dtype)
-    if quantize is None:
-        model = move_for_inference(load_model(path, vision_tower=vision_tower), target, precision)
-    else:
+    found = identify(local_folder(path, weights=False))
+    base = found.base_folder() if found.kind == ADAPTER else path
+    stored = identify(local_folder(base, weights=False)).require_quantization_library().quantization
+    if found.kind == ADAPTER:
+        check_base(found.path, base)
+    if quantize is not None:
         check_quantization(quantize, target)
-        config = quantization_config(quantize, precision)
-        model = load_model(
-            path, vision_tower=vision_tower, quantization_config=config, dtype=precision, device_map={"": str(target)}
-        )
+        if stored or found.kind == ADAPTER:
+            what = (
+                f"stores quantized weights ({stored})" if stored else "holds an adapter: merge it with its base first"
+            )
+            raise InputError(f"{path} {what}; leave the quantization ({quantize}) out")
+    if stored or quantize:
+        model = _open_quantized(base, vision_tower, stored, quantize, target, precision)
+    else:
+        model = load_model(base, vision_tower=vision_tower)
+    if found.kind == ADAPTER:
+        model = merge(open_adapter(model, found.path))
+    if not (stored or quantize):
+        model = move_for_inference(model, target, precision)
     if compiled:
         compile_model(model)
-    extras = [f"the language model in {quantize}"] * bool(quantize) + ["compiled"] * compiled
+    extras = [f"the language model in {quantize or stored}"] * bool(quantize or stored) + ["compiled"] * compiled
     logger.info("computing on %s", ", ".join([f"{target} in {str(precision).removeprefix('torch.')}", *extras]))
+    return model
+
+
+def _open_quantized(
+    path: str | Path,
+    vision_tower: str | Path | None,
+    stored: str | None,
+    quantize: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> GPT4RoIForConditionalGeneration:
+    """Opens a model on its device whose language model is stored quantized, or is quantized now."""
+    config = None if quantize is None else quantization_config(quantize, dtype)
+    placed: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}}
+    try:
+        model = load_model(path, vision_tower=vision_tower, quantization_config=config, **placed)
+    except InputError:
+        raise
+    except (ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        if stored is None:
+            raise
+        raise InputError(
+            f"{path} stores quantized weights ({stored}), which cannot be opened here: {load_failure(path, error)}; "
+            "take the unquantized weights"
+        ) from None
+    for name in UNQUANTIZED:
+        getattr(model, name).to(torch.float32 if device.type == "cpu" else dtype)
     return model
 
 
@@ -103,8 +146,11 @@ def load_processor(path: str | Path, vision_tower: str | Path | None = None, **a
     Raises:
         InputError: The folder holds none, or one that has other token ids than the model.
     """
-    folder = local_folder(path, weights=False, **access)
-    values = read_json_object(folder / "config.json")
+    found = identify(local_folder(path, weights=False, **access))
+    if found.kind == ADAPTER:
+        of_base = load_processor(found.base_folder(), vision_tower, **access)
+        return with_settings(of_base, **saved_settings(found.path))
+    folder, values = found.path, found.require_model().config
     load = _original_processor if is_original(values) else _our_processor
     processor = load(folder, values, vision_tower)
     ids = {"image_token_id": processor.image_patch_token_id, "region_token_id": processor.region_token_id}
@@ -119,11 +165,11 @@ def load_processor(path: str | Path, vision_tower: str | Path | None = None, **a
 
 def _our_processor(folder: Path, values: dict[str, Any], tower: str | Path | None) -> GPT4RoIProcessor:
     try:
-        processor = GPT4RoIProcessor.from_pretrained(str(folder))
+        processor = GPT4RoIProcessor.from_pretrained(str(folder), trust_remote_code=False)
     except InputError:
         raise
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: no processor can be opened there ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{folder}: no processor can be opened there ({load_failure(folder, error)})") from None
     name = tower or values.get("mm_vision_tower")
     if "vision_config" in values or name is None:
         return processor
@@ -135,6 +181,14 @@ def with_settings(processor: GPT4RoIProcessor, **changes: Any) -> GPT4RoIProcess
     """Returns a copy of a processor with some of its settings changed."""
     saved = {name: value for name, value in processor.to_dict().items() if name != "processor_class"}
     return GPT4RoIProcessor(processor.tokenizer, **saved | changes)
+
+
+def add_stop_tokens(model: Any, processor: GPT4RoIProcessor) -> None:
+    """Lets `generate` stop where the training teaches answers to end: adds those tokens to the generation settings."""
+    settings = model.generation_config
+    own = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    ends = list(dict.fromkeys(token for token in (*own, *processor.stop_token_ids) if token is not None))
+    settings.eos_token_id = ends[0] if len(ends) == 1 else ends or None
 
 
 def _image_settings(location: str) -> dict[str, Any]:
@@ -156,11 +210,11 @@ def _original_processor(folder: Path, values: dict[str, Any], tower: str | Path 
         "image_first": values.get("sep_image_conv_front", False),
         **_image_settings(location),
     }
-    return GPT4RoIProcessor(tokenizer, **settings | _saved_settings(folder))
+    return GPT4RoIProcessor(tokenizer, **settings | saved_settings(folder))
 
 
-def _saved_settings(folder: Path) -> dict[str, Any]:
-    """Returns what a folder of the original's format keeps of the processor that its model was trained with.
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """Returns what a folder of the original's format, or an adapter's, keeps of the processor it was trained with.
 
     Not the image's size, which follows from the tower that is opened. Empty for a folder that our commands did not
     write.
@@ -197,17 +251,27 @@ def _add_missing_tokens(tokenizer: Tokenizer, folder: Path, rows: int | None) ->
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Opens a tokenizer from a folder or the hub; raises InputError where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: no tokenizer can be opened there ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{folder}: no tokenizer can be opened there ({load_failure(folder, error)})") from None
+
+
+def load_failure(location: str | Path, error: Exception) -> str:
+    """Returns why transformers could not open a folder, in one line; Python code in the folder is the first reason."""
+    for name in ("config.json", "tokenizer_config.json"):
+        path = Path(location) / name
+        values = read_json_object(path) if path.is_file() else {}
+        if values.get("auto_map") and values.get("model_type") != OUR_MODEL_TYPE:
+            return f"{name} asks for Python code of the folder, which is never run; choose a model of transformers' own"
+    return " ".join(str(error).split())[:_REASON_LENGTH]
 
 
 def vision_config(location: str) -> Any:
     """Reads a tower's configuration; of a model of images and texts only the part for images."""
     try:
-        config = AutoConfig.from_pretrained(location)
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"vision tower {location}: cannot be opened ({str(error).splitlines()[0]})") from None
+        raise InputError(f"vision tower {location}: cannot be opened ({load_failure(location, error)})") from None
     return getattr(config, "vision_config", config)
 
 

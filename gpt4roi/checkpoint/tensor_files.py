@@ -5,6 +5,7 @@ Chunks are read with plain file reads, not through a memory map: mapped pages wo
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from gpt4roi.errors import InputError
+from gpt4roi.io.model_folders import ADAPTER, UNFINISHED, identify
 from gpt4roi.io.sizes import readable_size
 from gpt4roi.io.weight_files import damaged, find_weight_files, load_bin
 
@@ -39,6 +41,7 @@ CHUNK_ELEMENTS = 1 << 20
 """Elements read at once: 2 MiB of float16 stays in the cache of one core and keeps memory far below 64 MB."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_SAMPLE = 512
 _LENGTH_BYTES, _MAX_HEADER = 8, 100_000_000
 
 
@@ -118,6 +121,16 @@ def as_bytes(numbers: torch.Tensor) -> memoryview:
     return memoryview(numbers.view(torch.uint8).numpy().data)
 
 
+def sample_digest(tensor: StoredTensor, buffer: bytearray) -> str:
+    """Digests up to 3 × 512 float16 numbers from the start, middle and end: quick, and different for other weights."""
+    count = tensor.numel
+    digest = hashlib.sha256(repr(tensor.shape).encode())
+    for start in sorted({0, max(0, count // 2 - _SAMPLE // 2), max(0, count - _SAMPLE)}):
+        for numbers in tensor.read_half(buffer, start, min(start + _SAMPLE, count)):
+            digest.update(as_bytes(numbers))
+    return digest.hexdigest()[:16]
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Keeps torch on this thread: for chunks of this size, waiting for a second one costs more than the sum itself."""
@@ -151,11 +164,15 @@ def open_weights(path: str | Path, role: str = "model") -> WeightFolder:
         role: Names it in messages (`base`, `delta`, …).
 
     Raises:
-        InputError: The folder has no weights, a file is missing, cut off, a Git LFS pointer or of PyTorch's old format.
+        InputError: The folder has no weights or stores them quantized, holds an adapter or an unfinished training; a
+            file is missing, cut off, a Git LFS pointer or of PyTorch's old format.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(_no_folder(folder, role))
+    found = identify(folder).require_unquantized(f"used as the {role} here")
+    if found.kind in (ADAPTER, UNFINISHED):
+        found.require_model()
     files, weight_map = find_weight_files(folder, role)
     by_file = {file.name: list_tensors(file) for file in files}
     absent = [f"{tensor} in {name}" for tensor, name in weight_map.items() if tensor not in by_file[name]]

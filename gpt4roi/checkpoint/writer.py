@@ -116,7 +116,7 @@ def plan_folder(
     max_shard_size: str,
     overwrite: bool,
     beside: Shards | None = None,
-    is_delta: bool = False,
+    kind: str = "model",
 ) -> FolderPlan:
     """Checks that `target` may be written and fits on its disk, and plans its files.
 
@@ -128,10 +128,10 @@ def plan_folder(
         max_shard_size: As parse_size takes it.
         overwrite: Replace a folder that exists.
         beside: Further files of tensors, in folders inside `target`.
-        is_delta: For the model card, which is added to the files.
+        kind: For the model card, which is added to the files: model or delta.
     """
     check_target(target, {role: source.path for role, source in sources.items()}, overwrite)
-    card = model_card(json.loads(files["config.json"]), is_delta)
+    card = model_card(json.loads(files["config.json"]), kind)
     files = files | {MODEL_CARD: card.encode()}
     plan = FolderPlan(target, split_into_shards(tensors, parse_size(max_shard_size)) | (beside or {}), files)
     check_space(target, plan.nbytes)

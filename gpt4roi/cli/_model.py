@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt4roi.errors import InputError
 from gpt4roi.io.hub import is_hub_name
+from gpt4roi.io.model_folders import ADAPTER, identify
 
 DEFAULT_MODEL = "exp/quickstart/stage2"
 
@@ -67,8 +68,12 @@ def check_model_folder(path: str) -> str:
         raise InputError(
             f"no model in {path}: no such folder; give --model DIR, or run scripts/quickstart.sh to make one"
         )
-    if not (folder / "config.json").is_file():
-        raise InputError(f"no model in {path}: the folder has no config.json; give the folder that a training wrote")
+    found = identify(folder)
+    if found.kind == ADAPTER:  # opened together with its base
+        folder = Path(found.base_folder())
+        found = identify(folder)
+    if folder.is_dir():
+        found.require_model().require_quantization_library()
     return path
 
 

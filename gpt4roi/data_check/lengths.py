@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gpt4roi.checkpoint.loading import load_processor, load_tokenizer, with_settings
 from gpt4roi.constants import IGNORE_INDEX
-from gpt4roi.models.original_format import is_gpt4roi_folder
+from gpt4roi.io.model_folders import is_gpt4roi_folder
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
 from gpt4roi.structures import RegionSample

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import read_json
+from gpt4roi.io.model_folders import refuse_lfs_pointer
 
 INDEX_SUFFIX = ".index.json"
 WEIGHT_FILES = (
@@ -23,8 +24,6 @@ WEIGHT_FILES = (
     "pytorch_model.bin" + INDEX_SUFFIX,
 )
 """Names of weight files, in the order in which they are preferred."""
-
-_LFS_START = b"version https://git-lfs"
 
 
 def find_weight_files(folder: Path, role: str = "model") -> tuple[tuple[Path, ...], dict[str, str]]:
@@ -43,7 +42,7 @@ def find_weight_files(folder: Path, role: str = "model") -> tuple[tuple[Path, ..
         weight_map = _read_index(folder, folder / name, role) if name.endswith(INDEX_SUFFIX) else {}
         files = tuple(folder / shard for shard in (sorted(set(weight_map.values())) if weight_map else [name]))
         for file in files:
-            _refuse_lfs_pointer(file)
+            refuse_lfs_pointer(file)
         return files, weight_map
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
     raise InputError(
@@ -65,15 +64,6 @@ def _read_index(folder: Path, index: Path, role: str) -> dict[str, str]:
             "download them into the folder"
         )
     return weight_map
-
-
-def _refuse_lfs_pointer(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(len(_LFS_START)) == _LFS_START:
-            raise InputError(
-                f"{path} is a pointer of Git LFS ({path.stat().st_size} bytes), not the weights; "
-                f"run `git lfs pull` in {path.parent}"
-            )
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:

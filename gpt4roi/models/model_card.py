@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gpt4roi.models.original_format import is_original, portable_name
+from gpt4roi.io.model_folders import is_original
+from gpt4roi.models.original_format import portable_name
 
 MODEL_CARD = "README.md"
 
 _MARKER = "Written by gpt4roi, which replaces this file; without this line it never does."
 
 
-def model_card(config: dict[str, Any], is_delta: bool = False) -> str:
-    """Makes the card of a folder with this config.json, in either format."""
+def model_card(config: dict[str, Any], kind: str = "model") -> str:
+    """Makes the card of a folder with this config.json, in either format; kind: model, delta or adapter."""
     import jinja2
 
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
@@ -27,7 +28,7 @@ def model_card(config: dict[str, Any], is_delta: bool = False) -> str:
     environment = jinja2.Environment(loader=jinja2.PackageLoader("gpt4roi", "models"), undefined=jinja2.StrictUndefined)
     card = environment.get_template("model_card.md.jinja").render(
         marker=_MARKER,
-        is_delta=is_delta,
+        kind=kind,
         language_model=", ".join([decoder, sizes, *([base] if base else [])]),
         vision_tower=f"{tower}, {side} px" if side else tower,
         region_encoder=config.get("region_encoder_type", "gpt4roi"),
@@ -41,7 +42,7 @@ def is_written_by_user(path: Path) -> bool:
     return path.exists() and _MARKER not in path.read_text(encoding="utf-8", errors="replace")
 
 
-def write_model_card(folder: Path, config: dict[str, Any]) -> None:
-    """Writes the card of a model folder, unless a README.md of the user is there."""
-    if not is_written_by_user(folder / MODEL_CARD):
-        (folder / MODEL_CARD).write_text(model_card(config), encoding="utf-8")
+def write_model_card(folder: Path, config: dict[str, Any], kind: str = "model") -> None:
+    """Writes the card of a folder, unless a README.md of the user is there; peft's, which is empty, is replaced."""
+    if kind == "adapter" or not is_written_by_user(folder / MODEL_CARD):
+        (folder / MODEL_CARD).write_text(model_card(config, kind), encoding="utf-8")

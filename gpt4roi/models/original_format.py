@@ -19,9 +19,8 @@ from gpt4roi.constants import (
 )
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import read_json_object
-from gpt4roi.models.configuration import GPT4RoIConfig
+from gpt4roi.io.model_folders import identify
 
-ORIGINAL_MODEL_TYPE = "llava"
 ADDED_TOKENS_FILE = "added_tokens.json"
 
 TOWER_PREFIX = "vision_tower."
@@ -92,39 +91,9 @@ def through_half(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor
 
 
-def is_original(config: dict[str, Any]) -> bool:
-    """Tells whether a config.json is of the original's kind."""
-    return config.get("model_type") == ORIGINAL_MODEL_TYPE and "mm_vision_tower" in config
-
-
-def is_gpt4roi_folder(folder: str | Path) -> bool:
-    """Tells whether a folder holds a GPT4RoI model, in our format or the original's."""
-    try:
-        config = read_json_object(Path(folder) / "config.json")
-    except InputError:
-        return False
-    return config.get("model_type") in (GPT4RoIConfig.model_type, ORIGINAL_MODEL_TYPE)
-
-
-def refuse_adapter(folder: Path) -> None:
-    """Raises InputError where a folder holds an adapter alone instead of a model."""
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise InputError(
-            f"{folder} holds an adapter, not a model; join it with its base: gpt4roi merge-adapter BASE {folder} OUT"
-        )
-
-
 def read_model_config(folder: Path) -> dict[str, Any]:
     """Reads the config.json of a folder; raises InputError where it is not a GPT4RoI model of either format."""
-    refuse_adapter(folder)
-    config = read_json_object(folder / "config.json")
-    if not is_original(config) and config.get("model_type") != GPT4RoIConfig.model_type:
-        raise InputError(
-            f"{folder}: model_type is {config.get('model_type')!r}, expected {GPT4RoIConfig.model_type!r} or the "
-            f"original's {ORIGINAL_MODEL_TYPE!r}; to start a training from a language model, name it as "
-            "--model_name_or_path"
-        )
-    return config
+    return identify(folder).require_model().config
 
 
 def config_values(

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedConf
 
 from gpt4roi.errors import InputError
 from gpt4roi.io.hub import ACCESS, is_hub_name, local_folder
+from gpt4roi.io.model_folders import is_original
 from gpt4roi.io.weight_files import damaged_file_named, read_tensors, tensor_names
 from gpt4roi.models import original_format
 from gpt4roi.models.configuration import GPT4RoIConfig
@@ -64,7 +65,7 @@ class GPT4RoIPreTrainedModel(PreTrainedModel):
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = exclude_from_quantization(kwargs["quantization_config"])
-        if original_format.is_original(values):
+        if is_original(values):
             model, info = _open_original(super().from_pretrained, folder, values, vision_tower, kwargs)
         elif _lacks_tower(folder, kwargs):
             model, info = _open_without_tower(super().from_pretrained, folder, values, vision_tower, kwargs)
@@ -76,7 +77,7 @@ class GPT4RoIPreTrainedModel(PreTrainedModel):
         if not drawn_by_us:
             _check_missing_keys(str(path), info, TOWER_PREFIX if tolerant else "")
         model.vision_tower.requires_grad_(False)
-        kind = "the original's format" if original_format.is_original(values) else "our format"
+        kind = "the original's format" if is_original(values) else "our format"
         logger.info("opened %s, in %s: %s", path, kind, summarize_model(model))
         return (model, info) if wants_info else model
 
@@ -216,14 +217,18 @@ def load_tower(location: str, round_to_half: bool = False) -> PreTrainedModel:
         InputError: It cannot be opened, or its file lacks any of its tensors.
     """
     try:
-        config = AutoConfig.from_pretrained(location)
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False)
         config = getattr(config, "vision_config", config)
         if config.model_type == "timm_backbone":
             tower, missing = _load_pyramid(config, Path(location))
         else:
             with damaged_file_named(location):
                 tower, info = AutoModel.from_pretrained(
-                    location, config=config, dtype=torch.float32, output_loading_info=True
+                    location,
+                    config=config,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    trust_remote_code=False,
                 )
             missing = sorted(info["missing_keys"])
     except InputError:

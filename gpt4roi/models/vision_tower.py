@@ -46,6 +46,8 @@ class VisionTower(nn.Module):
         stride = self.level_strides[-1]
         self.grid_size = -(-self.image_size // stride) if self.is_pyramid else self.image_size // stride
         self.num_image_tokens = self.grid_size**2
+        # accelerate keeps these whole on one device; a backbone that names none stays whole itself.
+        self._no_split_modules = list(self.backbone._no_split_modules or [type(self.backbone).__name__])
         self.requires_grad_(False)
         self.train(False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig
 
-from gpt4roi.checkpoint.build import V1_FORMATS, build_from_parts, config_of_parts
+from gpt4roi.checkpoint.build import V1_FORMATS, build_from_parts, config_of_parts, decoder_config
 from gpt4roi.checkpoint.loading import (
+    add_stop_tokens,
     load_model,
     load_processor,
     load_tokenizer,
@@ -22,9 +21,9 @@ from gpt4roi.checkpoint.loading import (
 )
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import read_json_object
+from gpt4roi.io.model_folders import ADAPTER, DELTA, UNFINISHED, identify, is_gpt4roi_folder, is_original
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
 from gpt4roi.models.classifier_head import read_classifier_head
-from gpt4roi.models.original_format import is_gpt4roi_folder, is_original, refuse_adapter
 from gpt4roi.models.pretrained import find_tower
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
@@ -63,6 +62,7 @@ def open_model(
         raise _not_a_start_of_stage_2(source)
     else:
         model, processor = _build(model_args)
+    add_stop_tokens(model, processor)
     if args.device.type == "cpu" and not model_args.quantization:
         realign(model)
     return model, processor
@@ -114,19 +114,30 @@ def trainable_modules(model_args: ModelArguments, args: TrainingArguments) -> tu
     return modules
 
 
-def check_choices(arguments: Arguments) -> None:
-    """Raises InputError for choices about the model that contradict each other, before anything is opened."""
+def check_choices(arguments: Arguments, planning: bool = False) -> None:
+    """Raises InputError for choices about the model that contradict each other, before anything is opened.
+
+    With `planning`, stage 2 may be planned from parts, before there is a folder of stage 1.
+    """
     model_args, _, region_args, args = arguments
     source = Path(model_args.model_name_or_path)
-    starts_from_ours = is_gpt4roi_folder(source)
-    if not any(Path(str(args.output_dir)).glob("checkpoint-*")):  # a run that is resumed needs no start
-        refuse_adapter(source)
-        work_dir.require_finished(source)
-        if args.stage == 2 and not starts_from_ours:
+    found = identify(source)
+    if any(Path(str(args.output_dir)).glob("checkpoint-*")) and not planning:
+        if model_args.lora_r and not source.is_dir():
+            raise InputError(
+                f"{source}: the folder that this run's adapters are for is gone; put it there again to resume"
+            )
+    else:  # a run that is resumed needs no start
+        if found.kind in (ADAPTER, DELTA, UNFINISHED):
+            found.require_model()
+        found.require_unquantized("trained")
+        if args.stage == 2 and not found.is_model and not planning:
             raise _not_a_start_of_stage_2(source)
-    if not starts_from_ours:
+        if not found.is_model and source.is_dir():  # one of the hub is looked at after the data
+            decoder_config(source)
+    if not found.is_model:
         _check_new_parts(model_args, region_args)
-    check_adapters(model_args, parse_modules(args.trainable_modules), starts_from_ours)
+    check_adapters(model_args, parse_modules(args.trainable_modules), found.is_model or planning)
 
 
 def _check_new_parts(model_args: ModelArguments, region_args: RegionArguments) -> None:
@@ -158,12 +169,8 @@ def planned_config(given: ModelArguments) -> GPT4RoIConfig:
 
 
 def _config_of_parts(given: ModelArguments) -> GPT4RoIConfig:
+    text = decoder_config(given.model_name_or_path)
     tokenizer = load_tokenizer(given.model_name_or_path)
-    try:
-        text = AutoConfig.from_pretrained(given.model_name_or_path)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"language model {given.model_name_or_path}: no configuration there ({reason})") from None
     add_special_tokens(tokenizer, pad_with_unknown=(given.prompt_format or "v0") in V1_FORMATS)
     text.vocab_size = max(text.vocab_size, len(tokenizer))
     location = find_tower(given.vision_tower)

@@ -257,7 +257,7 @@ def estimate_from_flags(flags: Flags) -> str:
     """Estimates the training of a command line, which needs no --output_dir, and returns the table."""
     given = {name: values for name, values in flags.items() if name != "estimate"}
     arguments = parse_arguments({"output_dir": ("exp",)} | given, planning=True)
-    check_choices(arguments)
+    check_choices(arguments, planning=True)
     return format_estimate(arguments.model, arguments.training)
 
 

@@ -12,8 +12,11 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from gpt4roi.checkpoint.lora import record_base
 from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.errors import InputError
+from gpt4roi.io.model_folders import ADAPTER_CONFIG
+from gpt4roi.models.model_card import write_model_card
 from gpt4roi.train import saving
 from gpt4roi.train.sampler import StepSampler
 
@@ -116,6 +119,15 @@ class ResumableTrainer(Trainer):
                 staging.rmdir()
                 saving.rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Writes the model; beside adapters also which model they belong to, and a card in place of peft's."""
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.work_dir)
+        if (folder / ADAPTER_CONFIG).is_file():
+            adapted: Any = self.accelerator.unwrap_model(self.model)
+            record_base(folder, adapted.active_peft_config.base_model_name_or_path)
+            write_model_card(folder, adapted.config.to_dict(), "adapter")
 
     def save_final_model(self) -> None:
         """Writes the trained model, unsharded, into the work directory, every file by a rename."""

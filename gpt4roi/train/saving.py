@@ -30,7 +30,7 @@ from gpt4roi.io.atomic import (
 )
 from gpt4roi.io.digests import sampled_crc32
 from gpt4roi.io.sizes import readable_size
-from gpt4roi.models.model_card import MODEL_CARD
+from gpt4roi.models.model_card import MODEL_CARD, is_written_by_user
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,9 @@ def publish_files(staged: Path, target: Path) -> None:
         moved = target / path.relative_to(staged)
         moved.parent.mkdir(parents=True, exist_ok=True)
         path.replace(moved)
+    card = staged / MODEL_CARD
+    if card.is_file() and not is_written_by_user(target / MODEL_CARD):
+        card.replace(target / MODEL_CARD)
     sync(target)
     shutil.rmtree(staged)
 

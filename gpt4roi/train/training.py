@@ -17,7 +17,7 @@ from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.distributed import main_process_first
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_write_text
-from gpt4roi.models.original_format import is_gpt4roi_folder
+from gpt4roi.io.model_folders import is_gpt4roi_folder
 from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.train import saving, sharding, work_dir

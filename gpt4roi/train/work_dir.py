@@ -12,12 +12,13 @@ from typing import Any
 
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import FileLock, atomic_write_text, readable_write_errors
+from gpt4roi.io.model_folders import DONE as DONE
+from gpt4roi.io.model_folders import RUN as ARGUMENTS
+from gpt4roi.io.model_folders import UNFINISHED, identify
 
 logger = logging.getLogger(__name__)
 
-ARGUMENTS = "run.json"
 SETTINGS = "settings.json"
-DONE = "trained.json"
 LOCK = "run.lock"
 REGION_TEXTS = "region_texts.safetensors"
 
@@ -148,11 +149,9 @@ def write_settings(folder: Path, parts: Sequence[Mapping[str, Any]], processes: 
 
 def require_finished(folder: Path) -> None:
     """Raises InputError where a folder is the work directory of a training that has not ended."""
-    if (folder / ARGUMENTS).is_file() and not (folder / DONE).is_file():
-        raise InputError(
-            f"{folder}: its training is not finished ({DONE} is missing); finish it, or start from one of its "
-            f"checkpoints, {folder}/checkpoint-…"
-        )
+    found = identify(folder)
+    if found.kind == UNFINISHED:
+        found.require_model()
 
 
 @contextmanager

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model, tiny_processor
+from tiny import tiny_model, tiny_processor, tiny_text_config
 
-from gpt4roi.checkpoint.adapter import open_adapter
-from gpt4roi.checkpoint.loading import load_model, load_processor
+from gpt4roi.checkpoint.adapter import merge_adapter, open_adapter
+from gpt4roi.checkpoint.loading import load_model, load_processor, with_settings
+from gpt4roi.checkpoint.lora import record_base
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
+from gpt4roi.region_chat import RegionChat
 from gpt4roi.structures import RegionSample, Turn
 
 peft = pytest.importorskip("peft")
@@ -125,3 +129,116 @@ def test_an_adapter_that_does_not_fit_is_one_line_and_nothing_is_written(trained
 def test_opening_an_adapter_as_a_model_names_the_command(trained):
     with pytest.raises(InputError, match=r"holds an adapter, not a model; .*gpt4roi merge-adapter BASE"):
         load_model(trained[0] / "adapter")
+
+
+def tied_adapter(place, **changes):
+    """Writes a base with a tied table, and an adapter that was trained for a few steps; returns its logits."""
+    model = tiny_model(text_config=tiny_text_config(tie_word_embeddings=True))
+    model.save_pretrained(place / "base")
+    tiny_processor(model.config).save_pretrained(place / "base")
+    adapted = peft.get_peft_model(load_model(place / "base"), peft.LoraConfig(**LORA | changes))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(place / "adapter")
+    return logits(adapted)
+
+
+TABLES = {
+    "output layer": {"target_modules": r"language_model\..*\.(q_proj|lm_head)|language_model\.lm_head"},
+    "embeddings": {"target_modules": r"language_model\..*\.(q_proj|embed_tokens)"},
+    "rows": {"trainable_token_indices": {"embed_tokens": [3, 40, 261]}},
+    "output layer in full": {"modules_to_save": ["region_encoder", "lm_head"]},
+    "embeddings in full": {"modules_to_save": ["region_encoder", "embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("changes", TABLES.values(), ids=TABLES)
+def test_an_adapter_on_one_of_two_tied_tables_merges_into_that_one_alone(tmp_path, changes):
+    expected = tied_adapter(tmp_path, **changes)
+    merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    merged = load_model(tmp_path / "out")
+    torch.testing.assert_close(logits(merged), expected, atol=2e-5, rtol=0)
+    assert merged.config.text_config.tie_word_embeddings is False
+    assert float((logits(load_model(tmp_path / "base")) - expected).abs().max()) > 0.1
+
+
+def test_an_adapter_that_touches_no_table_leaves_them_tied(tmp_path):
+    tied_adapter(tmp_path)
+    merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    assert load_model(tmp_path / "out").config.text_config.tie_word_embeddings is True
+
+
+def test_a_merged_folder_that_computes_something_else_is_not_published(trained, tmp_path, capsys, monkeypatch):
+    place = trained[0]
+    monkeypatch.setattr("gpt4roi.checkpoint.adapter.LARGEST_DIFFERENCE", (0.0, 0.0))  # less than rounding
+    assert main(["merge-adapter", str(place / "base"), str(place / "adapter"), str(tmp_path / "out")]) == 2
+    assert "the merged model differs from base and adapter by" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def recorded(trained, tmp_path):
+    """The base and the adapter, which says on which weights it was trained."""
+    for name in ("base", "adapter"):
+        shutil.copytree(trained[0] / name, tmp_path / name)
+    record_base(tmp_path / "adapter", tmp_path / "base")
+    return tmp_path
+
+
+def test_an_adapter_is_refused_on_another_model_than_it_was_trained_on(recorded, capsys):
+    other = load_model(recorded / "base")
+    other.language_model.model.norm.weight.data[0] += 0.5
+    other.save_pretrained(recorded / "other")
+    tiny_processor(other.config).save_pretrained(recorded / "other")
+    assert main(["merge-adapter", *(str(recorded / name) for name in ("other", "adapter", "out"))]) == 2
+    assert f"was trained on base with other weights than {recorded / 'other'} has" in capsys.readouterr().err
+    assert not (recorded / "out").exists()
+
+
+def test_an_adapter_takes_its_base_in_other_files_and_with_other_names(recorded):
+    load_model(recorded / "base").half().save_pretrained(recorded / "half", max_shard_size="100kB")
+    tiny_processor().save_pretrained(recorded / "half")
+    assert len(list((recorded / "half").glob("*.safetensors"))) == 2
+    merge_adapter(recorded / "half", recorded / "adapter", recorded / "out")
+    assert load_model(recorded / "out").dtype == torch.float16
+
+
+def test_an_adapter_s_folder_answers_as_its_merged_model(recorded):
+    merge_adapter(recorded / "base", recorded / "adapter", recorded / "merged")
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    asked = [
+        RegionChat.from_pretrained(recorded / name, dtype="float32").describe(
+            image, [[2, 3, 30, 35], [9, 9, 20, 20]], max_new_tokens=12
+        )
+        for name in ("adapter", "merged", "base")
+    ]
+    assert asked[0] == asked[1] != asked[2]
+
+
+def test_an_adapter_finds_a_base_that_was_moved_beside_it_and_says_where_it_looked(recorded, tmp_path):
+    config = recorded / "adapter/adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/gone/base"}))
+    assert RegionChat.from_pretrained(recorded / "adapter").processor.prompt_format == "chat"
+    shutil.rmtree(recorded / "base")
+    with pytest.raises(InputError, match=rf"adapter of /gone/base, which is not in /gone/base or {recorded}/base;"):
+        RegionChat.from_pretrained(recorded / "adapter")
+
+
+def test_an_adapter_keeps_how_long_its_training_s_prompts_were(recorded):
+    with_settings(load_processor(recorded / "base"), model_max_length=300).save_pretrained(recorded / "adapter")
+    merge_adapter(recorded / "base", recorded / "adapter", recorded / "out")
+    assert load_processor(recorded / "adapter").model_max_length == 300
+    assert load_processor(recorded / "out").model_max_length == 300
+
+
+def test_an_adapter_of_tokens_before_the_prompt_is_refused_by_its_kind(tmp_path):
+    base = tiny_model()
+    base.save_pretrained(tmp_path / "base")
+    settings = peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=2, token_dim=32, num_attention_heads=4, num_layers=2
+    )
+    peft.get_peft_model(base, settings).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"is of the kind PREFIX_TUNING, which adds tokens to the prompt"):
+        open_adapter(load_model(tmp_path / "base"), tmp_path / "adapter")

@@ -1,0 +1,192 @@
+"""What a folder of weights is: one answer, and one sentence for each kind, which every command gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from gpt4roi.errors import InputError
+from gpt4roi.io.hub import is_hub_name
+from gpt4roi.io.json_files import read_json_object
+
+OUR_MODEL_TYPE, ORIGINAL_MODEL_TYPE = "gpt4roi", "llava"
+
+ADAPTER_CONFIG, BASE_RECORD, DELTA_RECORD = "adapter_config.json", "base.json", "delta.json"
+"""What adapters and deltas are told by; BASE_RECORD lies beside the adapters that our training writes."""
+
+RUN, DONE = "run.json", "trained.json"
+"""Of a training's work directory: what runs in it, and the mark that it is finished."""
+
+_LFS_START = b"version https://git-lfs"
+_LFS_BYTES = 1024
+
+OURS, ORIGINAL, ADAPTER, DELTA = "ours", "original", "adapter", "delta"
+LLAVA, VISION_LANGUAGE, LANGUAGE_MODEL = "llava", "vision-language model", "language model"
+UNFINISHED, NOTHING = "unfinished", "nothing"
+
+_FROM_PARTS = (
+    "to train one, name a language model as --model_name_or_path and a tower as --vision_tower of gpt4roi train "
+    "--stage 1"
+)
+SENTENCES = {
+    ADAPTER: (
+        "{folder} holds an adapter, not a model; join it with its base: gpt4roi merge-adapter BASE {folder} OUT, "
+        "where BASE is {base}"
+    ),
+    DELTA: (
+        "{folder} holds a weight delta, not a model; add it to its base: gpt4roi apply-delta --base BASE --delta "
+        "{folder} --target OUT"
+    ),
+    LLAVA: (
+        "{folder} is transformers' LLaVA (model_type {type!r} without mm_vision_tower), which has no region encoder; "
+        f"expected a GPT4RoI model; {_FROM_PARTS}"
+    ),
+    VISION_LANGUAGE: (
+        "{folder}: model_type is {type!r}, another model of images and text; expected 'gpt4roi' or the original's "
+        f"'llava'; {_FROM_PARTS}"
+    ),
+    LANGUAGE_MODEL: (
+        "{folder}: model_type is {type!r}, expected 'gpt4roi' or the original's 'llava'; to start a training from a "
+        "language model, name it as --model_name_or_path"
+    ),
+    UNFINISHED: (
+        "{folder}: its training is not finished ({done} is missing); finish it, or start from one of its checkpoints, "
+        "{folder}/checkpoint-…"
+    ),
+    NOTHING: (
+        "no model in {folder}: the folder has no config.json ({folder}/config.json: no such file); give the folder "
+        "that a training wrote"
+    ),
+}
+"""What is wrong with a folder where a GPT4RoI model is wanted, by its kind."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder and what it is.
+
+    Attributes:
+        path: The folder.
+        kind: OURS, ORIGINAL, or a key of SENTENCES.
+        config: Its config.json; an adapter's adapter_config.json; empty where there is neither.
+    """
+
+    path: Path
+    kind: str
+    config: dict[str, Any]
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is a GPT4RoI model, in our format or the original's."""
+        return self.kind in (OURS, ORIGINAL)
+
+    @property
+    def quantization(self) -> str | None:
+        """How the weights are stored where that is not as numbers, as `bitsandbytes, 4 bit`; else None."""
+        stored = self.config.get("quantization_config")
+        stored = stored or (self.config.get("text_config") or {}).get("quantization_config")
+        if not isinstance(stored, dict):
+            return None
+        method = stored.get("quant_method", "quantized")
+        bits = stored.get("bits") or (4 if stored.get("load_in_4bit") else 8 if stored.get("load_in_8bit") else None)
+        return f"{method}, {bits} bit" if bits else str(method)
+
+    @property
+    def base(self) -> str:
+        """The name of an adapter's base, as it was when the adapter was made."""
+        return str(self.config.get("base_model_name_or_path") or "not named")
+
+    def base_folder(self) -> str:
+        """Returns the folder or hub name of an adapter's base, also where both were moved together.
+
+        Raises:
+            InputError: There is no such folder, and the name can be none of the hub.
+        """
+        places = [Path(self.base), self.path.parent / Path(self.base).name]
+        for place in places:
+            if (place / "config.json").is_file():
+                return str(place)
+        if is_hub_name(self.base) and not (self.path / BASE_RECORD).is_file():  # our training starts from folders
+            return self.base
+        raise InputError(
+            f"{self.path} holds an adapter of {self.base}, which is not in {' or '.join(map(str, places))}; put the "
+            f"base there, or join the two: gpt4roi merge-adapter BASE {self.path} OUT"
+        )
+
+    def require_model(self) -> ModelFolder:
+        """Returns itself; raises InputError with the sentence of its kind where it is no GPT4RoI model."""
+        if not self.is_model:
+            kind, base = self.config.get("model_type"), self.base
+            raise InputError(SENTENCES[self.kind].format(folder=self.path, type=kind, base=base, done=DONE))
+        return self
+
+    def require_quantization_library(self) -> ModelFolder:
+        """Returns itself; raises InputError where its weights are stored quantized by a library that is missing."""
+        if (self.quantization or "").startswith("bitsandbytes") and find_spec("bitsandbytes") is None:
+            raise InputError(
+                f"{self.path} stores quantized weights ({self.quantization}), which needs the package bitsandbytes; "
+                "pip install 'gpt4roi[bitsandbytes]', or take the unquantized weights"
+            )
+        return self
+
+    def require_unquantized(self, purpose: str) -> ModelFolder:
+        """Returns itself; raises InputError where its weights are stored quantized, which `purpose` cannot use."""
+        if self.quantization is not None:
+            raise InputError(
+                f"{self.path} stores quantized weights ({self.quantization}), which cannot be {purpose}; take the "
+                "unquantized weights (--quantize and, with --lora_r, --quantization quantize while they are opened)"
+            )
+        return self
+
+
+def identify(path: str | Path) -> ModelFolder:
+    """Tells what a folder is, from its small files alone.
+
+    Raises:
+        InputError: A file of it is damaged, or the pointer of Git LFS.
+    """
+    folder = Path(path)
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        refuse_lfs_pointer(file)
+    name = next((name for name in ("config.json", ADAPTER_CONFIG) if (folder / name).is_file()), None)
+    config = read_json_object(folder / name) if name else {}
+    if (folder / RUN).is_file() and not (folder / DONE).is_file():
+        return ModelFolder(folder, UNFINISHED, config)
+    if name == ADAPTER_CONFIG:
+        return ModelFolder(folder, ADAPTER, config)
+    return ModelFolder(folder, _kind(folder, config) if config else NOTHING, config)
+
+
+def _kind(folder: Path, config: dict[str, Any]) -> str:
+    if (folder / DELTA_RECORD).is_file():
+        return DELTA
+    kind = config.get("model_type")
+    if kind == OUR_MODEL_TYPE or is_original(config):
+        return ORIGINAL if kind == ORIGINAL_MODEL_TYPE else OURS
+    if kind == ORIGINAL_MODEL_TYPE:
+        return LLAVA
+    return VISION_LANGUAGE if "vision_config" in config else LANGUAGE_MODEL
+
+
+def is_original(config: dict[str, Any]) -> bool:
+    """Tells whether a config.json is of the original's kind."""
+    return config.get("model_type") == ORIGINAL_MODEL_TYPE and "mm_vision_tower" in config
+
+
+def is_gpt4roi_folder(folder: str | Path) -> bool:
+    """Tells whether a folder holds a GPT4RoI model, in our format or the original's."""
+    return Path(folder).is_dir() and identify(folder).is_model
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises InputError where a file is a pointer of Git LFS instead of its content."""
+    if not path.is_file() or path.stat().st_size > _LFS_BYTES:
+        return
+    with path.open("rb") as file:
+        if file.read(len(_LFS_START)) == _LFS_START:
+            raise InputError(
+                f"{path} is a pointer of Git LFS ({path.stat().st_size} bytes), not the weights; "
+                f"run `git lfs pull` in {path.parent}"
+            )
