@@ -142,6 +142,27 @@ class RegionChat:
         (encoded,) = encode_images(self.model, [prepare_image(self.processor, opened)])
         self._dialogue = _Dialogue(opened, encoded)
 
+    def correct(self, number: int, answer: str) -> None:
+        """Replaces the answer of a round, counted from 1: later questions are asked as if it had been given.
+
+        Raises InputError for an empty answer, and where there is no such round.
+        """
+        dialogue, text = self._require_image(), as_plain_text(answer).strip()
+        if not text:
+            raise InputError("the corrected answer is empty; write one, or leave the answer as it is")
+        turns = list(dialogue.turns)
+        if not 1 <= number <= len(turns) // 2:
+            raise InputError(f"there is no round {number!r:.40} to correct; the conversation has {len(turns) // 2}")
+        turns[2 * number - 1] = Turn("assistant", text)
+        self._dialogue = replace(dialogue, turns=tuple(turns))
+
+    def fork(self) -> RegionChat:
+        """Returns a chat about the same image, without encoding it anew, with a conversation of its own."""
+        other = type(self)(self.model, self.processor, self.long_history, self.keep_cache)
+        if self._dialogue is not None:
+            other._dialogue = _Dialogue(self._dialogue.image, self._dialogue.encoded)
+        return other
+
     def reset(self) -> None:
         """Forgets the conversation and its boxes; the image stays."""
         if self._dialogue is not None:

@@ -42,6 +42,7 @@ phase "stage 2: everything but the vision tower learns" bash train_stage2.sh "$f
     --dataset_config "$folder/stage2.json" "${common[@]}" --region_mixup 0.3 --region_noise 0.3 \
     --max_steps 220 --global_batch_size 4 --per_device_train_batch_size 4 --activation_checkpointing false \
     --learning_rate 2e-4 --learning_rates language_model=4e-4 --warmup_steps 0.05 --save_steps 110
+cp quickstart/model_card.md "$folder/stage2/README.md" # the page shows its limitations
 phase "evaluation on held-out scenes" "$gpt4roi" evaluate --model "$folder/stage2" --benchmark quickstart/benchmark/stamps.py \
     --data "$folder/data" --out "$folder" --phases "$folder/phases.json"
 

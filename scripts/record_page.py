@@ -79,6 +79,11 @@ class Recorder:
             self.keep(140)
         mouse.up()
         self.keep(400)
+        self.page.wait_for_timeout(300)  # until a name is asked for
+        self.page.wait_for_function(
+            "![...document.querySelectorAll('.chip-name')].some(one => one.textContent === '…')"
+        )
+        self.keep(700)
 
     def type(self, question: str) -> None:
         """Types a question; each <regionN> is put in by a click on its chip."""
@@ -181,9 +186,11 @@ def main() -> int:
     args = parser.parse_args()
 
     from gpt4roi import RegionChat
-    from gpt4roi.demo.server import serve
+    from gpt4roi.demo.server import ServerOptions, serve
+    from gpt4roi.models.model_card import limitations
 
-    running = serve(RegionChat.from_pretrained(args.model), Path(args.model).name)
+    options = ServerOptions(limitations=limitations(Path(args.model)))
+    running = serve(RegionChat.from_pretrained(args.model), Path(args.model).name, options)
     plays: dict[str, Callable[[Recorder], str]] = {
         "demo1.gif": one_region,
         "demo2.gif": several_regions,

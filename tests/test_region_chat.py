@@ -152,6 +152,40 @@ def test_a_new_image_and_a_reset_begin_a_new_conversation():
     assert chat.turns == ()
 
 
+def test_a_later_question_is_asked_after_the_corrected_answer():
+    chat = chat_with(image=True)
+    chat.ask(QUESTION, BOXES[:1], max_new_tokens=4)
+    chat.ask("And <region2>?", BOXES[1:2], max_new_tokens=4)
+    chat.correct(1, " a blue cup, not <region2> ")
+
+    assert [turn.text for turn in chat.turns[:2]] == [QUESTION, "a blue cup, not region2"]
+    expected = fresh_answer(chat, [*chat.turns, Turn("user", "And why?")], chat.boxes_px.tolist())
+    assert chat.ask("And why?", max_new_tokens=12) == expected
+    before = chat.turns
+    for number, answer, message in [
+        (1, " ", "is empty"),
+        (4, "a cup", "no round 4 to correct"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            chat.correct(number, answer)
+    assert chat.turns == before
+
+
+def test_a_fork_is_about_the_same_image_and_leaves_the_conversation_as_it_is():
+    chat = chat_with("pyramid", image=True)
+    looks = []
+    chat.model.vision_tower.register_forward_hook(lambda *_: looks.append(1))
+    first = chat.ask(QUESTION, BOXES[:1], max_new_tokens=8)
+    before = chat.turns, chat.boxes_px.tolist()
+
+    fork = chat.fork()
+    assert fork.turns == () and fork.ask(QUESTION, BOXES[:1], max_new_tokens=8) == first
+    assert fork.ask(QUESTION.replace("1", "2"), BOXES[1:2], max_new_tokens=8) is not None
+    assert (chat.turns, chat.boxes_px.tolist()) == before and looks == []
+    with pytest.raises(InputError, match="no image yet"):
+        chat_with().fork().ask(QUESTION, BOXES[:1])
+
+
 def test_a_failed_question_leaves_the_conversation_as_it_was():
     chat = chat_with(image=True)
     chat.ask(QUESTION, BOXES[:1], max_new_tokens=4)

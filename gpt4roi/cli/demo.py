@@ -7,10 +7,14 @@ import logging
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpt4roi.cli import output
 from gpt4roi.cli._model import add_model_arguments, check_model_folder, open_chat
 from gpt4roi.errors import InputError
+
+if TYPE_CHECKING:
+    from gpt4roi.demo.examples import Examples
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="answers computed concurrently (default: %(default)s)",
     )
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        metavar="FILE",
+        help="example images with boxes (default: examples.json in the model's folder, or scikit-image's photographs)",
+    )
+    parser.add_argument("--no-names", action="store_true", help="do not name boxes as they are drawn")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     _check_numbers(args)
     password = _read_password(args.password_file)
     check_model_folder(args.model)
+    examples = _examples(args)
 
     started = time.monotonic()
     logger.info("opening %s …", args.model)
@@ -74,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
     from gpt4roi.demo.server import ServerOptions, serve
     from gpt4roi.demo.uploads import Limits
+    from gpt4roi.models.model_card import limitations
 
     options = ServerOptions(
         host=args.host,
@@ -84,6 +97,9 @@ def run(args: argparse.Namespace) -> int:
         max_sessions=args.max_sessions,
         idle_minutes=args.idle_minutes,
         concurrency=args.concurrency,
+        name_boxes=not args.no_names,
+        examples=examples,
+        limitations=limitations(Path(args.model)),
     )
     running = serve(chat, Path(args.model).name, options)
     if password is None and (args.share or args.host not in ("127.0.0.1", "localhost", "::1")):
@@ -99,6 +115,14 @@ def run(args: argparse.Namespace) -> int:
     finally:
         running.close()
     return 0
+
+
+def _examples(args: argparse.Namespace) -> Examples | None:
+    from gpt4roi.demo.examples import FILE_NAME, read_examples
+
+    own = Path(args.model) / FILE_NAME
+    path = args.examples or (own if own.is_file() else None)
+    return None if path is None else read_examples(path)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

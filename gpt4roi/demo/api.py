@@ -17,7 +17,7 @@ from gpt4roi.demo.examples import open_example
 from gpt4roi.demo.export import conversation_image
 from gpt4roi.demo.handlers import Handlers, find_session, sampling_of
 from gpt4roi.demo.session import NO_IMAGE, Session
-from gpt4roi.demo.uploads import Upload, open_upload, scaled
+from gpt4roi.demo.uploads import Upload, open_upload
 from gpt4roi.errors import InputError
 from gpt4roi.report.drawing import jpeg_data_url
 
@@ -59,7 +59,7 @@ class Api:
     def set_example(self, name: str, request: gr.Request) -> dict:
         """Shows one of the page's examples by name, and begins a new conversation. Returns its width and height."""
         with one_line_errors():
-            return self._show(request, lambda: scaled(open_example(name)))
+            return self._show(request, lambda: open_example(self.handlers.examples, name)[0])
 
     def _show(self, request: gr.Request, open_it: Callable[[], Upload]) -> dict:
         session = self._session(request)

@@ -8,26 +8,27 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
 
-from gpt4roi.demo.examples import open_example
+from gpt4roi.demo.examples import Examples, open_example
 from gpt4roi.demo.export import conversation_image
 from gpt4roi.demo.gradio_compat import event_value
 from gpt4roi.demo.hints import Hint, IncompleteQuestionError
-from gpt4roi.demo.session import NO_IMAGE, Session
+from gpt4roi.demo.naming import Box
+from gpt4roi.demo.session import EXPIRED, MAX_QUESTION, NO_IMAGE, Session
 from gpt4roi.demo.store import SessionStore
-from gpt4roi.demo.uploads import Limits, Upload, open_upload, scaled
+from gpt4roi.demo.uploads import Limits, Upload, open_upload
 from gpt4roi.errors import InputError
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.report.drawing import jpeg_data_url
 
 logger = logging.getLogger(__name__)
 
-EXPIRED = Hint("This conversation expired because it was idle. Choose the image again to begin a new one.")
 DEFECT = "Something went wrong here; the log of the server says what."
 DEFECT_WHILE_ASKING = f"{DEFECT} Your question is still there."
 MAX_NEW_TOKENS = 1024
@@ -81,29 +82,50 @@ def sampling_of(temperature: Any, max_new_tokens: Any, seed: Any) -> SamplingPar
 class Handlers:
     """The listeners of the page; `ui.build_page` connects them. Each docstring lists the outputs in their order."""
 
-    def __init__(self, store: SessionStore, limits: Limits, model_name: str) -> None:
-        self.store, self.limits, self.model_name = store, limits, model_name
+    def __init__(
+        self, store: SessionStore, limits: Limits, model_name: str, examples: Examples = MappingProxyType({})
+    ) -> None:
+        self.store, self.limits, self.model_name, self.examples = store, limits, model_name, examples
 
     def upload(self, event: gr.EventData, request: gr.Request) -> tuple:
         """An image came from the browser. Returns stage, conversation, hints."""
         image, name = event_value(event, "image"), event_value(event, "name")
-        return self._show_image(request, lambda: open_upload(image, self.limits, name))
+        return self._show_image(request, lambda: (open_upload(image, self.limits, name), []))
 
     def pick(self, event: gr.EventData, request: gr.Request) -> tuple:
         """An example was clicked. Returns stage, conversation, hints."""
-        name = event_value(event, "name")
-        return self._show_image(request, lambda: scaled(open_example(name), name))
+        return self._show_image(request, lambda: open_example(self.examples, event_value(event, "name")))
 
-    def _show_image(self, request: gr.Request, open_it: Callable[[], Upload]) -> tuple:
+    def want_names(self, event: gr.EventData, request: gr.Request) -> Any:
+        """The boxes that have no name yet changed. Returns stage."""
+        image, boxes, order = (event_value(event, key) for key in ("image", "boxes", "order"))
+        try:
+            find_session(self.store, request).want_names(image, boxes, order)
+        except InputError as error:
+            return names_given(order, [], ended=True, note=str(error))
+        return gr.skip()
+
+    def name_boxes(self, request: gr.Request) -> Iterator[gr.HTML]:
+        """Names these boxes, one after the other, while no question is being answered. Yields stage."""
+        names = find_session(self.store, request).names
+        try:
+            for _ in names.compute():
+                yield names_given(names.order, names.known)
+        except Exception:
+            logger.exception("a box could not be named")
+        yield names_given(names.order, names.known, ended=True)
+
+    def _show_image(self, request: gr.Request, open_it: Callable[[], tuple[Upload, list]]) -> tuple:
         try:
             session = find_session(self.store, request)
-            session.show(open_it())
+            upload, boxes = open_it()
+            session.show(upload)
         except InputError as error:
             return stage_note(str(error)), gr.skip(), gr.skip()
         except Exception:
             logger.exception("an image could not be shown")
             return stage_note(DEFECT_WHILE_ASKING), gr.skip(), gr.skip()
-        return stage_with_image(session), conversation_with_image(session), no_hints()
+        return stage_with_image(session, boxes), conversation_with_image(session), no_hints()
 
     def begin(self, question: Any, stage: Any, request: gr.Request) -> tuple:
         """Checks the question at once, without the queue. Returns hints, ask button, stop button."""
@@ -140,15 +162,27 @@ class Handlers:
             session.check(question, drawn, force)
             answers = session.ask(question, drawn, sampling_of(*settings), force)
             rounds, typed = conversation(session), question
-            yield skip, conversation(session, question, "", drawn), no_hints(), "", *buttons(asking=True)
-            for answer in answers:
-                yield skip, conversation(session, question, answer, drawn), skip, skip, skip, skip
+            with session.questions.question():  # from here on no name is computed
+                yield skip, conversation(session, question, "", drawn), no_hints(), "", *buttons(asking=True)
+                for answer in answers:
+                    yield skip, conversation(session, question, answer, drawn), skip, skip, skip, skip
             yield boxes_value(session, keep=True), conversation(session), no_hints(), skip, *idle
         except InputError as error:
             yield skip, rounds, hints_value(hints_of(error)), typed, *idle
         except Exception:
             logger.exception("a question could not be answered")
             yield skip, rounds, hints_value([Hint(DEFECT_WHILE_ASKING)]), typed, *idle
+
+    def correct(self, event: gr.EventData, request: gr.Request) -> tuple:
+        """An answer was corrected. Returns conversation, hints."""
+        image, index, answer = (event_value(event, key) for key in ("image", "round", "answer"))
+
+        def work() -> tuple:
+            session = find_session(self.store, request)
+            session.correct(image, index, answer)
+            return conversation(session), no_hints()
+
+        return errors_as_hints(work, 1)
 
     def stop(self, question: Any, stage: Any, request: gr.Request) -> tuple:
         """Stops the answer, if one is being written; its question goes back where it was typed.
@@ -197,7 +231,7 @@ class Handlers:
 
         def work() -> tuple:
             session = self._session_with_image(stage, request)
-            record = {"model": self.model_name, **session.as_record(drawn_boxes(stage, session))}
+            record = {"model": self.model_name, **session.as_record(drawn_boxes(stage, session), names_of(stage))}
             text = json.dumps(record, ensure_ascii=False, indent=2)
             name = f"{session.file_name or 'conversation'}.json"  # `data convert` finds the photograph by it
             return download(name, "application/json", text.encode()), no_hints()
@@ -271,6 +305,26 @@ def drawn_boxes(stage: Any, session: Session) -> list:
     return boxes[len(session.boxes_px) :] if isinstance(boxes, list) else []
 
 
+def names_of(stage: Any) -> dict[Box, tuple[str, bool]]:
+    """Returns the names of boxes, and whether the user wrote or confirmed them, from the value of the stage."""
+    found: dict[Box, tuple[str, bool]] = {}
+    if not isinstance(stage, dict) or stage.get("names") is None:
+        return found
+    try:
+        for box, name in zip(stage["boxes"], stage["names"], strict=True):
+            if name is not None:
+                found[tuple(map(float, box))] = (name["text"][:MAX_QUESTION].strip(), name["corrected"] is True)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise InputError("the page sent names that fit no boxes; load it again") from None
+    return found
+
+
+def names_given(order: Any, names: list[tuple[Box, str]], ended: bool = False, note: str = "") -> gr.HTML:
+    """Returns names for the stage; ended: no more will come for the request of this number."""
+    given = {"order": order, "names": names, "ended": ended, "version": versions.next()}
+    return gr.HTML(names=given, note=note_value(note)) if note else gr.HTML(names=given)
+
+
 def hints_of(error: InputError) -> list[Hint]:
     """Returns an error as hints."""
     if isinstance(error, IncompleteQuestionError):
@@ -288,13 +342,14 @@ def no_hints() -> dict:
     return {"hints": []}
 
 
-def boxes_value(session: Session, keep: bool = False) -> dict:
-    """Returns the value of the stage: the boxes of the conversation.
+def boxes_value(session: Session, keep: bool = False, drawn: Sequence[list[float]] = ()) -> dict:
+    """Returns the value of the stage: the boxes of the conversation, and after them those that are drawn already.
 
     With `keep`, those that the browser has beyond them stay; they may have been drawn while the answer was written.
     """
-    boxes, image = list(session.boxes_px), session.image_id
-    return {"image": image, "boxes": boxes, "fixed": len(boxes), "keep": keep, "version": versions.next()}
+    fixed, image = list(session.boxes_px), session.image_id
+    boxes = [*fixed, *drawn]
+    return {"image": image, "boxes": boxes, "fixed": len(fixed), "keep": keep, "version": versions.next()}
 
 
 def image_value(session: Session) -> dict | None:
@@ -306,14 +361,19 @@ def image_value(session: Session) -> dict | None:
     return {"src": source, "width": width, "height": height, "id": session.image_id}
 
 
-def stage_with_image(session: Session) -> gr.HTML:
-    """Returns the stage with its image."""
-    return gr.HTML(value=boxes_value(session), image=image_value(session), note=None)
+def stage_with_image(session: Session, drawn: Sequence[list[float]] = ()) -> gr.HTML:
+    """Returns the stage with its image, and boxes that are drawn on it already."""
+    return gr.HTML(value=boxes_value(session, drawn=drawn), image=image_value(session), note=None)
 
 
 def stage_note(text: str) -> gr.HTML:
     """Returns a message about what was wrong with an image; all else stays."""
-    return gr.HTML(note={"text": f"{text[:1].upper()}{text[1:]}.", "wrong": True, "version": versions.next()})
+    return gr.HTML(note=note_value(text))
+
+
+def note_value(text: str) -> dict:
+    """Returns the value of a note below the image about what was wrong."""
+    return {"text": f"{text[:1].upper()}{text[1:].rstrip('.')}.", "wrong": True, "version": versions.next()}
 
 
 def conversation_with_image(session: Session) -> gr.HTML:

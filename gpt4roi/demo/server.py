@@ -15,8 +15,10 @@ from functools import partial
 import gradio as gr
 from starlette.middleware import Middleware
 
+from gpt4roi.demo.examples import Examples, shipped_examples
 from gpt4roi.demo.gradio_compat import LAUNCH_OPTIONS, forget_session, tolerate_double_deletion
 from gpt4roi.demo.handlers import Handlers
+from gpt4roi.demo.naming import QuestionsFirst
 from gpt4roi.demo.request_filter import RequestFilter
 from gpt4roi.demo.session import Session
 from gpt4roi.demo.store import SessionStore
@@ -40,6 +42,9 @@ class ServerOptions:
         idle_minutes: After which a conversation expires.
         concurrency: Answers computed side by side.
         queue_size: Questions that may wait.
+        name_boxes: Whether boxes are named as they are drawn.
+        examples: Shown below the image; by default those that scikit-image ships.
+        limitations: What the model can and cannot do, in a sentence or two; shown below the title.
     """
 
     host: str = HOME
@@ -51,6 +56,9 @@ class ServerOptions:
     idle_minutes: float = 30
     concurrency: int = 1
     queue_size: int = 64
+    name_boxes: bool = True
+    examples: Examples | None = None
+    limitations: str = ""
 
 
 @dataclass
@@ -81,11 +89,15 @@ def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOpti
     Raises:
         InputError: The port is taken, or no public address can be had.
     """
+    questions = QuestionsFirst()
     store = SessionStore(
-        lambda: Session(chat.model, chat.processor), options.max_sessions, idle_seconds=60 * options.idle_minutes
+        lambda: Session(chat.model, chat.processor, questions),
+        options.max_sessions,
+        idle_seconds=60 * options.idle_minutes,
     )
-    handlers = Handlers(store, options.limits, model_name)
-    page = build_page(handlers, options.concurrency)
+    examples = shipped_examples() if options.examples is None else options.examples
+    handlers = Handlers(store, options.limits, model_name, examples)
+    page = build_page(handlers, options.concurrency, options.name_boxes, options.limitations)
     page.queue(max_size=options.queue_size, default_concurrency_limit=options.concurrency)
     _check_port(options)
     # base64 needs a third more than the file; the rest of a request is small.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from gpt4roi.demo.hints import Hint, IncompleteQuestionError, find_hints, normalize_mentions
+from gpt4roi.demo.naming import Box, BoxNames, QuestionsFirst
 from gpt4roi.demo.uploads import Upload
 from gpt4roi.errors import InputError
 from gpt4roi.generation.sampling import SamplingParams
@@ -25,16 +27,23 @@ MAX_BOXES = 50
 MAX_QUESTION = 4000
 """Characters in one question."""
 
+EXPIRED = Hint("This conversation expired because it was idle. Choose the image again to begin a new one.")
 NO_IMAGE = Hint("There is no image yet. Choose one of your own, or click an example.")
 
 
 @dataclass(frozen=True)
 class Round:
-    """A question with its answer; regions: the numbers of the boxes that are new in this round."""
+    """A question with its answer.
+
+    Attributes:
+        regions: The numbers of the boxes that are new in this round.
+        model_answer: What the model had answered, where the user corrected it.
+    """
 
     question: str
     answer: str
     regions: tuple[int, ...] = ()
+    model_answer: str | None = None
 
 
 class Session:
@@ -44,28 +53,33 @@ class Session:
     conversation and stays as it is; those drawn since may change until the next question, and come in with it.
     """
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, questions: QuestionsFirst | None = None) -> None:
+        """Begins without an image; questions: shared by all sessions of the model."""
         self._model, self._processor = model, processor
+        self.questions = questions or QuestionsFirst()
         self._chat = self._new_chat()
         self._busy = threading.Lock()
         self._stop = threading.Event()
-        self._forget()
+        self.names = BoxNames(self.questions)
+        self._show(None)
 
     def _new_chat(self) -> RegionChat:
         # No cache of keys and values between rounds: many idle users would hold the memory of the few who ask.
         return RegionChat(self._model, self._processor, keep_cache=False)
 
-    def _forget(self) -> None:
-        self.image: Image.Image | None = None
-        self.image_id = ""
-        self.size = (0, 0)
-        self.file_name = ""
+    def _show(self, upload: Upload | None) -> None:
+        """Begins a conversation about an image, or without one."""
+        self.image: Image.Image | None = upload.image if upload else None
+        self.image_id = secrets.token_hex(8) if upload else ""
+        self.size = upload.own_size if upload else (0, 0)
+        self.file_name = upload.file_name if upload else ""
         """What the user's own file is called, without its extension."""
         self._begin()
 
     def _begin(self) -> None:
         self.boxes_px: list[list[float]] = []
         self.rounds: list[Round] = []
+        self.names.begin(self._chat, self._scale)
         self.asking = ""
         """The question that is being answered, or whose answer was stopped."""
 
@@ -87,14 +101,13 @@ class Session:
     def show(self, upload: Upload) -> None:
         """Encodes an image and begins a new conversation; an answer being written is stopped."""
         chat = self._new_chat()
-        chat.set_image(upload.image)
+        with self.questions.question():
+            chat.set_image(upload.image)
         with self._interrupted():
             asking = self.asking
-            self._forget()
+            self._chat = chat
+            self._show(upload)
             self.asking = asking  # for Stop, which puts it back where it was typed, and may come after this
-            self._chat, self.image, self.size = chat, upload.image, upload.own_size
-            self.file_name = upload.file_name
-            self.image_id = secrets.token_hex(8)
 
     def start_over(self) -> None:
         """Forgets boxes and conversation; the image stays."""
@@ -106,7 +119,7 @@ class Session:
         """Forgets everything, the image too."""
         with self._interrupted():
             self._chat = self._new_chat()
-            self._forget()
+            self._show(None)
 
     def stop(self, wait_seconds: float = 0) -> None:
         """Stops the answer being written; the conversation stays as it was before the question.
@@ -168,11 +181,12 @@ class Session:
             self.asking = question
             pieces = self._chat.stream(asked, (new * self._scale).tolist(), **asdict(sampling))
             answer = ""
-            for piece in pieces:
-                answer += piece
-                yield answer
-                if self._stop.is_set():
-                    return
+            with self.questions.question():
+                for piece in pieces:
+                    answer += piece
+                    yield answer
+                    if self._stop.is_set():
+                        return
         finally:
             if isinstance(pieces, Generator):
                 pieces.close()
@@ -181,6 +195,32 @@ class Session:
                 self.rounds.append(Round(asked, self._chat.turns[-1].text, self.new_regions(asked, known)))
                 self.asking = ""
             self._busy.release()
+
+    def correct(self, image_id: Any, index: Any, answer: Any) -> None:
+        """Replaces the answer of a round, by its index; the model reads the corrected one in later rounds.
+
+        Raises:
+            InputError: There is no such answer, it is no text, or another one is being written.
+            IncompleteQuestionError: The conversation is about another image.
+        """
+        self._require(image_id)
+        if not isinstance(answer, str) or len(answer) > MAX_QUESTION:
+            raise InputError(f"an answer is text of at most {MAX_QUESTION} characters")
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise InputError(f"the index of an answer is a whole number, got {index!r:.40}")
+        if not self._busy.acquire(blocking=False):
+            raise InputError("an answer is still being written; wait for it, or stop it")
+        try:
+            self._chat.correct(index + 1, answer)
+            before, text = self.rounds[index], self._chat.turns[2 * index + 1].text
+            said = before.answer if before.model_answer is None else before.model_answer
+            self.rounds[index] = replace(before, answer=text, model_answer=said)
+        finally:
+            self._busy.release()
+
+    def _require(self, image_id: Any) -> None:
+        if self.image is None or image_id != self.image_id:
+            raise IncompleteQuestionError([EXPIRED])
 
     def check(self, question: Any, drawn_px: Any, force: bool = False) -> np.ndarray:
         """Returns the drawn boxes, float64[N, 4], where the question can be asked; raises as `ask` does."""
@@ -212,7 +252,8 @@ class Session:
     @property
     def _scale(self) -> np.ndarray:
         """From pixels of the user's image to pixels of the stored one."""
-        assert self.image is not None
+        if self.image is None:
+            return np.ones(4)
         x, y = self.image.width / self.size[0], self.image.height / self.size[1]
         return np.array([x, y, x, y])
 
@@ -231,21 +272,45 @@ class Session:
         """Returns the boxes of the conversation, float64[N, 4] xyxy in pixels of the stored image."""
         return np.asarray(self.boxes_px, dtype=np.float64).reshape(-1, 4) * self._scale
 
-    def as_record(self, drawn_px: Any = ()) -> dict[str, Any]:
+    def want_names(self, image_id: Any, boxes_px: Any, order: Any) -> None:
+        """Says which of the drawn boxes wait for a name; `names` computes them.
+
+        Raises:
+            InputError: Wrong boxes.
+            IncompleteQuestionError: The boxes are on another image.
+        """
+        self._require(image_id)
+        self._valid_boxes(boxes_px)
+        if isinstance(order, bool) or not isinstance(order, int):
+            raise InputError(f"the number of a request for names is a whole number, got {order!r:.40}")
+        self.names.want([tuple(map(float, box)) for box in boxes_px], order)
+
+    def as_record(
+        self, drawn_px: Any = (), names: Mapping[Box, tuple[str, bool]] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """Returns the conversation as JSON can hold it; boxes in pixels of the user's own image.
 
-        drawn_px: Boxes drawn since the last question. Raises InputError where they are wrong.
+        Args:
+            drawn_px: Boxes drawn since the last question.
+            names: Of boxes, each with whether the user wrote or confirmed it.
+
+        Raises:
+            InputError: Wrong boxes.
         """
         width, height = self.size
         drawn = self._valid_boxes(drawn_px).tolist() if self.image is not None else []
+        regions: list[dict[str, Any]] = []
+        for number, box in enumerate([*self.boxes_px, *drawn], start=1):
+            name, corrected = names.get(tuple(box), ("", False))
+            said = {"name": name, "corrected": corrected} if name else {}
+            regions.append({"region": number, "box": [round(value, 2) for value in box], **said})
         return {
             "picture": {"width": width, "height": height} if self.image is not None else None,
-            "regions": [
-                {"region": number, "box": [round(value, 2) for value in box]}
-                for number, box in enumerate([*self.boxes_px, *drawn], start=1)
-            ],
+            "regions": regions,
+            **({"name_question": self.default_question} if any("name" in region for region in regions) else {}),
             "rounds": [
                 {"question": one.question, "answer": one.answer, "new_regions": list(one.regions)}
+                | ({} if one.model_answer is None else {"model_answer": one.model_answer})
                 for one in self.rounds
             ],
         }

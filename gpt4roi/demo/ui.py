@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from importlib.resources import files
 from typing import Any
 
 import gradio as gr
 
 from gpt4roi.demo.api import add_api
-from gpt4roi.demo.examples import EXAMPLES, available, open_example
+from gpt4roi.demo.examples import Examples
 from gpt4roi.demo.handlers import MAX_NEW_TOKENS, Handlers, ask_again
 from gpt4roi.report.drawing import PALETTE, jpeg_data_url
 
@@ -39,17 +40,29 @@ def _part(name: str, template: str | None = None, **more: Any) -> gr.HTML:
     return gr.HTML(html_template=template, js_on_load=asset(f"{name}.js"), apply_default_css=False, **more)
 
 
-def build_page(handlers: Handlers, concurrency: int = 1) -> gr.Blocks:
-    """Builds the page and its HTTP API; concurrency: how many answers are computed side by side."""
+def build_page(handlers: Handlers, concurrency: int = 1, name_boxes: bool = True, limitations: str = "") -> gr.Blocks:
+    """Builds the page and its HTTP API.
+
+    Args:
+        handlers: Its event handlers.
+        concurrency: How many answers are computed side by side.
+        name_boxes: Whether boxes are named as they are drawn.
+        limitations: What the model can and cannot do; shown below the title.
+    """
     with gr.Blocks(title="GPT4RoI", analytics_enabled=False) as page:
-        gr.HTML("<h1>GPT4RoI</h1><p>Draw boxes on an image and talk about them.</p>", elem_classes="page-title")
+        about = f"<p>{escape(limitations)}</p>" if limitations else ""
+        title = f"<h1>GPT4RoI</h1><p>Draw boxes on an image and talk about them.</p>{about}"
+        gr.HTML(title, elem_classes="page-title")
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=320):
                 limit = handlers.limits.max_bytes
-                stage = _part("stage", value=None, image=None, note=None, max_bytes=limit, elem_id="stage")
-                examples = _part("examples", '<div class="examples"></div>', value=_thumbnails(), elem_id="examples")
+                given = dict.fromkeys(("value", "image", "note", "names"))
+                stage = _part("stage", **given, naming=name_boxes, max_bytes=limit, elem_id="stage")
+                examples = _part(
+                    "examples", '<div class="examples"></div>', value=_thumbnails(handlers.examples), elem_id="examples"
+                )
             with gr.Column(scale=5, min_width=320):
-                conversation = _part("conversation", value=None, image=None, elem_id="conversation")
+                talk = _part("conversation", value=None, image=None, elem_id="conversation")
                 hint_list = '<div class="hints" role="status" aria-live="polite"></div>'
                 hints = _part("hints", hint_list, value=None, elem_id="hints")
                 queue_position = gr.HTML(elem_id="queue-place")
@@ -73,7 +86,7 @@ def build_page(handlers: Handlers, concurrency: int = 1) -> gr.Blocks:
         quick = {**private, "queue": False, "show_progress": "hidden"}
         on_queue = {"concurrency_id": MODEL, "concurrency_limit": concurrency, "show_progress_on": [queue_position]}
         by_model = {**private, **on_queue}
-        image_outputs = [stage, conversation, hints]
+        image_outputs = [stage, talk, hints]
         ask_inputs, ask_outputs = [question, stage, *settings], [*image_outputs, question, ask, stop]
         begin_outputs = [hints, ask, stop]
         asked = gr.on([ask.click, question.submit], handlers.begin, [question, stage], begin_outputs, **quick).then(
@@ -91,8 +104,14 @@ def build_page(handlers: Handlers, concurrency: int = 1) -> gr.Blocks:
         # After these cancellations: the browser runs the listeners of an event one after the other, each to its end.
         stage.upload(handlers.upload, None, image_outputs, trigger_mode="multiple", **by_model)
         examples.pick(handlers.pick, None, image_outputs, trigger_mode="multiple", **by_model)
+        # Names have a queue of their own: a question never waits behind them, and they wait for it token by token.
+        stage.drawn(handlers.want_names, None, [stage], trigger_mode="multiple", **quick).success(
+            handlers.name_boxes, None, [stage], trigger_mode="always_last", show_progress="hidden",
+            concurrency_id="names", concurrency_limit=1, **private,
+        )  # fmt: skip
         over.click(**cancel).then(handlers.start_over, [stage], [*image_outputs, ask, stop], **quick)
         clear.click(**cancel).then(handlers.clear_all, None, [*image_outputs, ask, stop, question], **quick)
+        talk.correct(handlers.correct, None, [talk, hints], trigger_mode="multiple", **quick)
         record.click(handlers.save_record, [stage], [saved, hints], **quick)
         image.click(handlers.save_image, [stage], [saved, hints], **quick)
         page.unload(handlers.leave)
@@ -110,12 +129,8 @@ def _settings() -> list[gr.components.Component]:
     return [temperature, length, seed]
 
 
-def _thumbnails() -> list[dict]:
+def _thumbnails(examples: Examples) -> list[dict]:
     return [
-        {
-            "name": name,
-            "title": EXAMPLES[name].title,
-            "src": jpeg_data_url(open_example(name), max_side=160, quality=80),
-        }
-        for name in available()
+        {"name": name, "title": example.title, "src": jpeg_data_url(example.open(), max_side=160, quality=80)}
+        for name, example in examples.items()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def model_card(config: dict[str, Any], kind: str = "model") -> str:
         checkpoint_format="the original's (`original`)" if is_original(config) else "transformers' (`hf`)",
     )
     return card + "\n"
+
+
+def limitations(folder: Path) -> str:
+    """Returns the first paragraph below `## Limitations` in the card of a model's folder; empty where there is none."""
+    card = folder / MODEL_CARD
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    found = re.search(r"^##+ Limitations\s*\n+((?:(?!#).+\n?)+)", text, flags=re.MULTILINE)
+    return " ".join(found.group(1).split()) if found else ""
 
 
 def is_written_by_user(path: Path) -> bool:

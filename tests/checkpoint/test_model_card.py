@@ -7,6 +7,7 @@ from tiny import tiny_model
 
 from gpt4roi.checkpoint.convert import plan_convert
 from gpt4roi.checkpoint.delta import plan_apply
+from gpt4roi.models.model_card import limitations
 
 
 def test_a_saved_model_has_a_card_that_says_what_it_is_and_how_to_open_it(tmp_path):
@@ -28,6 +29,17 @@ def test_saving_again_renews_the_card_and_leaves_the_user_s(tmp_path):
     (tmp_path / "README.md").write_text("# Mine\n")
     model.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
+
+
+def test_the_limitations_of_a_model_are_the_paragraph_below_their_heading(tmp_path):
+    assert limitations(tmp_path) == ""
+    tiny_model("pyramid").save_pretrained(tmp_path)
+    assert limitations(tmp_path) == ""
+    card = "# A model\n\nIt answers.\n\n## Limitations\n\nIt names\nthings. It reads no text.\n\nMore.\n\n## Licence\n"
+    (tmp_path / "README.md").write_text(card)
+    assert limitations(tmp_path) == "It names things. It reads no text."
+    (tmp_path / "README.md").write_text("## Limitations\n\n## Licence\n\nNone.\n")
+    assert limitations(tmp_path) == ""
 
 
 def test_a_delta_its_result_and_a_conversion_have_cards_of_their_kind(tmp_path):

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gpt4roi.cli import main
 
@@ -49,9 +50,14 @@ def test_without_gradio_the_command_that_installs_it_is_named(monkeypatch, capsy
 
 
 @pytest.mark.heavy
-def test_the_page_is_served_until_ctrl_c(model_folder, tmp_path):
+def test_the_page_is_served_until_ctrl_c(model_folder, tmp_path, tmp_path_factory):
     pytest.importorskip("gradio", reason='pip install "gpt4roi[demo]"')
+    folder = tmp_path_factory.mktemp("examples")
+    Image.new("RGB", (30, 20)).save(folder / "grey.png")
+    entry = '{"image": "grey.png", "title": "nothing but black", "boxes": [[1, 2, 9, 9]]}'
+    (folder / "examples.json").write_text(f"[{entry}]")
     command = [sys.executable, str(ROOT / "gpt4roi" / "app.py"), "--model", str(model_folder)]
+    command += ["--no-names", "--examples", str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # What a shell runs in the background ignores Ctrl-C, and so do its children unless told otherwise.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -59,7 +65,8 @@ def test_the_page_is_served_until_ctrl_c(model_folder, tmp_path):
         try:
             address = served.stdout.readline().strip()
             with urllib.request.urlopen(address, timeout=600) as page:
-                assert page.status == 200
+                text = page.read().decode()
+                assert page.status == 200 and "nothing but black" in text and '"naming":false' in text
             served.send_signal(signal.SIGINT)
             rest, log = served.communicate(timeout=600)
         finally:

@@ -17,7 +17,7 @@ class Driver:
     """Wraps one browser page; drawing is in shares of the image, 0 to 1."""
 
     def __init__(self, page: Page, url: str) -> None:
-        self.page = page
+        self.page, self.url = page, url.partition("?")[0]
         self._fingers: CDPSession | None = None
         self.complaints: list[str] = []
         self.addresses: list[str] = []
@@ -110,6 +110,25 @@ class Driver:
         """Waits until there are so many answers, and the next question may be asked."""
         expect(self.page.locator(".round:not(.pending)")).to_have_count(count)
         expect(self.page.locator("#ask")).to_be_enabled()
+
+    def wait_for_names(self) -> None:
+        """Waits until no box waits for its name."""
+        self.page.wait_for_timeout(300)  # until they were asked for
+        expect(self.page.locator(".chip-name", has_text="…")).to_have_count(0)
+
+    def rename(self, number: int, name: str, key: str = "Enter") -> None:
+        """Writes what a box is."""
+        self.page.locator(".chip-name").nth(number - 1).click()
+        self.page.fill(".chip-input", name)
+        self.page.keyboard.press(key)
+        expect(self.page.locator(".chip-input")).to_have_count(0)
+
+    def correct(self, number: int, answer: str, key: str = "Enter") -> None:
+        """Corrects the answer of a round."""
+        self.page.locator(".round .correct").nth(number - 1).click()
+        self.page.fill(".correction textarea", answer)
+        self.page.keyboard.press(key)
+        expect(self.page.locator(".correction")).to_have_count(0)
 
     def hints(self) -> list[str]:
         """Returns the hints shown, once there are some."""

@@ -21,15 +21,15 @@ def open_page(browser, running):
 
     contexts, drivers = [], []
 
-    def open_one(query: str = "", **options) -> Driver:
+    def open_one(query: str = "", url: str = "", **options) -> Driver:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
-        drivers.append(Driver(context.new_page(), running.url + query))
+        drivers.append(Driver(context.new_page(), url or running.url + query))
         return drivers[-1]
 
     yield open_one
     complaints = [line for driver in drivers for line in driver.complaints]
-    strangers = {address for driver in drivers for address in driver.addresses if not _is_own(address, running.url)}
+    strangers = {address for driver in drivers for address in driver.addresses if not _is_own(address, driver.url)}
     for context in contexts:
         context.close()
     assert complaints == []
@@ -95,6 +95,7 @@ def test_two_boxes_a_streamed_answer_then_a_third_box_and_old_ones_again(open_pa
     )
 
     page.page.click("#ask")
+    page.page.wait_for_selector(".round.pending")  # from now on no token goes into the name of a box
     for shown in range(1, 5):  # the model goes on when the page shows what there is so far
         held_model.release(8)
         page.page.wait_for_function(f"new Set(window.seen.filter(text => text && text != '…')).size >= {shown}")
@@ -624,6 +625,189 @@ def test_what_is_drawn_is_saved_under_the_name_of_the_photograph(open_page, tmp_
     with page.page.expect_download() as waiting:
         page.page.click("#save-image")
     assert waiting.value.suggested_filename == "my cup-conversation.png"
+
+
+def names_by_itself(tiny_chat, size: tuple[int, int], boxes) -> list[str]:
+    """The tiny model's answers about boxes, in shares, of the second example, as the page shows them."""
+    from gpt4roi.demo.examples import shipped_examples
+    from gpt4roi.demo.naming import ENDS, MAX_NEW_TOKENS
+
+    drawn = np.round(np.array(boxes) * np.array([*size, *size]), 2)
+    return tiny_chat.describe(shipped_examples()["coffee"].open(), drawn, max_new_tokens=MAX_NEW_TOKENS, stop=ENDS)
+
+
+def drawn_boxes(page) -> list[list[float]]:
+    """The boxes on the page, in shares of the image."""
+    return page.page.locator(".stage-region").evaluate_all(
+        "all => all.map(({style}) => [parseFloat(style.left), parseFloat(style.top), parseFloat(style.left) + "
+        "parseFloat(style.width), parseFloat(style.top) + parseFloat(style.height)].map(share => share / 100))"
+    )
+
+
+def test_a_box_is_named_as_it_is_drawn_and_again_where_it_is_moved(open_page, tiny_chat, screenshots):
+    page = open_page()
+    page.pick(1)
+    page.draw(0.1, 0.1, 0.3, 0.3)
+    page.draw(0.5, 0.5, 0.7, 0.7)
+    page.draw(0.6, 0.1, 0.9, 0.4)
+
+    def wait_for_names() -> list[str]:
+        page.wait_for_names()
+        said = names_by_itself(tiny_chat, (600, 400), drawn_boxes(page))
+        shown = page.page.locator(".chip-name").all_text_contents()
+        assert [text.split() for text in shown] == [(text.strip() or "✎").split() for text in said]
+        return shown
+
+    first = wait_for_names()
+    assert len(set(first)) == 3
+    page.page.screenshot(path=screenshots / "names.png")
+    page.page.locator(".chip-delete").first.click()
+    page.wait_for_regions(2)
+    assert page.page.locator(".chip-name").all_text_contents() == first[1:]
+    page.page.mouse.click(*page.at(0.02, 0.02))
+    page.drag(page.at(0.6, 0.5), page.at(0.3, 0.6))
+    assert page.page.locator(".chip-name").first.text_content() != first[1]
+    assert wait_for_names()[1] == first[2]
+
+
+def test_a_question_is_answered_before_the_names_of_boxes(open_page, running, held_model):
+    page = open_page()
+    page.pick(1)
+    page.set_length(8)
+    page.draw(0.1, 0.1, 0.3, 0.3)
+    page.page.wait_for_selector(".chip-name:text-is('…')")
+    page.type("What is <region1>, before it is named?")
+    page.page.click("#ask")
+    page.page.wait_for_selector(".round.pending")
+    held_model.release(12)  # one token of the name, perhaps, and all of the answer
+    page.wait_for_answers(1)
+    assert page.page.locator(".chip-name").text_content() == "…"
+    held_model.release(10_000)
+    page.wait_for_names()
+    assert page.page.locator(".chip-name").text_content() != "✎"
+    assert len(the_session(running, "What is <region1>, before it is named?").rounds) == 1
+
+
+def test_naming_is_switched_off_and_stays_off(open_page, running):
+    page = open_page()
+    page.pick(1)
+    page.page.get_by_label("Name boxes as they are drawn").uncheck()
+    page.draw(0.1, 0.1, 0.3, 0.3)
+    page.ask("What is <region1>, unnamed?")
+    assert page.page.locator(".chip-name").all_inner_texts() == ["✎"]
+    page.page.reload()
+    page.page.wait_for_selector(".example")
+    page.pick(1)
+    assert not page.page.get_by_label("Name boxes as they are drawn").is_checked()
+    page.draw(0.1, 0.1, 0.3, 0.3)
+    page.page.get_by_label("Name boxes as they are drawn").check()
+    page.wait_for_names()
+    assert page.page.locator(".chip-name").text_content() != "✎"
+
+
+def test_a_server_that_names_no_boxes_offers_no_switch_and_takes_names_from_the_user(open_page, tiny_chat):
+    from gpt4roi.demo.server import ServerOptions, serve
+
+    silent = serve(tiny_chat, "silent", ServerOptions(name_boxes=False))
+    try:
+        page = open_page(url=silent.url)
+        page.pick(1)
+        page.draw(0.1, 0.1, 0.3, 0.3)
+        assert not page.page.get_by_label("Name boxes as they are drawn").is_visible()
+        page.ask("What is <region1>?")
+        page.rename(1, "a cup")
+        assert page.page.locator(".chip-name").all_inner_texts() == ["a cup"]
+    finally:
+        silent.close()
+
+
+def test_a_corrected_name_stays_with_its_box_and_becomes_the_training_text(open_page, tmp_path):
+    from gpt4roi.cli import main
+
+    page = open_page()
+    page.upload(save_noise(tmp_path / "cup.png", (600, 400)))
+    page.draw(0.1, 0.1, 0.3, 0.3)
+    page.draw(0.5, 0.5, 0.7, 0.7)
+    page.wait_for_names()
+    page.rename(2, "nothing that", key="Escape")
+    assert page.page.locator(".chip-name.corrected").count() == 0
+    page.rename(2, "a blue cup <b>")
+    page.page.mouse.click(*page.at(0.02, 0.02))
+    page.drag(page.at(0.6, 0.5), page.at(0.6, 0.6))
+    page.wait_for_names()
+    assert page.page.locator(".chip-name.corrected").all_inner_texts() == ["a blue cup <b>"]
+    page.rename(1, "")  # and no name: not to be trained on
+    with page.page.expect_download() as waiting:
+        page.page.click("#save-json")
+    (tmp_path / "saved").mkdir()
+    waiting.value.save_as(tmp_path / "saved" / waiting.value.suggested_filename)
+    arguments = ["data", "convert", tmp_path / "saved", tmp_path / "train.jsonl", "--from", "page"]
+    assert main([*map(str, arguments), "--img-prefix", str(tmp_path)]) == 0
+    (line,) = (tmp_path / "train.jsonl").read_text().splitlines()
+    entry = json.loads(line)
+    assert [turn["value"] for turn in entry["conversations"]] == ["What is <region1>?", "a blue cup <b>"]
+    assert np.abs(np.array(entry["boxes"]) - [[300, 240, 420, 320]]).max() <= WITHIN_PX and entry["image"] == "cup.png"
+
+
+def test_an_answer_is_corrected_in_the_page_and_the_corrected_one_is_trained_on(open_page, running, tmp_path):
+    from playwright.sync_api import expect
+
+    from gpt4roi.cli import main
+
+    page = open_page()
+    page.upload(save_noise(tmp_path / "cup.png", (600, 400)))
+    page.draw(0.1, 0.1, 0.3, 0.3)
+    said = page.ask("What is wrong with <region1>?")
+    page.correct(1, "nothing", key="Escape")
+    assert page.page.locator(".round .answer").inner_text() == said
+    page.correct(1, "<b>its</b> handle")
+    expect(page.page.locator(".round .answer")).to_have_text("<b>its</b> handle")
+    expect(page.page.locator(".round .correct")).to_have_text("✎ corrected")
+    page.correct(1, " ")
+    page.wait_for_hints("The corrected answer is empty; write one, or leave the answer as it is")
+    page.ask("And region1 now?")
+    session = the_session(running, "And region1 now?")
+    assert session.rounds[0].answer == session._chat.turns[1].text == "<b>its</b> handle"
+
+    with page.page.expect_download() as waiting:
+        page.page.click("#save-json")
+    waiting.value.save_as(tmp_path / "saved" / "cup.json")
+    arguments = ["data", "convert", tmp_path / "saved", tmp_path / "train.jsonl", "--from", "page"]
+    assert main([*map(str, arguments), "--img-prefix", str(tmp_path)]) == 0
+    conversation = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])["conversations"]
+    assert [turn["value"] for turn in conversation][:3] == [
+        "What is wrong with <region1>?", "<b>its</b> handle", "And region1 now?"]  # fmt: skip
+
+
+def test_an_example_of_a_file_comes_with_its_boxes_named_and_the_model_s_limits_are_said(
+    open_page, tiny_chat, tmp_path, screenshots
+):
+    from gpt4roi.demo.examples import read_examples
+    from gpt4roi.demo.server import ServerOptions, serve
+
+    save_noise(tmp_path / "my cup.png", (600, 400))
+    entry = {"image": "my cup.png", "title": "two cups", "boxes": [[60, 40, 180, 120], [300, 200, 450, 300]]}
+    (tmp_path / "examples.json").write_text(json.dumps([entry]))
+    limits = "It names <cups>. It cannot read."
+    served = serve(tiny_chat, "cups", ServerOptions(examples=read_examples(tmp_path), limitations=limits))
+    try:
+        page = open_page(url=served.url, **PHONE)
+        assert page.page.get_by_text(limits).is_visible()
+        page.page.locator(".example").tap()
+        page._wait_for_image()
+        page.wait_for_regions(2)
+        page.wait_for_names()
+        said = tiny_chat.describe(tmp_path / "my cup.png", entry["boxes"], max_new_tokens=32, stop=("\n", ". "))
+        shown = page.page.locator(".chip-name").all_text_contents()
+        assert [text.split() for text in shown] == [(text.strip() or "✎").split() for text in said]
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.rename(2, "a cup that has quite a long name, which is longer than the screen of a phone is wide")
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.page.screenshot(path=screenshots / "phone_names.png", full_page=True)
+        page.page.locator(".chip-delete").first.tap()
+        page.wait_for_regions(1)
+    finally:
+        served.close()
 
 
 def test_the_conversation_is_saved_as_json_and_as_an_image(open_page, tmp_path):

@@ -199,6 +199,34 @@ def test_a_record_has_the_boxes_that_were_not_asked_about_too(session):
         session.as_record([[0, 0, 500, 500]])
 
 
+def test_a_corrected_answer_is_the_conversation_s_and_the_model_s_own_is_remembered(session):
+    said = answer(session, "What is <region1>?", BOXES[:1], SHORT)
+    session.correct(session.image_id, 0, "a cup")
+    session.correct(session.image_id, 0, "a blue cup")
+    assert session.rounds == [Round("What is <region1>?", "a blue cup", (1,), model_answer=said)]
+    assert session.as_record()["rounds"][0]["answer"] == "a blue cup"
+    assert session.as_record()["rounds"][0]["model_answer"] == said
+    assert session._chat.turns[1].text == "a blue cup"
+    before = session.as_record()
+    for image_id, index, text, message in [
+        ("another", 0, "a cup", "expired"),
+        (session.image_id, 1, "a cup", "no round 2 to correct"),
+        (session.image_id, -1, "a cup", "no round 0 to correct"),
+        (session.image_id, "0", "a cup", "is a whole number, got '0'"),
+        (session.image_id, 0, "", "is empty"),
+        (session.image_id, 0, None, "an answer is text"),
+        (session.image_id, 0, "x" * 5000, "at most 4000 characters"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            session.correct(image_id, index, text)
+    answers = session.ask("And region1?", [], SHORT)
+    next(answers)
+    with pytest.raises(InputError, match="still being written"):
+        session.correct(session.image_id, 0, "a cup")
+    answers.close()
+    assert session.as_record() == before
+
+
 def test_the_sheet_has_the_boxes_and_the_chips_in_their_colours(session):
     session.boxes_px = BOXES[:2]
     session.rounds = [Round("Which is larger, <region1> or <region2>?", "region 2 " + "and so on " * 40, (1, 2))]

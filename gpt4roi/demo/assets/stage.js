@@ -1,7 +1,9 @@
 // The image and its boxes: drawn, moved, resized and deleted with mouse, pen, finger or keyboard.
 // Python gives `image` {src, width, height, id}, `note` and `value` {image, boxes, fixed, keep}; the first `fixed`
 // boxes belong to the conversation and stay; with `keep`, so do those drawn here since the last question, which may be
-// younger than what Python knew. This side writes `value` whenever the boxes drawn since change.
+// younger than what Python knew. This side writes `value` whenever the boxes drawn since change, with `names`: of each box
+// {text, corrected} or null. It asks for the names of boxes by the event "drawn", each time with a higher `order`, and
+// Python gives them as `names` {order, names: [[box, text]], ended}; with `naming` false it does not ask.
 const { color, make, chip, insertMention, renumberQuestion, place } = window.gpt4roi;
 const find = (selector) => element.querySelector(selector);
 const frame = find('.stage-frame'), view = find('.stage-image'), layer = find('.stage-boxes');
@@ -11,9 +13,14 @@ const SMALLEST = 4; // pixels on the screen; less is a click
 const SIDES = { n: [0, -1], s: [0, 1], w: [-1, 0], e: [1, 0], nw: [-1, -1], ne: [1, -1], sw: [-1, 1], se: [1, 1] };
 let image = null, boxes = [], fixed = 0, selected = -1, drag = null;
 
+// Names by the box itself, so that none can land at another box; `waiting`: those that Python was asked for.
+const names = new Map(), naming = find('.naming');
+let waiting = new Set(), order = 0, soon = 0;
+
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const ordered = ([x1, y1, x2, y2]) => [Math.min(x1, x2), Math.min(y1, y2), Math.max(x1, x2), Math.max(y1, y2)];
 const rounded = (box) => box.map((value) => Math.round(value * 100) / 100);
+const keyOf = (box) => String(rounded(box));
 
 const say = (text, wrong = false) => {
   note.textContent = text;
@@ -21,7 +28,10 @@ const say = (text, wrong = false) => {
 };
 
 const publish = () => {
-  props.value = { image: image ? image.id : '', boxes: boxes.map(rounded), fixed };
+  const named = boxes.map((box) => names.get(keyOf(box)) || null);
+  props.value = { image: image ? image.id : '', boxes: boxes.map(rounded), fixed, names: named };
+  clearTimeout(soon);
+  soon = setTimeout(wantNames, 120); // a key held down moves a box many times
 };
 
 // Where a pointer is, in pixels of the user's own image; never outside it.
@@ -70,11 +80,88 @@ const render = () => {
   renderChips();
 };
 
+// What a box is called, as a button that lets one correct it.
+const nameNode = (index) => {
+  const key = keyOf(boxes[index]), held = names.get(key), text = held ? held.text : '';
+  const node = make('button', 'chip-name', text || (waiting.has(key) ? '…' : '✎'));
+  node.type = 'button';
+  node.classList.toggle('corrected', Boolean(text && held.corrected));
+  node.title = text ? `${text} (click to correct it)` : `Say what box ${index + 1} is`;
+  node.setAttribute('aria-label', text ? `Box ${index + 1}: ${text}. Correct it` : node.title);
+  node.onclick = () => editName(node, index);
+  return node;
+};
+
+const editName = (node, index) => {
+  const key = keyOf(boxes[index]), input = make('input', 'chip-input'), before = names.get(key)?.text || '';
+  input.value = before;
+  input.setAttribute('aria-label', `What box ${index + 1} is`);
+  const close = (save, confirmed) => {
+    input.onblur = null;
+    const text = input.value.trim();
+    if (save && (confirmed || text !== before)) names.set(key, { text, corrected: true });
+    const at = boxes.findIndex((box) => keyOf(box) === key);
+    if (at >= 0) input.replaceWith(nameNode(at));
+    if (stale) renderChips();
+    publish();
+  };
+  input.onblur = () => close(true, false);
+  input.onkeydown = (event) => {
+    event.stopPropagation();
+    if (event.key !== 'Enter' && event.key !== 'Escape') return;
+    event.preventDefault();
+    close(event.key === 'Enter', true);
+    chips.querySelectorAll('.chip-name')[index]?.focus();
+  };
+  node.replaceWith(input);
+  input.select();
+};
+
+const showNames = () => {
+  chips.querySelectorAll('.chip-holder').forEach((holder, index) => {
+    if (index < boxes.length) holder.querySelector('.chip-name')?.replaceWith(nameNode(index));
+  });
+};
+
+// Asks for the names of the boxes that have none; what is not asked for any more is not computed any further.
+const wantNames = () => {
+  if (!image || drag) return;
+  const open = props.naming && naming.checked ? boxes.map(rounded).filter((box) => !names.has(String(box))) : [];
+  if (open.length === waiting.size && open.every((box) => waiting.has(String(box)))) return;
+  waiting = new Set(open.map(String));
+  order += 1;
+  trigger('drawn', { image: image.id, boxes: open, order });
+  showNames();
+};
+
+watch('names', () => {
+  const { order: of, names: given, ended } = props.names || { names: [] };
+  for (const [box, text] of given) {
+    const key = String(box);
+    if (waiting.delete(key) && !names.has(key)) names.set(key, { text, corrected: false });
+  }
+  // What ended without a name is not asked for again.
+  if (ended && of === order) for (const key of waiting) waiting.delete(key), names.set(key, { text: '', corrected: false });
+  publish();
+  showNames();
+});
+
+// What a person wrote about a box stays with it when it is moved or resized; the model is asked anew.
+const carryName = (before, after) => {
+  const held = names.get(keyOf(before));
+  if (!held || !held.corrected) return;
+  names.delete(keyOf(before));
+  names.set(keyOf(after), held);
+};
+
+let stale = false;
 const renderChips = () => {
+  stale = Boolean(chips.querySelector('.chip-input')); // what is being written there stays
+  if (stale) return;
   chips.replaceChildren(...boxes.map((_, index) => {
     const holder = make('span', 'chip-holder');
     const known = isFixed(index);
-    holder.append(chip(index + 1, known, known ? `region${index + 1}` : `<region${index + 1}>`));
+    holder.append(chip(index + 1, known, known ? `region${index + 1}` : `<region${index + 1}>`), nameNode(index));
     if (!known) {
       const remove = make('button', 'chip-delete', '×');
       remove.type = 'button';
@@ -137,6 +224,7 @@ frame.onpointerdown = (event) => {
   const start = point(event), region = event.target.closest('.stage-region');
   const index = region && event.target !== region ? Number(region.dataset.index) : -1;
   event.preventDefault();
+  chips.querySelector('.chip-input')?.blur();
   frame.setPointerCapture(event.pointerId);
   if (index >= 0) {
     select(index);
@@ -179,7 +267,7 @@ frame.onpointerup = (event) => {
   if (!largeEnough(boxes[index])) {
     if (before) boxes[index] = before;
     else boxes.pop(), (selected = -1);
-  }
+  } else if (before) carryName(before, boxes[index]);
   render();
   publish();
   if (selected >= 0) layer.children[selected].focus({ preventScroll: true });
@@ -206,7 +294,10 @@ const onBoxKey = (event, index) => {
     const step = event.altKey || event.ctrlKey ? 1 : Math.max(image.width, image.height) / 100;
     const [dx, dy] = arrows[event.key].map((one) => one * step);
     const next = event.shiftKey ? resized(boxes[index], 'se', dx, dy) : moved(boxes[index], dx, dy);
-    if (next[2] - next[0] >= 1 && next[3] - next[1] >= 1) boxes[index] = next;
+    if (next[2] - next[0] >= 1 && next[3] - next[1] >= 1) {
+      carryName(boxes[index], next);
+      boxes[index] = next;
+    }
     render();
     publish();
   } else return;
@@ -221,6 +312,14 @@ find('.add-box').onclick = () => {
   render();
   publish();
   layer.children[selected].focus({ preventScroll: true });
+};
+
+const NAMING = 'gpt4roi-naming';
+naming.closest('label').hidden = !props.naming;
+naming.checked = localStorage.getItem(NAMING) !== 'off';
+naming.onchange = () => {
+  localStorage.setItem(NAMING, naming.checked ? 'on' : 'off');
+  wantNames();
 };
 
 const send = (chosen) => {
@@ -289,6 +388,11 @@ const load = () => {
     fixed = value.fixed || 0;
     selected = -1;
     drag = null;
+    if (!value.names) { // not written by this side: another image, or begun anew
+      names.clear();
+      waiting.clear();
+      if (boxes.length > fixed) publish(); // an example's
+    }
   }
   say(props.note ? props.note.text : '', Boolean(props.note && props.note.wrong));
   render();
