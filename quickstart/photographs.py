@@ -101,7 +101,8 @@ BENCHMARK = {
 REGIONS = Path(__file__).with_name("photographs.json")
 """The benchmark: regions of photographs that no training region lies on, drawn by hand, with the names accepted.
 
-A region has `box`, xyxy in pixels of its file, and `names` or a `category` of which any name is accepted.
+A region has `box`, xyxy in pixels of its file, and `names` or a `category` of which any name is accepted. A photograph
+with a `title` is an example of the page as well.
 """
 
 
@@ -174,7 +175,7 @@ def _benchmark_record(file: Path, entry: dict, head: RegionClassifier) -> dict:
         }
         for region, value, number in zip(entry["regions"], values.tolist(), classes.tolist(), strict=True)
     ]
-    return _record(TEST, file, image, boxes, things)
+    return _record(TEST, file, image, boxes, things) | ({"title": entry["title"]} if "title" in entry else {})
 
 
 def describe(file: Path) -> dict:

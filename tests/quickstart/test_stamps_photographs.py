@@ -13,6 +13,7 @@ from gpt4roi.data.unified import UnifiedDataset
 from quickstart import fetch, photographs
 from quickstart.accepted import CATEGORIES, category_of_stamp, is_accepted, names_of_category
 from quickstart.class_names import BETTER_NAMES, class_names
+from quickstart.examples import write_examples
 from quickstart.region_classifier import RegionClassifier
 
 TOY = fetch.DebianPackage("toy", "toy_1_all.deb", "0" * 64)
@@ -194,3 +195,20 @@ def test_the_benchmark_file_has_accepted_names_and_what_the_head_says_and_names_
     assert [first["head"], second["head"]] == [class_names()[number] for number in best.indices]
     assert [first["probability"], second["probability"]] == pytest.approx(best.values.tolist(), abs=1e-4)
     assert (tmp_path / "out" / record["image"]).read_bytes() == (toy_benchmark / "toy" / "owl.png").read_bytes()
+
+
+def test_examples_of_the_page_are_titled_photographs_with_the_boxes_that_the_head_is_right_about(tmp_path):
+    things = [{"head": "an owl", "accepted": ["owl"]}, {"head": "a spoon", "accepted": ["cup"]}]
+    record = {"image": "images/owl.png", "boxes": [[1, 2, 30, 40], [5, 5, 20, 20]], "objects": things}
+    data, model = tmp_path / "data", tmp_path / "run" / "stage2"
+    model.mkdir(parents=True)
+    assert write_examples(data, model) == 0 and not list(model.iterdir())
+
+    data.mkdir()
+    lines = [record | {"title": "an owl at night"}, record, record | {"title": "a cup", "objects": things[1:] * 2}]
+    (data / "test_photographs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    assert write_examples(data, model) == 1
+    assert json.loads((model / "examples.json").read_text()) == [
+        {"image": "../../data/images/owl.png", "title": "an owl at night", "boxes": [[1, 2, 30, 40]]}
+    ]
