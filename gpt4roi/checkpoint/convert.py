@@ -89,6 +89,7 @@ def plan_convert(
         raise InputError(f"{source} is in the format {to!r} already; use it as it is")
     sources = {"source": weights}
     if to == ORIGINAL:
+        refuse_tower(vision_tower)
         tensors, files, beside = _to_original(config, weights)
         return plan_folder(Path(target), tensors, files, sources, max_shard_size, overwrite, beside)
     tower = open_clip_tower(config, weights.path, vision_tower)
@@ -96,6 +97,15 @@ def plan_convert(
     plan = plan_folder(Path(target), tensors, files, sources | tower.sources, max_shard_size, overwrite)
     plan.notes += tower.notes
     return plan
+
+
+def refuse_tower(vision_tower: str | None) -> None:
+    """Raises InputError where a tower is named for a folder in the original's format."""
+    if vision_tower is not None:
+        raise InputError(
+            f"--vision-tower {vision_tower} is for the format hf, which holds the tower; in the original's it is a "
+            "folder of its own: leave the flag out, and put the tower's folder into the result's"
+        )
 
 
 def _to_ours(config: dict, weights: WeightFolder, tower: ClipTower) -> tuple[list[PlannedTensor], dict[str, bytes]]:

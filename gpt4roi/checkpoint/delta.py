@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gpt4roi.checkpoint.clip_tower import open_clip_tower
-from gpt4roi.checkpoint.convert import ORIGINAL, OURS, original_files, our_files, with_original_names
+from gpt4roi.checkpoint.convert import ORIGINAL, OURS, original_files, our_files, refuse_tower, with_original_names
 from gpt4roi.checkpoint.tensor_files import (
     StoredTensor,
     WeightFolder,
@@ -138,6 +138,7 @@ def plan_apply(
     found = identify(delta_weights.path)
     config = found.config if found.kind == DELTA else found.require_model().config
     if output_format == ORIGINAL:
+        refuse_tower(vision_tower)
         files = original_files(config, delta_weights, "F16")
     else:
         tower = open_clip_tower(config, delta_weights.path, vision_tower)

@@ -142,3 +142,8 @@ def test_a_processor_of_something_else_beside_original_weights_is_not_ours(tmp_p
     plan_convert(chat, tmp_path / "o", "original").write()
     (tmp_path / "o/processor_config.json").write_text('{"processor_class": "LlavaProcessor", "prompt_format": "chat"}')
     assert load_processor(tmp_path / "o").prompt_format == "v0"
+
+
+def test_a_tower_named_for_the_originals_format_is_refused_and_not_passed_over(tmp_path, chat):
+    with pytest.raises(InputError, match=r"--vision-tower clip is for the format hf, .*: leave the flag out"):
+        plan_convert(chat, tmp_path / "o", "original", vision_tower="clip")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from recordings import DATA, ENTRIES, EXPECTED, MDETR, boxes_of, rounds_of
 
 import gpt4roi
@@ -259,3 +260,44 @@ def test_n6_transparency_is_white_unless_the_reader_is_as_released(name):
     for as_released in (False, True):
         reader = open_reader(ENTRIES[name] | {"as_released": as_released})
         assert reader.sample(0, np.random.default_rng(0)).ignore_alpha == as_released
+
+
+def vcr_lines(folder, *items):
+    """Writes VCR items of a car and a person: (question, answer)."""
+    lines = [
+        {
+            "objects": ["car", "person", "dog"],
+            "img_fn": "movie/1.jpg",
+            "metadata_fn": "movie/1.json",
+            "question_orig": question,
+            "answer_orig": answer,
+            "rationale_orig": "1 has no lights on .",
+        }
+        for question, answer in items
+    ]
+    (folder / "vcr.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "movie").mkdir()
+    Image.new("RGB", (64, 48)).save(folder / "movie/1.jpg")
+    boxes = {"boxes": [[1, 2, 30, 40, 1.0], [5, 5, 20, 20, 1.0], [9, 9, 40, 40, 1.0]], "height": 48, "width": 64}
+    (folder / "movie/1.json").write_text(json.dumps(boxes))
+    return {"ann_file": folder / "vcr.jsonl", "img_prefix": folder}
+
+
+def test_the_question_of_single_and_multi_vcr_calls_an_object_by_its_region_alone(tmp_path):
+    entry = vcr_lines(tmp_path, ("Is 1 parked ?", "Yes , 1 is ."), ("Is 2 in 1 ?", "No , 2 is beside 1 ."))
+    asked = [
+        [
+            turn.text.splitlines()[-1]
+            for turn in open_reader({"type": kind, **entry}).sample(0, np.random.default_rng(0)).turns
+        ]
+        for kind in ("single_vcr", "multi_vcr")
+    ]
+    assert asked[0][:2] == ["Is <region1> parked ?", "Yes , car at <region1> is ."]
+    assert asked[1][:2] == ["Is <region1> in <region2> ?", "No , person at <region1> is beside car at <region2> ."]
+
+
+@pytest.mark.parametrize(("kind", "question"), [("single_vcr", "Is 1 parked ?"), ("multi_vcr", "Is 1 with 2 ?")])
+def test_as_released_leaves_out_an_answer_about_an_object_that_was_not_asked_for(tmp_path, kind, question):
+    entry = vcr_lines(tmp_path, (question, "1 is ."), (question, "1 is , with 3 ."))
+    assert len(open_reader({"type": kind, **entry})) == 2
+    assert len(open_reader({"type": kind, **entry, "as_released": True})) == 1

@@ -43,10 +43,11 @@ class VCR(IndexedDataset):
         img_prefix: The folder `vcr1images`, which holds the images and a .json of boxes beside each; that is opened
             when its item is drawn.
         as_released: What the released weights saw: every number taken for an object, boxes reaching over the image's
-            border, and (`vcr` alone) the name of the next object instead of the one meant.
+            border, and (`vcr` alone) the name of the next object instead of the one meant; of `single_vcr` and
+            `multi_vcr` no item whose answer means an object that the question does not.
     """
 
-    version = 2
+    version = 3
 
     def __init__(self, ann_file: str | Path, img_prefix: str | Path = "", as_released: bool = False) -> None:
         self.as_released = as_released
@@ -101,6 +102,11 @@ class VCR(IndexedDataset):
         """Raises InvalidAnnotationError for an item that is left out; texts: question, answer and rationale, marked."""
         if self.as_released and any(tag >= num_objects for text in texts for tag in tags(text)):
             raise FilteredOutError("text with a number that is not below the number of objects")
+
+    def check_answer(self, asked: list[int], answered: list[int]) -> None:
+        """Leaves out, as the original did, an item whose answer means an object that the question does not."""
+        if self.as_released and not set(answered) <= set(asked):
+            raise FilteredOutError("answer that means an object which the question does not")
 
     def dialogue(self, texts: list[str], objects: list[str], rng: np.random.Generator) -> tuple[list[Turn], list[int]]:
         """Returns the turns, and the objects (from 1) whose boxes they mention, in the boxes' order."""
@@ -184,6 +190,7 @@ class SingleVCR(VCR):
             raise FilteredOutError("question or answer that does not mean one object")
         if not 1 <= asked[0] <= num_objects:
             raise FilteredOutError("question about an object that is not listed")
+        self.check_answer(asked, answered)
 
     def dialogue(self, texts: list[str], objects: list[str], rng: np.random.Generator) -> tuple[list[Turn], list[int]]:
         tag = tags(texts[0])[0]
@@ -201,6 +208,7 @@ class MultiVCR(VCR):
             raise FilteredOutError("question about an object that is not listed")
         if self.as_released and len(asked) != len(digits(texts[0])):
             raise FilteredOutError("question with a number inside a word")
+        self.check_answer(asked, tags(texts[1]))
 
     def dialogue(self, texts: list[str], objects: list[str], rng: np.random.Generator) -> tuple[list[Turn], list[int]]:
         distinct = list(dict.fromkeys(tags(texts[0])))
@@ -210,7 +218,8 @@ class MultiVCR(VCR):
 def renumbered(texts: list[str], objects: list[str], listed: list[int], rng: np.random.Generator) -> list[Turn]:
     """Writes the rounds with the shown objects (from 1) as region 1, 2, …; others are called by their name alone.
 
-    The reason is asked for only where it means no other objects.
+    The question calls the shown objects by their region alone ("Is region1 <bbox> parked ?"), as the original did; it
+    would give the answer away otherwise. The reason is asked for only where it means no other objects.
     """
 
     def name(tag: int) -> str:
@@ -218,7 +227,8 @@ def renumbered(texts: list[str], objects: list[str], listed: list[int], rng: np.
             return f"{objects[tag - 1]} at {mention(listed.index(tag) + 1)}"
         return objects[tag - 1] if 1 <= tag <= len(objects) else str(tag)
 
-    question, answer, rationale = (write(text, name) for text in texts)
+    question = write(texts[0], lambda tag: mention(listed.index(tag) + 1))
+    answer, rationale = (write(text, name) for text in texts[1:])
     turns = rounds(question, answer, rationale, rng)
     return turns if set(tags(texts[2])) <= set(listed) else turns[:2]
 
