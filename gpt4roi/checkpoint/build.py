@@ -101,7 +101,7 @@ def build_from_parts(
         if hasattr(module, "init_output_rms"):
             module.init_output_rms(scale)
     if classifier_head is not None:
-        model.region_encoder.head.load(head_tensors, _name_embeddings(model, tokenizer, scale))
+        model.region_encoder.head.load(head_tensors, _name_embeddings(model, tokenizer))
     if projector is not None:
         load_projector(model, Path(projector))
     model.generation_config = _generation_config(text_model, tokenizer)
@@ -204,11 +204,11 @@ def load_language_model(
     return model
 
 
-def _name_embeddings(model: Any, tokenizer: Tokenizer, scale: float) -> torch.Tensor:
-    """Returns float[N, k * D], the class names in the language model's token space, over its root mean square."""
+def _name_embeddings(model: Any, tokenizer: Tokenizer) -> torch.Tensor:
+    """Returns float[N, k * D], the class names in the language model's token space."""
     ids = [tokenizer(" " + name, add_special_tokens=False).input_ids for name in model.config.class_names]
     table, count = model.get_input_embeddings().weight.detach(), model.config.tokens_per_region
-    return embed_texts(ids, table, count, cast(int, tokenizer.eos_token_id)).flatten(1) / scale
+    return embed_texts(ids, table, count, cast(int, tokenizer.eos_token_id)).flatten(1)
 
 
 def _generation_config(text_model: PreTrainedModel, tokenizer: Tokenizer) -> GenerationConfig:

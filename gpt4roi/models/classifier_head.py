@@ -2,10 +2,10 @@
 
 A backbone that was trained to classify images brings a head that names what it sees. On the pooled cells of a box the
 same head names the region, and the names' own token embeddings, mixed by its probabilities, are what a small language
-model has only to copy:
+model has only to copy. LightRegionEncoder decides whether the head or the learned part speaks.
 
     cells = activation(conv1x1(RoIAlign(last map, box)));  p = softmax(classifier(mean of cells) / 0.5)
-    token j of the region = scale * sum over classes c of p(c) * E(token j of the name of c)
+    token j of the region = sum over classes c of p(c) * E(token j of the name of c)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEMPERATURE = 0.5
 
 
 class ClassifierHead(nn.Module):
-    """Names pooled boxes; nothing of it is trained but the scale beside the learned part.
+    """Names pooled boxes; nothing of it is trained.
 
     Args:
         channels: C of the tower's last map.
@@ -44,7 +44,7 @@ class ClassifierHead(nn.Module):
     weight: torch.Tensor
     bias: torch.Tensor
     names: torch.Tensor
-    """float[N, k * D]: the embedding of each name's j-th token, over the root mean square of all embeddings."""
+    """float[N, k * D]: the embedding of each name's j-th token."""
 
     def __init__(self, channels: int, hidden_size: int | None, activation: str, classes: int, width: int) -> None:
         super().__init__()
@@ -54,7 +54,6 @@ class ClassifierHead(nn.Module):
             shapes |= {"conv_weight": (hidden_size, channels), "conv_bias": (hidden_size,)}
         for name, shape in (shapes | {"names": (classes, width)}).items():
             self.register_buffer(name, torch.zeros(shape))
-        self.scale = nn.Parameter(torch.ones(()))
 
     def logits(self, cells: torch.Tensor) -> torch.Tensor:
         """Returns float32[M, N] of pooled cells of the last map as the tower made it, float[M, C, h, w]."""
@@ -66,10 +65,9 @@ class ClassifierHead(nn.Module):
                 cells = self.activation(F.conv2d(cells, weight, bias))
             return F.linear(cells.mean((2, 3)), self.weight.float(), self.bias.float())
 
-    def forward(self, cells: torch.Tensor) -> torch.Tensor:
-        """Returns float[M, k * D], the scaled mixture of the names' embeddings; cells: as of `logits`."""
-        probabilities = (self.logits(cells) / TEMPERATURE).softmax(-1)
-        return self.scale * (probabilities.to(self.names.dtype) @ self.names)
+    def mix(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Returns float[M, k * D], the names' embeddings mixed by probabilities, float[M, N]."""
+        return probabilities.to(self.names.dtype) @ self.names
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, torch.Tensor], names: torch.Tensor) -> None:

@@ -42,6 +42,7 @@ class GPT4RoIConfig(PreTrainedConfig):
     pool_channels, pool_hidden_size: widths inside the light encoder.
     class_names: what the tower's own classifier calls its classes, which then names regions (light); None for none.
     classifier_hidden_size, classifier_activation: of the convolution before that classifier; None, where it has none.
+    region_texts: what regions of the training were called, for an encoder with class_names; None before it.
     projector_type: `linear`, the original's, or `light`.
     image_grid_size: g; the light projector pools the last map to g x g image tokens; None keeps all cells.
     """
@@ -85,6 +86,7 @@ class GPT4RoIConfig(PreTrainedConfig):
         class_names: list[str] | None = None,
         classifier_hidden_size: int | None = None,
         classifier_activation: str = "relu6",
+        region_texts: list[str] | None = None,
         projector_type: str | None = None,
         image_grid_size: int | None = None,
         **kwargs: Any,
@@ -114,6 +116,7 @@ class GPT4RoIConfig(PreTrainedConfig):
         self.class_names = class_names
         self.classifier_hidden_size = classifier_hidden_size
         self.classifier_activation = classifier_activation
+        self.region_texts = region_texts
         self.projector_type = projector_type or ("light" if light else "linear")
         self.image_grid_size = image_grid_size
         self.image_size = image_size or getattr(self.vision_config, "image_size", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from transformers import initialization
 
 from gpt4roi.geometry.boxes import center_size_features, to_rois
-from gpt4roi.models.classifier_head import ClassifierHead
+from gpt4roi.models.classifier_head import TEMPERATURE, ClassifierHead
 from gpt4roi.models.compat import execution_device_and_dtype
 from gpt4roi.models.configuration import GPT4RoIConfig
 from gpt4roi.models.kernels.roi_align import roi_align
@@ -24,6 +25,54 @@ CALIBRATION_BATCH = 64
 
 BOX_MEAN, BOX_STD = (0.5, 0.5, 0.3, 0.3, 0.3), (0.25, 0.25, 0.2, 0.2, 0.2)
 """Of center_size_features of objects in everyday images, until boxes are measured."""
+
+
+TEXT_TEMPERATURE = 0.07
+"""Of the softmax over texts, in alignment too."""
+
+TRUST_SCALES = (0.4, 1.0, 0.5, 0.2, 0.4, 0.8)
+"""What the gate reads is divided by these: the head's highest probability and entropy; the cosine of the nearest text,
+its lead over the second, the highest probability of a text, and their entropy."""
+
+SHARPNESS = 2.0
+"""Of the gate where it mixes: a half of each would be no word at all."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether what is learned of each box is to be trusted, or the head.
+
+    Attributes:
+        trust: float32[M], the log-odds that the learned part knows better.
+        of_texts: float32[M, T], probabilities of the texts of the training, by the learned part.
+        of_classes: float32[M, N], probabilities of the head's classes.
+    """
+
+    trust: torch.Tensor
+    of_texts: torch.Tensor
+    of_classes: torch.Tensor
+
+
+def directions(rows: torch.Tensor, count: int, centre: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns float32[M, k * D] of float[M * k, D]: each token centred (by default among all rows) and of unit length.
+
+    Args:
+        rows: Embeddings of regions.
+        count: k.
+        centre: float[k, D].
+    """
+    tokens = rows.unflatten(0, (-1, count)).float()
+    return F.normalize(tokens - (tokens.mean(0) if centre is None else centre), dim=-1).flatten(1)
+
+
+def text_directions(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns what `directions` are compared with, float[T, k * D] of float[T, k, D], and the centre float[k, D]."""
+    centre = embeddings.mean(0)
+    return F.normalize(embeddings - centre, dim=-1).flatten(1), centre
+
+
+def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    return -(probabilities * probabilities.clamp(min=1e-9).log()).sum(-1)
 
 
 class Standardise(nn.Module):
@@ -64,13 +113,17 @@ class Standardise(nn.Module):
 class LightRegionEncoder(RegionEncoderBase):
     """Embeds what a box shows (content) and where it is (position), two parts of the same scale, and adds them.
 
-    With a classifier head, the content is what the head says of the box, plus a learned part that starts at nothing.
+    With a classifier head, the content is words: those of the text of the training that the learned embedding is
+    nearest to, or those of the head's class, whichever can be trusted. What it was not shown is left to the head.
     Of several tokens, the position starts in the last one alone, so that the others may be words.
 
     Attributes:
+        texts: float[T, k * D], the tokens' embeddings of the texts that it was trained with (with a classifier head).
         noise: Standard deviation of a number added to each channel while training.
         mixup: Largest fraction of another region's features mixed into each one while training.
     """
+
+    texts: torch.Tensor
 
     def __init__(self, config: GPT4RoIConfig, tower: VisionTower) -> None:
         super().__init__()
@@ -92,6 +145,8 @@ class LightRegionEncoder(RegionEncoderBase):
             kind = config.classifier_hidden_size, config.classifier_activation
             width = self.tokens_per_region * self.width
             self.head = ClassifierHead(tower.level_channels[-1], *kind, len(config.class_names), width)
+            self.gate = nn.Linear(len(TRUST_SCALES), 1)
+            self.register_buffer("texts", torch.zeros(len(config.region_texts or ()), width))
         self.standardise_box = Standardise(5)
         self.place = nn.Linear(5, self.tokens_per_region * self.width, bias=False)
         self.reset_parameters()
@@ -102,9 +157,8 @@ class LightRegionEncoder(RegionEncoderBase):
         for module in (*modules, *self.standardise):
             module.reset_parameters()
         if self.head is not None:
-            nn.init.ones_(self.head.scale)
-            nn.init.zeros_(self.output.weight)
-            nn.init.zeros_(self.output.bias)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
         # This copy leaves alone what came from a file.
         initialization.copy_(self.standardise_box.mean, torch.tensor(BOX_MEAN))
         initialization.copy_(self.standardise_box.std, torch.tensor(BOX_STD))
@@ -139,12 +193,6 @@ class LightRegionEncoder(RegionEncoderBase):
         """Embeds what each box shows; float[M * k, D] in batch order."""
         return self.embed(self.pool(feature_maps, boxes))
 
-    def content_parts(
-        self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns what `content` does, and the learned part of it, float[M, k * D], as `embed_parts` does."""
-        return self.embed_parts(self.pool(feature_maps, boxes))
-
     def pool(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
         """RoIAligns every standardised level; float[M, sum of C_l, output_size, output_size]."""
         return self._pool_levels(self.pyramid(feature_maps), boxes)
@@ -167,20 +215,45 @@ class LightRegionEncoder(RegionEncoderBase):
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
         """Embeds pooled boxes, float[M, C, h, w], as float[M * k, D]; disturbs them first while training."""
-        return self.embed_parts(pooled)[0]
+        rows, judgement = self.learned(pooled)
+        if judgement is None or self.head is None or len(self.texts) < 2:
+            return rows
+        share = torch.sigmoid(SHARPNESS * judgement.trust)[:, None].to(self.texts.dtype)
+        words = share * (judgement.of_texts.to(self.texts.dtype) @ self.texts)
+        words = words + (1 - share) * self.head.mix(judgement.of_classes)
+        return self.norm(words.unflatten(1, (-1, self.width)).flatten(0, 1).to(self.norm.weight.dtype))
 
-    def embed_parts(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns what `embed` does, and the learned part of it, float[M, k * D]: all of it without a head."""
+    def learned(self, pooled: torch.Tensor) -> tuple[torch.Tensor, Judgement | None]:
+        """Returns what is learned of pooled boxes, float[M * k, D], and where there is a head, which one to trust."""
         # The head was trained on features as they are: it would be sure of other things about disturbed ones.
-        named = None if self.head is None else self.head(self._last_level(pooled))
+        logits = None if self.head is None else self.head.logits(self._last_level(pooled))
         if self.training:
             pooled = self._disturb(pooled)
         hidden = rearrange(F.gelu(self.reduce(pooled.to(self.reduce.weight.dtype))), "m c h w -> m (c h w)")
-        learned = self.output(F.gelu(self.hidden(hidden)))
-        output = learned if named is None else learned + named
+        output = rearrange(self.output(F.gelu(self.hidden(hidden))), "m (k d) -> (m k) d", d=self.width)
         # Under autocast the norm would otherwise get two types.
-        rows = rearrange(output.to(self.norm.weight.dtype), "m (k d) -> (m k) d", d=self.width)
-        return self.norm(rows), learned
+        rows = self.norm(output.to(self.norm.weight.dtype))
+        if logits is None or len(self.texts) < 2:
+            return rows, None
+        return rows, self._judge(rows, logits)
+
+    def _judge(self, rows: torch.Tensor, logits: torch.Tensor) -> Judgement:
+        """Compares how sure the head is with how near to a text of the training the learned embedding lies."""
+        with torch.autocast(rows.device.type, enabled=False):
+            targets, centre = text_directions(self.texts.float().unflatten(1, (-1, self.width)))
+            cosines = directions(rows, self.tokens_per_region, centre) @ targets.T
+            of_texts, of_classes = (cosines / TEXT_TEMPERATURE).softmax(-1), (logits / TEMPERATURE).softmax(-1)
+            with torch.no_grad():
+                first, second = cosines.topk(2).values.unbind(1)
+                facts = [of_classes.amax(1), _entropy(of_classes), first, first - second]
+                facts += [of_texts.amax(1), _entropy(of_texts)]
+                scaled = torch.stack(facts, dim=1) / torch.tensor(TRUST_SCALES, device=rows.device)
+            trust = F.linear(scaled, self.gate.weight.float(), self.gate.bias.float())[:, 0]
+        return Judgement(trust, of_texts, of_classes)
+
+    def set_texts(self, embeddings: torch.Tensor) -> None:
+        """Takes the texts that regions are compared with, in tokens: float[T, k, D]."""
+        self.texts = embeddings.flatten(1).to(self.norm.weight)
 
     def _last_level(self, pooled: torch.Tensor) -> torch.Tensor:
         """Returns the pooled cells of the last map as the tower made them."""

@@ -26,6 +26,7 @@ from gpt4roi.devices import moved_to
 from gpt4roi.distributed import broadcast_parameters, main_process_first
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.boxes import center_size_features
+from gpt4roi.models.light_encoder import TEXT_TEMPERATURE, Judgement, directions, text_directions
 from gpt4roi.models.vocabulary import embed_texts
 from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.train.arguments import RegionArguments
@@ -33,7 +34,9 @@ from gpt4roi.train.saving import save_tensors
 
 logger = logging.getLogger(__name__)
 
-TEMPERATURE = 0.07
+
+SURE = 0.5
+"""Probability from which a head that is right is left to speak."""
 
 
 class RegionTexts:
@@ -62,8 +65,7 @@ class RegionTexts:
         distinct = sorted(set(texts))
         ids = [tokenizer(" " + text, add_special_tokens=False).input_ids for text in distinct]
         rows = embed_texts(ids, embeddings, count, tokenizer.eos_token_id)
-        centre = rows.mean(0)
-        targets = F.normalize(rows - centre, dim=-1).flatten(1)
+        targets, centre = text_directions(rows)
         return cls(distinct, targets, centre if count > 1 else None)
 
     def save(self, path: Path) -> None:
@@ -81,14 +83,14 @@ class RegionTexts:
 
 
 def load_region_texts(path: Path, mixture: Mixture, tokenizer: Any, model: Any) -> RegionTexts:
-    """Returns the texts that name regions of a mixture, and the model's class names, with the targets of its file.
+    """Returns the texts that name regions of a mixture, with the targets that the run began with, from its file.
 
     Raises InputError where the data names fewer than two regions.
     """
     if path.is_file():
         return RegionTexts.load(path)
     texts = [text for index in range(len(mixture)) for text in mixture.region_texts(index).values()]
-    texts += model.config.class_names or []
+    texts += model.config.region_texts or []
     if len(set(texts)) < 2:
         raise InputError("--align_regions needs questions about one region each, with answers; the data sets have none")
     embeddings = model.get_input_embeddings().weight.detach().cpu()
@@ -97,51 +99,86 @@ def load_region_texts(path: Path, mixture: Mixture, tokenizer: Any, model: Any) 
     return made
 
 
+def alignment_loss(model: Any, texts: RegionTexts, tokenizer: Any, head_weight: float) -> AlignmentLoss:
+    """Makes the loss, and gives the texts to an encoder with a classifier head, which compares regions with them."""
+    config = model.config
+    if config.class_names is None:
+        return AlignmentLoss(texts.targets, texts.centre)
+    ids = [tokenizer(" " + text, add_special_tokens=False).input_ids for text in texts.texts]
+    table = model.get_input_embeddings().weight.detach()
+    model.region_encoder.set_texts(embed_texts(ids, table, config.tokens_per_region, tokenizer.eos_token_id))
+    config.region_texts = texts.texts
+    class_texts = torch.tensor([texts.index.get(name, -1) for name in config.class_names])
+    return AlignmentLoss(texts.targets, texts.centre, class_texts, head_weight)
+
+
 class AlignmentLoss(nn.Module):
     """Contrastive loss of region embeddings against the texts of their regions, and of the boxes read from them.
+
+    With a classifier head, regions that it names right are left to it: they train only whom to trust.
 
     Args:
         targets: float[T, k * D] of RegionTexts.
         centre: Of RegionTexts.
-        penalty: Weight of the mean square of what the encoder learned beside a classifier head, which makes it speak
-            only where it knows better.
+        class_texts: int64[N], the text that each class of the head is called; -1 where it names no region.
+        head_weight: How much more a region that the head names right counts in whom to trust.
     """
 
     targets: torch.Tensor
     centre: torch.Tensor | None
+    class_texts: torch.Tensor | None
 
-    def __init__(self, targets: torch.Tensor, centre: torch.Tensor | None = None, penalty: float = 0.0) -> None:
+    def __init__(
+        self,
+        targets: torch.Tensor,
+        centre: torch.Tensor | None = None,
+        class_texts: torch.Tensor | None = None,
+        head_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self.register_buffer("targets", targets, persistent=False)
         self.register_buffer("centre", centre, persistent=False)
-        self.penalty, self.count = penalty, 1 if centre is None else len(centre)
+        self.register_buffer("class_texts", class_texts, persistent=False)
+        self.head_weight, self.count = head_weight, 1 if centre is None else len(centre)
         self.read_box = nn.Linear(targets.shape[1] // self.count, 5)
 
     def forward(
-        self, content: torch.Tensor, text_ids: torch.Tensor, learned: torch.Tensor | None = None
+        self, content: torch.Tensor, text_ids: torch.Tensor, judgement: Judgement | None = None
     ) -> torch.Tensor:
         """Returns cross-entropy over all texts plus one minus the cosine with the right one, a mean over tokens.
 
         A text's logit is the sum over tokens: most texts share most of them, and a mean could not tell them apart.
 
         Args:
-            content: float[M * k, D], appearance embedding of each region.
+            content: float[M * k, D], learned appearance embedding of each region.
             text_ids: int64[M], -1 where unknown.
-            learned: The learned part of `content`, float[M, k * D], for the penalty.
+            judgement: Where there is a head.
         """
+        if judgement is not None:
+            named = self._named(text_ids, judgement)
+            contrastive = self(content, text_ids.masked_fill(named, -1))
+            known = text_ids >= 0
+            weights = torch.where(named, self.head_weight, 1.0)[known]
+            right = (~named)[known].float()
+            trust = F.binary_cross_entropy_with_logits(judgement.trust[known].float(), right, weights, reduction="sum")
+            return contrastive + trust / weights.sum().clamp(min=1)
         known = text_ids >= 0
         if known.sum() < 2:
             return content.sum() * 0
         cosine = self._directions(content, known) @ self.targets.T
         right = cosine.gather(1, text_ids[known][:, None]).squeeze(1)
-        value = F.cross_entropy(cosine / TEMPERATURE, text_ids[known]) + (1 - right / self.count).mean()
-        return value + self.penalty * learned.float().square().mean() if self.penalty and learned is not None else value
+        return F.cross_entropy(cosine / TEXT_TEMPERATURE, text_ids[known]) + (1 - right / self.count).mean()
+
+    def _named(self, text_ids: torch.Tensor, judgement: Judgement) -> torch.Tensor:
+        """Tells which regions, bool[M], the head calls by their text, and is sure of it."""
+        assert self.class_texts is not None
+        highest, classes = judgement.of_classes.max(1)
+        return (self.class_texts[classes] == text_ids) & (text_ids >= 0) & (highest >= SURE)
 
     def _directions(self, content: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """Returns the known rows float[M', k * D], each token centred and of unit length."""
-        rows = content.unflatten(0, (-1, self.count))[known].float()
-        rows = rows - (rows.mean(0) if self.centre is None else self.centre)
-        return F.normalize(rows, dim=-1).flatten(1)
+        """Returns the known rows, float[M', k * D], as the targets are."""
+        rows = content.unflatten(0, (-1, self.count))[known].flatten(0, 1)
+        return directions(rows, self.count, self.centre)
 
     def box_error(self, embedding: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
         """Returns the mean square error of a linear read-out of (centre, size, square root of area), each in [-2, 2].
@@ -156,12 +193,15 @@ class AlignmentLoss(nn.Module):
         return F.mse_loss(self.read_box(embedding.float() / scale), 4 * facts - 2)
 
     @torch.no_grad()
-    def count_hits(self, content: torch.Tensor, text_ids: torch.Tensor) -> int:
-        """Counts the regions whose own text is the nearest of all texts; arguments as of `forward`."""
+    def count_hits(self, content: torch.Tensor, text_ids: torch.Tensor, judgement: Judgement | None = None) -> int:
+        """Counts the regions whose own text is the nearest of all, or the head's; arguments as of `forward`."""
         known = text_ids >= 0
         if not known.any():
             return 0
-        return int(((self._directions(content, known) @ self.targets.T).argmax(1) == text_ids[known]).sum())
+        hits = (self._directions(content, known) @ self.targets.T).argmax(1) == text_ids[known]
+        if judgement is not None:
+            hits |= self._named(text_ids, judgement)[known]
+        return int(hits.sum())
 
 
 def align_regions(
@@ -191,16 +231,16 @@ def align_regions(
                 batch = batches[number]
                 maps = [level.to(device, torch.float32) for level in batch["feature_maps"]]
                 boxes, text_ids = [rows.to(device) for rows in batch["boxes"]], batch["text_ids"].to(device)
-                content, learned = encoder.content_parts(maps, boxes)
+                content, judgement = encoder.learned(encoder.pool(maps, boxes))
                 # In this order: the gradients of `content` are summed in the reverse order of its uses.
                 embedding = content + encoder.position(boxes)
-                value = loss(content, text_ids, learned) + loss.box_error(embedding, boxes)
+                value = loss(content, text_ids, judgement) + loss.box_error(embedding, boxes)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 optimizer.step()
                 schedule.step()
                 total += value.item()
-                hits += loss.count_hits(content, text_ids)
+                hits += loss.count_hits(content, text_ids, judgement)
                 seen += int((batch["text_ids"] >= 0).sum())
                 bar.update()
             facts = {"loss": total / len(batches), "retrieval": hits / max(seen, 1)}
@@ -218,10 +258,14 @@ def align_once(
         with main_process_first("the regions are aligned with words") as first:
             if first:
                 collate, size = RegionCollator(dataset.processor.tokenizer.pad_token_id), options.align_batch_size
-                starts = range(0, len(dataset), size)
-                batches = [collate([dataset[i] for i in range(s, min(s + size, len(dataset)))]) for s in starts]
-                batches = [batch for batch in batches if "feature_maps" in batch]
                 generator = torch.Generator().manual_seed(seed)
+                order = list(range(len(dataset)))
+                if loss.class_texts is not None:
+                    # Whom to trust shows where a step holds both what the head names and what it does not.
+                    order = torch.randperm(len(order), generator=generator).tolist()
+                starts = range(0, len(order), size)
+                batches = [collate([dataset[i] for i in order[start : start + size]]) for start in starts]
+                batches = [batch for batch in batches if "feature_maps" in batch]
                 epochs, rate = options.align_regions, options.align_learning_rate
                 align_regions(model, loss.to(device), batches, epochs, rate, generator)
         broadcast_parameters([*encoder.parameters(), *encoder.buffers()], device)

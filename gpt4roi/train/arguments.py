@@ -194,8 +194,8 @@ class RegionArguments:
     align_learning_rate: Annotated[float, Min(0)] = _argument(2e-3, "peak learning rate of the alignment")
     align_batch_size: Annotated[int, Min(1)] = _argument(16, "images in a step of the alignment")
     align_weight: float = _argument(0.0, "weight of the alignment loss during training")
-    align_penalty: Annotated[float, Min(0)] = _argument(
-        0.0, "with a classifier head: weight of the size of what is learned beside it, in alignment and training"
+    align_head_weight: Annotated[float, Min(0)] = _argument(
+        4.0, "with a classifier head: how much more a region that it names right counts in whom to trust"
     )
     region_mixup: Annotated[float, Min(0)] = _argument(
         0.0, "light: largest fraction of another region's features mixed in while training"

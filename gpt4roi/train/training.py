@@ -22,7 +22,7 @@ from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.train import saving, sharding, work_dir
 from gpt4roi.train.adapters import add_adapters, cast_frozen_parameters, fully_trained
-from gpt4roi.train.alignment import AlignmentLoss, align_once, load_region_texts
+from gpt4roi.train.alignment import AlignmentLoss, align_once, alignment_loss, load_region_texts
 from gpt4roi.train.build_model import check_choices, open_model, trainable_modules
 from gpt4roi.train.command_line import Arguments, parse_arguments, resumed, run_flags
 from gpt4roi.train.estimate import estimate_from_flags
@@ -142,19 +142,23 @@ class TrainingRun:
 
     def build_dataset(self) -> None:
         """Makes the encoded training data, and the alignment loss where it is asked for."""
-        texts = None
-        if self.region_args.align_regions or self.region_args.align_weight:
-            if self.features is None or self.model.config.region_encoder_type != "light":
-                raise InputError(
-                    "--align_regions and --align_weight need --region_encoder_type light and --feature_cache FOLDER"
-                )
+        texts, config = None, self.model.config
+        aligned = bool(self.region_args.align_regions or self.region_args.align_weight)
+        if aligned and (self.features is None or config.region_encoder_type != "light"):
+            raise InputError(
+                "--align_regions and --align_weight need --region_encoder_type light and --feature_cache FOLDER"
+            )
+        # An encoder that compares regions with texts shall know those of this training too.
+        if aligned or config.region_texts:
             path = self.folder / work_dir.REGION_TEXTS
             with main_process_first("the texts that name regions are read"):
                 texts = load_region_texts(path, self.mixture, self.processor.tokenizer, self.model)
-        index = texts.index if texts else None
+        index = texts.index if texts and aligned else None
         self.dataset = EncodedDataset(self.mixture, self.processor, self.args.seed, self.features, index)
         if texts is not None:
-            self.alignment = AlignmentLoss(texts.targets, texts.centre, self.region_args.align_penalty)
+            weight = self.region_args.align_head_weight
+            loss = alignment_loss(self.model, texts, self.processor.tokenizer, weight)
+            self.alignment = loss if aligned else None
 
     def initialize_region_encoder(self) -> None:
         """Sets the regularisation; calibrates and aligns the region encoder of a run that begins."""

@@ -9,6 +9,7 @@ from tiny import tiny_config, tiny_model
 
 from gpt4roi.errors import InputError
 from gpt4roi.models.classifier_head import TEMPERATURE, ClassifierHead, read_classifier_head, save_classifier_head
+from gpt4roi.models.light_encoder import TRUST_SCALES
 from gpt4roi.train.param_groups import set_trainable
 
 NAMES = ["a fox", "a hen", "a red bus", "a bus"]
@@ -38,7 +39,19 @@ def model(file):
     settings, tensors = read_classifier_head(file)
     model = tiny_model("pyramid", tokens_per_region=2, **settings)
     model.region_encoder.head.load(tensors, torch.randn(4, 64, generator=torch.Generator().manual_seed(0)))
+    model.region_encoder.set_texts(torch.randn(3, 2, 32, generator=torch.Generator().manual_seed(1)))
+    model.config.region_texts = ["red", "green", "a fox"]
     return model
+
+
+def pooled_boxes(count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 168, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def of_one_length(words: torch.Tensor) -> torch.Tensor:
+    """Brings float[M, 64] to rows float[2 M, 32] of root mean square 1, the scale of a fresh norm."""
+    tokens = words.unflatten(1, (2, 32)).flatten(0, 1)
+    return tokens / tokens.pow(2).mean(-1, keepdim=True).sqrt()
 
 
 def test_the_saved_head_answers_as_the_classifier_does(classifier, file):
@@ -77,21 +90,52 @@ def test_another_file_is_refused(tmp_path):
         read_classifier_head(tmp_path / "head")
 
 
-def test_a_fresh_embedding_is_the_mixture_of_the_names_at_the_scale_of_the_words(model):
+def test_a_closed_gate_leaves_the_mixture_of_the_names(model):
     encoder = model.region_encoder
-    encoder.init_output_rms(0.5)
-    maps = model.encode_image(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))[1]
-    model.calibrate(maps)
-    box = [torch.tensor([[0.0, 0.0, 1.0, 1.0]])]
+    torch.nn.init.constant_(encoder.gate.bias, -50)
     with torch.no_grad():
-        cells = torch.nn.functional.adaptive_avg_pool2d(maps[-1], 1).expand(1, 64, 1, 1)
-        assert encoder.head.logits(cells).shape == (1, 4)
-        pooled = encoder.pool(maps, box)
-        raw = pooled[:, -64:] * encoder.standardise[-1].std[:, None, None] + encoder.standardise[-1].mean[:, None, None]
-        mixed = ((encoder.head.logits(raw) / TEMPERATURE).softmax(-1) @ encoder.head.names).view(2, 32)
-        content = encoder.content(maps, box)
-    expected = 0.5 * mixed / mixed.pow(2).mean(-1, keepdim=True).sqrt()
-    torch.testing.assert_close(content, expected, atol=1e-4, rtol=1e-3)
+        probabilities = (encoder.head.logits(encoder._last_level(pooled_boxes())) / TEMPERATURE).softmax(-1)
+        expected = of_one_length(probabilities @ encoder.head.names)
+        torch.testing.assert_close(encoder.embed(pooled_boxes()), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_an_open_gate_leaves_the_words_of_the_nearest_text(model):
+    encoder = model.region_encoder
+    torch.nn.init.constant_(encoder.gate.bias, 50)
+    with torch.no_grad():
+        encoder.output.weight.zero_()
+        encoder.output.bias.copy_(encoder.texts[1])
+        words = encoder.embed(pooled_boxes())
+    torch.testing.assert_close(words, of_one_length(encoder.texts[[1, 1]]), atol=0.05, rtol=0)
+
+
+def test_a_fresh_gate_trusts_both_alike_and_then_who_is_surer(model):
+    encoder = model.region_encoder
+    with torch.no_grad():
+        _, judgement = encoder.learned(pooled_boxes())
+        assert not judgement.trust.any()
+        encoder.gate.weight[0, 0], encoder.gate.weight[0, 4] = -1, 1
+        _, judgement = encoder.learned(pooled_boxes())
+    expected = judgement.of_texts.amax(1) / TRUST_SCALES[4] - judgement.of_classes.amax(1) / TRUST_SCALES[0]
+    torch.testing.assert_close(judgement.trust, expected)
+
+
+def test_without_texts_of_a_training_the_embedding_is_what_is_learned(model):
+    encoder = model.region_encoder
+    encoder.set_texts(torch.zeros(0, 2, 32))
+    with torch.no_grad():
+        rows, judgement = encoder.learned(pooled_boxes())
+        assert judgement is None
+        assert torch.equal(encoder.embed(pooled_boxes()), rows)
+
+
+def test_disturbing_what_is_learned_leaves_the_head_alone(model):
+    encoder = model.region_encoder
+    torch.nn.init.constant_(encoder.gate.bias, -50)
+    with torch.no_grad():
+        calm = encoder.embed(pooled_boxes())
+        encoder.set_regularisation(noise=0.5, mixup=0.5)
+        torch.testing.assert_close(encoder.train().embed(pooled_boxes()), calm)
 
 
 def test_the_head_sees_the_map_before_it_is_standardised(model):
@@ -105,16 +149,16 @@ def test_the_head_sees_the_map_before_it_is_standardised(model):
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
 
 
-def test_nothing_of_the_head_is_trained_but_its_scale(model):
+def test_nothing_of_the_head_is_trained(model):
     set_trainable(model, ("region_encoder",))
-    trained = {name for name, _ in model.region_encoder.head.named_parameters()}
-    assert trained == {"scale"}
+    assert not list(model.region_encoder.head.parameters())
+    assert model.region_encoder.gate.weight.requires_grad
 
 
 def test_the_head_is_saved_with_the_model(model, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     again = type(model).from_pretrained(tmp_path / "saved")
-    assert again.config.class_names == NAMES
+    assert (again.config.class_names, again.config.region_texts) == (NAMES, ["red", "green", "a fox"])
     for name, value in model.region_encoder.state_dict().items():
         assert torch.equal(again.region_encoder.state_dict()[name], value), name
     assert model.region_encoder.head.names.abs().max() > 0

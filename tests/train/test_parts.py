@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from gpt4roi.errors import InputError
+from gpt4roi.models.light_encoder import Judgement
 from gpt4roi.models.vocabulary import embed_texts
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts
 from gpt4roi.train.param_groups import param_groups, parse_modules, parse_rates, set_trainable, trainable_table
@@ -101,8 +102,36 @@ def test_several_tokens_are_aligned_to_the_words_themselves_and_saved_with_their
     assert loss(shifted, right) > 0.1  # a common offset is an error, as a language model has to read the words
 
 
-def test_the_penalty_is_of_the_learned_part():
+def judged(trust: list[float], of_classes: list[list[float]]) -> Judgement:
+    return Judgement(torch.tensor(trust), torch.zeros(len(trust), 3), torch.tensor(of_classes))
+
+
+def test_a_region_that_the_head_names_right_only_trains_whom_to_trust():
     targets = torch.nn.functional.normalize(torch.eye(3) - 1 / 3, dim=-1)
-    plain, penalised = AlignmentLoss(targets), AlignmentLoss(targets, penalty=0.5)
-    right, learned = torch.tensor([0, 1, 2]), torch.full((3, 3), 2.0)
-    torch.testing.assert_close(penalised(torch.eye(3), right, learned), plain(torch.eye(3), right) + 0.5 * 4)
+    loss = AlignmentLoss(targets, torch.zeros(1, 3), torch.tensor([2, -1]), head_weight=4)
+    content, right = torch.eye(3), torch.tensor([0, 1, 2])
+    unsure = judged([0.0, 0.0, 0.0], [[0.5, 0.5], [0.0, 1.0], [0.6, 0.4]])
+    named = judged([0.0, 0.0, 0.0], [[0.5, 0.5], [0.0, 1.0], [1.0, 0.0]])
+    half = torch.tensor(0.5).log().neg()
+    torch.testing.assert_close(loss(content, right, unsure), loss(content, right) + half)
+    torch.testing.assert_close(loss(content, right, named), loss(content, torch.tensor([0, 1, -1])) + half)
+    assert loss(content, right, judged([9.0, 9, -9], [[0.5, 0.5], [0.0, 1.0], [1.0, 0.0]])) < loss(
+        content, right, named
+    )
+
+
+def test_the_head_counts_more_in_whom_to_trust():
+    targets = torch.nn.functional.normalize(torch.eye(3) - 1 / 3, dim=-1)
+    content, right = torch.eye(3), torch.tensor([0, 1, 2])
+    trusted = judged([2.0, 2.0, 2.0], [[0.5, 0.5], [0.0, 1.0], [1.0, 0.0]])
+    losses = [AlignmentLoss(targets, None, torch.tensor([2, -1]), weight)(content, right, trusted) for weight in (1, 4)]
+    wrong, well = torch.tensor(2.0).exp().log1p(), torch.tensor(-2.0).exp().log1p()
+    torch.testing.assert_close(losses[1] - losses[0], (4 * wrong + 2 * well) / 6 - (wrong + 2 * well) / 3)
+
+
+def test_what_the_head_names_right_counts_as_found():
+    loss = AlignmentLoss(torch.eye(3), torch.zeros(1, 3), torch.tensor([2, -1]))
+    judgement = judged([0.0, 0.0, 0.0], [[0.5, 0.5], [0.0, 1.0], [1.0, 0.0]])
+    wrong = torch.tensor([1, 2, 2])
+    assert loss.count_hits(torch.eye(3)[[0, 1, 0]], wrong) == 0
+    assert loss.count_hits(torch.eye(3)[[0, 1, 0]], wrong, judgement) == 1

@@ -166,11 +166,12 @@ def test_several_tokens_a_region_and_a_classifier_head_are_trained_and_saved(par
     names = ["a fox", "a hen"]
     classifier = timm.create_model("test_efficientnet", num_classes=2)
     save_classifier_head(classifier, names, tmp_path / "head")
-    chosen = ["--tokens_per_region", "4", "--classifier_head", f"{tmp_path}/head", "--align_penalty", "0.1"]
+    chosen = ["--tokens_per_region", "4", "--classifier_head", f"{tmp_path}/head", "--align_head_weight", "2"]
     aligned = ["--align_regions", "2", "--align_weight", "1", "--feature_cache", f"{parts}/features"]
     folder = stage1(tmp_path / "out", parts, *chosen, *aligned, steps=2)
     model, processor = load_model(folder), load_processor(folder)
     assert (model.config.tokens_per_region, processor.tokens_per_region, model.config.class_names) == (4, 4, names)
+    assert model.config.region_texts == sorted({"red", "green", "blue"})
     assert torch.equal(model.region_encoder.head.weight, classifier.classifier.weight)
     rows = [(processor.tokenizer(f" {name}").input_ids)[:4] for name in names]
     table = model.get_input_embeddings().weight.detach()
@@ -178,10 +179,29 @@ def test_several_tokens_a_region_and_a_classifier_head_are_trained_and_saved(par
     torch.testing.assert_close(
         model.region_encoder.head.names / model.region_encoder.head.names[0, 0], expected / expected[0, 0]
     )
-    assert model.region_encoder.head.scale != 1
-    assert model.region_encoder.output.weight.abs().max() > 0
+    assert model.region_encoder.gate.weight.abs().max() > 0
 
 
 def test_a_classifier_head_is_for_the_light_encoder(parts, tmp_path):
     with pytest.raises(InputError, match="--classifier_head is for --region_encoder_type light"):
         stage1(tmp_path / "out", parts, "--classifier_head", "head", tower="clip")
+
+
+@pytest.mark.heavy
+def test_a_later_training_adds_its_texts_to_those_that_regions_are_compared_with(parts, tmp_path):
+    save_classifier_head(timm.create_model("test_efficientnet", num_classes=2), ["a fox", "a hen"], tmp_path / "head")
+    chosen = [
+        "--tokens_per_region",
+        "2",
+        "--classifier_head",
+        f"{tmp_path}/head",
+        "--feature_cache",
+        f"{parts}/features",
+    ]
+    first = stage1(tmp_path / "one", parts, *chosen, "--align_regions", "1", steps=1)
+    turns = [{"from": "human", "value": "What is <region1>?"}, {"from": "gpt", "value": "a kite"}]
+    entry = {"image": str(parts / "images/0.png"), "boxes": [[2, 2, 28, 30]], "conversations": turns}
+    (tmp_path / "own.jsonl").write_text(f"{json.dumps(entry)}\n" * 2)
+    start = ["--stage", "2", "--output_dir", str(tmp_path / "two"), "--model_name_or_path", str(first)]
+    folder = main([*start, "--max_steps", "1", "--dataset_config", str(tmp_path / "own.jsonl"), *COMMON, *FAST])
+    assert load_model(folder).config.region_texts == ["a kite", "blue", "green", "red"]
