@@ -15,7 +15,8 @@ from gpt4roi.checkpoint.loading import load_processor, open_model
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images, prepare_image
 from gpt4roi.generation.engine import stream
-from gpt4roi.generation.many import answer_all, describe_images, region_prompts
+from gpt4roi.generation.likelihood import check_labels, choice_probabilities
+from gpt4roi.generation.many import answer_all, describe_images, region_prompts, scored_answers
 from gpt4roi.generation.prompt_cache import PromptCache
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.generation.stopping import answer_text, stable_text, stopping_criterion
@@ -219,8 +220,14 @@ class RegionChat:
         return text
 
     def describe(
-        self, image: Any, boxes_px: Sequence, question: str | None = None, batch_size: int = 32, **sampling: Any
-    ) -> list[str]:
+        self,
+        image: Any,
+        boxes_px: Sequence,
+        question: str | None = None,
+        batch_size: int = 32,
+        scores: bool = False,
+        **sampling: Any,
+    ) -> list[Any]:
         """Asks one question about each box by itself and returns one answer a box; the conversation is not touched.
 
         Args:
@@ -228,15 +235,45 @@ class RegionChat:
             boxes_px: N boxes, xyxy in pixels of the image, or masks.
             question: Mentions one region, `<region1>`; by default default_question.
             batch_size: Boxes answered at once; the answers do not depend on it.
+            scores: Return a pair (text, score) in place of each text; the score is the mean probability of the answer's
+                tokens, its end included.
             sampling: As of SamplingParams.
         """
         if image is not None:
-            return next(self.describe_many([image], [boxes_px], question, batch_size, **sampling))
+            return next(self.describe_many([image], [boxes_px], question, batch_size, scores, **sampling))
         params = SamplingParams(**sampling)
         encoded = self._require_image().encoded
         boxes = validate_boxes_px(boxes_px, encoded.size)
         prompts = region_prompts(self.processor, encoded, boxes, self._region_question(question))
-        return answer_all(self.model, self.processor, prompts, params, batch_size)
+        answer = scored_answers if scores else answer_all
+        return list(answer(self.model, self.processor, prompts, params, batch_size))
+
+    def classify(
+        self,
+        boxes_px: Sequence,
+        labels: Sequence[str],
+        question: str | None = None,
+        image: Any = None,
+        batch_size: int = 64,
+    ) -> list[dict[str, float]]:
+        """Returns for each box the probability of every label, given that one of them is the answer.
+
+        The model reads each label as an answer and is asked how likely it is; nothing is generated.
+
+        Args:
+            boxes_px: N boxes, xyxy in pixels of the image, or masks.
+            labels: At least two texts, worded as the model would answer.
+            question: Mentions one region, `<region1>`; by default default_question.
+            image: As of set_image; None: the image of the conversation.
+            batch_size: Answers scored at once.
+        """
+        asked, checked = self._region_question(question), check_labels(labels)
+        if image is None:
+            encoded = self._require_image().encoded
+        else:
+            (encoded,) = encode_images(self.model, [prepare_image(self.processor, open_image(image))])
+        questions = [(box, asked) for box in validate_boxes_px(boxes_px, encoded.size)]
+        return choice_probabilities(self.model, self.processor, encoded, questions, checked, batch_size)
 
     def describe_many(
         self,
@@ -244,8 +281,9 @@ class RegionChat:
         boxes_px: Iterable[Sequence],
         question: str | None = None,
         batch_size: int = 32,
+        scores: bool = False,
         **sampling: Any,
-    ) -> Iterator[list[str]]:
+    ) -> Iterator[list[Any]]:
         """Does what `describe` does for many images, and yields the answers of one image after the other.
 
         images and boxes_px are of the same length and taken as needed, so that long lists need no memory. Consecutive
@@ -254,7 +292,7 @@ class RegionChat:
         params = SamplingParams(**sampling)
         prepared = (self._open(image, boxes) for image, boxes in zip(images, boxes_px, strict=True))
         asked = self._region_question(question)
-        return describe_images(self.model, self.processor, prepared, asked, params, batch_size)
+        return describe_images(self.model, self.processor, prepared, asked, params, batch_size, scores)
 
     def _region_question(self, question: str | None) -> str:
         return one_region_question(self.default_question if question is None else question)

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 fast=0
 [[ ${1:-} != --fast ]] || { fast=1; shift; }
-bash scripts/environment.sh train,eval,demo,dev,docs
+bash scripts/environment.sh train,eval,demo,serve,dev,docs
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 pytest=(.venv/bin/python -m pytest -n 2 --dist loadfile)

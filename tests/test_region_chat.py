@@ -479,3 +479,46 @@ def test_an_unknown_device_or_dtype_is_refused(tmp_path):
 def test_coordinates_typed_into_a_question_get_a_hint(caplog):
     chat_with(image=True).ask("What is at [5, 5, 40, 30]?", max_new_tokens=1)
     assert "as --box 5,5,40,30 (in Python: boxes_px) and write <region1>" in caplog.text
+
+
+def test_scores_are_the_mean_probabilities_of_an_answers_tokens():
+    chat = chat_with("pyramid", image=True)
+
+    found = chat.describe(None, BOXES[:2], max_new_tokens=5, scores=True)
+
+    assert [one.text for one in found] == chat.describe(None, BOXES[:2], max_new_tokens=5)
+    for box, (_, score) in zip(BOXES, found, strict=False):
+        batch = chat.processor(
+            [RegionSample(make_image(), (Turn("user", QUESTION),), np.array([box]))], generation=True
+        )
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "boxes")}
+        made = chat.model.generate(
+            **inputs, max_new_tokens=5, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        log_probs = torch.stack(made.logits).log_softmax(dim=-1).max(dim=-1).values
+        assert score == pytest.approx(float(log_probs.exp().mean()), abs=1e-4)
+
+
+def test_labels_get_the_probabilities_that_their_likelihoods_say():
+    chat = chat_with("pyramid", image=True)
+    labels = ["a cat", "a dog", "grass"]
+
+    found = chat.classify(BOXES[:2], labels)
+
+    for box, shares in zip(BOXES, found, strict=False):
+        totals = []
+        for label in labels:
+            turns = (Turn("user", QUESTION), Turn("assistant", label))
+            batch = chat.processor([RegionSample(make_image(), turns, np.array([box]))])
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "boxes")}
+            rows = chat.model(**inputs).logits[0, :-1].log_softmax(dim=-1)
+            wanted = batch["labels"][0, 1:]
+            kept = wanted != -100
+            totals.append(float(rows[kept].gather(1, wanted[kept][:, None]).sum()))
+        expected = torch.tensor(totals).softmax(dim=0).tolist()
+        assert list(shares) == labels and list(shares.values()) == pytest.approx(expected, abs=1e-3)
+    assert chat.classify(BOXES[:2], labels, image=make_image()) == found
+    with pytest.raises(InputError, match="expected at least two labels, none empty or given twice"):
+        chat.classify(BOXES[:1], ["cat"])
+    with pytest.raises(InputError, match="labels are a list of texts, got 'cat,dog'"):
+        chat.classify(BOXES[:1], "cat,dog")

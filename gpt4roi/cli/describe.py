@@ -30,6 +30,7 @@ EXAMPLE = """
   gpt4roi describe photo.jpg --regions boxes.json --question "What is <region1>?" --json
   gpt4roi describe photo.jpg --box 40,30,210,190 --box 220,35,400,260 \\
       --question "Which is larger, <region1> or <region2>?"
+  gpt4roi describe photo.jpg --box 40,30,210,190 --choices cat,dog,bird
   gpt4roi describe photo.jpg --question "What is going on here?"
 """
 
@@ -43,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="a question about <region1>, asked about each box by itself; or one that mentions several regions, asked "
         "once about all boxes; or, without boxes, one about the image (default: the model's own about each box)",
+    )
+    parser.add_argument(
+        "--choices",
+        metavar="A,B,…",
+        help="labels to choose from in place of a free answer; the likeliest is written, with its probability",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("--draw", metavar="FILE", help="also save the image with its numbered boxes")
@@ -69,11 +75,15 @@ def run(args: argparse.Namespace) -> int:
     file = sys.stdin.buffer.read() if args.image == "-" else args.image
     image, boxes_px = open_image(file), upright_boxes(args, regions, file)
     question, together = _read_question(args.question, len(boxes_px))
+    labels = _read_labels(args.choices, together)
 
     chat = open_chat(args)
     if drawn_to is not None:
         save_drawing(image, boxes_px, drawn_to)
-    if together and question is not None:
+    if labels:
+        found = chat.classify(boxes_px, labels, question, image)
+        _write_choices(args, question or chat.default_question, boxes_px.tolist(), found)
+    elif together and question is not None:
         chat.set_image(image)
         _write_together(args, question, boxes_px.tolist(), chat.ask(question, boxes_px, **settings))
     else:
@@ -96,6 +106,17 @@ def _read_question(text: str | None, num_boxes: int) -> tuple[str | None, bool]:
     return one_region_question(question), False
 
 
+def _read_labels(text: str | None, together: bool) -> tuple[str, ...]:
+    """Returns the labels of --choices; none where it was not given."""
+    if text is None:
+        return ()
+    from gpt4roi.generation.likelihood import check_labels
+
+    if together:
+        raise InputError("--choices are labels of one region; ask about <region1>, and give at least one box")
+    return check_labels(text.split(","))
+
+
 def _fields(args: argparse.Namespace, question: str) -> dict[str, Any]:
     return {"picture": args.image, "model": args.model, "question": question}
 
@@ -110,6 +131,19 @@ def _write_each(args: argparse.Namespace, question: str, boxes: list[list[float]
         return
     for number, (box, answer) in enumerate(zip(boxes, answers, strict=True), start=1):
         output.line(f"{number}\t{box_text(box)}\t{' '.join(answer.split())}")
+
+
+def _write_choices(
+    args: argparse.Namespace, question: str, boxes: list[list[float]], found: list[dict[str, float]]
+) -> None:
+    regions = []
+    for number, (box, shares) in enumerate(zip(boxes, found, strict=True), start=1):
+        best = max(shares, key=shares.__getitem__)
+        regions.append({"region": number, "box": box, "answer": best, "choices": shares})
+        if not args.json:
+            output.line(f"{number}\t{box_text(box)}\t{best}\t{shares[best]:.3f}")
+    if args.json:
+        output.record({**_fields(args, question), "regions": regions})
 
 
 def _write_together(args: argparse.Namespace, question: str, boxes: list[list[float]], answer: str) -> None:

@@ -10,10 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import EncodedImage, Prompt, encode_images, prepare_image
-from gpt4roi.generation.likelihood import AnsweredPrompt, log_likelihoods
+from gpt4roi.generation.likelihood import AnsweredPrompt, answered_prompt, log_likelihoods
 from gpt4roi.generation.many import answer_batches
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.io.python_files import import_file
@@ -44,9 +43,9 @@ class Query:
     choices: tuple[str, ...] = ()
     id: str = ""
 
-    def sample(self, *answer: Turn) -> RegionSample:
-        """Returns the dialogue of the question, and of an answer."""
-        turns = (Turn("user", self.question), *answer)
+    def sample(self) -> RegionSample:
+        """Returns the dialogue of the question."""
+        turns = (Turn("user", self.question),)
         return RegionSample(str(self.image), turns, self.boxes_px, source=str(self.image))
 
 
@@ -100,13 +99,8 @@ class ModelPredictor:
         return log_likelihoods(self.model, questions, self.batch_size)
 
     def _answered(self, query: Query, choice: str) -> AnsweredPrompt:
-        image = self._encoded[query.image]
-        text = self.processor.encode_text(query.sample(Turn("assistant", choice)), image_size=image.size)
-        if text["n_cut_answers"]:
-            raise InputError(
-                f"{query.id or query.image}: the question is too long for the model: {query.question!r:.80}"
-            )
-        return AnsweredPrompt(image.prompt(text), text["labels"] != IGNORE_INDEX)
+        where = f"{query.id or query.image}: "
+        return answered_prompt(self.processor, self._encoded[query.image], query.sample(), choice, where)
 
     def _prompts(self, queries: Sequence[Query]) -> list[Prompt]:
         """Returns the prompt of each query; all regions of an image are embedded together."""

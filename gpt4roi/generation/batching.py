@@ -170,6 +170,11 @@ class BatchingWorker:
         self._thread.start()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def num_running(self) -> int:
         """Answers being written."""
         return len(self._running)

@@ -8,16 +8,20 @@ answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 
-from gpt4roi.generation.encoded_image import Prompt
+from gpt4roi.constants import IGNORE_INDEX
+from gpt4roi.errors import InputError
+from gpt4roi.generation.encoded_image import EncodedImage, Prompt
 from gpt4roi.generation.engine import expand_cache
 from gpt4roi.models.compat import CACHE
 from gpt4roi.processing.dialogue import common_prefix_length
+from gpt4roi.structures import RegionSample, Turn
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,49 @@ class AnsweredPrompt:
 
     prompt: Prompt
     supervised: torch.Tensor
+
+
+def answered_prompt(
+    processor: Any, image: EncodedImage, question: RegionSample, answer: str, where: str = ""
+) -> AnsweredPrompt:
+    """Returns a question about an image with one answer to it.
+
+    Raises:
+        InputError: They are too long for the model; `where` begins the message.
+    """
+    sample = replace(question, turns=(*question.turns, Turn("assistant", answer)))
+    text = processor.encode_text(sample, image_size=image.size)
+    if text["n_cut_answers"]:
+        raise InputError(f"{where}the question is too long for the model: {question.turns[-1].text!r:.80}")
+    return AnsweredPrompt(image.prompt(text), text["labels"] != IGNORE_INDEX)
+
+
+def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Returns labels to choose from, without outer blanks. Raises InputError on fewer than two, or the same twice."""
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"labels are a list of texts, got {labels!r:.80}")
+    cleaned = tuple(label.strip() for label in labels)
+    if len(cleaned) < 2 or not all(cleaned) or len(set(cleaned)) < len(cleaned):
+        raise InputError(f"expected at least two labels, none empty or given twice, got {list(labels)!r:.80}")
+    return cleaned
+
+
+def choice_probabilities(
+    model: Any,
+    processor: Any,
+    image: EncodedImage,
+    questions: Sequence[tuple[np.ndarray, str]],
+    labels: Sequence[str],
+    batch_size: int = 64,
+) -> list[dict[str, float]]:
+    """Returns for each question the probability of every label, given that one of them is the answer.
+
+    questions: each a box float[4] of the image, in pixels, and a text that mentions `<region1>`.
+    """
+    asked = [RegionSample("the image", (Turn("user", text),), box[None]) for box, text in questions]
+    answered = [[answered_prompt(processor, image, sample, label) for label in labels] for sample in asked]
+    shares = [torch.tensor(found).softmax(dim=0).tolist() for found in log_likelihoods(model, answered, batch_size)]
+    return [dict(zip(labels, row, strict=True)) for row in shares]
 
 
 @torch.inference_mode()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images
-from gpt4roi.generation.engine import generate, generate_batches
-from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.generation.engine import generate_batches
+from gpt4roi.generation.sampling import SamplingParams, confidence
 from gpt4roi.generation.stopping import answer_text, stopping_criterion
 from gpt4roi.structures import RegionSample, Turn
 
@@ -46,17 +46,34 @@ def answer_batches(
     stopping = stopping_criterion(processor, params.stop)
     for batch, tokens, log_probs in generate_batches(model, prompts, params, stopping, batch_size, selects):
         texts = [answer_text(processor, row, params.stop) for row in tokens]
-        yield batch, texts, [float(np.exp(row).mean()) for row in log_probs]
+        yield batch, texts, [confidence(row) for row in log_probs]
+
+
+class ScoredAnswer(NamedTuple):
+    """An answer, and the mean probability of its tokens."""
+
+    text: str
+    score: float
 
 
 def answer_all(
     model: Any, processor: Any, prompts: Sequence[Prompt], params: SamplingParams, batch_size: int = 32
 ) -> list[str]:
     """Answers prompts in batches; returns one text for each."""
+    return [answer.text for answer in scored_answers(model, processor, prompts, params, batch_size)]
+
+
+def scored_answers(
+    model: Any, processor: Any, prompts: Sequence[Prompt], params: SamplingParams, batch_size: int = 32
+) -> list[ScoredAnswer]:
+    """Answers prompts in batches; returns text and score of each."""
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    tokens = generate(model, prompts, params, stopping_criterion(processor, params.stop), batch_size)
-    return [answer_text(processor, row, params.stop) for row in tokens]
+    answers = [ScoredAnswer("", 0.0)] * len(prompts)
+    for batch, texts, scores in answer_batches(model, processor, prompts, params, batch_size):
+        for index, text, score in zip(batch, texts, scores, strict=True):
+            answers[index] = ScoredAnswer(text, score)
+    return answers
 
 
 def region_prompts(
@@ -74,7 +91,8 @@ def describe_images(
     question: str,
     params: SamplingParams,
     batch_size: int,
-) -> Iterator[list[str]]:
+    scores: bool = False,
+) -> Iterator[list[Any]]:
     """Asks a question about every box of every image; yields the answers of one image after the other.
 
     Every image is encoded once and its shared prefix prefilled once. Consecutive images are answered together until
@@ -87,13 +105,15 @@ def describe_images(
         question: Mentions `<region1>`.
         params: How answers are chosen.
         batch_size: Boxes answered at once.
+        scores: Yield ScoredAnswer in place of texts.
     """
+    answer = scored_answers if scores else answer_all
     for group in batched_by_size(images, lambda pair: len(pair[1]), batch_size):
         shown = [(number, image, boxes) for number, (image, boxes) in enumerate(group) if image is not None]
         prompts: list[Prompt] = []
         encoded = encode_images(model, (image for _, image, _ in shown))
         for (number, _, boxes), one in zip(shown, encoded, strict=True):
             prompts += region_prompts(processor, one, boxes, question, number)
-        answers = iter(answer_all(model, processor, prompts, params, batch_size))
+        answers = iter(answer(model, processor, prompts, params, batch_size))
         for _, boxes in group:
             yield [next(answers) for _ in boxes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -64,6 +65,11 @@ class SamplingParams:
             return _sample(logits.float() / temperature, self.top_p, uniform.to(logits.device))
 
         return sample
+
+
+def confidence(log_probs: Sequence[float]) -> float:
+    """Returns the mean probability of an answer's tokens, its end included, from their log-probabilities."""
+    return sum(map(math.exp, log_probs)) / len(log_probs) if log_probs else 0.0
 
 
 def _is_real(value: object) -> bool:

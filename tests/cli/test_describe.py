@@ -100,3 +100,31 @@ def test_the_drawing_shows_the_numbered_boxes(describe, tmp_path):
 def test_a_drawing_too_large_for_its_format_is_told(tmp_path):
     with pytest.raises(InputError, match=r"--draw .*out.webp: cannot be written: .*16383 pixels"):
         save_drawing(Image.new("RGB", (16400, 100)), [], tmp_path / "out.webp")
+
+
+def test_choices_are_answered_by_the_likeliest_with_its_probability(describe, chat, image):
+    shares = chat.classify(pixels(), ["a cat", "a dog"], image=image)
+    best = [max(one, key=one.get) for one in shares]
+
+    lines = describe("--choices", "a cat,a dog").splitlines()
+    regions = json.loads(describe("--choices", "a cat, a dog", "--json"))["regions"]
+
+    assert [line.split("\t")[2] for line in lines] == best == [region["answer"] for region in regions]
+    assert [float(line.split("\t")[3]) for line in lines] == pytest.approx([max(s.values()) for s in shares], abs=1e-3)
+    assert regions[1]["choices"] == pytest.approx(shares[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--choices", "cat"], "expected at least two labels"),
+        (
+            ["--choices", "cat,dog", "--question", "Is <region1> left of <region2>?"],
+            "--choices are labels of one region",
+        ),
+    ],
+)
+def test_choices_that_cannot_be_asked_about_are_refused_in_one_line(model_folder, image, capsys, words, message):
+    boxes = [part for box in BOXES for part in ("--box", box)]
+    assert main(["describe", str(image), *boxes, "--model", str(model_folder), *words]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,343 @@
+"""HTTP application: OpenAI's chat completions with regions, answers for many regions, models, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from gpt4roi.errors import InputError
+from gpt4roi.generation.batching import Answer, BatchingWorker
+from gpt4roi.generation.encoded_image import Prompt
+from gpt4roi.generation.likelihood import check_labels, choice_probabilities
+from gpt4roi.generation.sampling import SamplingParams, confidence
+from gpt4roi.generation.stopping import answer_text
+from gpt4roi.processing.user_input import one_region_question, validate_boxes_px
+from gpt4roi.serving.images import ImageFetcher, ImageStore, OpenedImage
+from gpt4roi.serving.requests import ChatRequest, Conversation, RegionsRequest, conversation_of, parse, questions_of
+from gpt4roi.serving.responses import (
+    Completion,
+    News,
+    RefusedError,
+    all_ended,
+    error_body,
+    error_response,
+    raise_errors,
+)
+from gpt4roi.structures import RegionSample, Turn
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 64
+"""Questions of one request for regions that are in the worker's queue at once."""
+LABELS_AT_ONCE = 64
+"""Labels that are scored between two tokens of everybody else's answers, about."""
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass
+class ServingApp:
+    """What the routes share; `asgi` makes the application.
+
+    Attributes:
+        worker: Decodes the answers.
+        images: Opens and encodes images; it sets the limits of a request.
+        model_name: The one model that requests may name.
+        fetcher: Fetches images by https.
+        api_keys: Without any, nobody is asked for one.
+        default_question: Asked about a region where no question is given.
+    """
+
+    worker: BatchingWorker
+    images: ImageStore
+    model_name: str
+    fetcher: ImageFetcher
+    api_keys: Sequence[str] = ()
+    default_question: str = "What is <region1>?"
+
+    def __post_init__(self) -> None:
+        self.started = int(time.time())
+        self.processor = self.worker.processor
+        self.max_body = self.images.limits.max_bytes * 4 // 3 + 2**18  # base64 needs a third more than the file
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in self.api_keys]
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "gpt4roi_requests", "Requests by path and status", ["path", "status"], registry=self.registry
+        )
+        self._seconds = Histogram("gpt4roi_request_seconds", "Seconds to an answer", ["path"], registry=self.registry)
+        for name in ("num_running", "num_waiting", "num_tokens"):
+            gauge = Gauge(f"gpt4roi_{name}", f"The worker's {name}", registry=self.registry)
+            gauge.set_function(partial(getattr, self.worker, name))
+        for name in self.worker.counts:
+            gauge = Gauge(f"gpt4roi_{name}", f"{name} since the start", registry=self.registry)
+            gauge.set_function(partial(self.worker.counts.__getitem__, name))
+
+    def asgi(self) -> Starlette:
+        """Returns the ASGI application."""
+        table: list[tuple[str, str, Handler]] = [
+            ("/v1/chat/completions", "POST", self._chat),
+            ("/v1/regions", "POST", self._regions),
+            ("/v1/models", "GET", self._models),
+            ("/v1/models/{name:path}", "GET", self._model),
+            ("/health", "GET", self._health),
+            ("/metrics", "GET", self._metrics),
+        ]
+        routes = [Route(path, self._guarded(path, handler), methods=[method]) for path, method, handler in table]
+        return Starlette(routes=routes, exception_handlers={404: _no_route, 405: _no_route})
+
+    def _guarded(self, path: str, handler: Handler) -> Handler:
+        """Turns faults of a request into answers of OpenAI's form, asks for a key, and counts."""
+
+        async def handle(request: Request) -> Response:
+            begun = time.monotonic()
+            try:
+                if path.startswith("/v1/"):
+                    self._check_key(request)
+                response = await handler(request)
+            except RefusedError as error:
+                response = error_response(error.status, str(error), error.code)
+            except InputError as error:
+                response = error_response(429 if error.code == "overloaded" else 400, str(error), error.code)
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            except Exception:
+                logger.exception("a request could not be answered")
+                response = error_response(500, "something went wrong; the log of the server says what")
+            self._requests.labels(path, str(response.status_code)).inc()
+            self._seconds.labels(path).observe(time.monotonic() - begun)
+            return response
+
+        return handle
+
+    def _check_key(self, request: Request) -> None:
+        if not self._keys:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode()).digest()
+        known = [hmac.compare_digest(digest, one) for one in self._keys]
+        if scheme.lower() != "bearer" or not any(known):
+            raise RefusedError(401, "this server asks for an API key: Authorization: Bearer KEY", "invalid_api_key")
+
+    async def _body(self, request: Request) -> bytes:
+        length = request.headers.get("content-length", "0")
+        body = bytearray()
+        if length.isdigit() and int(length) <= self.max_body:
+            async for part in request.stream():
+                body += part
+                if len(body) > self.max_body:
+                    break
+            else:
+                return bytes(body)
+        raise RefusedError(413, f"a request may have {self.max_body:,} bytes at most", "request_too_large")
+
+    def _check_model(self, name: str) -> None:
+        if name and name != self.model_name:
+            raise RefusedError(404, f"there is no model {name!r:.80}; it is {self.model_name!r}", "model_not_found")
+
+    async def _open(self, url: str) -> OpenedImage:
+        def work() -> OpenedImage:
+            is_address = url[:8].lower().startswith(("http://", "https://"))
+            return self.images.open(self.fetcher.fetch(url) if is_address else url)
+
+        return await run_in_threadpool(work)
+
+    def _submit(self, make_prompt: Callable[[], Prompt], params: SamplingParams, news: News, **options: Any) -> Answer:
+        return self.worker.submit(make_prompt, params, notify=news, **options)
+
+    async def _make_prompt(
+        self, conversation: Conversation, image: OpenedImage | None
+    ) -> tuple[Callable[[], Prompt], dict[str, Any]]:
+        """Returns what makes the prompt in the worker's thread, once its text and boxes have been checked here."""
+
+        def encode() -> dict[str, Any]:
+            if image is None:
+                if conversation.boxes:
+                    raise InputError("boxes: there is no image that they could be on")
+                sample = RegionSample(None, conversation.turns, source="the request")
+                return self.processor.encode_text(sample, generation=True)
+            boxes = validate_boxes_px(conversation.boxes, image.size)
+            sample = RegionSample("the image", conversation.turns, boxes)
+            return self.processor.encode_text(sample, generation=True, image_size=image.size)
+
+        encoded = await run_in_threadpool(encode)
+        if encoded["n_dropped_rounds"]:
+            raise InputError(
+                f"the conversation no longer fits into the model's {self.processor.model_max_length} tokens; begin a "
+                "new one",
+                code="context_length_exceeded",
+            )
+        if image is None:
+            return lambda: Prompt(encoded["input_ids"]), encoded
+        return lambda: self.images.encode(image).prompt(encoded), encoded
+
+    async def _chat(self, request: Request) -> Response:
+        asked = parse(await self._body(request), ChatRequest)
+        self._check_model(asked.model)
+        params, conversation = asked.sampling(), conversation_of(asked)
+        image = None if conversation.image_url is None else await self._open(conversation.image_url)
+        make_prompt, _ = await self._make_prompt(conversation, image)
+        news = News()
+        answers: list[Answer] = []
+        try:
+            for number in range(asked.n or 1):
+                answers.append(self._submit(make_prompt, params, news, number=number, num_top=asked.num_top))
+            completion = Completion(self.processor, self.model_name, answers, params, asked.num_top is not None)
+            if not asked.stream:
+                await news.wait_for(lambda: all_ended(answers), request)
+                raise_errors(answers)
+                return JSONResponse(completion.whole())
+            await news.wait_for(lambda: all_ended(answers) or any(one.tokens for one in answers), request)
+            raise_errors(answers)
+            usage = bool(asked.stream_options and asked.stream_options.include_usage)
+            stream, answers = completion.events(news, usage), []  # the stream's from here on
+            return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        finally:
+            for answer in answers:
+                answer.cancel()
+
+    async def _regions(self, request: Request) -> Response:
+        asked = parse(await self._body(request), RegionsRequest)
+        self._check_model(asked.model)
+        params, questions = (
+            asked.sampling(),
+            [one_region_question(q) for q in questions_of(asked, self.default_question)],
+        )
+        labels = None if asked.choices is None else check_labels(asked.choices)
+        image = await self._open(asked.image)
+        boxes = await run_in_threadpool(validate_boxes_px, asked.boxes, image.size)
+        tasks = [(number, question) for number in range(len(boxes)) for question in questions]
+        if labels is None:
+            found = self._free_answers(tasks, image, boxes, params)
+        else:
+            found = self._choices(tasks, image, boxes, labels)
+        first = await anext(found)  # what is wrong with all of them shows before the response begins
+        height, width = image.size
+        head = {"object": "regions", "model": self.model_name, "image": {"width": width, "height": height}}
+        if asked.stream:
+            return StreamingResponse(_lines(first, found), media_type="application/x-ndjson")
+        regions = [{"region": number, "box": box, "answers": []} for number, box in enumerate(boxes.tolist(), start=1)]
+        usage = {"prompt_tokens": 0, "completion_tokens": 0}
+        async with contextlib.aclosing(found):
+            record: dict[str, Any] | None = first
+            while record is not None:
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+                used = record.pop("usage", {})
+                usage = {name: usage[name] + used.get(name, 0) for name in usage}
+                number = record.pop("region")
+                record.pop("box")
+                regions[number - 1]["answers"].append(record)
+                record = await anext(found, None)
+        usage["total_tokens"] = sum(usage.values())
+        return JSONResponse({**head, "regions": regions, "usage": usage})
+
+    async def _free_answers(
+        self, tasks: list[tuple[int, str]], image: OpenedImage, boxes: np.ndarray, params: SamplingParams
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields one record for each box and question, in their order; those behind are in the batch meanwhile."""
+        news, pending = News(), list[Answer]()
+        submitted = 0
+        try:
+            for number, question in tasks:
+                while submitted < len(tasks) and len(pending) < WINDOW:
+                    box, text = tasks[submitted]
+                    conversation = Conversation((Turn("user", text),), boxes=[boxes[box].tolist()])
+                    make_prompt, _ = await self._make_prompt(conversation, image)
+                    try:
+                        pending.append(self._submit(make_prompt, params, news, num_top=0))
+                    except InputError as error:
+                        if error.code != "overloaded" or not pending:
+                            raise
+                        break
+                    submitted += 1
+                answer = pending.pop(0)
+                try:
+                    await news.wait_for(partial(all_ended, [answer]))
+                    raise_errors([answer])
+                finally:
+                    answer.cancel()
+                text = answer_text(self.processor, answer.tokens, params.stop)
+                yield {
+                    "region": number + 1,
+                    "box": boxes[number].tolist(),
+                    "question": question,
+                    "answer": text,
+                    "confidence": round(confidence(answer.log_probs), 4),
+                    "finish_reason": answer.finish_reason,
+                    "usage": {"prompt_tokens": answer.prompt_tokens, "completion_tokens": len(answer.tokens)},
+                }
+        finally:
+            for answer in pending:
+                answer.cancel()
+
+    async def _choices(
+        self, tasks: list[tuple[int, str]], image: OpenedImage, boxes: np.ndarray, labels: tuple[str, ...]
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields one record for each box and question with the probability of every label."""
+        step = max(1, LABELS_AT_ONCE // len(labels))
+        for start in range(0, len(tasks), step):
+            some = tasks[start : start + step]
+
+            def work(some: list[tuple[int, str]] = some) -> list[dict[str, float]]:
+                encoded = self.images.encode(image)
+                asked = [(boxes[number], question) for number, question in some]
+                return choice_probabilities(self.worker.model, self.processor, encoded, asked, labels, LABELS_AT_ONCE)
+
+            found = await asyncio.wrap_future(self.worker.call(work))
+            for (number, question), shares in zip(some, found, strict=True):
+                yield {
+                    "region": number + 1,
+                    "box": boxes[number].tolist(),
+                    "question": question,
+                    "answer": max(shares, key=shares.__getitem__),
+                    "choices": [{"choice": label, "probability": round(shares[label], 6)} for label in labels],
+                }
+
+    async def _models(self, _request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def _model(self, request: Request) -> Response:
+        self._check_model(request.path_params["name"])
+        return JSONResponse(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        return {"id": self.model_name, "object": "model", "created": self.started, "owned_by": "gpt4roi"}
+
+    async def _health(self, _request: Request) -> Response:
+        alive = self.worker.is_alive
+        return JSONResponse({"status": "ok" if alive else "the worker has ended"}, 200 if alive else 503)
+
+    async def _metrics(self, _request: Request) -> Response:
+        return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
+
+
+async def _lines(first: dict[str, Any], rest: Any) -> AsyncIterator[str]:
+    async with contextlib.aclosing(rest):
+        yield json.dumps(first) + "\n"
+        try:
+            async for record in rest:
+                yield json.dumps(record) + "\n"
+        except InputError as error:
+            yield json.dumps(error_body(400, str(error), error.code)) + "\n"
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    return error_response(status, f"there is nothing at {request.method} {request.url.path:.80}")
