@@ -514,7 +514,7 @@ def test_labels_get_the_probabilities_that_their_likelihoods_say():
             rows = chat.model(**inputs).logits[0, :-1].log_softmax(dim=-1)
             wanted = batch["labels"][0, 1:]
             kept = wanted != -100
-            totals.append(float(rows[kept].gather(1, wanted[kept][:, None]).sum()))
+            totals.append(float(rows[kept].detach().gather(1, wanted[kept][:, None]).sum()))
         expected = torch.tensor(totals).softmax(dim=0).tolist()
         assert list(shares) == labels and list(shares.values()) == pytest.approx(expected, abs=1e-3)
     assert chat.classify(BOXES[:2], labels, image=make_image()) == found

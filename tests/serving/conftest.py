@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import os
-import urllib.error
-import urllib.request
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from api_client import KEY, as_data_url
 from PIL import Image
 from tiny import tiny_model, tiny_processor
-
-KEY = "sk-tests"
 
 
 @pytest.fixture(scope="session")
@@ -64,34 +58,7 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(3).integers(0, 256, (40, 60, 3), dtype=np.uint8))
 
 
-def as_data_url(image: Image.Image, form: str = "PNG") -> str:
-    file = io.BytesIO()
-    image.save(file, form)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
 @pytest.fixture(scope="session")
 def url(picture) -> str:
     """The image as a data URL."""
     return as_data_url(picture)
-
-
-def question(text: str, url: str | None = None) -> dict:
-    """A user's message, with an image before the text."""
-    if url is None:
-        return {"role": "user", "content": text}
-    return {
-        "role": "user",
-        "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}],
-    }
-
-
-def post(api, path: str, body: object, key: str = KEY) -> tuple[int, dict, dict]:
-    """Posts JSON, or bytes as they are; returns status, body and headers."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(f"{api.url}{path}", data, headers), timeout=60) as found:
-            return found.status, json.loads(found.read()), dict(found.headers)
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read()), dict(error.headers)

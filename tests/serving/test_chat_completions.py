@@ -7,7 +7,7 @@ import time
 
 import openai
 import pytest
-from conftest import question
+from api_client import question
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.model import Model
 

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import KEY, as_data_url, post, question
+from api_client import KEY, as_data_url, post, question
 from PIL import Image
 
 from gpt4roi.errors import InputError

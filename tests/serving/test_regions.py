@@ -6,7 +6,7 @@ import json
 import urllib.request
 
 import pytest
-from conftest import KEY, post
+from api_client import KEY, post
 
 BOXES = [[5, 4, 40, 30], [20, 10, 55, 38], [0, 0, 25, 20]]
 
