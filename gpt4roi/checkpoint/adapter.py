@@ -11,6 +11,8 @@ from gpt4roi.checkpoint.loading import load_model, load_processor, saved_setting
 from gpt4roi.checkpoint.lora import check_adapter_folder, check_base, merge, open_adapter
 from gpt4roi.checkpoint.writer import DEFAULT_SHARD_SIZE, check_space, check_target, staged_folder
 from gpt4roi.errors import InputError
+from gpt4roi.io.hub import local_folder
+from gpt4roi.io.model_folders import identify
 from gpt4roi.io.sizes import parse_size
 
 LARGEST_DIFFERENCE = (0.1, 1e-3)
@@ -40,6 +42,7 @@ def merge_adapter(
     check_adapter_folder(Path(adapter))
     inputs = {"base": Path(base), "adapter": Path(adapter)}
     check_target(target, {role: path for role, path in inputs.items() if path.is_dir()}, overwrite)
+    identify(local_folder(base, weights=False)).require_unquantized("merged with an adapter")
     check_base(adapter, base)
     model = load_model(base, vision_tower=vision_tower)
     processor = with_settings(load_processor(base, vision_tower=vision_tower), **saved_settings(Path(adapter)))
