@@ -13,6 +13,7 @@ from PIL import Image
 
 from gpt4roi.checkpoint.loading import load_processor, open_model
 from gpt4roi.errors import InputError
+from gpt4roi.generation.batching import BatchingWorker
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images, prepare_image
 from gpt4roi.generation.engine import stream
 from gpt4roi.generation.likelihood import check_labels, choice_probabilities
@@ -71,7 +72,12 @@ class RegionChat:
     default_question = "What is <region1>?"
 
     def __init__(
-        self, model: Any, processor: Any, long_history: LongHistory = "refuse", keep_cache: bool = True
+        self,
+        model: Any,
+        processor: Any,
+        long_history: LongHistory = "refuse",
+        keep_cache: bool = True,
+        worker: BatchingWorker | None = None,
     ) -> None:
         """Starts without an image.
 
@@ -81,6 +87,8 @@ class RegionChat:
             long_history: What happens when a conversation no longer fits into the context: `refuse` raises
                 InputError, `drop` leaves out the oldest rounds after the first.
             keep_cache: False prefills every round anew, which saves memory between rounds.
+            worker: Decodes the answers of `ask` and `stream` together with those of other chats; by default each chat
+                decodes its own.
         """
         if long_history not in ("refuse", "drop"):
             raise InputError(f"long_history must be 'refuse' or 'drop', got {long_history!r}")
@@ -88,6 +96,7 @@ class RegionChat:
         self.processor = processor
         self.long_history = long_history
         self.keep_cache = keep_cache
+        self._worker = worker
         self._dialogue: _Dialogue | None = None
 
     @classmethod
@@ -159,7 +168,7 @@ class RegionChat:
 
     def fork(self) -> RegionChat:
         """Returns a chat about the same image, without encoding it anew, with a conversation of its own."""
-        other = type(self)(self.model, self.processor, self.long_history, self.keep_cache)
+        other = type(self)(self.model, self.processor, self.long_history, self.keep_cache, self._worker)
         if self._dialogue is not None:
             other._dialogue = _Dialogue(self._dialogue.image, self._dialogue.encoded)
         return other
@@ -209,6 +218,8 @@ class RegionChat:
             yield text[len(shown) :]
 
     def _tokens(self, after: _Dialogue, prompt: Prompt, params: SamplingParams) -> Iterator[int]:
+        if self._worker is not None:
+            return iter(self._worker.submit(lambda: prompt, params))
         return stream(self.model, prompt, params, stopping_criterion(self.processor, params.stop), after.cache)
 
     def _conclude(self, before: _Dialogue, after: _Dialogue, tokens: list[int], params: SamplingParams) -> str:

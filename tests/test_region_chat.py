@@ -12,6 +12,7 @@ from PIL import Image
 from tiny import tiny_model, tiny_processor, tiny_text_config, tiny_tokenizer
 
 from gpt4roi import GPT4RoIProcessor, InputError, RegionChat, RegionSample, Turn
+from gpt4roi.generation.batching import BatchingWorker
 
 BOXES = [[5, 5, 40, 30], [30, 10, 90, 60], [50, 2, 70, 62], [2, 40, 30, 60], [60, 30, 95, 63]]
 QUESTION = "What is <region1>?"
@@ -522,3 +523,26 @@ def test_labels_get_the_probabilities_that_their_likelihoods_say():
         chat.classify(BOXES[:1], ["cat"])
     with pytest.raises(InputError, match="labels are a list of texts, got 'cat,dog'"):
         chat.classify(BOXES[:1], "cat,dog")
+
+
+def test_chats_over_one_worker_answer_as_each_by_itself():
+    own = chat_with("pyramid", image=True)
+    rounds = [(QUESTION, BOXES[:1]), ("And <region2>?", BOXES[1:2])]
+    expected = [own.ask(question, boxes, max_new_tokens=8) for question, boxes in rounds]
+    worker = BatchingWorker(own.model, own.processor)
+    found: list[list[str]] = [[], [], []]
+
+    def talk(answers: list[str]) -> None:
+        chat = RegionChat(own.model, own.processor, worker=worker)
+        chat.set_image(make_image())
+        for question, boxes in rounds:
+            answers.append("".join(chat.stream(question, boxes, max_new_tokens=8)))
+
+    threads = [threading.Thread(target=talk, args=(answers,)) for answers in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    worker.close()
+    assert found == [expected] * 3
+    assert worker.counts["answers"] == 6
