@@ -92,7 +92,7 @@ def load_stamps(folder: Path) -> list[Stamp]:
     """Reads the stamps under folder that name a thing and are large enough, in the order of their paths.
 
     Raises:
-        InputError: fewer than 50 can be used: this is not the folder of stamps.
+        InputError: one does not open, or fewer than 50 can be used: this is not the folder of stamps.
     """
     stamps = []
     for path in sorted(folder.rglob("*.png")):
@@ -104,8 +104,12 @@ def load_stamps(folder: Path) -> list[Stamp]:
         # Road signs are captioned with what they tell, in a word.
         if caption is None or ("roadsigns/" in name and not _ARTICLE.match(caption)):
             continue
-        with Image.open(path) as opened:
-            cropped = crop_to_opaque(opened, kept_side=1 << 16)
+        try:
+            with Image.open(path) as opened:
+                cropped = crop_to_opaque(opened, kept_side=1 << 16)
+        except OSError as error:
+            # Scenes without it would be others, and so would be the figures.
+            raise InputError(f"{path}: the stamp does not open ({error}); delete {folder} and run again") from None
         if cropped is None or not _usable(cropped, cropped.size):
             continue
         reduced = crop_to_opaque(cropped)

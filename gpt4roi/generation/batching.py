@@ -298,11 +298,11 @@ class BatchingWorker:
                 break
             joined.append(self._waiting.popleft())
             self._trim_cache(used + sequence.reserved)
+        self._running += joined  # what fails from here on ends their answers too
         if isinstance(self._decoder, PackedDecoder):
             self._share_prefixes(self._decoder, [one.prompt for one in joined if one.prompt is not None])
         for sequence in joined:
             self._start(sequence)
-        self._running += joined
         self._trim_cache(sum(one.reserved for one in self._running))
 
     def _trim_cache(self, reserved: int) -> None:

@@ -240,11 +240,12 @@ def test_a_fault_of_one_question_is_its_own(served):
     worker.close()
 
 
-def test_a_batch_that_fails_ends_its_answers_and_not_the_worker(served, monkeypatch):
+@pytest.mark.parametrize("failing", [(PackedDecoder, "logits"), (PackedDecoder, "new")])
+def test_a_batch_that_fails_ends_its_answers_and_not_the_worker(served, monkeypatch, failing):
     prompt = prompt_of(served, served.images[0], QUESTIONS[0], random.Random(0))
     worker = BatchingWorker(served.model, served.processor)
     with monkeypatch.context() as patch:
-        patch.setattr(PackedDecoder, "logits", lambda self, batch: torch.zeros(0).view(1, 1))
+        patch.setattr(*failing, lambda self, _: torch.zeros(0).view(1, 1))
         failed = worker.submit(lambda: prompt, SamplingParams(3))
         with pytest.raises(RuntimeError):
             list(failed)

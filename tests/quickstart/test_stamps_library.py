@@ -80,6 +80,14 @@ def test_a_folder_without_stamps_is_refused(tmp_path):
         library.load_stamps(tmp_path)
 
 
+def test_a_stamp_that_does_not_open_is_named(tmp_path):
+    write_stamp(tmp_path, "animals/cut", "A beast.", cutout(80, 80, (10, 10, 70, 60)))
+    path = tmp_path / "animals/cut.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"animals/cut\.png: the stamp does not open .*; delete .* and run again"):
+        library.load_stamps(tmp_path)
+
+
 def test_a_missing_photograph_is_named(tmp_path):
     with pytest.raises(InputError, match="the photograph chelsea is missing"):
         library.load_photographs(tmp_path, ["chelsea"])
