@@ -41,7 +41,8 @@ stage() { # stage N TRAINER-ARGUMENTS...: trains a stage as the recipe says
 }
 phase "alignment and stage 1: the region encoder learns" stage 1 "$folder/stage1"
 phase "stage 2: everything but the vision tower learns" stage 2 "$folder/stage2" "$folder/stage1"
-cp quickstart/model_card.md "$folder/stage2/README.md" # the page shows its limitations
+.venv/bin/python -m quickstart.model_card "$folder/stage2"               # what the page says of the model,
+.venv/bin/python -m quickstart.examples "$folder/data" "$folder/stage2" # and its example images
 phase "evaluation on held-out scenes" "$gpt4roi" evaluate --model "$folder/stage2" --benchmark quickstart/benchmark/stamps.py \
     --data "$folder/data" --out "$folder" --phases "$folder/phases.json"
 

@@ -120,9 +120,14 @@ def run(args: argparse.Namespace) -> int:
 def _examples(args: argparse.Namespace) -> Examples | None:
     from gpt4roi.demo.examples import FILE_NAME, read_examples
 
+    if args.examples is not None:
+        return read_examples(args.examples)
     own = Path(args.model) / FILE_NAME
-    path = args.examples or (own if own.is_file() else None)
-    return None if path is None else read_examples(path)
+    try:
+        return read_examples(own) if own.is_file() else None
+    except InputError as error:  # a model's folder may travel without the images
+        logger.warning("%s; scikit-image's photographs are shown instead", error)
+        return None
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import signal
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gpt4roi.cli import main
+from gpt4roi import InputError
+from gpt4roi.cli import demo, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +49,17 @@ def test_without_gradio_the_command_that_installs_it_is_named(monkeypatch, capsy
     monkeypatch.setattr("gpt4roi.cli.demo.find_spec", lambda name: None)
     assert main(["demo"]) == 2
     assert 'pip install "gpt4roi[demo]"' in capsys.readouterr().err
+
+
+def test_examples_that_a_model_s_folder_has_lost_are_no_obstacle_but_those_asked_for_are(tmp_path, caplog):
+    (tmp_path / "examples.json").write_text('[{"image": "gone.png"}]')
+    args = argparse.Namespace(model=str(tmp_path), examples=None)
+    assert demo._examples(args) is None
+    assert "examples.json#0" in caplog.text and "scikit-image's photographs are shown instead" in caplog.text
+    with pytest.raises(InputError, match=r"gone\.png"):
+        demo._examples(argparse.Namespace(model=str(tmp_path), examples=tmp_path))
+    Image.new("RGB", (30, 20)).save(tmp_path / "gone.png")
+    assert list(demo._examples(args)) == ["gone"]
 
 
 @pytest.mark.heavy
