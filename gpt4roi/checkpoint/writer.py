@@ -28,6 +28,7 @@ from gpt4roi.io.atomic import (
     replacing,
     sync,
 )
+from gpt4roi.io.auto_map import with_auto_map
 from gpt4roi.io.sizes import parse_size, readable_size
 from gpt4roi.io.weight_files import INDEX_SUFFIX, WEIGHT_FILES
 from gpt4roi.models.model_card import MODEL_CARD, is_written_by_user, model_card
@@ -132,7 +133,7 @@ def plan_folder(
     """
     check_target(target, {role: source.path for role, source in sources.items()}, overwrite)
     card = model_card(json.loads(files["config.json"]), kind)
-    files = files | {MODEL_CARD: card.encode()}
+    files = (files if kind == "delta" else with_auto_map(files)) | {MODEL_CARD: card.encode()}
     plan = FolderPlan(target, split_into_shards(tensors, parse_size(max_shard_size)) | (beside or {}), files)
     check_space(target, plan.nbytes)
     plan.identity = {

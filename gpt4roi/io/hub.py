@@ -18,20 +18,21 @@ def is_hub_name(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
 
 
-def local_folder(path: str | Path, weights: bool = True, **access: Any) -> Path:
+def local_folder(path: str | Path, weights: bool = True, subfolder: str = "", **access: Any) -> Path:
     """Returns a folder as it is, and a hub name as the folder of the cache that its files were fetched into.
 
-    weights: also fetch the weights, as safetensors where the hub has them. access: as in ACCESS.
+    weights: also fetch the weights, as safetensors where the hub has them. subfolder: of the model in it; what lies in
+    other folders, as checkpoints of the training do, is not fetched. access: as in ACCESS.
     Raises InputError where there is neither such a folder nor such a name in cache or hub.
     """
     if Path(path).is_dir():
-        return Path(path)
+        return Path(path, subfolder)
     name = str(path)
     if not is_hub_name(name):
         raise InputError(f"{name}: no such folder")
-    folder = _fetch(name, [*_SMALL_FILES, *(["*.safetensors"] if weights else [])], access)
+    folder = _fetch(name, [*_SMALL_FILES, *(["*.safetensors"] if weights else [])], access, subfolder)
     if weights and not any(folder.glob("*.safetensors")):
-        folder = _fetch(name, ["*.bin"], access)
+        folder = _fetch(name, ["*.bin"], access, subfolder)
     return folder
 
 
@@ -46,13 +47,17 @@ def cached_folder(name: str) -> Path | None:
     return folder if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) else None
 
 
-def _fetch(name: str, patterns: list[str], access: dict[str, Any]) -> Path:
+def _fetch(name: str, patterns: list[str], access: dict[str, Any], subfolder: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = {key: value for key, value in access.items() if value is not None}
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, **wanted))
+        inside = f"{subfolder.strip('/')}/" if subfolder else ""  # `*` of a pattern stands for `/` too
+        patterns = [inside + pattern for pattern in patterns]
+        return Path(
+            snapshot_download(name, allow_patterns=patterns, ignore_patterns=[f"{inside}*/*"], **wanted), subfolder
+        )
     except LocalEntryNotFoundError:
         raise InputError(
             f"{name}: no such folder, not in the hub's cache, and the hub cannot be reached; copy the model's folder "

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from gpt4roi.errors import InputError
+from gpt4roi.io.auto_map import InPackage, auto_map
 
 CLIP_LARGE = {
     "model_type": "clip_vision_model",
@@ -21,7 +22,7 @@ CLIP_LARGE = {
 """CLIP ViT-L/14 at 224 px, the tower of the released model."""
 
 
-class GPT4RoIConfig(PreTrainedConfig):
+class GPT4RoIConfig(InPackage, PreTrainedConfig):
     """Sizes and choices of a model. Every width is derived from the two nested configurations.
 
     vision_config: any ViT of transformers, or a `timm_backbone` configuration; a dict needs its `model_type`.
@@ -162,7 +163,7 @@ class GPT4RoIConfig(PreTrainedConfig):
         plain = super().to_dict()
         for name in ("vision_config", "text_config"):
             plain[name].pop("_name_or_path", None)
-        return plain
+        return plain | {"auto_map": auto_map("AutoConfig", "AutoModelForImageTextToText")}
 
 
 def _nested(config: dict | PreTrainedConfig | None, default: dict) -> PreTrainedConfig:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from gpt4roi.errors import InputError
+from gpt4roi.io.auto_map import InPackage, write_auto_file
 from gpt4roi.io.hub import ACCESS, is_hub_name, local_folder
 from gpt4roi.io.model_folders import is_original
 from gpt4roi.io.weight_files import damaged_file_named, read_tensors, tensor_names
@@ -32,17 +33,21 @@ HOW_TO_NAME = (
 )
 
 
-class GPT4RoIPreTrainedModel(PreTrainedModel):
+class GPT4RoIPreTrainedModel(InPackage, PreTrainedModel):
     """Base class whose `from_pretrained` opens both formats and refuses missing or unexpected tensors."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # transformers spells out arguments that are passed on here
-        cls, path: str | Path | None, *args: Any, vision_tower: str | Path | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | Path | None = None,
+        *args: Any,
+        vision_tower: str | Path | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Opens a folder or a hub name, in our format or the original's.
 
         Args:
-            path: Folder or hub name.
+            pretrained_model_name_or_path: Folder or hub name; None with `config` and `state_dict`.
             *args: As transformers takes them.
             vision_tower: Folder or hub name of the tower, for a folder that was saved without it.
             **kwargs: As transformers takes them; `torch_dtype` is `dtype`. A quantization_config leaves UNQUANTIZED as
@@ -52,10 +57,11 @@ class GPT4RoIPreTrainedModel(PreTrainedModel):
             InputError: The folder is of another kind, the tower is not found, or any tensor is missing, unexpected or
                 of another shape.
         """
+        path = kwargs.pop("path", pretrained_model_name_or_path)  # its name in version 0.2
         if path is None:
             return super().from_pretrained(path, *args, **kwargs)
         access: dict[str, Any] = {name: kwargs.get(name) for name in ACCESS}
-        folder = Path(local_folder(path, **access), kwargs.pop("subfolder", ""))
+        folder = local_folder(path, subfolder=kwargs.pop("subfolder", ""), **access)
         values = original_format.read_model_config(folder)
         wants_info = kwargs.pop("output_loading_info", False)
         tolerant = kwargs.get("ignore_mismatched_sizes", False)
@@ -82,10 +88,11 @@ class GPT4RoIPreTrainedModel(PreTrainedModel):
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
-        """Saves the model as transformers does, with a model card beside it."""
+        """Saves the model as transformers does, with a model card and the file of its auto_map beside it."""
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             write_model_card(Path(save_directory), self.config.to_dict())
+            write_auto_file(Path(save_directory))
 
 
 def exclude_from_quantization(quantization: Any) -> Any:

@@ -20,6 +20,7 @@ from gpt4roi.constants import (
     REGION_TOKEN,
 )
 from gpt4roi.errors import InputError
+from gpt4roi.io.auto_map import auto_map
 from gpt4roi.processing import images
 from gpt4roi.processing.dialogue import DialogueEncoder, DialogueStep
 from gpt4roi.processing.mentions import number_boxes
@@ -119,7 +120,8 @@ class GPT4RoIProcessor(TransformersInterface):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what is saved beside the tokenizer."""
-        return {name: getattr(self, name) for name in SAVED_SETTINGS} | {"processor_class": type(self).__name__}
+        saved = {name: getattr(self, name) for name in SAVED_SETTINGS}
+        return saved | {"processor_class": type(self).__name__, "auto_map": auto_map("AutoProcessor")}
 
     @property
     def stop_strings(self) -> list[str]:

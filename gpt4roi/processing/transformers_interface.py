@@ -16,6 +16,7 @@ from transformers.processing_utils import MultiModalData
 
 from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from gpt4roi.errors import InputError
+from gpt4roi.io.auto_map import InPackage, write_auto_file
 from gpt4roi.processing.batch import RegionBatch, pad_features
 from gpt4roi.processing.dialogue import DialogueEncoder
 from gpt4roi.processing.images import to_pixel_values
@@ -56,7 +57,7 @@ class RegionImageProcessor(ImageProcessingMixin):
         return to_pixel_values(opened, "dialogue", self.size["height"], self.image_mean, self.image_std)
 
 
-class TransformersInterface(ProcessorMixin):
+class TransformersInterface(InPackage, ProcessorMixin):
     """The processor as others of transformers are; what it encodes is defined in GPT4RoIProcessor."""
 
     image_token = IMAGE_PATCH_TOKEN
@@ -251,6 +252,7 @@ class TransformersInterface(ProcessorMixin):
         if self.chat_template != self.tokenizer.chat_template:
             Path(save_directory, "chat_template.jinja").unlink(missing_ok=True)
             self.tokenizer.save_pretrained(save_directory)
+        write_auto_file(Path(save_directory))
         return files
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
