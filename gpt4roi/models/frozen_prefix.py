@@ -59,7 +59,7 @@ def prefix_length(model: Any, input_ids: torch.Tensor | None, options: dict[str,
 
 def only_regions_trained(model: Any) -> bool:
     """Tells whether nothing before a region is trained, in a model whose prefix can be run separately."""
-    before_regions = (model.language_model, model.mm_projector)
+    before_regions = (model.language_model, model.mm_projector, model.vision_tower)
     if any(parameter.requires_grad for part in before_regions for parameter in part.parameters()):
         return False
     return _past_is_all_cached(model.language_model)

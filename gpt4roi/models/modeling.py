@@ -8,13 +8,14 @@ logits = language_model(inputs_embeds)                                          
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from gpt4roi.errors import InputError
@@ -23,7 +24,14 @@ from gpt4roi.models.configuration import GPT4RoIConfig
 from gpt4roi.models.frozen_prefix import hidden_states, prefix_length
 from gpt4roi.models.light_encoder import LightProjector, LightRegionEncoder
 from gpt4roi.models.loss import cross_entropy, next_tokens
-from gpt4roi.models.placeholders import match_images_to_samples, positions, scatter, segment_mask
+from gpt4roi.models.placeholders import (
+    match_images_to_samples,
+    placeholder_ids,
+    positions,
+    scatter,
+    segment_mask,
+    validate_unit_scale,
+)
 from gpt4roi.models.pretrained import GPT4RoIPreTrainedModel
 from gpt4roi.models.region_encoder import FeatureFusion, RegionEncoder, RegionPooler
 from gpt4roi.models.region_encoder_base import RegionEncoderBase
@@ -72,6 +80,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _no_split_modules = ["RegionEncoder", "LightRegionEncoder"]  # noqa: RUF012
 
@@ -156,9 +165,18 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
 
     encode_picture = encode_image  # the name of version 0.1
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Returns the projected image tokens, float[K, P, D]; pixel_values: float[K, 3, S, S]."""
-        return self.project_image_tokens(self.encode_image(pixel_values)[0])
+    def get_image_features(self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        """Returns the projected image tokens, float[K, P, D]; pixel_values: float[K, 3, S, S].
+
+        With return_dict they are the `pooler_output` of a BaseModelOutputWithPooling, as transformers has them, beside
+        the tower's own tokens float[K, P, C]; with return_dict=False both as a tuple.
+        """
+        tokens = self.encode_image(pixel_values)[0]
+        features = self.project_image_tokens(tokens)
+        if return_dict is None:
+            return features
+        output = BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=features)
+        return output if return_dict else output.to_tuple()
 
     def get_region_features(self, pixel_values: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
         """Returns the embeddings of regions, float[M * k, D]; boxes: list of K float[N_i, 4], xyxy in [0, 1]."""
@@ -182,19 +200,21 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
 
     def embed(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None,
         pixel_values: torch.Tensor | None = None,
         boxes: list[torch.Tensor] | None = None,
         image_tokens: torch.Tensor | None = None,
         feature_maps: list[torch.Tensor] | None = None,
         has_past: bool = False,
         inference: bool = False,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Embeds a prompt with its images and regions.
 
-        Arguments are as in forward; besides, has_past: the images' own tokens may already be in the KV cache;
-        inference: a prompt without image may skip our modules. In training and evaluation it may not: other
-        processes' batches hold images, and wait for this one where a sharded module is called.
+        Arguments are as in forward; inputs_embeds alone are searched for placeholders. Besides, has_past: the images'
+        own tokens may already be in the KV cache; inference: a prompt without image may skip our modules. In training
+        and evaluation it may not: other processes' batches hold images, and wait for this one where a sharded module is
+        called.
 
         Returns:
             inputs_embeds float[B, T, D], image_features float[K, P, D] and region_features float[M, D]; the features
@@ -203,13 +223,18 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         Raises:
             InputError: Tokens, images and boxes do not match.
         """
-        inputs_embeds = self.get_input_embeddings()(input_ids)
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        elif input_ids is None:
+            input_ids = placeholder_ids(inputs_embeds, self.get_input_embeddings(), self.config)
+        input_ids = cast(torch.Tensor, input_ids)
         if feature_maps is None and pixel_values is not None:
             image_tokens, feature_maps = self.encode_image(pixel_values)
         if has_past and not feature_maps and not boxes:
             return inputs_embeds, None, None
         image_tokens, feature_maps = self._tower_outputs(inputs_embeds, image_tokens, feature_maps)
         boxes = [image_tokens.new_zeros(0, 4)] * len(image_tokens) if boxes is None else list(boxes)
+        validate_unit_scale(boxes)
         if len(boxes) != len(image_tokens):
             raise InputError(f"{len(image_tokens)} images but boxes for {len(boxes)}; give one tensor an image")
         image_length = cast(int, self.config.image_seq_length)
@@ -256,8 +281,8 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         logits_at_targets_only: bool = False,
         cache: Cache | None = None,
         **kwargs: Any,
-    ) -> GPT4RoIOutput:
-        """Runs the model.
+    ) -> Any:
+        """Runs the model; returns a GPT4RoIOutput, or a tuple of what it holds with return_dict=False.
 
         Args:
             input_ids: int64[B, T].
@@ -270,7 +295,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
             segment_ids: int64[B, T]; segments beyond 0 (the shared prefix) do not see each other.
             position_ids: int64[B, T]; by default numbered from the attention mask.
             past_key_values: The KV cache by its older name.
-            inputs_embeds: float[B, T, D], instead of input_ids.
+            inputs_embeds: float[B, T, D], instead of input_ids; with images, their placeholders are replaced too.
             use_cache: Return the KV cache; by default not with labels.
             logits_to_keep: As of transformers' language models; without labels.
             logits_at_targets_only: Compute logits only where the next token has a label.
@@ -283,12 +308,19 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
         cache = past_key_values if cache is None else cache
-        past = cached_length(cache)
+        visual = any(given is not None for given in (pixel_values, boxes, image_tokens, feature_maps))
+        length = cast(torch.Tensor, input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        # A decoding step asks the cache nothing, whose length is a tensor where the step is one graph.
+        is_step = cache is not None and length == 1 and not visual and segment_ids is None
+        past = 0 if is_step else cached_length(cache)
         image_features = region_features = None
-        if inputs_embeds is None:
+        if is_step and inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        elif inputs_embeds is None or visual:
             inputs_embeds, image_features, region_features = self.embed(
-                cast(torch.Tensor, input_ids), pixel_values, boxes, image_tokens, feature_maps, past > 0, labels is None
+                input_ids, pixel_values, boxes, image_tokens, feature_maps, past > 0, labels is None, inputs_embeds
             )
+        inputs_embeds = cast(torch.Tensor, inputs_embeds)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions(attention_mask, inputs_embeds.shape[1])
         if segment_ids is not None:
@@ -296,7 +328,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         num_items = kwargs.pop("num_items_in_batch", None)
         # Its name in version 0.2: with "label" in it, transformers' Trainer took it for labels.
         logits_at_targets_only = kwargs.pop("logits_at_labels_only", logits_at_targets_only)
-        kwargs.pop("return_dict", None)
+        return_dict = kwargs.pop("return_dict", None)
         inputs = {
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
@@ -310,7 +342,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
             logits, loss = outputs.logits, None
         else:
             outputs, logits, loss = self._logits_and_loss(inputs, input_ids, labels, num_items, logits_at_targets_only)
-        return GPT4RoIOutput(
+        output = GPT4RoIOutput(
             loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
@@ -319,6 +351,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
             region_features=region_features,
             **{CACHE: outputs.get(CACHE)},
         )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _logits_and_loss(
         self,
@@ -367,17 +400,34 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         return segment_mask(segment_ids, attention_mask, dtype)
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        is_first_iteration: bool = False,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Gives images and boxes to the first step; later ones find them in the KV cache."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in PREFILL_INPUTS:
-                inputs.pop(name, None)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, inputs_embeds=inputs_embeds, **kwargs
+        )
+        # An assistant's first step is not called one, and transformers has dropped the images by that.
+        has_past = cached_length(kwargs.get("cache") or kwargs.get("past_key_values")) > 0
+        seen = not is_first_iteration and has_past and kwargs.get("use_cache", True)
+        inputs = {name: value for name, value in inputs.items() if name not in PREFILL_INPUTS}
+        inputs |= {} if seen else {k: kwargs[k] for k in PREFILL_INPUTS if kwargs.get(k) is not None}
         segment_ids = inputs.pop("segment_ids", None)
         if segment_ids is not None and int(segment_ids.max()) > 1:
             raise InputError("generate answers one question a sample; independent turns need one sample each")
         return inputs
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        """Gives an assistant what it takes: one of text alone sees no images."""
+        assistant = kwargs.get("assistant_model")
+        if assistant is not None:
+            taken = inspect.signature(assistant.forward).parameters
+            given = kwargs["model_kwargs"]
+            kwargs["model_kwargs"] = {k: v for k, v in given.items() if k not in PREFILL_INPUTS or k in taken}
+        return cast(Any, super())._get_candidate_generator(*args, **kwargs)
 
     def _expand_inputs_for_generation(
         self,

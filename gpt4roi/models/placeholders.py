@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from gpt4roi.errors import InputError
 from gpt4roi.models.configuration import GPT4RoIConfig
+
+MAX_FAR_CORNER = 2.0
+"""Images from the origin to a box's far corner; a box of pixels is far beyond it, a careless annotation is not."""
 
 
 def match_images_to_samples(
@@ -77,6 +81,33 @@ def _check_frames(ids: torch.Tensor, image_mask: torch.Tensor, config: GPT4RoICo
                 f"sample {sample} of the batch: the {num_image_tokens} <im_patch> tokens must stand together between "
                 f"<im_start> and <im_end>; they begin at token {first}"
             )
+
+
+def validate_unit_scale(boxes: list[torch.Tensor]) -> None:
+    """Raises InputError where a box, xyxy in [0, 1], has both of its far corner's coordinates beyond two images."""
+    for image, rows in enumerate(boxes):
+        far = (rows[:, 2:] > MAX_FAR_CORNER).all(-1) if rows.ndim == 2 and len(rows) else torch.zeros(0)
+        if far.any():
+            row = int(far.nonzero()[0])
+            raise InputError(
+                f"image {image} of the batch: box {row + 1} is {rows[row].tolist()}, which looks like pixels; expected "
+                "x1, y1, x2, y2 in [0, 1] of the image: divide by its width and height, or give pixels to the processor"
+            )
+
+
+def placeholder_ids(inputs_embeds: torch.Tensor, table: nn.Module, config: GPT4RoIConfig) -> torch.Tensor:
+    """Finds the placeholders in embeddings, float[B, T, D]; int64[B, T], -1 where another token stands.
+
+    Raises InputError where two of the placeholders have the same embedding, so that they cannot be told apart.
+    """
+    ids = [config.image_token_id, config.region_token_id, config.image_start_token_id, config.image_end_token_id]
+    rows = table(torch.tensor(ids, device=inputs_embeds.device)).to(inputs_embeds.dtype)
+    if len(torch.unique(rows, dim=0)) < len(ids):
+        raise InputError("the image and region tokens have the same embeddings and cannot be found; give input_ids")
+    found = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
+    for token, row in zip(ids, rows, strict=True):
+        found[(inputs_embeds == row).all(-1)] = token
+    return found
 
 
 def scatter(inputs_embeds: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from gpt4roi.models.configuration import GPT4RoIConfig
 
 
 class VisionTower(nn.Module):
-    """Turns images into feature maps, shallow first; never trained.
+    """Turns images into feature maps, shallow first; frozen.
 
     Attributes:
         image_size: S.
@@ -55,9 +55,8 @@ class VisionTower(nn.Module):
         """Always stays in eval mode: the tower is frozen, its statistics too."""
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Encodes images, float[K, 3, S, S].
+        """Encodes images, float[K, 3, S, S]; without a graph, unless a parameter was unfrozen.
 
         Returns:
             The image tokens float[K, P, C] (the cells of the last map, row by row) and the feature maps, a list of
@@ -70,6 +69,12 @@ class VisionTower(nn.Module):
             raise InputError(
                 f"pixel_values must be [K, 3, {self.image_size}, {self.image_size}], got {list(pixel_values.shape)}"
             )
+        trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(trained):
+            maps = self._feature_maps(pixel_values)
+        return flatten_map(maps[-1]), maps
+
+    def _feature_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         if self.is_pyramid:
             maps = list(self.backbone(pixel_values).feature_maps)
         else:
@@ -79,7 +84,7 @@ class VisionTower(nn.Module):
                 rearrange(states[index][:, -self.num_image_tokens :], "k (h w) c -> k c h w", h=self.grid_size)
                 for index in self.level_indices
             ]
-        return flatten_map(maps[-1]), maps
+        return maps
 
 
 def flatten_map(feature_map: torch.Tensor) -> torch.Tensor:
