@@ -150,8 +150,8 @@ class TrainingRun:
             )
         # An encoder that compares regions with texts shall know those of this training too.
         if aligned or config.region_texts:
-            path = self.folder / work_dir.REGION_TEXTS
             with main_process_first("the texts that name regions are read"):
+                path = work_dir.region_texts_file(self.folder)
                 texts = load_region_texts(path, self.mixture, self.processor.tokenizer, self.model)
         index = texts.index if texts and aligned else None
         self.dataset = EncodedDataset(self.mixture, self.processor, self.args.seed, self.features, index)

@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 LOCK = "run.lock"
-REGION_TEXTS = "region_texts.safetensors"
+REGION_TEXTS = "region_texts.cache"
+"""In safetensors' format, but named otherwise: engines read every *.safetensors beside a model as its weights."""
+OLD_REGION_TEXTS = "region_texts.safetensors"
 
 Flags = dict[str, tuple[str, ...]]
 """A command line as name -> values; words before the first flag stand under an empty name."""
@@ -98,7 +100,8 @@ def recorded_flags(folder: Path, stage: int, given: Flags) -> Flags:
         logger.info("Resuming %s with changed %s", folder, ", ".join(sorted(given)))
         return recorded | given
     if not begun:
-        (folder / REGION_TEXTS).unlink(missing_ok=True)
+        for name in (REGION_TEXTS, OLD_REGION_TEXTS):
+            (folder / name).unlink(missing_ok=True)
         return given
     if set(differing) <= CHANGEABLE:
         return given
@@ -107,6 +110,13 @@ def recorded_flags(folder: Path, stage: int, given: Flags) -> Flags:
         f"{folder} holds a run with other arguments (they differ in {shown}); give the folder alone to resume it, or "
         "choose another work directory"
     )
+
+
+def region_texts_file(folder: Path) -> Path:
+    """Returns the file of the texts that name regions; one of version 0.2 gets its new name."""
+    if (folder / OLD_REGION_TEXTS).is_file():
+        (folder / OLD_REGION_TEXTS).replace(folder / REGION_TEXTS)
+    return folder / REGION_TEXTS
 
 
 def _same(one: Sequence[str] | None, other: Sequence[str] | None) -> bool:
@@ -121,7 +131,7 @@ def _check_foreign_files(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; --output_dir names a folder")
     foreign = [*folder.glob("config.json"), *folder.glob("checkpoint-*"), *folder.glob("*.safetensors")]
-    foreign = [path for path in foreign if path.name != REGION_TEXTS]
+    foreign = [path for path in foreign if path.name != OLD_REGION_TEXTS]
     if foreign:
         raise InputError(
             f"{folder} holds {foreign[0].name} but no run of this training ({ARGUMENTS}); choose another work directory"

@@ -57,6 +57,11 @@ def test_the_model_may_be_read_by_whoever_may_read_its_config(trained1):
         assert file.stat().st_mode == (file.parent / "config.json").stat().st_mode
 
 
+def test_only_weights_of_the_model_are_called_safetensors_beside_them(trained1):
+    assert [path.name for path in trained1.glob("*.safetensors")] == ["model.safetensors"]
+    assert (trained1 / "region_texts.cache").is_file()
+
+
 def test_a_finished_folder_is_left_as_it_is(parts, trained1):
     before = (trained1 / "model.safetensors").stat().st_mtime_ns
     assert main(["--stage", "1", "--output_dir", str(trained1)]) == trained1

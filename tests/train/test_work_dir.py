@@ -56,13 +56,20 @@ def test_a_run_of_version_0_1_is_resumed_by_the_new_name_of_a_flag(tmp_path):
         assert recorded(tmp_path, 1, words) == "--feature_cache kept"
 
 
-def test_a_run_that_has_not_begun_to_learn_takes_other_arguments(tmp_path):
+@pytest.mark.parametrize("name", ["region_texts.cache", "region_texts.safetensors"])
+def test_a_run_that_has_not_begun_to_learn_takes_other_arguments(tmp_path, name):
     record(tmp_path, 1, "--seed 3", begun=False)
-    (tmp_path / "region_texts.safetensors").touch()
+    (tmp_path / name).touch()
     assert recorded(tmp_path, 1) == "--seed 3"
     assert recorded(tmp_path, 1, "--save_steps 5") == "--seed 3 --save_steps 5"
     assert recorded(tmp_path, 1, "--seed 4") == "--seed 4"
-    assert not (tmp_path / "region_texts.safetensors").exists()
+    assert not (tmp_path / name).exists()
+
+
+def test_the_texts_of_a_run_of_version_0_2_are_found_under_a_name_that_is_not_one_of_weights(tmp_path):
+    (tmp_path / "region_texts.safetensors").write_text("texts")
+    assert work_dir.region_texts_file(tmp_path).read_text() == "texts"
+    assert [path.name for path in tmp_path.iterdir()] == ["region_texts.cache"]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
