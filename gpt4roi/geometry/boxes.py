@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 Boxes = TypeVar("Boxes", np.ndarray, "torch.Tensor")
 """[N, 4] of a floating type; numpy or torch."""
+
+FAR = 2.0
+"""Sides of the image up to a far corner that a careless annotation may have; one in pixels is far beyond it."""
 
 
 def _stack(columns: list[Boxes], like: Boxes) -> Boxes:
@@ -90,3 +93,8 @@ def center_size_features(boxes: torch.Tensor) -> torch.Tensor:
     x1, y1, x2, y2 = boxes.float().unbind(-1)
     width, height = x2 - x1, y2 - y1
     return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, width, height, (width * height).clamp(min=0).sqrt()], dim=-1)
+
+
+def far_outside(boxes: Any) -> Any:
+    """Tells of boxes, array or tensor [N, 4] xyxy in [0, 1], which have their far corner beyond FAR on both axes."""
+    return (boxes[:, 2:] > FAR).all(-1)

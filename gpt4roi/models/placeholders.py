@@ -6,10 +6,8 @@ import torch
 from torch import nn
 
 from gpt4roi.errors import InputError
+from gpt4roi.geometry.boxes import far_outside
 from gpt4roi.models.configuration import GPT4RoIConfig
-
-MAX_FAR_CORNER = 2.0
-"""Images from the origin to a box's far corner; a box of pixels is far beyond it, a careless annotation is not."""
 
 
 def match_images_to_samples(
@@ -86,7 +84,7 @@ def _check_frames(ids: torch.Tensor, image_mask: torch.Tensor, config: GPT4RoICo
 def validate_unit_scale(boxes: list[torch.Tensor]) -> None:
     """Raises InputError where a box, xyxy in [0, 1], has both of its far corner's coordinates beyond two images."""
     for image, rows in enumerate(boxes):
-        far = (rows[:, 2:] > MAX_FAR_CORNER).all(-1) if rows.ndim == 2 and len(rows) else torch.zeros(0)
+        far = far_outside(rows) if rows.ndim == 2 and len(rows) else torch.zeros(0)
         if far.any():
             row = int(far.nonzero()[0])
             raise InputError(

@@ -20,6 +20,7 @@ from gpt4roi.constants import (
     REGION_TOKEN,
 )
 from gpt4roi.errors import InputError
+from gpt4roi.geometry.boxes import far_outside
 from gpt4roi.io.auto_map import auto_map
 from gpt4roi.processing import images
 from gpt4roi.processing.dialogue import DialogueEncoder, DialogueStep
@@ -230,6 +231,12 @@ class GPT4RoIProcessor(TransformersInterface):
         if image_size is None:
             raise InputError(f"boxes in pixels need the image's size{where}; pass image_size=(height, width)")
         moved = images.boxes_in_frame(boxes, image_size, sample.image_pipeline, self.image_size, sample.augmentation)
+        far = np.flatnonzero(far_outside(moved / self.image_size))
+        if len(far):  # the model refuses it
+            number = order[far[0]] + 1
+            raise InputError(
+                f"box {number} is {boxes[far[0]].tolist()}{where}, far outside the image; expected its pixels"
+            )
         return torch.tensor(moved / self.image_size, dtype=torch.float32)
 
     def load_image(self, image: Any, pipeline: ImagePipeline = "dialogue") -> Image.Image:
