@@ -179,7 +179,7 @@ def _our_processor(folder: Path, values: dict[str, Any], tower: str | Path | Non
 
 def with_settings(processor: GPT4RoIProcessor, **changes: Any) -> GPT4RoIProcessor:
     """Returns a copy of a processor with some of its settings changed."""
-    saved = {name: value for name, value in processor.to_dict().items() if name != "processor_class"}
+    saved = {name: getattr(processor, name) for name in SAVED_SETTINGS}
     return GPT4RoIProcessor(processor.tokenizer, **saved | changes)
 
 
