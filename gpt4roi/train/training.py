@@ -148,8 +148,14 @@ class TrainingRun:
             raise InputError(
                 "--align_regions and --align_weight need --region_encoder_type light and --feature_cache FOLDER"
             )
+        adapted = bool(self.model_args.lora_r)
+        if aligned and adapted and config.class_names is not None:
+            raise InputError(
+                "--align_regions and --align_weight add texts to a model with class_names, and an adapter (--lora_r) "
+                "has no place for them; leave out one of the two"
+            )
         # An encoder that compares regions with texts shall know those of this training too.
-        if aligned or config.region_texts:
+        if aligned or (config.region_texts and not adapted):
             with main_process_first("the texts that name regions are read"):
                 path = work_dir.region_texts_file(self.folder)
                 texts = load_region_texts(path, self.mixture, self.processor.tokenizer, self.model)

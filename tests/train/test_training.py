@@ -210,3 +210,19 @@ def test_a_later_training_adds_its_texts_to_those_that_regions_are_compared_with
     start = ["--stage", "2", "--output_dir", str(tmp_path / "two"), "--model_name_or_path", str(first)]
     folder = main([*start, "--max_steps", "1", "--dataset_config", str(tmp_path / "own.jsonl"), *COMMON, *FAST])
     assert load_model(folder).config.region_texts == ["a kite", "blue", "green", "red"]
+    adapter = ["--lora_r", "2", "--feature_cache", f"{parts}/features", "--align_weight", "1"]
+    with pytest.raises(InputError, match="add texts to a model with class_names, and an adapter"):
+        main(
+            [
+                *start[:3],
+                str(tmp_path / "three"),
+                *start[4:],
+                "--max_steps",
+                "1",
+                "--dataset_config",
+                str(tmp_path / "own.jsonl"),
+                *adapter,
+                *COMMON,
+                *FAST,
+            ]
+        )
