@@ -115,7 +115,7 @@ class LightRegionEncoder(RegionEncoderBase):
 
     With a classifier head, the content is words: those of the text of the training that the learned embedding is
     nearest to, or those of the head's class, whichever can be trusted. What it was not shown is left to the head.
-    Of several tokens, the position starts in the last one alone, so that the others may be words.
+    Of several tokens, the position starts in the last one alone, and has it for itself beside words.
 
     Attributes:
         texts: float[T, k * D], the tokens' embeddings of the texts that it was trained with (with a classifier head).
@@ -221,7 +221,11 @@ class LightRegionEncoder(RegionEncoderBase):
         share = torch.sigmoid(SHARPNESS * judgement.trust)[:, None].to(self.texts.dtype)
         words = share * (judgement.of_texts.to(self.texts.dtype) @ self.texts)
         words = words + (1 - share) * self.head.mix(judgement.of_classes)
-        return self.norm(words.unflatten(1, (-1, self.width)).flatten(0, 1).to(self.norm.weight.dtype))
+        tokens = self.norm(words.unflatten(1, (-1, self.width)).to(self.norm.weight.dtype))
+        if self.tokens_per_region > 1:
+            # The last one is left to the position: added to a word, it would make another word of it.
+            tokens = torch.cat([tokens[:, :-1], torch.zeros_like(tokens[:, -1:])], dim=1)
+        return tokens.flatten(0, 1)
 
     def learned(self, pooled: torch.Tensor) -> tuple[torch.Tensor, Judgement | None]:
         """Returns what is learned of pooled boxes, float[M * k, D], and where there is a head, which one to trust."""
