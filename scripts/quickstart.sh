@@ -46,8 +46,6 @@ phase "stage 2: everything but the vision tower learns" stage 2 "$folder/stage2"
 phase "evaluation on held-out scenes" "$gpt4roi" evaluate --model "$folder/stage2" --benchmark quickstart/benchmark/stamps.py \
     --data "$folder/data" --out "$folder" --phases "$folder/phases.json"
 
-.venv/bin/python -m quickstart.examples "$folder/data" "$folder/stage2"   # for the page
-
 printf '\n== two regions of a held-out image\n'
 read -r image box1 box2 < <(.venv/bin/python -c 'import json, sys
 scene = json.loads(open(sys.argv[1] + "/data/test.jsonl").readline())

@@ -147,7 +147,7 @@ def test_a_cap_takes_at_most_so_many_and_a_seed_of_its_own_does_not_depend_on_th
         ({"img_prefix": 3}, "data set 0: img_prefix must be a path, got 3"),
         ({"type": "det_llava"}, "data set 0: det_pkl_path is missing"),
         ({"ann_path": "b.json"}, "data set 0: ann_path and another key for ann_file differ: 'b.json', 'a.json'"),
-        ({"as_released": True}, r"unknown keys \['as_released'\] for VGDATA; accepted are .*max_gt_per_img"),
+        ({"as_recorded": True}, r"unknown keys \['as_recorded'\] for VGDATA; accepted are .*max_gt_per_img"),
     ],
 )
 def test_a_wrong_key_of_a_reader_is_one_readable_error(more, message):
