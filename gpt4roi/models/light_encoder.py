@@ -68,7 +68,8 @@ def directions(rows: torch.Tensor, count: int, centre: torch.Tensor | None = Non
 def text_directions(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns what `directions` are compared with, float[T, k * D] of float[T, k, D], and the centre float[k, D]."""
     centre = embeddings.mean(0)
-    return F.normalize(embeddings - centre, dim=-1).flatten(1), centre
+    # What all texts have in common is rounding once the centre is off, and no direction.
+    return F.normalize(embeddings - centre, dim=-1, eps=1e-4).flatten(1), centre
 
 
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
@@ -115,7 +116,7 @@ class LightRegionEncoder(RegionEncoderBase):
 
     With a classifier head, the content is words: those of the text of the training that the learned embedding is
     nearest to, or those of the head's class, whichever can be trusted. What it was not shown is left to the head.
-    Of several tokens, the position starts in the last one alone, and has it for itself beside words.
+    Of several tokens, the position starts in the last one alone, where texts have no word.
 
     Attributes:
         texts: float[T, k * D], the tokens' embeddings of the texts that it was trained with (with a classifier head).
@@ -221,11 +222,7 @@ class LightRegionEncoder(RegionEncoderBase):
         share = torch.sigmoid(SHARPNESS * judgement.trust)[:, None].to(self.texts.dtype)
         words = share * (judgement.of_texts.to(self.texts.dtype) @ self.texts)
         words = words + (1 - share) * self.head.mix(judgement.of_classes)
-        tokens = self.norm(words.unflatten(1, (-1, self.width)).to(self.norm.weight.dtype))
-        if self.tokens_per_region > 1:
-            # The last one is left to the position: added to a word, it would make another word of it.
-            tokens = torch.cat([tokens[:, :-1], torch.zeros_like(tokens[:, -1:])], dim=1)
-        return tokens.flatten(0, 1)
+        return self.norm(words.unflatten(1, (-1, self.width)).flatten(0, 1).to(self.norm.weight.dtype))
 
     def learned(self, pooled: torch.Tensor) -> tuple[torch.Tensor, Judgement | None]:
         """Returns what is learned of pooled boxes, float[M * k, D], and where there is a head, which one to trust."""

@@ -58,8 +58,9 @@ def embedding_rms(language_model: PreTrainedModel) -> float:
 def embed_texts(ids: Sequence[Sequence[int]], embeddings: torch.Tensor, count: int, padding_id: int) -> torch.Tensor:
     """Returns float32[T, count, D], what the input embeddings say of texts in so many tokens.
 
-    Several tokens are the first ones of a text, filled up with padding; one is the mean of all of them, each weighted
-    by 1 / sqrt(document frequency).
+    One token is the mean of all that a text has, each weighted by 1 / sqrt(document frequency). Several are its first
+    ones, filled up with padding. The last is always padding, and left to the position: that would make another word of
+    a word, and by itself, without a constant beside it, lose its length in the language model's first norm.
 
     Args:
         ids: Token ids of each text.
@@ -68,7 +69,9 @@ def embed_texts(ids: Sequence[Sequence[int]], embeddings: torch.Tensor, count: i
         padding_id: Of the token that fills up.
     """
     if count > 1:
-        padded = [[*of_text, *[padding_id] * count][:count] for of_text in ids]
+        padding = [padding_id] * count
+        padded = [[*of_text, *padding][: count - 1] for of_text in ids]
+        padded = [[*of_text, padding_id] for of_text in padded]
         return embeddings[torch.tensor(padded, device=embeddings.device)].float()
     frequency = Counter(token for of_text in ids for token in set(of_text))
     rows = []

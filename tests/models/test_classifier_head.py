@@ -49,10 +49,9 @@ def pooled_boxes(count: int = 2) -> torch.Tensor:
 
 
 def of_one_length(words: torch.Tensor) -> torch.Tensor:
-    """Brings float[M, 64] to rows float[2 M, 32] of root mean square 1, the scale of a fresh norm; the second is 0."""
-    tokens = words.unflatten(1, (2, 32))
-    tokens = tokens / tokens.pow(2).mean(-1, keepdim=True).sqrt() * torch.tensor([1.0, 0.0])[:, None]
-    return tokens.flatten(0, 1)
+    """Brings float[M, 64] to rows float[2 M, 32] of root mean square 1, the scale of a fresh norm."""
+    tokens = words.unflatten(1, (2, 32)).flatten(0, 1)
+    return tokens / tokens.pow(2).mean(-1, keepdim=True).sqrt()
 
 
 def test_the_saved_head_answers_as_the_classifier_does(classifier, file):

@@ -178,7 +178,7 @@ def test_several_tokens_a_region_and_a_classifier_head_are_trained_and_saved(par
     assert (model.config.tokens_per_region, processor.tokens_per_region, model.config.class_names) == (4, 4, names)
     assert model.config.region_texts == sorted({"red", "green", "blue"})
     assert torch.equal(model.region_encoder.head.weight, classifier.classifier.weight)
-    rows = [(processor.tokenizer(f" {name}").input_ids)[:4] for name in names]
+    rows = [[*processor.tokenizer(f" {name}").input_ids[:3], processor.tokenizer.eos_token_id] for name in names]
     table = model.get_input_embeddings().weight.detach()
     expected = table[torch.tensor(rows)].flatten(1)
     torch.testing.assert_close(
