@@ -237,6 +237,7 @@ def test_a_damaged_file_is_named_with_what_is_wrong(name, damage, message, tmp_p
         open_benchmark(name).load(Source(tmp_path / "data"))
 
 
+@pytest.mark.heavy
 def test_boxes_that_cannot_be_asked_about_are_left_out_counted_and_named(tmp_path, capsys):
     data = WRITERS["vg"](tmp_path / "data")
     content = json.loads((data / "test.json").read_text())

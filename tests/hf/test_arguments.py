@@ -140,6 +140,7 @@ def test_the_attention_of_all_parts_is_set_at_once(inputs):
     assert pyramid.language_model.config._attn_implementation == "eager"
 
 
+@pytest.mark.heavy
 def test_a_static_cache_gives_the_same_answer_and_its_decoding_is_one_graph(model, inputs):
     expected = model.generate(**inputs, **GREEDY)
     assert torch.equal(
