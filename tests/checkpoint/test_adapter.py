@@ -20,6 +20,8 @@ from gpt4roi.errors import InputError
 from gpt4roi.region_chat import RegionChat
 from gpt4roi.structures import RegionSample, Turn
 
+pytestmark = pytest.mark.heavy
+
 peft = pytest.importorskip("peft")
 
 LORA = {

@@ -13,6 +13,8 @@ from openai.types.model import Model
 
 from gpt4roi import RegionChat
 
+pytestmark = pytest.mark.heavy
+
 BOX, OTHER = [5, 4, 40, 30], [20, 10, 55, 38]
 WHAT = "What is <region1>?"
 
