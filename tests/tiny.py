@@ -134,3 +134,14 @@ def tiny_processor(config: GPT4RoIConfig | None = None, prompt_format: str = "ch
         prompt_format=prompt_format,
         tokens_per_region=config.tokens_per_region,
     )
+
+
+def region_sensitive_chat():
+    """A RegionChat over a tiny model whose answers depend on the region: its encoder's weights are enlarged."""
+    from gpt4roi import RegionChat
+
+    model = tiny_model("pyramid")
+    with torch.no_grad():
+        for weight in model.region_encoder.parameters():
+            weight.mul_(8 if weight.ndim > 1 else 1)
+    return RegionChat(model, tiny_processor(model.config))

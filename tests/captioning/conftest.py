@@ -6,21 +6,14 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from coco_tables import tables
 from PIL import Image
-from tiny import tiny_model, tiny_processor
-
-from gpt4roi import RegionChat
+from tiny import region_sensitive_chat
 
 
 @pytest.fixture(scope="session")
 def chat():
-    model = tiny_model("pyramid")
-    with torch.no_grad():
-        for weight in model.region_encoder.parameters():
-            weight.mul_(8 if weight.ndim > 1 else 1)
-    return RegionChat(model, tiny_processor(model.config))
+    return region_sensitive_chat()
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
-from tiny import tiny_model, tiny_processor
+from tiny import region_sensitive_chat
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
@@ -27,13 +26,7 @@ def missing(what: str, how: str) -> None:
 @pytest.fixture(scope="session")
 def tiny_chat():
     """A chat over a tiny model whose answers depend on the region."""
-    from gpt4roi import RegionChat
-
-    model = tiny_model("pyramid")
-    with torch.no_grad():
-        for weight in model.region_encoder.parameters():
-            weight.mul_(8 if weight.ndim > 1 else 1)
-    return RegionChat(model, tiny_processor(model.config))
+    return region_sensitive_chat()
 
 
 @pytest.fixture(scope="session")

@@ -7,22 +7,15 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-import torch
 from api_client import KEY, as_data_url
 from PIL import Image
-from tiny import tiny_model, tiny_processor
+from tiny import region_sensitive_chat
 
 
 @pytest.fixture(scope="session")
 def chat():
     """A chat over a tiny model whose answers depend on the region."""
-    from gpt4roi import RegionChat
-
-    model = tiny_model("pyramid")
-    with torch.no_grad():
-        for weight in model.region_encoder.parameters():
-            weight.mul_(8 if weight.ndim > 1 else 1)
-    return RegionChat(model, tiny_processor(model.config))
+    return region_sensitive_chat()
 
 
 @pytest.fixture(scope="session")
