@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny import tiny_model, tiny_processor
+from tiny import region_sensitive_chat
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A folder as a training writes it."""
     folder = tmp_path_factory.mktemp("model")
-    model = tiny_model("pyramid")
-    with torch.no_grad():
-        for weight in model.region_encoder.parameters():
-            weight.mul_(8 if weight.ndim > 1 else 1)
-    model.save_pretrained(folder)
-    tiny_processor(model.config).save_pretrained(folder)
+    chat = region_sensitive_chat()
+    chat.model.save_pretrained(folder)
+    chat.processor.save_pretrained(folder)
     return folder
 
 

@@ -8,9 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny import tiny_model, tiny_processor
+from tiny import region_sensitive_chat
 
 from gpt4roi import InputError, RegionChat
 from gpt4roi.demo.export import LINE, conversation_image, pieces_of
@@ -27,11 +26,8 @@ SHORT = SamplingParams(max_new_tokens=8)
 
 @pytest.fixture(scope="module")
 def parts():
-    model = tiny_model("pyramid")
-    with torch.no_grad():  # fresh region embeddings are too faint to change an answer
-        for weight in model.region_encoder.parameters():
-            weight.mul_(8 if weight.ndim > 1 else 1)
-    return model, tiny_processor(model.config)
+    chat = region_sensitive_chat()
+    return chat.model, chat.processor
 
 
 def image(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:

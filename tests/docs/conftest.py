@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny import tiny_model, tiny_processor
+from tiny import region_sensitive_chat
 
 
 @pytest.fixture(scope="session")
@@ -17,10 +16,7 @@ def model_and_photo(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     noise = np.random.default_rng(0).integers(0, 255, (300, 420, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "photo.jpg")
-    model = tiny_model("pyramid")
-    with torch.no_grad():  # so that answers depend on the region
-        for weight in model.region_encoder.parameters():
-            weight.mul_(8 if weight.ndim > 1 else 1)
-    model.save_pretrained(folder / "model")
-    tiny_processor(model.config).save_pretrained(folder / "model")
+    chat = region_sensitive_chat()
+    chat.model.save_pretrained(folder / "model")
+    chat.processor.save_pretrained(folder / "model")
     return folder
