@@ -122,6 +122,12 @@ class ModelFolder:
             raise InputError(SENTENCES[self.kind].format(folder=self.path, type=kind, base=base, done=DONE))
         return self
 
+    def require_adapter(self) -> ModelFolder:
+        """Returns itself; raises InputError where it is no adapter."""
+        if self.kind != ADAPTER:
+            raise InputError(f"{self.path} is no adapter but: {self.kind}; expected a folder with {ADAPTER_CONFIG}")
+        return self
+
     def require_quantization_library(self) -> ModelFolder:
         """Returns itself; raises InputError where its weights are stored quantized by a library that is missing."""
         if (self.quantization or "").startswith("bitsandbytes") and find_spec("bitsandbytes") is None:
