@@ -14,6 +14,7 @@ from gpt4roi.cli._outcome import add_bound, exit_code
 from gpt4roi.cli._regions import add_frame_arguments, frame_rule
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.benchmarks import BENCHMARKS, benchmark_name, open_benchmark
+from gpt4roi.io.json_files import read_bytes
 
 HELP = "evaluate a model on a benchmark"
 EXAMPLE = """
@@ -46,6 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", metavar="TEXT", help="ask this about every region instead of the usual question")
     parser.add_argument("--compare", metavar="FILE", help="metrics.json of another run: paired differences")
     parser.add_argument("--sentence-model", metavar="DIR", help="folder of all-MiniLM-L6-v2 (default: the package's)")
+    group = parser.add_argument_group("judge", "of CLAIR and of the benchmarks that another model judges")
+    group.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint, such as http://localhost:8000/v1")
+    group.add_argument("--judge-model", metavar="NAME", help="what the endpoint calls the model; a dated name is best")
+    group.add_argument("--judge-key-file", metavar="FILE", help="holds its API key (default: $JUDGE_API_KEY, or none)")
+    group.add_argument("--judge-prompt", metavar="FILE", help="text to ask in place of the benchmark's own")
+    group.add_argument(
+        "--judge-concurrency", type=int, metavar="N", default=8, help="requests at once (default: %(default)s)"
+    )
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: the benchmark's, else 64)"
     )
@@ -82,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         question=args.question,
         sentence_model=None if args.sentence_model is None else Path(args.sentence_model),
         rule=frame_rule(args),
+        judge=open_judge(args),
     )
     if args.compare is not None:
         read_run(args.compare, benchmark_name(args.benchmark))  # a wrong one is reported before the model is opened
@@ -107,13 +117,34 @@ def run(args: argparse.Namespace) -> int:
     write_figures(metrics, args)
     lost = metrics["left_out"] + metrics["unanswered"]
     total = metrics["left_out"] + metrics["items"]
-    return exit_code(lost, total, "questions were left out or not answered", args.max_bad_fraction)
+    code = exit_code(lost, total, "questions were left out or not answered", args.max_bad_fraction)
+    verdicts = metrics.get("judge", {"unreadable": 0, "verdicts": 1})
+    unread = exit_code(
+        verdicts["unreadable"], verdicts["verdicts"], "verdicts could not be read", args.max_bad_fraction
+    )
+    return max(code, unread)
+
+
+def open_judge(args: argparse.Namespace) -> Any:
+    """Returns the judge that the arguments name, None where they name none; its verdicts are kept in --out."""
+    from gpt4roi.evaluation.judge import JUDGE_FOLDER, Judge, read_key
+
+    if args.judge is None or args.judge_model is None:
+        if any((args.judge, args.judge_model, args.judge_key_file, args.judge_prompt)):
+            raise InputError("a judge is named by --judge URL and --judge-model NAME; give both")
+        return None
+    template = None
+    if args.judge_prompt is not None:
+        template = read_bytes(args.judge_prompt, "--judge-prompt as a text file").decode(errors="replace")
+    key = read_key(args.judge_key_file)
+    folder = Path(args.out) / JUDGE_FOLDER
+    return Judge(args.judge, args.judge_model, folder, key, template, args.judge_concurrency)
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Checks what is quick to check and returns what belongs into the report."""
     open_benchmark(args.benchmark)
-    for name in ("limit", "batch_size", "max_new_tokens"):
+    for name in ("limit", "batch_size", "max_new_tokens", "judge_concurrency"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -171,7 +202,8 @@ def command_line(args: argparse.Namespace) -> str:
     words = ["gpt4roi", "evaluate", "--benchmark", args.benchmark]
     names = (
         "model", "vision_tower", "data", "images", "split", "out", "limit", "shuffle", "question", "sentence_model",
-        "max_new_tokens", "batch_size", "compare", "device", "dtype", "quantize",
+        "max_new_tokens", "batch_size", "compare", "judge", "judge_model", "judge_key_file",
+        "judge_prompt", "device", "dtype", "quantize",
     )  # fmt: skip
     for name in names:
         value = getattr(args, name)

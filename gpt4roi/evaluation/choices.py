@@ -21,6 +21,32 @@ def write_options(options: Sequence[str]) -> str:
     return "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
+_OPTION_FORMS = (
+    re.compile(r"\(([A-J])\)\s*(.+?)[ ,;]*(?=\([A-J]\)|\n|$)"),
+    re.compile(r"^\s*([A-J])[.):]\s+(.+?)\s*$", re.M),
+)
+
+
+def read_options(question: str) -> tuple[str, ...]:
+    """Returns the options that a question lists as `(A) first`, or as `A. first` one a line; none where it does not."""
+    for form in _OPTION_FORMS:
+        found = form.findall(question)
+        if len(found) > 1 and "".join(letter for letter, _ in found) == LETTERS[: len(found)]:
+            return tuple(text.strip() for _, text in found)
+    return ()
+
+
+def written_like(answer: str, options: Sequence[str], label: int) -> tuple[str, ...]:
+    """Returns each option in the form in which an answer names the one with the label; none where that is unclear."""
+    if exact_match(answer, options[label]):
+        return tuple(options)
+    with_letter = [
+        re.sub(rf"\b{LETTERS[label]}\b", letter, answer, count=1).replace(options[label], option)
+        for letter, option in zip(LETTERS, options, strict=False)
+    ]
+    return tuple(with_letter) if len(set(with_letter)) == len(options) else ()
+
+
 def letters(count: int) -> tuple[str, ...]:
     """Returns the answers `(A)`, `(B)`, … that a model may give."""
     return tuple(f"({letter})" for letter in LETTERS[:count])

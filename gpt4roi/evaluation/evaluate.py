@@ -71,7 +71,7 @@ def evaluate(
     """
     started = time.monotonic()
     out_dir, context = Path(out_dir), context or DistributedContext()
-    benchmark = open_benchmark(name)
+    benchmark, file = open_benchmark(name), {"benchmark_file": name} if name.endswith(".py") else {}
     other = None if compare is None else read_run(compare, benchmark_name(name))
     items = read_items(name, source) if items is None else items
     make_folder(out_dir)
@@ -93,7 +93,7 @@ def evaluate(
     ]
     scores = benchmark.score(items, source)
     metrics = assemble(name, benchmark, source, items, scores)
-    metrics |= {"seconds": round(time.monotonic() - started, 1), "processes": context.size, **(metadata or {})}
+    metrics |= file | {"seconds": round(time.monotonic() - started, 1), "processes": context.size, **(metadata or {})}
     if other is not None:
         metrics["compared"] = compare_runs(benchmark, source, items, other)
     with written_together():
@@ -111,6 +111,10 @@ def read_items(name: str, source: Source) -> list[Item]:
     benchmark = open_benchmark(name)
     if source.split is not None and source.split not in benchmark.splits:
         raise InputError(f"--split {source.split}: {name} has {', '.join(benchmark.splits)}")
+    if benchmark.judge == "required" and source.judge is None:
+        raise InputError(f"--benchmark {name} asks a judge: give --judge URL and --judge-model NAME")
+    if benchmark.judge == "never" and source.judge is not None:
+        raise InputError(f"--judge: {name} asks no judge; leave it out")
     source.restart()
     items = with_usable_boxes(benchmark.load(source), source)
     for reason in source.left_out[:NAMED]:

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from gpt4roi.errors import InputError
+from gpt4roi.evaluation.judge import Judge
 from gpt4roi.evaluation.metrics import Measure
 from gpt4roi.evaluation.predictions import CHUNK_IMAGES
 from gpt4roi.evaluation.predictor import Query
@@ -33,6 +34,7 @@ class Source:
         question: Replaces the benchmark's own, where it asks the same about every region.
         sentence_model: Folder of all-MiniLM-L6-v2, by default that of the installed package.
         rule: How the frame of the boxes is found.
+        judge: Gives verdicts on answers, where a benchmark asks for some.
         left_out: What cannot be asked, and why; filled as a benchmark is read, as are the following.
         filtered: What a rule of the benchmark leaves out, reason -> number.
         cut: Boxes cut at their image's border.
@@ -47,6 +49,7 @@ class Source:
     question: str | None = None
     sentence_model: Path | None = None
     rule: FrameRule = field(default_factory=FrameRule)
+    judge: Judge | None = None
     left_out: list[str] = field(default_factory=list, init=False, compare=False)
     filtered: Counter[str] = field(default_factory=Counter, init=False, compare=False)
     cut: list[str] = field(default_factory=list, init=False, compare=False)
@@ -147,6 +150,7 @@ class Benchmark:
         score: Scores items with their predictions.
         max_new_tokens: Where answers are cut, unless the user says otherwise.
         image_batch_size: Images whose questions form a chunk.
+        judge: Whether its score asks a judge: never, also where one is given, or always.
         lead: First sentence of the report.
         key_figures: From metrics.json to the report's tiles (name, value, small print), instead of the usual ones.
         tables: Adds tables to the report, instead of the usual ones.
@@ -159,6 +163,7 @@ class Benchmark:
     score: Callable[[Sequence[Item], Source], Scores]
     max_new_tokens: int = 64
     image_batch_size: int = CHUNK_IMAGES
+    judge: Literal["never", "optional", "required"] = "never"
     lead: str = ""
     key_figures: Callable[[dict[str, Any]], list[tuple[str, str, str]]] | None = None
     tables: Callable[[Report, dict[str, Any]], None] | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from gpt4roi.evaluation.captions import score_captions
 from gpt4roi.evaluation.choices import likeliest, parse_choice
 from gpt4roi.evaluation.items import Item, Scores, Source, count_references
+from gpt4roi.evaluation.judge import Judge, JudgePrompt, Verdicts, json_number
 from gpt4roi.evaluation.metrics import Measure, exact_match, word_overlap
 from gpt4roi.evaluation.similarity import (
     MISSING,
@@ -22,10 +24,23 @@ from gpt4roi.evaluation.similarity import (
 CAPTION_MEASURES = ("CIDEr", "METEOR", "BLEU-4", "ROUGE-L")
 LIKELIHOOD, PARSED = "accuracy (likelihood)", "accuracy (parsed)"
 PER_EXPRESSION, ALL_REFERENCES = "one reference per expression", "all references of a box"
+CLAIR = JudgePrompt(
+    """You are trying to tell if a candidate set of captions is describing the same image as a reference set of \
+captions.
+Candidate set:
+{candidate}
+Reference set:
+{reference}
+On a precise scale from 0 to 100, how likely is it that the candidate set is describing the same image as the \
+reference set? (JSON format, with a key "score", value between 0 and 100, and a key "reason" with a string value.)""",
+    partial(json_number, name="score", low=0, high=100),
+    max_tokens=512,
+)
+"""As its paper prints it (Chan et al. 2023, CLAIR); the figure is the mean of score / 100."""
 
 
 def score_texts(items: Sequence[Item], source: Source | None = None, both_protocols: bool = False) -> Scores:
-    """Scores captions against references, and their words without any tool; source is not used.
+    """Scores captions against references, and their words without any tool; by CLAIR where the source has a judge.
 
     both_protocols: also with every reference as an item of its own, `CIDEr (one reference per expression)`; the same
     answer then counts once for each. Otherwise, and beside it, an item has all its references.
@@ -54,7 +69,24 @@ def score_texts(items: Sequence[Item], source: Source | None = None, both_protoc
         for row in range(len(items))
     ]
     details = {"tokenizer": found.tokenizer} | ({"protocols": protocols} if both_protocols else {})
+    if source is not None and source.judge is not None:
+        verdicts = judge_captions(source.judge, items)
+        shares = [value / 100 if value is not None else 0.0 for value in verdicts.values]
+        name = verdicts.named(f"CLAIR, {ALL_REFERENCES}" if both_protocols else "CLAIR")
+        measures, main = {name: Measure.mean(shares, groups)} | measures, (name, *main)
+        for row, share in zip(per_item, shares, strict=True):
+            row["CLAIR"] = share
+        details, notes = details | {"judge": verdicts.details}, [*verdicts.notes, *notes]
     return Scores(measures, per_item, [None] * len(items), {}, [*found.notes, *notes], details, main)
+
+
+def judge_captions(judge: Judge, items: Sequence[Item]) -> Verdicts:
+    """Returns CLAIR's score of each answer against all its references, 0 to 100."""
+    requests = [
+        {"candidate": f"- {item.answer}", "reference": "\n".join(f"- {truth}" for truth in item.references)}
+        for item in items
+    ]
+    return judge.ask(CLAIR, requests)
 
 
 def _in_order(measures: dict[str, Measure]) -> dict[str, Measure]:
@@ -109,7 +141,7 @@ def score_choices(items: Sequence[Item], source: Source | None = None, parse: Pa
         measures["answers that name an option"] = Measure.mean([parse(item) is not None for item in items], groups)
     by_task = {
         task: {name: Measure.mean(np.asarray(ways[name])[rows], [groups[row] for row in rows]) for name in ways}
-        for task, rows in _rows_by_task(items).items()
+        for task, rows in rows_by_task(items).items()
     }
     chance = sum(1 / len(item.options) for item in items) / max(len(items), 1)
     per_item = [{name: float(right[row]) for name, right in ways.items()} for row in range(len(items))]
@@ -121,7 +153,8 @@ def _missing(ways: dict[str, list[bool]]) -> list[str]:
     return [] if LIKELIHOOD in ways else ["no likelihoods: this predictor gives none, so only parsed answers count"]
 
 
-def _rows_by_task(items: Sequence[Item]) -> dict[str, list[int]]:
+def rows_by_task(items: Sequence[Item]) -> dict[str, list[int]]:
+    """Returns the rows of each task; nothing where there is only one."""
     rows: dict[str, list[int]] = {}
     for row, item in enumerate(items):
         rows.setdefault(item.task, []).append(row)

@@ -173,6 +173,30 @@ def instances(folder: Path, kind: str) -> Path:
     return dump(folder / file_name, {"images": [image], "annotations": annotations, "categories": categories})
 
 
+def unified(folder: Path) -> Path:
+    """Captions, yes or no, a choice and pointing in one file; the second image's questions form a dialogue."""
+    pairs = [
+        ("What is <region1>?", CAPTIONS[0], "caption"),
+        ("What is <region2>?", CAPTIONS[1], "caption"),
+        ("Is <region1> left of <region2>?", "yes", "left"),
+        ("Is <region2> left of <region1>?", "no", "left"),
+        ("Is <region1> above <region2>?", "no", "left"),
+        ("What colour is <region1>?\n(A) red\n(B) blue\n(C) green", "(B)", "colour"),
+        ("Which regions show a dog, of <region1> and <region2>?", "region2", "which"),
+    ]
+    turns = [{"from": who, "value": text} for pair in pairs for who, text in zip(("human", "gpt"), pair, strict=False)]
+    first = {"image": "images/1.jpg", "boxes": [[2, 3, 30, 40], [40, 5, 80, 60]], "independent": True}
+    first |= {"tasks": [task for *_, task in pairs], "conversations": turns, "height": 64, "width": 96}
+    said = ("What is <region1>?", CAPTIONS[2], "And what colour is it?", "blue")
+    second = {"image": "images/2.jpg", "boxes": [[2, 3, 50, 60]]}
+    second["conversations"] = [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(said)]
+    for n in (1, 2):
+        write_image(folder / "images" / f"{n}.jpg", n)
+    text = "".join(json.dumps(one) + "\n" for one in (first, second, {"conversations": second["conversations"][2:]}))
+    (folder / "test.jsonl").write_text(text, encoding="utf-8")
+    return folder / "test.jsonl"
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "coco": lambda folder: instances(folder, "coco"),
     "coco-two-way": lambda folder: instances(folder, "coco"),
@@ -185,6 +209,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "refcoco": lambda folder: expressions(folder, "refcoco", "testA"),
     "refcoco+": lambda folder: expressions(folder, "refcoco+", "testA"),
     "refcocog": lambda folder: expressions(folder, "refcocog", "val"),
+    "unified": unified,
     "v7w-pointing": lambda folder: visual7w(folder, "pointing"),
     "v7w-telling": lambda folder: visual7w(folder, "telling"),
     "vcr": vcr,

@@ -65,6 +65,8 @@ def test_a_model_that_returns_the_reference_gets_the_maximum(run, name):
     measured = metrics["summary"]
     best = {f"{part} ({way})" for part in ("Q→A", "QA→R", "Q→AR", "accuracy") for way in ("parsed", "likelihood")}
     best |= {"SS", "S-IoU", "exact match", "word overlap", "BLEU-4", "ROUGE-L", "top-1 (its name)"}
+    best |= {"similarity", "pointing", "pointing F1"}
+    best |= {f"{kind} ({way})" for kind in ("yes/no", "multiple choice") for way in ("parsed", "likelihood")}
     best |= {"top-1 (nearest name)", *(f"{one} (all references of a box)" for one in ("word overlap", "exact match"))}
     found = best & set(measured)
     assert found and {key: measured[key] for key in found} == pytest.approx(dict.fromkeys(found, 1.0), abs=1e-5)

@@ -1,7 +1,7 @@
 """Benchmarks by name; each module states its source, split, prompt, metric, protocol and pitfalls at the top.
 
 A module defines BENCHMARKS, each an `items.Benchmark`, a user's file one BENCHMARK. `[guess]` marks what no source
-states. A benchmark that another model judges would be such a module too, whose `score` asks the judge; there is none.
+states. A benchmark that another model judges is such a module too, whose `score` asks `source.judge`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BENCHMARKS = {
     **dict.fromkeys(("lvis", "paco"), "object_names"),
     **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), "referring_expressions"),
     **dict.fromkeys(("v7w-pointing", "v7w-telling"), "visual7w"),
-    **{"flickr30k": "flickr30k", "ref-l4": "ref_l4", "vcr": "vcr", "vg": "visual_genome"},
+    **{"flickr30k": "flickr30k", "ref-l4": "ref_l4", "unified": "unified", "vcr": "vcr", "vg": "visual_genome"},
 }
 """What a benchmark is called on the command line, and the module here whose BENCHMARKS holds it."""
 FILES = {"stamps": Path(__file__).parents[3] / "quickstart" / "benchmark" / "stamps.py"}

@@ -42,4 +42,4 @@ def _phrase(image: dict, annotation: dict) -> str | None:
         ) from None
 
 
-BENCHMARKS = {"flickr30k": Benchmark("Flickr30k Entities", SPLITS, load, both_protocols)}
+BENCHMARKS = {"flickr30k": Benchmark("Flickr30k Entities", SPLITS, load, both_protocols, judge="optional")}

@@ -72,4 +72,4 @@ def _rows(path: Path) -> Iterator[tuple[str, dict]]:
     yield from ((f"{path}#{row}", record) for row, record in enumerate(records))
 
 
-BENCHMARKS = {"ref-l4": Benchmark("Ref-L4 descriptions", SPLITS, load, both_protocols)}
+BENCHMARKS = {"ref-l4": Benchmark("Ref-L4 descriptions", SPLITS, load, both_protocols, judge="optional")}

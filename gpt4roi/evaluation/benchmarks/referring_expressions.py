@@ -71,7 +71,7 @@ def _captions(title: str, name: str, splits: tuple[str, ...], question: str) -> 
         question_now = source.question or question
         return read_boxes(source, path, COCO_FOLDERS, question_now, lambda image, _: str(image["caption"]))
 
-    return Benchmark(title, splits, load, both_protocols)
+    return Benchmark(title, splits, load, both_protocols, judge="optional")
 
 
 BENCHMARKS = {
