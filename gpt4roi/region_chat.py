@@ -16,6 +16,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import BatchingWorker
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images, prepare_image
 from gpt4roi.generation.engine import stream
+from gpt4roi.generation.explain import Explanation, explain
 from gpt4roi.generation.likelihood import check_labels, choice_probabilities
 from gpt4roi.generation.many import answer_all, describe_images, region_prompts, scored_answers
 from gpt4roi.generation.prompt_cache import PromptCache
@@ -285,6 +286,52 @@ class RegionChat:
             (encoded,) = encode_images(self.model, [prepare_image(self.processor, open_image(image))])
         questions = [(box, asked) for box in validate_boxes_px(boxes_px, encoded.size)]
         return choice_probabilities(self.model, self.processor, encoded, questions, checked, batch_size)
+
+    def explain(
+        self,
+        boxes_px: Sequence | None = None,
+        question: str | None = None,
+        image: Any = None,
+        answer: str | None = None,
+        methods: Sequence[str] | None = None,
+        cells: int = 6,
+        batch_size: int = 16,
+        **sampling: Any,
+    ) -> Explanation:
+        """Computes where an answer looked: heatmaps of occlusion, gradient and attention; the conversation stays.
+
+        Without boxes, question and image: of the last round of the conversation.
+
+        Args:
+            boxes_px: N boxes, xyxy in pixels of the image, or masks; none for a question about the image.
+            question: Mentions them as `<region1>`, …; by default default_question.
+            image: As of set_image; None: the image of the conversation.
+            answer: The answer to explain; by default the model's own.
+            methods: Some of generation.explain.METHODS; by default occlusion, gradient and, where the attention is
+                eager, attention.
+            cells: Occluded cells along each side of the image, about.
+            batch_size: Occluded images at once.
+            sampling: As of SamplingParams, where the model answers.
+        """
+        settings: dict[str, Any] = {"methods": methods, "cells": cells, "batch_size": batch_size}
+        if boxes_px is None and question is None and image is None:
+            dialogue = self._require_image()
+            if not dialogue.turns:
+                raise InputError("there is no answer to explain yet; ask first, or give a question")
+            *asked, last = dialogue.turns
+            sample = RegionSample("the image", tuple(asked), dialogue.boxes_px)
+            shown, said = dialogue.image, last.text if answer is None else as_plain_text(answer).strip()
+        else:
+            shown = self._require_image().image if image is None else open_image(image)
+            boxes = validate_boxes_px([] if boxes_px is None else boxes_px, (shown.height, shown.width))
+            text = clean_question(self.default_question if question is None else question)
+            sample, said = RegionSample("the image", (Turn("user", text),), boxes), as_plain_text(answer or "").strip()
+        prepared = prepare_image(self.processor, shown)
+        if answer is None and not said:
+            (encoded,) = encode_images(self.model, [prepared])
+            prompts = encoded.prompts(self.processor, [sample])
+            said = as_plain_text(answer_all(self.model, self.processor, prompts, SamplingParams(**sampling))[0])
+        return explain(self.model, self.processor, prepared, sample, said, **settings)
 
     def describe_many(
         self,

@@ -133,11 +133,12 @@ def drawing_target(path: str | None, flag: str = "--draw") -> Path | None:
     return target
 
 
-def save_drawing(image: Any, boxes_px: Any, target: Path, flag: str = "--draw") -> None:
-    """Saves the image with its numbered boxes."""
-    from gpt4roi.report.drawing import draw_boxes
+def save_drawing(image: Any, boxes_px: Any, target: Path, flag: str = "--draw", heatmaps: Any = None) -> None:
+    """Saves the image with its numbered boxes, once for each heatmap where there are some."""
+    from gpt4roi.report.drawing import draw_boxes, draw_heatmaps
 
     try:
-        draw_boxes(image, boxes_px).save(target)
+        drawn = draw_heatmaps(image, boxes_px, heatmaps) if heatmaps else draw_boxes(image, boxes_px)
+        drawn.save(target)
     except (OSError, ValueError) as error:  # the latter where the format has no images of this size
         raise InputError(f"{flag} {target}: cannot be written: {error}") from None

@@ -1,11 +1,13 @@
-"""Boxes drawn on an image with their numbers; images as JPEG data URLs."""
+"""Boxes drawn on an image with their numbers, and heatmaps; images as JPEG data URLs."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -52,6 +54,31 @@ def draw_boxes(
         text = str(index + 1) if labels is None else str(labels[index])
         _draw_label(pen, (x1, y1), text, font, color, drawn.size)
     return drawn
+
+
+def draw_heatmaps(
+    image: Image.Image, boxes_px: Iterable[Sequence[float]], heatmaps: Mapping[str, Any], max_side: int = 720
+) -> Image.Image:
+    """Returns the image, in grey, once for each heatmap side by side, with its name, what counts in red, and the boxes.
+
+    heatmaps: as of generation.explain, by name; each on a scale of its own. max_side: of one of the images, in pixels.
+    """
+    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float64)
+    panels = []
+    for name, heat in heatmaps.items():
+        strength = heat.values.clip(0) / max(heat.values.max(), 1e-12)
+        rows, columns = (np.diff(edges.round().astype(int)) for edges in (heat.y, heat.x))
+        alpha = 0.75 * strength.repeat(rows, 0).repeat(columns, 1)[..., None]
+        blended = (1 - alpha) * grey + alpha * np.array([255.0, 40.0, 0.0])
+        panel = draw_boxes(Image.fromarray(blended.round().astype(np.uint8)), boxes_px)
+        panel.thumbnail((max_side, max_side))
+        font = ImageFont.load_default(size=max(11, round(min(panel.size) / 22)))
+        _draw_label(ImageDraw.Draw(panel), (0, panel.height), name, font, "#1b1f24", panel.size)
+        panels.append(panel)
+    sheet = Image.new("RGB", (sum(panel.width for panel in panels), panels[0].height))
+    for number, panel in enumerate(panels):
+        sheet.paste(panel, (number * panel.width, 0))
+    return sheet
 
 
 def _draw_label(

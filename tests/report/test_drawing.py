@@ -1,8 +1,11 @@
 """Numbered boxes on an image."""
 
+from types import SimpleNamespace
+
+import numpy as np
 from PIL import Image
 
-from gpt4roi.report.drawing import PALETTE, draw_boxes, region_color
+from gpt4roi.report.drawing import PALETTE, draw_boxes, draw_heatmaps, region_color
 
 
 def rgb(color: str) -> tuple[int, ...]:
@@ -36,3 +39,15 @@ def test_images_of_any_mode_can_be_drawn_on():
 def test_colours_start_again_after_the_last():
     assert region_color(len(PALETTE)) == region_color(0)
     assert len(set(PALETTE)) == len(PALETTE)
+
+
+def test_a_heatmap_is_red_where_it_is_highest_and_grey_where_it_counts_nothing():
+    heat = SimpleNamespace(values=np.array([[2.0, -1.0]]), x=np.array([0.0, 40, 80]), y=np.array([0.0, 60]))
+
+    drawn = draw_heatmaps(Image.new("RGB", (80, 60), (0, 200, 0)), [], {"occlusion": heat, "again": heat})
+
+    assert drawn.size == (160, 60)
+    red, grey = drawn.getpixel((20, 20)), drawn.getpixel((60, 20))
+    assert red[0] > 200 > 60 > red[1]
+    assert grey[0] == grey[1] == grey[2]
+    assert drawn.getpixel((100, 20)) == red

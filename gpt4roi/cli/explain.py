@@ -1,0 +1,86 @@
+"""`gpt4roi explain`: where an answer looked, as heatmaps over the image and as numbers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from gpt4roi.cli import output
+from gpt4roi.cli._model import (
+    add_model_arguments,
+    add_sampling_arguments,
+    check_model_folder,
+    open_chat,
+    sampling_settings,
+)
+from gpt4roi.cli._regions import add_region_arguments, drawing_target, given_regions, save_drawing, upright_boxes
+from gpt4roi.errors import InputError
+
+HELP = "show where an answer looked"
+EXAMPLE = """
+  gpt4roi explain photo.jpg --box 40,30,210,190 --draw explained.png
+  gpt4roi explain photo.jpg --box 40,30,210,190 --box 220,35,400,260 \\
+      --question "Which is larger, <region1> or <region2>?" --json
+  gpt4roi explain photo.jpg --box 40,30,210,190 --answer "a cat" --methods occlusion --cells 20
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the image, its boxes, the question, the methods and where they are drawn."""
+    parser.add_argument("image", metavar="IMAGE", help="an image file; - reads one from stdin")
+    add_region_arguments(parser)
+    parser.add_argument(
+        "--question", metavar="TEXT", help="mentions the boxes as <region1>, … (default: the model's own about one box)"
+    )
+    parser.add_argument("--answer", metavar="TEXT", help="explain this answer (default: the model's own)")
+    parser.add_argument(
+        "--methods",
+        metavar="A,B,…",
+        default="occlusion,gradient,attention",
+        help="some of %(default)s (default: all); occlusion measures what the answer depends on",
+    )
+    parser.add_argument(
+        "--cells",
+        type=int,
+        default=6,
+        metavar="N",
+        help="occluded cells along each side, about (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="occluded images at once (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object with all numbers instead of lines")
+    parser.add_argument("--draw", metavar="FILE", help="also save the image with each heatmap laid over it")
+    add_sampling_arguments(parser)
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks everything that is quick to check, then opens the model, answers and explains."""
+    if not args.boxes and args.regions is None and args.question is None:
+        raise InputError("nothing to explain: give --box X1,Y1,X2,Y2, --regions FILE, or --question TEXT")
+    regions = given_regions(args)
+    drawn_to = drawing_target(args.draw)
+    check_model_folder(args.model)
+    settings: dict[str, Any] = sampling_settings(args)
+    methods = [name.strip() for name in args.methods.split(",")]
+
+    from gpt4roi.processing.user_input import open_image
+
+    file = sys.stdin.buffer.read() if args.image == "-" else args.image
+    image, boxes_px = open_image(file), upright_boxes(args, regions, file)
+    chat = open_chat(args)
+    if "attention" in methods:  # no other implementation gives its weights
+        chat.model.language_model.set_attn_implementation("eager")
+    found = chat.explain(boxes_px, args.question, image, args.answer, methods, args.cells, args.batch_size, **settings)
+    if drawn_to is not None:
+        save_drawing(image, boxes_px, drawn_to, heatmaps=found.heatmaps)
+    if args.json:
+        output.record({"picture": args.image, "model": args.model, **found.as_record()}, indent=None)
+        return 0
+    output.line(" ".join(found.answer.split()))
+    for method, heat in found.heatmaps.items():
+        for number, box in enumerate(found.boxes_px, start=1):
+            output.line(f"{method}\t{number}\t{heat.share_inside(box):.3f}")
+    return 0

@@ -1,0 +1,301 @@
+"""Explanation of an answer: occlusion, gradient x activation and attention, as heatmaps over the image.
+
+Occlusion (Zeiler and Fergus, arXiv 1311.2901) is the measurement: a cell counts by how much less likely the answer
+becomes where the cell shows the image's mean colour. Gradient x activation and attention say what the computation looks
+at; they may differ from what the answer depends on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from gpt4roi.constants import IGNORE_INDEX
+from gpt4roi.errors import InputError
+from gpt4roi.generation.encoded_image import PreparedImage, encode_images
+from gpt4roi.structures import RegionSample, Turn
+
+METHODS = ("occlusion", "gradient", "attention")
+CELLS_IN_A_BOX = 4
+"""Cells that a box is wide and high at least, so that there is something to see inside of it."""
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """How much each cell of the image counts for an answer.
+
+    Attributes:
+        values: float64[H, W]; of occlusion and gradient, what is below 0 spoke against the answer.
+        x: float64[W + 1], the cells' edges from left to right, in pixels of the user's image.
+        y: float64[H + 1], from top to bottom.
+        token_values: float64[T, H, W], of each token of the answer; None for gradients.
+        regions: Of attention, the part that goes to each region's own tokens; the text has the rest.
+    """
+
+    values: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    token_values: np.ndarray | None = None
+    regions: tuple[float, ...] = ()
+
+    def share_inside(self, region: Any) -> float:
+        """Returns the part of the positive values, in [0, 1], that lies inside of a region; 0 where there are none.
+
+        region: a box, xyxy in pixels, or a mask bool[H, W] of the image; a cell counts by the part that is covered.
+        """
+        positive = self.values.clip(0)
+        total = positive.sum()
+        return float((positive * self._covered(region)).sum() / total) if total > 0 else 0.0
+
+    def _covered(self, region: Any) -> np.ndarray:
+        """Returns the part of each cell, float64[H, W] in [0, 1], that a region covers."""
+        shape = np.asarray(region)
+        if shape.ndim == 1:
+            x1, y1, x2, y2 = map(float, shape)
+            rows, columns = (
+                np.diff(edges.clip(low, high)) / np.diff(edges)
+                for edges, low, high in ((self.y, y1, y2), (self.x, x1, x2))
+            )
+            return np.outer(rows, columns)
+        sums = np.pad(shape.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        y, x = (edges.round().astype(int) for edges in (self.y, self.x))
+        corners = sums[np.ix_(y, x)]
+        area = np.outer(np.diff(y), np.diff(x)).clip(1)
+        return np.diff(np.diff(corners, axis=0), axis=1) / area
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An answer and what it depends on.
+
+    Attributes:
+        log_likelihood: Of the answer's tokens, its end included.
+        tokens: The answer's tokens as text, T of them.
+        boxes_px: float64[N, 4], the regions of the question.
+        heatmaps: By method.
+    """
+
+    question: str
+    answer: str
+    log_likelihood: float
+    tokens: tuple[str, ...]
+    boxes_px: np.ndarray
+    heatmaps: dict[str, Heatmap]
+
+    def as_record(self) -> dict[str, Any]:
+        """Returns it as JSON can hold it; `inside`: the share of the heatmap in each region's box."""
+        boxes = self.boxes_px.tolist()
+        maps = {
+            method: {
+                "inside": [round(heat.share_inside(box), 4) for box in boxes],
+                **({"regions": _rounded(np.asarray(heat.regions))} if heat.regions else {}),
+                "x": _rounded(heat.x),
+                "y": _rounded(heat.y),
+                "values": _rounded(heat.values),
+                **({} if heat.token_values is None else {"token_values": _rounded(heat.token_values)}),
+            }
+            for method, heat in self.heatmaps.items()
+        }
+        said = {"question": self.question, "answer": self.answer, "log_likelihood": round(self.log_likelihood, 4)}
+        return said | {"tokens": list(self.tokens), "boxes": boxes, "heatmaps": maps}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question with its answer, encoded; targets: int64[T], the answer's ids; places: where each is predicted."""
+
+    image: PreparedImage
+    encoded: Mapping[str, Any]
+    targets: torch.Tensor
+    places: torch.Tensor
+
+
+def check_methods(model: Any, methods: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the methods to use; by default all, attention only where the implementation gives its weights.
+
+    Raises:
+        InputError: One is unknown, or there are no attention weights.
+    """
+    has_weights = model.language_model.config._attn_implementation == "eager"
+    if methods is None:
+        return METHODS if has_weights else METHODS[:-1]
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        raise InputError(f"methods are some of {', '.join(METHODS)}; got {', '.join(map(str, unknown)) or 'none'}")
+    if "attention" in methods and not has_weights:
+        raise InputError(
+            "only the eager attention gives its weights; call model.language_model.set_attn_implementation('eager')"
+        )
+    return tuple(methods)
+
+
+def explain(
+    model: Any,
+    processor: Any,
+    image: PreparedImage,
+    question: RegionSample,
+    answer: str,
+    methods: Sequence[str] | None = None,
+    cells: int = 6,
+    batch_size: int = 16,
+) -> Explanation:
+    """Computes heatmaps of an answer to a question about an image.
+
+    Args:
+        model: A GPT4RoI model.
+        processor: Its processor.
+        image: The prepared image.
+        question: A conversation up to the question, with the image's boxes in pixels.
+        answer: The answer to explain, the model's own or any other.
+        methods: Some of METHODS; by default all that the model can be asked for.
+        cells: Occluded cells along each side of the image, about; a box is CELLS_IN_A_BOX wide at least.
+        batch_size: Occluded images at once.
+
+    Raises:
+        InputError: The answer is empty or too long, or the arguments are wrong.
+    """
+    chosen = check_methods(model, methods)
+    if cells < 1 or batch_size < 1:
+        raise InputError(f"cells and batch_size must be at least 1, got {cells} and {batch_size}")
+    if not answer.strip():
+        raise InputError("there is no answer to explain: the model said nothing; give one")
+    encoded = processor.encode_text(
+        replace(question, turns=(*question.turns, Turn("assistant", answer))), image_size=image.size
+    )
+    if encoded["n_cut_answers"] or encoded["n_dropped_rounds"]:
+        raise InputError(f"the question is too long for the model: {question.turns[-1].text!r:.80}")
+    supervised = (encoded["labels"] != IGNORE_INDEX).nonzero()[:, 0]
+    last = encoded["input_ids"][: supervised[-1] + 1]
+    asked = _Asked(image, {**encoded, "input_ids": last}, last[supervised], supervised - 1)
+    plain = _log_probabilities(model, asked, [image.pixel_values])[0]
+    compute = {
+        "occlusion": lambda: _occlusion(model, asked, plain, cells, batch_size),
+        "gradient": lambda: _gradient(model, asked),
+        "attention": lambda: _attention(model, asked, len(question.boxes_px)),
+    }
+    return Explanation(
+        question=question.turns[-1].text,
+        answer=answer,
+        log_likelihood=float(plain.sum()),
+        tokens=tuple(processor.tokenizer.decode([token]) for token in asked.targets.tolist()),
+        boxes_px=np.asarray(question.boxes_px),
+        heatmaps={method: compute[method]() for method in chosen},
+    )
+
+
+@torch.inference_mode()
+def _log_probabilities(model: Any, asked: _Asked, images: Sequence[torch.Tensor]) -> np.ndarray:
+    """Returns the log-probability of each of the answer's tokens, float64[N, T], with other pixel values each."""
+    prepared = [PreparedImage(values, asked.image.size) for values in images]
+    encoded = encode_images(model, prepared, batch_size=len(prepared))
+    embedded = torch.stack([one.prompt(asked.encoded).embed(model) for one in encoded])
+    return _of_targets(model, asked, embedded).double().cpu().numpy()
+
+
+def _of_targets(model: Any, asked: _Asked, embedded: torch.Tensor) -> torch.Tensor:
+    """Returns float32[N, T]: the log-probability of the targets after prompts' embeddings float[N, L, D]."""
+    places, targets = asked.places.to(embedded.device), asked.targets.to(embedded.device)
+    logits = model.language_model(inputs_embeds=embedded, use_cache=False, logits_to_keep=places).logits
+    logits = logits.float()
+    return logits.gather(2, targets[None, :, None].expand(len(logits), -1, 1))[..., 0] - logits.logsumexp(-1)
+
+
+def _occlusion(model: Any, asked: _Asked, plain: np.ndarray, cells: int, batch_size: int) -> Heatmap:
+    pixels, boxes = asked.image.pixel_values, asked.encoded["boxes"].numpy()
+    side = pixels.shape[-1]
+    (x, across), (y, down) = (_cells(boxes[:, [axis, axis + 2]] * side, side, cells) for axis in (0, 1))
+    windows = [(rows, columns) for rows in down for columns in across]
+    totals, count = np.zeros((len(plain), len(y) - 1, len(x) - 1)), np.zeros((len(y) - 1, len(x) - 1))
+    areas, mean = np.outer(np.diff(y), np.diff(x)), pixels.mean(dim=(1, 2), keepdim=True)
+    for start in range(0, len(windows), batch_size):
+        batch = windows[start : start + batch_size]
+        occluded = [pixels.clone() for _ in batch]
+        for one, (rows, columns) in zip(occluded, batch, strict=True):
+            one[:, y[rows.start] : y[rows.stop], x[columns.start] : x[columns.stop]] = mean
+        for window, found in zip(batch, _log_probabilities(model, asked, occluded), strict=True):
+            part = areas[window] / areas[window].sum()
+            totals[:, window[0], window[1]] += (plain - found)[:, None, None] * part
+            count[window] += 1
+    drops = totals / count
+    return Heatmap(drops.sum(0), *_in_image(asked, x, y, side), drops)
+
+
+def _cells(spans: np.ndarray, side: int, cells: int) -> tuple[np.ndarray, list[slice]]:
+    """Returns the edges of cells along one axis, int[n + 1] from 0 to side, and the windows that are occluded.
+
+    No cell and no window is inside a span in part only. Windows inside are two cells and overlap: a smaller part of a
+    thing would hardly be missed. spans: float[N, 2], where boxes begin and end.
+    """
+    whole = spans.round().clip(0, side).astype(int).tolist()
+    bounds = sorted({0, side, *(bound for span in whole for bound in span)})
+    edges, windows = [0], []
+    for low, high in pairwise(bounds):
+        around = [end - begin for begin, end in whole if begin <= low and high <= end]
+        wanted = max(round((high - low) * cells / side), *(CELLS_IN_A_BOX * (high - low) / one for one in around), 1)
+        parts, first = min(math.ceil(wanted), high - low), len(edges) - 1
+        edges += np.linspace(low, high, parts + 1).round().astype(int)[1:].tolist()
+        width = 2 if around and parts > 1 else 1
+        windows += [slice(start, start + width) for start in range(first, first + parts + 1 - width)]
+    return np.asarray(edges), windows
+
+
+def _in_image(asked: _Asked, x: np.ndarray, y: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns edges in the model's square as edges in the user's image, which it shows stretched."""
+    height, width = asked.image.size
+    return x * (width / side), y * (height / side)
+
+
+def _uniform(asked: _Asked, values: torch.Tensor, tokens: np.ndarray | None = None, **more: Any) -> Heatmap:
+    x, y = (np.arange(length + 1.0) for length in (values.shape[1], values.shape[0]))
+    height, width = asked.image.size
+    x, y = x * (width / x[-1]), y * (height / y[-1])
+    return Heatmap(values.double().cpu().numpy(), x, y, tokens, **more)
+
+
+def _gradient(model: Any, asked: _Asked) -> Heatmap:
+    """Gradient of the answer's log-likelihood times activation, summed over channels and levels of the tower's maps.
+
+    A cell of a coarse level is spread evenly over those of the finest.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        _, maps = model.encode_image(asked.image.pixel_values[None].clone().to(model.device))
+    with torch.inference_mode(False), torch.enable_grad():
+        levels = [level.detach().clone().requires_grad_() for level in maps]
+        ids, boxes = (asked.encoded[name].clone().to(model.device) for name in ("input_ids", "boxes"))
+        embedded, *_ = model.embed(ids[None], boxes=[boxes], feature_maps=levels)
+        found = torch.autograd.grad(_of_targets(model, asked, embedded).sum(), levels, allow_unused=True)
+    finest = max((level.shape[-2:] for level in levels), key=math.prod)
+    total = torch.zeros(finest, device=levels[0].device)
+    for level, gradient in zip(levels, found, strict=True):
+        if gradient is not None:
+            cells = (level.detach() * gradient).float().sum(1, keepdim=True)
+            part = math.prod(level.shape[-2:]) / math.prod(finest)
+            total += F.interpolate(cells, size=tuple(finest), mode="nearest")[0, 0] * part
+    return _uniform(asked, total)
+
+
+@torch.inference_mode()
+def _attention(model: Any, asked: _Asked, num_regions: int) -> Heatmap:
+    """Attention, the mean over layers and heads, of the positions that predict the answer's tokens."""
+    (image,) = encode_images(model, [asked.image])
+    embedded = image.prompt(asked.encoded).embed(model)[None]
+    layers = model.language_model(inputs_embeds=embedded, use_cache=False, output_attentions=True).attentions
+    rows = torch.stack([layer[0, :, asked.places].float().mean(0) for layer in layers]).mean(0).cpu()
+    ids, config = asked.encoded["input_ids"], model.config
+    on_image = rows[:, ids == config.image_token_id]
+    side = math.isqrt(on_image.shape[1])
+    tokens = on_image.unflatten(1, (side, side))
+    on_regions = rows.mean(0)[ids == config.region_token_id].unflatten(0, (-1, config.tokens_per_region)).sum(1)
+    shares = torch.zeros(num_regions).index_add(0, asked.encoded["box_indices"], on_regions)
+    return _uniform(asked, tokens.mean(0), tokens.double().numpy(), regions=tuple(shares.tolist()))
+
+
+def _rounded(values: np.ndarray) -> list[Any]:
+    return [float(f"{one:.4g}") for one in values] if values.ndim == 1 else [_rounded(row) for row in values]

@@ -1,0 +1,49 @@
+"""`gpt4roi explain` on a tiny model: lines, JSON, a drawing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from gpt4roi.cli import main
+
+
+@pytest.fixture
+def explain(model_folder, image, capsys):
+    """Runs the command on the image and returns its exit code, stdout and stderr."""
+
+    def run(*words: str):
+        common = ["--model", str(model_folder), "--device", "cpu", "--dtype", "float32", "--cells", "2"]
+        code = main(["explain", str(image), "--box", "5,5,40,30", "--answer", "a cat", *common, *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_shares_inside_of_each_box_are_lines_and_all_numbers_are_json_and_a_drawing(explain, tmp_path):
+    drawing = tmp_path / "out.png"
+
+    code, lines, _ = explain("--draw", str(drawing))
+    record = json.loads(explain("--json")[1])
+
+    assert code == 0
+    first, *rest = lines.splitlines()
+    assert first == record["answer"] == "a cat"
+    shares = [[method, "1", f"{heat['inside'][0]:.3f}"] for method, heat in record["heatmaps"].items()]
+    assert [line.split("\t") for line in rest] == shares
+    assert list(record["heatmaps"]) == ["occlusion", "gradient", "attention"]
+    occlusion = record["heatmaps"]["occlusion"]
+    assert len(occlusion["values"]) == len(occlusion["y"]) - 1
+    assert (occlusion["x"][0], occlusion["x"][-1], occlusion["y"][-1]) == (0, 96, 64)
+    assert len(occlusion["token_values"]) == len(record["tokens"])
+    assert Image.open(drawing).size == (3 * 96, 64)
+
+
+def test_a_method_that_there_is_not_is_named(explain):
+    code, _, error = explain("--methods", "occlusion,shap")
+
+    assert code == 2
+    assert error.endswith("error: methods are some of occlusion, gradient, attention; got shap\n")
