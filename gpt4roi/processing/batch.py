@@ -62,12 +62,53 @@ def pad_features(
         batch["segment_ids"] = join(segments, 0)
         batch["position_ids"] = join(positions, 0)
     with_image = [feature for feature in features if "pixel_values" in feature]
-    if with_image:
+    if any("view_frames" in feature for feature in features):
+        batch |= join_images(with_image)
+    elif with_image:
         batch["pixel_values"] = torch.stack([feature["pixel_values"] for feature in with_image])
     boxed = [feature["boxes"] for feature in features if "boxes" in feature]
     if boxed:
         batch["boxes"] = boxed
     return batch
+
+
+OF_SAMPLE = ("input_ids", "labels", "boxes", "box_indices", "segment_ids", "position_ids", "text_ids")
+"""Tensors of a sample that are not about its image's pixels."""
+
+
+def join_images(features: list[dict[str, Any]]) -> dict[str, Any]:
+    """Joins what RegionProcessor says about images: the tensors of the base's processor, and view_frames.
+
+    Tensors are joined in their first dimension; in the others the smaller ones are padded at the end with zeros, as the
+    base's processor pads a batch, and the frames of views that are padded grow with them.
+    """
+    names = [
+        name for name, value in features[0].items() if isinstance(value, torch.Tensor) and name not in OF_SAMPLE
+    ] if features else []  # fmt: skip
+    joined: dict[str, Any] = {}
+    for name in names:
+        values = [feature[name] for feature in features]
+        if name == "view_frames":
+            continue
+        largest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+        joined[name] = torch.cat([_padded(value, largest) for value in values])
+    frames = [feature["view_frames"] for feature in features]
+    if "pixel_attention_mask" in joined and joined["pixel_values"].ndim > 3:
+        height, width = joined["pixel_values"].shape[-2:]
+        sizes = [feature["pixel_values"].shape[-2:] for feature in features]
+        frames = [_grown(rows, width / w, height / h) for rows, (h, w) in zip(frames, sizes, strict=True)]
+    return joined | {"view_frames": frames}
+
+
+def _padded(value: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    lacking = [(0, size - own) for own, size in zip(value.shape[1:], sizes, strict=True)]
+    return torch.nn.functional.pad(value, [side for pair in reversed(lacking) for side in pair])
+
+
+def _grown(frames: torch.Tensor, across: float, down: float) -> torch.Tensor:
+    """Returns the frames of views, float[V, 4], that were padded on the right and below."""
+    start, side = frames[:, :2], frames[:, 2:] - frames[:, :2]
+    return torch.cat([start, start + side * side.new_tensor([across, down])], dim=1)
 
 
 class RegionCollator:

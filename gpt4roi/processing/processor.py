@@ -65,6 +65,9 @@ class GPT4RoIProcessor(TransformersInterface):
         tokens_per_region: How many `<bbox>` tokens a mention of a region becomes.
     """
 
+    preamble = IMAGE_PREAMBLE
+    """Stands before the first question and shows the image, where no turn does."""
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -163,8 +166,7 @@ class GPT4RoIProcessor(TransformersInterface):
             return self.encode_text(sample, generation)
         image = images.load_image(sample.image, sample.image_pipeline, sample.where, sample.ignore_alpha)
         encoded = self.encode_text(sample, generation, (image.height, image.width))
-        encoded["pixel_values"] = self.to_pixel_values(image, sample.image_pipeline, sample.augmentation)
-        return encoded
+        return encoded | self.image_inputs(image, sample.image_pipeline, sample.augmentation)
 
     def encode_text(
         self, sample: RegionSample, generation: bool = False, image_size: tuple[int, int] | None = None
@@ -172,12 +174,13 @@ class GPT4RoIProcessor(TransformersInterface):
         """Does what encode does without opening the image; image_size: its (height, width), for boxes in pixels."""
         where = sample.where
         steps = self._steps(sample, generation, where)
+        dialogues = self._dialogues_of(image_size)
         if sample.independent_turns and not generation:
-            encoded = self._dialogues.independent(_each_shows(steps, sample, where), where)
+            encoded = dialogues.independent(_each_shows(steps, sample, where, self.preamble), where)
         else:
             if sample.independent_turns:  # the other questions cannot be seen by the one that is asked
-                steps = _each_shows(steps, sample, where)[-1:]
-            encoded = self._dialogues.dialogue(_first_shows(steps, sample), generation, where)
+                steps = _each_shows(steps, sample, where, self.preamble)[-1:]
+            encoded = dialogues.dialogue(_first_shows(steps, sample, self.preamble), generation, where)
         result: dict[str, Any] = {"input_ids": torch.tensor(encoded.ids)}
         if not generation:
             result["labels"] = torch.tensor(encoded.labels)
@@ -238,6 +241,16 @@ class GPT4RoIProcessor(TransformersInterface):
                 f"box {number} is {boxes[far[0]].tolist()}{where}, far outside the image; expected its pixels"
             )
         return torch.tensor(moved / self.image_size, dtype=torch.float32)
+
+    def _dialogues_of(self, image_size: tuple[int, int] | None) -> DialogueEncoder:
+        """Returns what encodes dialogues about an image of this (height, width); here they are all alike."""
+        return self._dialogues
+
+    def image_inputs(
+        self, opened: Image.Image, pipeline: ImagePipeline = "dialogue", augmentation: Augmentation | None = None
+    ) -> dict[str, Any]:
+        """Returns the model's inputs about an image that was opened, RGB: pixel_values float32[3, S, S]."""
+        return {"pixel_values": self.to_pixel_values(opened, pipeline, augmentation)}
 
     def load_image(self, image: Any, pipeline: ImagePipeline = "dialogue") -> Image.Image:
         """Opens a path, PIL image or uint8 array as RGB; rotated by its EXIF data for `detection`."""
@@ -308,23 +321,23 @@ def _per_channel(values: Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _first_shows(steps: list[DialogueStep], sample: RegionSample) -> list[DialogueStep]:
+def _first_shows(steps: list[DialogueStep], sample: RegionSample, preamble: str) -> list[DialogueStep]:
     """Puts the image before the first question, where no turn holds it."""
     if sample.image is None or any(IMAGE_TOKEN in step.text for step in steps):
         return steps
     first = next((index for index, step in enumerate(steps) if step.role == "user"), 0)
-    return [_shows(step, IMAGE_PREAMBLE) if index == first else step for index, step in enumerate(steps)]
+    return [_shows(step, preamble) if index == first else step for index, step in enumerate(steps)]
 
 
-def _each_shows(steps: list[DialogueStep], sample: RegionSample, where: str) -> list[DialogueStep]:
-    """Puts the image before every question, as the first one has it or else with the preamble."""
+def _each_shows(steps: list[DialogueStep], sample: RegionSample, where: str, default: str) -> list[DialogueStep]:
+    """Puts the image before every question, as the first one has it or else with the default preamble."""
     if sample.image is None:
         return steps
     preamble = next((text for text in (IMAGE_PREAMBLE, f"{IMAGE_TOKEN}\n") if steps[0].text.startswith(text)), "")
     steps = [dataclasses.replace(steps[0], text=steps[0].text.removeprefix(preamble)), *steps[1:]]
     if any(IMAGE_TOKEN in step.text for step in steps):
         raise InputError(f"independent turns may show <image> only on a line of its own, at the very start{where}")
-    return [_shows(step, preamble or IMAGE_PREAMBLE) if step.role == "user" else step for step in steps]
+    return [_shows(step, preamble or default) if step.role == "user" else step for step in steps]
 
 
 def _shows(step: DialogueStep, preamble: str) -> DialogueStep:

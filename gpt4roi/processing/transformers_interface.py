@@ -76,6 +76,10 @@ class TransformersInterface(InPackage, ProcessorMixin):
         """Turns one sample into tensors."""
         raise NotImplementedError
 
+    def image_inputs(self, opened: Image.Image) -> dict[str, Any]:
+        """Returns the model's inputs about an image."""
+        raise NotImplementedError
+
     @property
     def image_token_id(self) -> int:
         """Id of image_token."""
@@ -178,7 +182,7 @@ class TransformersInterface(InPackage, ProcessorMixin):
         encoded = self._dialogues.prompt(text, number_boxes([text], len(boxes_px))[0])
         features: dict[str, Any] = {"input_ids": torch.tensor(encoded.ids)}
         if opened is not None:
-            features["pixel_values"] = self.image_processor.pixel_values(opened)
+            features |= self.image_inputs(opened)
             features["boxes"] = self._boxes(sample, encoded.boxes, size, "")
         return features
 
