@@ -1,7 +1,8 @@
 """Questions about a scene whose answers follow from its boxes and captions.
 
-Tasks: `caption`, `larger`, `left`, `above`, `near` (left or above, of near pairs), `count`. Regions are named by their
-0-based index here and as <region1>, … in the text. A pair of regions is only asked about where the answer is plain (see
+Tasks: `caption`, `larger`, `left`, `above`, `near` (left or above, of near pairs), `count` (all things of the picture),
+`animals` (how many of some regions are animals). Regions are named by their 0-based index here and as <region1>, … in
+the text. A pair of regions is only asked about where the answer is plain (see
 `is_plain`).
 """
 
@@ -23,6 +24,7 @@ WORDING = {
     "left": "Is {0} left of {1}?",
     "above": "Is {0} above {1}?",
     "count": "How many things are in the picture?",
+    "animals": "How many of {0} and {1} are animals?",
 }
 RELATIONS = ("larger", "left", "above")
 
@@ -37,6 +39,10 @@ NEAR = 60.0
 LARGEST_RATIO_SOUGHT = 6.0
 LARGEST_OFFSET_SOUGHT = 180.0
 
+COUNTED_KIND = "animals"
+MOST_COUNTED = 4
+"""Regions among which animals are counted."""
+COUNTS_PER_SCENE = 2
 RELATIONS_PER_SCENE = {"larger": 4, "left": 2, "above": 2}
 
 
@@ -154,6 +160,22 @@ def draw_relations(
             pair = min(left)[1]
             used.add((pair, bool(first_wins)))
             drawn.append(ask(task, boxes, captions, _ordered(task, boxes, pair, bool(first_wins))))
+    return drawn
+
+
+def draw_counts(rng: np.random.Generator, kinds: Sequence[str]) -> list[Question]:
+    """Asks how many of two to four regions are animals, each number that the scene has equally often; kinds: of all."""
+    of_kind = [
+        [region for region, kind in enumerate(kinds) if (kind == COUNTED_KIND) == wanted] for wanted in (True, False)
+    ]
+    drawn = []
+    for _ in range(COUNTS_PER_SCENE):
+        asked = int(rng.integers(2, min(MOST_COUNTED, len(kinds)) + 1))
+        counted = int(rng.integers(max(0, asked - len(of_kind[1])), min(asked, len(of_kind[0])) + 1))
+        parts = zip(of_kind, (counted, asked - counted), strict=True)
+        chosen = [int(region) for regions, number in parts for region in rng.permutation(regions)[:number]]
+        *others, last = (mention(int(region)) for region in rng.permutation(chosen))
+        drawn.append(Question("animals", WORDING["animals"].format(", ".join(others), last), str(counted)))
     return drawn
 
 

@@ -19,7 +19,7 @@ from gpt4roi.io.atomic import atomic_write_text
 from quickstart import questions, scenes
 from quickstart.library import Photograph, Stamp
 
-FORMAT = 3
+FORMAT = 4
 """Bump when the same arguments give other files."""
 SEEDS = {"train": 0, "val": 1, "test": 2, "test_unseen": 3}
 PHOTOGRAPHS = ("train_photographs", "test_photographs")
@@ -123,7 +123,7 @@ def _lay_out_split(split, arguments, stamps, groups, photographs) -> list[scenes
 
 
 def _records(split: str, arguments: StampArguments, laid: Sequence[scenes.Scene], stamps) -> list[dict]:
-    """Builds the objects of a split's file: captions of all regions, relations, how many."""
+    """Builds the objects of a split's file: captions of all regions, relations, how many (animals, in the tests)."""
     unit = arguments.size / scenes.REFERENCE_SIZE
     truths = [([o.box for o in scene.objects], [stamps[o.stamp].caption for o in scene.objects]) for scene in laid]
     rng = np.random.default_rng([arguments.seed, SEEDS[split], 1 << 30])
@@ -132,12 +132,14 @@ def _records(split: str, arguments: StampArguments, laid: Sequence[scenes.Scene]
     else:
         relations = [questions.draw_relations(rng, boxes, captions, unit) for boxes, captions in truths]
     records = []
-    near = np.random.default_rng([arguments.seed, SEEDS[split], 1 << 31])
+    near, counts = (np.random.default_rng([arguments.seed, SEEDS[split], 1 << bit]) for bit in (31, 29))
     for scene, (boxes, captions), of_scene in zip(laid, truths, relations, strict=True):
         asked = [questions.ask("caption", boxes, captions, [region]) for region in range(len(boxes))]
-        asked += [*of_scene, questions.ask("count", boxes, captions)]
+        asked += of_scene
         if not split.startswith("test"):
+            asked.append(questions.ask("count", boxes, captions))
             asked += questions.draw_near(near, boxes, captions, unit)
+        asked += questions.draw_counts(counts, [stamps[o.stamp].kind for o in scene.objects])
         records.append(_record(split, scene, stamps, asked))
     return records
 

@@ -16,9 +16,12 @@ PARTS = ("vision_tower", *MODULES)
 
 
 def parse_modules(text: str) -> tuple[str, ...]:
-    """Parses a comma-separated list of modules; raises InputError for a name that is not one of MODULES."""
+    """Parses a comma-separated list of modules, or parts of them by their path, as `region_encoder.place`.
+
+    Raises InputError for a name that neither is one of MODULES nor lies in one.
+    """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    unknown = [name for name in names if name not in MODULES]
+    unknown = [name for name in names if name.partition(".")[0] not in MODULES]
     if unknown or not names:
         raise InputError(f"--trainable_modules: got {text!r}, expected some of {', '.join(MODULES)}")
     return names
@@ -48,9 +51,19 @@ def module_of(parameter: str) -> str:
 
 
 def set_trainable(model: nn.Module, modules: Sequence[str]) -> None:
-    """Makes the named modules trainable and freezes all others."""
+    """Makes the named modules, or parts of them, trainable and freezes all others.
+
+    Raises InputError for a part that the model does not have.
+    """
     for name in PARTS:
         getattr(model, name).requires_grad_(name in modules)
+    for name in modules:
+        try:
+            model.get_submodule(name).requires_grad_(True)
+        except AttributeError as error:
+            module = name.partition(".")[0]
+            parts = ", ".join(f"{module}.{part}" for part, _ in getattr(model, module).named_children())
+            raise InputError(f"--trainable_modules: this model has no {name}; expected {module} or {parts}") from error
 
 
 def param_groups(

@@ -77,7 +77,7 @@ def measures_of(items: Sequence[Item]) -> tuple[dict[str, Measure], list[str]]:
         "unseen_exact": _right(unseen),
         "unseen_accepted": _measure(unseen, lambda item: item.is_accepted),
         "near": _right(_near(plain)),
-        "count": _right([item for item in plain if item.task == "count"]),
+        "count": _right([item for item in plain if item.task == "animals"]),
     }
     if photographs:
         measures["photographs"] = _right(photographs)

@@ -1,5 +1,6 @@
 """Answers follow from boxes; questions are balanced, plain and spread over the distances."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -141,3 +142,18 @@ def test_near_pairs_are_asked_about_once_for_each_axis_on_which_they_are_near():
         regions = [number - 1 for number in asked.pair["regions"]]
         assert asked.question == questions.ask(task, boxes, [], regions).question
         assert asked.answer == questions.answer(task, boxes, [], regions)
+
+
+def test_animals_are_counted_among_two_to_four_regions_and_every_number_comes_about():
+    rng, kinds = np.random.default_rng(0), ["animals", "food", "animals", "town", "animals"]
+    tally = Counter()
+    for _ in range(100):
+        for asked in questions.draw_counts(rng, kinds):
+            regions = [int(number) - 1 for number in re.findall(r"<region(\d)>", asked.question)]
+            assert re.fullmatch(
+                r"How many of (<region\d>, ){0,2}<region\d> and <region\d> are animals\?", asked.question
+            )
+            assert len(set(regions)) == len(regions) in (2, 3, 4)
+            assert asked.answer == str(sum(kinds[region] == "animals" for region in regions))
+            tally[asked.answer] += 1
+    assert set(tally) == {"0", "1", "2", "3"} and max(tally.values()) < 0.4 * tally.total()

@@ -13,6 +13,14 @@ def test_only_the_named_modules_learn(clip_model):
     assert {name.split(".")[0] for name, p in clip_model.named_parameters() if p.requires_grad} == {"region_encoder"}
 
 
+def test_a_part_of_a_module_can_learn_alone(pyramid_model):
+    set_trainable(pyramid_model, parse_modules("mm_projector,region_encoder.place"))
+    learns = {name for name, p in pyramid_model.named_parameters() if p.requires_grad}
+    assert {name for name in learns if not name.startswith("mm_projector.")} == {"region_encoder.place.weight"}
+    with pytest.raises(InputError, match=r"has no region_encoder.plaec; expected region_encoder or .*\.place"):
+        set_trainable(pyramid_model, ("region_encoder.plaec",))
+
+
 def test_each_learning_rate_and_decay_has_its_group_and_decay_falls_on_all(clip_model):
     set_trainable(clip_model, ("region_encoder", "mm_projector"))
     rates = parse_rates("mm_projector=1e-4")
