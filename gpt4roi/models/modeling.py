@@ -59,6 +59,22 @@ class GPT4RoIOutput(CausalLMOutputWithPast):
     region_features: torch.Tensor | None = None
 
 
+def build_encoders(
+    config: GPT4RoIConfig, vision_backbone: PreTrainedModel | None = None
+) -> tuple[VisionTower, nn.Module, RegionEncoderBase]:
+    """Builds what turns images and boxes into embeddings: the tower, the projector and the region encoder.
+
+    vision_backbone: a built one to use instead of a fresh one from the configuration.
+    """
+    tower = VisionTower(config, vision_backbone)
+    if config.projector_type == "light":
+        projector: nn.Module = LightProjector(config, tower)
+    else:
+        projector = nn.Linear(tower.hidden_size, config.text_config.hidden_size)
+    encoder = LightRegionEncoder if config.region_encoder_type == "light" else RegionEncoder
+    return tower, projector, encoder(config, tower)
+
+
 class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
     """Answers about images and regions of them.
 
@@ -91,14 +107,8 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         language_model: PreTrainedModel | None = None,
     ) -> None:
         super().__init__(config)
-        self.vision_tower = VisionTower(config, vision_backbone)
+        self.vision_tower, self.mm_projector, self.region_encoder = build_encoders(config, vision_backbone)
         config.image_seq_length = config.image_seq_length or self.vision_tower.num_image_tokens
-        if config.projector_type == "light":
-            self.mm_projector: nn.Module = LightProjector(config, self.vision_tower)
-        else:
-            self.mm_projector = nn.Linear(self.vision_tower.hidden_size, config.text_config.hidden_size)
-        encoder = LightRegionEncoder if config.region_encoder_type == "light" else RegionEncoder
-        self.region_encoder: RegionEncoderBase = encoder(config, self.vision_tower)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         built = next(self.region_encoder.parameters()).device.type != "meta"  # it drew its weights as it was built
         for part in (vision_backbone, language_model, self.region_encoder if built else None):

@@ -30,7 +30,15 @@ from gpt4roi.generation.sampling import SamplingParams, confidence
 from gpt4roi.generation.stopping import answer_text
 from gpt4roi.processing.user_input import one_region_question, validate_boxes_px
 from gpt4roi.serving.images import ImageFetcher, ImageStore, OpenedImage
-from gpt4roi.serving.requests import ChatRequest, Conversation, RegionsRequest, conversation_of, parse, questions_of
+from gpt4roi.serving.requests import (
+    ChatRequest,
+    Conversation,
+    RegionsRequest,
+    conversation_of,
+    encode_conversation,
+    parse,
+    questions_of,
+)
 from gpt4roi.serving.responses import (
     Completion,
     News,
@@ -40,7 +48,7 @@ from gpt4roi.serving.responses import (
     error_response,
     raise_errors,
 )
-from gpt4roi.structures import RegionSample, Turn
+from gpt4roi.structures import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -152,11 +160,7 @@ class ServingApp:
             raise RefusedError(404, f"there is no model {name!r:.80}; it is {self.model_name!r}", "model_not_found")
 
     async def _open(self, url: str) -> OpenedImage:
-        def work() -> OpenedImage:
-            is_address = url[:8].lower().startswith(("http://", "https://"))
-            return self.images.open(self.fetcher.fetch(url) if is_address else url)
-
-        return await run_in_threadpool(work)
+        return await run_in_threadpool(lambda: self.images.open(self.fetcher.data_of(url)))
 
     def _submit(self, make_prompt: Callable[[], Prompt], params: SamplingParams, news: News, **options: Any) -> Answer:
         return self.worker.submit(make_prompt, params, notify=news, **options)
@@ -165,24 +169,8 @@ class ServingApp:
         self, conversation: Conversation, image: OpenedImage | None
     ) -> tuple[Callable[[], Prompt], dict[str, Any]]:
         """Returns what makes the prompt in the worker's thread, once its text and boxes have been checked here."""
-
-        def encode() -> dict[str, Any]:
-            if image is None:
-                if conversation.boxes:
-                    raise InputError("boxes: there is no image that they could be on")
-                sample = RegionSample(None, conversation.turns, source="the request")
-                return self.processor.encode_text(sample, generation=True)
-            boxes = validate_boxes_px(conversation.boxes, image.size)
-            sample = RegionSample("the image", conversation.turns, boxes)
-            return self.processor.encode_text(sample, generation=True, image_size=image.size)
-
-        encoded = await run_in_threadpool(encode)
-        if encoded["n_dropped_rounds"]:
-            raise InputError(
-                f"the conversation no longer fits into the model's {self.processor.model_max_length} tokens; begin a "
-                "new one",
-                code="context_length_exceeded",
-            )
+        size = None if image is None else image.size
+        encoded = await run_in_threadpool(encode_conversation, self.processor, conversation, size)
         if image is None:
             return lambda: Prompt(encoded["input_ids"]), encoded
         return lambda: self.images.encode(image).prompt(encoded), encoded

@@ -39,6 +39,13 @@ class OpenedImage:
     encoded: EncodedImage | None = None
 
 
+def prepare_upload(processor: Any, data: str, limits: Limits) -> PreparedImage:
+    """Opens an image that came as base64 and prepares it; its size is that of the user's own, upright."""
+    upload = open_upload(data, limits)
+    width, height = upload.own_size
+    return PreparedImage(processor.to_pixel_values(upload.image, "dialogue"), (height, width))
+
+
 class ImageStore:
     """Opens images in any thread and encodes each once, in the worker's; holds the encoded ones used last."""
 
@@ -57,11 +64,8 @@ class ImageStore:
         known = self._find(digest)
         if known is not None:
             return OpenedImage(digest, known.size, encoded=known)
-        upload = open_upload(data, self.limits)
-        width, height = upload.own_size
-        size = (height, width)
-        pixel_values = self._processor.to_pixel_values(upload.image, "dialogue")
-        return OpenedImage(digest, size, PreparedImage(pixel_values, size))
+        prepared = prepare_upload(self._processor, data, self.limits)
+        return OpenedImage(digest, prepared.size, prepared)
 
     def encode(self, image: OpenedImage) -> EncodedImage:
         """Returns an image encoded; by the thread that computes."""
@@ -98,6 +102,10 @@ class ImageFetcher:
         self.hosts = frozenset(host.lower() for host in hosts)
         self.max_bytes = max_bytes
         self._context, self._is_public = context or ssl.create_default_context(), is_public
+
+    def data_of(self, url: str) -> str:
+        """Returns an image's file as base64 text: fetched where the URL is an address, else what stands in it."""
+        return self.fetch(url) if url[:8].lower().startswith(("http://", "https://")) else url
 
     def fetch(self, url: str) -> str:
         """Returns an image's file as base64 text; raises InputError where it may not be fetched, or cannot."""

@@ -14,8 +14,8 @@ from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.processing.mentions import as_plain_text
-from gpt4roi.processing.user_input import clean_question, mentioned_regions
-from gpt4roi.structures import Turn
+from gpt4roi.processing.user_input import clean_question, mentioned_regions, validate_boxes_px
+from gpt4roi.structures import RegionSample, Turn
 
 MAX_CHOICES = 16
 MAX_STOP = 16
@@ -170,6 +170,11 @@ def parse(body: bytes, kind: type[Request]) -> Request:
         content = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise InputError("the body is not JSON") from None
+    return validated(content, kind)
+
+
+def validated(content: Any, kind: type[Request]) -> Request:
+    """Checks the fields of a request, plain JSON. Raises InputError as `parse` does."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -222,6 +227,32 @@ def conversation_of(request: ChatRequest) -> Conversation:
     if boxes and not any(mentioned_regions(turn.text) or REGION_TOKEN in turn.text for turn in turns):
         raise InputError(f"boxes: {len(boxes)} given but no message mentions one; write <region1> where it is meant")
     return Conversation(tuple(turns), next(iter(urls), None), [*boxes, *typed.boxes])
+
+
+def encode_conversation(
+    processor: Any, conversation: Conversation, image_size: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Encodes a conversation up to the next answer, as GPT4RoIProcessor.encode_text does.
+
+    image_size: (height, width) of its image, in whose pixels the boxes are; None where it has none.
+
+    Raises:
+        InputError: Boxes and text do not fit together, or it has become too long.
+    """
+    if image_size is None:
+        if conversation.boxes:
+            raise InputError("boxes: there is no image that they could be on")
+        encoded = processor.encode_text(RegionSample(None, conversation.turns, source="the request"), generation=True)
+    else:
+        boxes = validate_boxes_px(conversation.boxes, image_size)
+        sample = RegionSample("the image", conversation.turns, boxes)
+        encoded = processor.encode_text(sample, generation=True, image_size=image_size)
+    if encoded["n_dropped_rounds"]:
+        raise InputError(
+            f"the conversation no longer fits into the model's {processor.model_max_length} tokens; begin a new one",
+            code="context_length_exceeded",
+        )
+    return encoded
 
 
 def _given_boxes(request: ChatRequest) -> list[Any]:
