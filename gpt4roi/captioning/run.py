@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ from gpt4roi.processing.user_input import one_region_question, open_image
 logger = logging.getLogger(__name__)
 
 _IMAGE = "image "
+
+Described = tuple[PreparedImage, np.ndarray]
+"""An image and its boxes float[N, 4], in pixels."""
+
+Describe = Callable[..., Iterator[list[str]]]
+"""From images, as Described, and question, params and batch_size to the texts of each image's boxes."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +73,14 @@ def caption_file(
     field: str = "caption",
     context: DistributedContext | None = None,
     rule: FrameRule | None = None,
+    describe: Describe | None = None,
 ) -> Outcome | None:
     """Writes the source's tables to `out` with a text in `field` of every annotation.
 
     Images and boxes that cannot be used are reported and stay without the field.
 
     Args:
-        chat: A RegionChat.
+        chat: A RegionChat; with `describe`, whatever has its processor.
         source: The boxes.
         out: The result.
         job: What the result depends on; written to the file's `info`, and compared when a job resumes.
@@ -82,12 +90,14 @@ def caption_file(
         field: Gets the text.
         context: The processes that share the work.
         rule: How the frame of boxes is found.
+        describe: Answers the question; by default generation.many.describe_images with the chat's model.
 
     Returns:
         The outcome in the first process, None in the others.
     """
     context, rule = context or DistributedContext(), rule or FrameRule()
     question = one_region_question(question)
+    describe = describe or partial(describe_images, chat.model, chat.processor)
     if any(field in annotation for annotation in source.content["annotations"]):
         raise InputError(f"annotations have a {field!r} already; name another field for the texts with --field")
     groups = list(batched_by_size(source.images, lambda image: len(image.regions), batch_size))
@@ -101,7 +111,8 @@ def caption_file(
     sizes = {number: sum(len(image.regions) for image in groups[number]) for number in own}
     progress = Progress(sum(sizes.values()), "regions", context.rank, context.size)
     for number in own:
-        done[number] = _caption_group(chat, source, groups[number], question, params, batch_size, rule)
+        answer = partial(describe, question=question, params=params, batch_size=batch_size)
+        done[number] = _caption_group(chat.processor, source, groups[number], answer, rule)
         journal.append([{"group": number, "result": done[number]}])
         progress.update(sizes[number])
     for found in context.all_gather({number: done[number] for number in own}):
@@ -146,28 +157,25 @@ def _finished(journal: Journal) -> dict[int, Any]:
 
 
 def _caption_group(
-    chat: Any,
+    processor: Any,
     source: Source,
     group: Sequence[SourceImage],
-    question: str,
-    params: SamplingParams,
-    batch_size: int,
+    answer: Callable[[Iterator[Described]], Iterator[list[str]]],
     rule: FrameRule,
 ) -> list[dict[str, Any]]:
     """Returns, for each image, its size and the text of each box; errors where there is none."""
     results: list[dict[str, Any]] = []
     described: list[dict[str, Any]] = []
 
-    def prepared() -> Iterator[tuple[PreparedImage, np.ndarray]]:
+    def prepared() -> Iterator[Described]:
         for image in group:
-            pair, result = _prepare(chat.processor, source, image, rule)
+            pair, result = _prepare(processor, source, image, rule)
             results.append(result)
             if pair is not None:
                 described.append(result)
                 yield pair
 
-    answers = list(describe_images(chat.model, chat.processor, prepared(), question, params, batch_size))
-    for result, texts in zip(described, answers, strict=True):
+    for result, texts in zip(described, list(answer(prepared())), strict=True):
         remaining = iter(texts)
         result["texts"] = [next(remaining) if text is None else text for text in result["texts"]]
     return results
@@ -175,7 +183,7 @@ def _caption_group(
 
 def _prepare(
     processor: Any, source: Source, image: SourceImage, rule: FrameRule
-) -> tuple[tuple[PreparedImage, np.ndarray] | None, dict[str, Any]]:
+) -> tuple[Described | None, dict[str, Any]]:
     """Returns the image with its usable boxes, if it has any, and the beginnings of its result."""
     try:
         opened, placed = _open_as_annotated(image, rule)

@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="boxes per batch (default: %(default)s)"
     )
+    parser.add_argument(
+        "--engine",
+        choices=("own", "vllm"),
+        default="own",
+        help="what decodes; vllm where it is installed, with the same texts in float32 (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print the counts as one JSON object")
     parser.add_argument("--crowds", action="store_true", help="caption boxes marked iscrowd too")
     add_bound(parser, "of the boxes gets no text")
@@ -81,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         from gpt4roi.processing.user_input import one_region_question
 
         args.question = one_region_question(args.question)
+    if args.engine == "vllm":
+        _check_vllm(args)
     if args.temperature and args.seed is None:
         raise InputError("--temperature needs --seed, so that a job that is killed and resumes draws the same")
     job = describe_job(args)
@@ -100,14 +110,38 @@ def _caption(args: argparse.Namespace, source: Any, out: Path, job: dict[str, An
     from gpt4roi.captioning.run import caption_file
     from gpt4roi.distributed import distributed_job
     from gpt4roi.generation.sampling import SamplingParams
+    from gpt4roi.region_chat import RegionChat
 
     with distributed_job(out) as context:
         args.device = context.device(args.device)
-        chat = open_chat(args)
-        question = args.question or chat.default_question
+        chat = _open_vllm(args) if args.engine == "vllm" else open_chat(args)
+        describe = chat.describe_images if args.engine == "vllm" else None
+        question = args.question or RegionChat.default_question
         params, rule = SamplingParams(**settings), frame_rule(args)
-        outcome = caption_file(chat, source, out, job, question, params, args.batch_size, args.field, context, rule)
+        outcome = caption_file(
+            chat, source, out, job, question, params, args.batch_size, args.field, context, rule, describe
+        )
     return 0 if outcome is None else _report(args, out, outcome)
+
+
+def _check_vllm(args: argparse.Namespace) -> None:
+    if find_spec("vllm") is None:
+        raise InputError("--engine vllm needs vLLM, in an environment of its own; see docs/serving.md")
+    for name in ("vision_tower", "quantize", "compile"):
+        if getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')} is not for --engine vllm, which opens the folder by itself")
+
+
+def _open_vllm(args: argparse.Namespace) -> Any:
+    """Opens the model in vLLM; a process of torchrun has one GPU, its own."""
+    from gpt4roi.devices import choose_device, choose_dtype
+
+    device = choose_device(args.device)
+    if device.type == "cuda" and device.index is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(device.index)  # vLLM's processes take the first one that they see
+    from gpt4roi.serving.vllm.engine import VllmEngine
+
+    return VllmEngine(check_model_folder(args.model), choose_dtype(device, args.dtype))
 
 
 def describe_job(args: argparse.Namespace) -> dict[str, Any]:
@@ -131,7 +165,13 @@ def describe_job(args: argparse.Namespace) -> dict[str, Any]:
         **({} if args.frame == "auto" else {"frame": args.frame}),  # not in the jobs of older versions
         **({"scale_boxes": True} if args.scale_boxes else {}),
         **({"crowds": True} if args.crowds else {}),
+        **({} if _same_in_any_engine(args) else {"engine": args.engine}),
     }
+
+
+def _same_in_any_engine(args: argparse.Namespace) -> bool:
+    """Tells whether the texts are those of our own engine, so that a job may be resumed by the other."""
+    return args.engine == "own" or (args.dtype == "float32" and not args.temperature)
 
 
 def _already_there(args: argparse.Namespace, out: Path, job: dict[str, Any]) -> int | None:

@@ -310,7 +310,10 @@ class GPT4RoIProcessor(TransformersInterface):
         stops = set(self.stop_token_ids)
         end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))
         added = set(self._text_encoder.added.values())
-        text = self._text_encoder.decode([token for token in tokens[:end] if token not in added]).strip()
+        return self.answer_in(self._text_encoder.decode([token for token in tokens[:end] if token not in added]))
+
+    def answer_in(self, text: str) -> str:
+        """Returns the answer in generated text: up to the stop word, without the speaker's name and outer blanks."""
         for stop in self.stop_strings:
             text = text.partition(stop)[0]
         return text.strip().removeprefix(self.answer_prefix).strip()

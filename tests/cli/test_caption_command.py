@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from phone import STORED, coco, colour, is_red, save_photo, seen
 
-from gpt4roi.cli import main
+from gpt4roi.cli import build_parser, main
+from gpt4roi.cli.caption import describe_job
 from gpt4roi.data.readers.vg import VisualGenome
 from gpt4roi.io.atomic import only_writer
 from gpt4roi.processing.images import load_image
@@ -153,3 +154,18 @@ def test_a_finished_job_has_nothing_left_and_another_is_not_overwritten(job, tmp
     assert (tmp_path / "out.json").read_bytes() == before
     assert main([*job, "--question", "Name <region1>!", "--overwrite"]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["info"]["gpt4roi"]["question"] == "Name <region1>!"
+
+
+def test_without_vllm_the_engine_vllm_is_refused(job, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gpt4roi.cli.caption.find_spec", lambda name: None)
+    assert main([*job, "--engine", "vllm"]) == 2
+    assert "--engine vllm needs vLLM, in an environment of its own; see docs/serving.md" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_job_of_vllm_is_the_same_one_in_float32_only(job):
+    def described(*more: str) -> dict:
+        return describe_job(build_parser("caption").parse_args([*job[1:], *more]))
+
+    assert described("--engine", "vllm") == described()
+    assert described("--engine", "vllm", "--dtype", "bfloat16") != described("--dtype", "bfloat16")

@@ -1,0 +1,94 @@
+"""The plugin in vLLM's engine against our own engine; scripts/test_vllm.sh runs it, skipped where there is no vLLM."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from vllm_models import BOXES, IMAGE, NUM_TOKENS, own_tokens, save, tiny_chat, vllm_prompts, vllm_tokens
+
+from gpt4roi import RegionChat
+from gpt4roi.serving.vllm.items import RegionItem
+
+pytest.importorskip("vllm")
+QUICKSTART = Path(os.environ.get("GPT4ROI_QUICKSTART", "exp/quickstart"))
+
+
+def open_llm(folder: str, **options):
+    from vllm import LLM
+
+    settings = {"tokenizer_mode": "gpt4roi", "dtype": "float32", "block_size": 32, "seed": 0, "enforce_eager": True}
+    return LLM(folder, **{"max_model_len": 1024, **settings, **options})
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Opens models, one engine at a time."""
+    engines = []
+
+    def start(chat: RegionChat, **options):
+        engines.append(open_llm(save(chat, tmp_path), **options))
+        return engines[-1]
+
+    yield start
+    engines.clear()
+    gc.collect()
+
+
+def test_tokens_of_the_papers_encoder_are_equal_and_the_image_is_cached_without_its_boxes(opened):
+    chat = tiny_chat("clip")
+    llm, prompts = opened(chat), vllm_prompts(chat, IMAGE, BOXES)
+    expected = own_tokens(chat, IMAGE, BOXES)
+    assert len({tuple(tokens) for tokens in expected}) == len(BOXES)
+    found, cached = vllm_tokens(llm, prompts)
+    assert found == expected
+    assert cached[1:] == [64] * 4  # of 97: the image, and what stands before the region
+    assert vllm_tokens(llm, prompts[:1])[1] == [96]
+
+
+def test_tokens_of_the_light_encoder_are_equal_with_several_tokens_a_region(opened):
+    chat = tiny_chat("pyramid", tokens_per_region=3)
+    assert vllm_tokens(opened(chat), vllm_prompts(chat, IMAGE, BOXES))[0] == own_tokens(chat, IMAGE, BOXES)
+
+
+def test_without_the_box_in_its_digest_a_region_gets_the_answer_of_another(opened, monkeypatch):
+    chat = tiny_chat("clip")
+    llm, expected = opened(chat), own_tokens(chat, IMAGE, BOXES)
+    monkeypatch.setattr(RegionItem, "digest", property(lambda item: item.image.digest))
+    first = vllm_tokens(llm, vllm_prompts(chat, IMAGE, BOXES[:1]))[0]
+    second = vllm_tokens(llm, vllm_prompts(chat, IMAGE, BOXES[1:2]))[0]
+    assert first == [expected[0]] == second
+    assert second != [expected[1]]
+
+
+def test_tokens_are_equal_in_two_processes_of_tensor_parallelism(opened):
+    chat = tiny_chat("clip")
+    llm = opened(chat, tensor_parallel_size=2)
+    assert vllm_tokens(llm, vllm_prompts(chat, IMAGE, BOXES))[0] == own_tokens(chat, IMAGE, BOXES)
+
+
+def test_a_start_without_the_tokenizer_mode_says_which_one_is_needed(tmp_path, capfd):
+    with pytest.raises(Exception, match=r"tokenizer|Engine core"):
+        open_llm(save(tiny_chat("clip"), tmp_path), tokenizer_mode="auto")
+    assert "its prompts are written by its own processor; add --tokenizer-mode gpt4roi" in "".join(capfd.readouterr())
+
+
+@pytest.mark.skipif(not (QUICKSTART / "stage2/config.json").is_file(), reason=f"no model in {QUICKSTART}/stage2")
+def test_tokens_of_the_quickstarts_model_are_equal():
+    folder = QUICKSTART / "stage2"
+    chat = RegionChat.from_pretrained(folder, device="cpu", dtype=torch.float32)
+    lines = (QUICKSTART / "data/test.jsonl").read_text(encoding="utf-8").splitlines()[:6]
+    scenes = [json.loads(line) for line in lines]
+    expected, prompts = [], []
+    for scene in scenes:
+        image = Image.open(QUICKSTART / "data" / scene["image"]).convert("RGB")
+        expected += own_tokens(chat, image, scene["boxes"])
+        prompts += vllm_prompts(chat, image, scene["boxes"])
+    found, _ = vllm_tokens(open_llm(str(folder)), prompts)
+    assert len(found) >= 12 and {len(tokens) for tokens in found} == {NUM_TOKENS}
+    assert found == expected
