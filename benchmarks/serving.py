@@ -8,16 +8,21 @@ batching does; `one by one, images encoded once` spares it the vision tower and 
 All are greedy, in float32, and must give the same answers. CPU-seconds are of all questions together; waiting times are
 by the clock, from a question to its answer. The quickstart's model and its held-out scenes are taken where they are,
 else a tiny model of random weights and random images. HTTP is left out.
+
+Where vLLM is installed (`.venv-vllm/bin/python benchmarks/serving.py`, see scripts/test_vllm.sh), its engine answers
+the same questions beside ours; its seconds are those of all its processes, without the start.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from importlib.util import find_spec
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +43,7 @@ from tiny import tiny_model, tiny_processor
 
 MODEL, DATA = Path("exp/quickstart/stage2"), Path("exp/quickstart/data")
 EACH, ONCE, OURS = "one by one", "one by one, images encoded once", "batched"
+VLLM = "vLLM"
 NUM_IMAGES, QUESTIONS_EACH = 4, 3
 PARAMS = SamplingParams(64)
 
@@ -53,22 +59,36 @@ def measure(quick: bool, model: Path = MODEL, data: Path = DATA) -> Iterator[Row
         spent: dict[str, list[float]] = {}
         waits: dict[str, list[list[float]]] = {}
         expected: dict[tuple, str] = {}
-        for way, make in ((EACH, one_by_one), (ONCE, encoded_once), (OURS, batched)):
-            for _ in range(1 if quick else 2):
+        ways = [(EACH, one_by_one), (ONCE, encoded_once), (OURS, batched)]
+        if find_spec("vllm") and model.is_dir():
+            ways.insert(0, (VLLM, through_vllm))
+        for way, make in ways:
+            for _ in range(1 if quick or way == VLLM else 2):
                 ask, close = make(chat, [image for image, _ in scenes])
-                begun = time.process_time()
+                begun = cpu_seconds()
                 answers, waited = crowd(ask, scenes, clients)
-                spent.setdefault(way, []).append(time.process_time() - begun)
+                spent.setdefault(way, []).append(cpu_seconds() - begun)
                 waits.setdefault(way, []).append(waited)
                 close()
                 expected = expected or answers
                 assert answers == expected, (way, answers, expected)
         equal = f"the same {len(waits[OURS][0])} answers"
         case = f"{title}, {clients} client{'s' if clients > 1 else ''}"
-        yield from rows(f"{case}: processor", spent, equal, CPU_SECONDS, alternatives=2)
+        yield from rows(f"{case}: processor", spent, equal, CPU_SECONDS, alternatives=len(ways) - 1)
         for name, share in (("waiting time, median", 0.5), ("waiting time, 95 %", 0.95)):
             by_way = {way: [float(np.quantile(one, share)) for one in found] for way, found in waits.items()}
-            yield from rows(f"{case}: {name}", by_way, equal, SECONDS, alternatives=2)
+            yield from rows(f"{case}: {name}", by_way, equal, SECONDS, alternatives=len(ways) - 1)
+
+
+def cpu_seconds() -> float:
+    """Returns the CPU-seconds of this process, and of those that it has started where vLLM is one of them."""
+    if not find_spec("vllm"):
+        return time.process_time()
+    import psutil  # of vLLM's environment
+
+    here = psutil.Process()
+    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
 
 
 def open_model(folder: Path) -> tuple[RegionChat, str]:
@@ -153,6 +173,50 @@ def batched(chat: RegionChat, images: list[Image.Image]) -> tuple[Ask, Callable[
         return answer_text(chat.processor, list(worker.submit(prompt, PARAMS)))
 
     return ask, worker.close
+
+
+def through_vllm(chat: RegionChat, images: list[Image.Image]) -> tuple[Ask, Callable[[], None]]:
+    """Gives every question to vLLM's engine, in a process of its own."""
+    from vllm import AsyncEngineArgs
+    from vllm import SamplingParams as VllmParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from gpt4roi.serving.vllm.items import image_item, tokens_prompt
+    from gpt4roi.structures import RegionSample, Turn
+
+    loop, numbers = asyncio.new_event_loop(), count()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    settings: dict[str, Any] = {
+        "tokenizer_mode": "gpt4roi",
+        "dtype": "float32",
+        "block_size": 32,
+        "max_model_len": 1024,
+    }
+    arguments = AsyncEngineArgs(chat.model.name_or_path, enforce_eager=True, **settings)
+
+    async def start() -> Any:
+        return AsyncLLM.from_engine_args(arguments)
+
+    engine = asyncio.run_coroutine_threadsafe(start(), loop).result()
+    stops = chat.processor.stop_token_ids
+    params = VllmParams(temperature=0, max_tokens=PARAMS.max_new_tokens, stop_token_ids=stops, detokenize=False)
+    items: dict[int, Any] = {}
+
+    async def answer(prompt: Any) -> list[int]:
+        async for output in engine.generate(prompt, params, str(next(numbers))):
+            tokens = list(output.outputs[0].token_ids)
+        return tokens
+
+    def ask(number: int, box: list[float]) -> str:
+        if number not in items:
+            prepared = prepare_image(chat.processor, images[number])
+            items[number] = prepared.size, image_item(prepared)
+        size, item = items[number]
+        sample = RegionSample("the image", (Turn("user", chat.default_question),), np.asarray([box], dtype=np.float64))
+        prompt = tokens_prompt(chat.processor.encode_text(sample, generation=True, image_size=size), item)
+        return answer_text(chat.processor, asyncio.run_coroutine_threadsafe(answer(prompt), loop).result())
+
+    return ask, lambda: engine.shutdown()
 
 
 def main() -> None:

@@ -54,12 +54,13 @@ class GPT4RoIForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP,
             )
         self.config, self.dtype = settings.hf_config, settings.dtype
         text_config = self.config.text_config
+        interface: Any = self  # what vLLM's bases bring has no types without vLLM
         placeholders = [self.config.image_token_id, self.config.region_token_id]
-        self.configure_mm_token_handling(vocab_size=text_config.vocab_size, mm_token_ids=placeholders)
-        with self._mark_tower_model(vllm_config, {"image", "region"}):
+        interface.configure_mm_token_handling(vocab_size=text_config.vocab_size, mm_token_ids=placeholders)
+        with interface._mark_tower_model(vllm_config, {"image", "region"}):
             for name, part in zip(ENCODERS, modeling.build_encoders(self.config), strict=True):
                 setattr(self, name, _for_inference(part, self.dtype))
-        with self._mark_language_model(vllm_config):
+        with interface._mark_language_model(vllm_config):
             self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config, hf_config=text_config, prefix=maybe_prefix(prefix, "language_model")
             )
@@ -100,7 +101,8 @@ class GPT4RoIForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP,
         """Returns the image of each row, uint8[N, 32] and float[N, 3, S, S]; those that are not held are encoded."""
         keys = [row.numpy().tobytes() for row in digests.cpu()]
         rows = {key: row for row, key in enumerate(keys) if key not in self._images}
-        prepared = (PreparedImage(pixel_values[row], tuple(pixel_values.shape[-2:])) for row in rows.values())
+        height, width = pixel_values.shape[-2:]
+        prepared = (PreparedImage(pixel_values[row], (height, width)) for row in rows.values())
         self._images.update(zip(rows, encode_images(self, prepared), strict=True))
         images = [self._images[key] for key in keys]
         for key in keys:
