@@ -97,11 +97,13 @@ class ImageFetcher:
         max_bytes: int = Limits.max_bytes,
         context: ssl.SSLContext | None = None,
         is_public: Callable[[str], bool] = lambda address: ipaddress.ip_address(address).is_global,
+        option: str = "--allow-image-host",
     ) -> None:
-        """context, is_public: as tests need them, whose server is on this machine."""
+        """context, is_public: as tests need them, whose server is on this machine; option: which allows hosts."""
         self.hosts = frozenset(host.lower() for host in hosts)
         self.max_bytes = max_bytes
         self._context, self._is_public = context or ssl.create_default_context(), is_public
+        self._option = option
 
     def data_of(self, url: str) -> str:
         """Returns an image's file as base64 text: fetched where the URL is an address, else what stands in it."""
@@ -114,7 +116,7 @@ class ImageFetcher:
         if host not in self.hosts or parts.scheme != "https" or parts.username is not None:
             raise InputError(
                 f"{url:.80}: this server fetches no image from there; send it as data:image/png;base64,… (who runs "
-                "the server allows hosts with --allow-image-host)"
+                f"the server allows hosts with {self._option})"
             )
         try:
             connection = _Connection(host, parts.port or 443, context=self._context, timeout=FETCH_SECONDS)

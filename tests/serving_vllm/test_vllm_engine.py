@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from vllm_models import BOXES, IMAGE, NUM_TOKENS, own_tokens, save, tiny_chat, vllm_prompts, vllm_tokens
 
 from gpt4roi import RegionChat
@@ -70,6 +71,31 @@ def test_tokens_are_equal_in_two_processes_of_tensor_parallelism(opened):
     chat = tiny_chat("clip")
     llm = opened(chat, tensor_parallel_size=2)
     assert vllm_tokens(llm, vllm_prompts(chat, IMAGE, BOXES))[0] == own_tokens(chat, IMAGE, BOXES)
+
+
+def test_tokens_with_a_lora_adapter_are_those_of_the_merged_model(opened, tmp_path):
+    from vllm.lora.request import LoRARequest
+
+    chat, draw = tiny_chat("clip"), torch.Generator().manual_seed(0)
+    llm, prompts = opened(chat, enable_lora=True, max_lora_rank=8), vllm_prompts(chat, IMAGE, BOXES)
+    tensors = {}
+    for name, layer in chat.model.named_modules():
+        if name.endswith(("q_proj", "down_proj")) and name.startswith("language_model"):
+            first = 0.2 * torch.randn(4, layer.in_features, generator=draw)
+            second = 0.2 * torch.randn(layer.out_features, 4, generator=draw)
+            tensors |= {
+                f"base_model.model.{name}.lora_A.weight": first,
+                f"base_model.model.{name}.lora_B.weight": second,
+            }
+            layer.weight.data += 2 * second @ first
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "bias": "none"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    found, _ = vllm_tokens(llm, prompts, lora_request=LoRARequest("adapter", 1, str(adapter)))
+    assert found == own_tokens(chat, IMAGE, BOXES)
+    assert found != vllm_tokens(llm, prompts)[0]
 
 
 def test_a_start_without_the_tokenizer_mode_says_which_one_is_needed(tmp_path, capfd):

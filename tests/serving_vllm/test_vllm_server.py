@@ -157,7 +157,6 @@ FAULTS = [
     {"messages": [message("What is <box>1,2,3</box>?")]},
     {"messages": [message(QUESTION, "/etc/passwd")], "boxes": BOXES[:1]},
     {"messages": [message(QUESTION, "file:///etc/passwd")], "boxes": BOXES[:1]},
-    {"messages": [message(QUESTION, "https://127.0.0.1/a.png")], "boxes": BOXES[:1]},
     {"messages": [{"role": "system", "content": "Be brief."}, message("Hello")]},
     {"messages": [message("Hello")], "tools": []},
     {"messages": [message("Hello")], "temperature": -1},
@@ -172,3 +171,11 @@ def test_faults_are_answered_as_by_our_own_server(server, own_server, body):
     status, found = post(server, body)
     assert (status, found) == post(own_server, body)
     assert status == 400 and found["error"]["message"]
+
+
+def test_addresses_are_not_fetched_unless_their_host_is_allowed(server):
+    status, found = post(server, {"messages": [message(QUESTION, "https://127.0.0.1/a.png")], "boxes": BOXES[:1]})
+    assert status == 400 and found["error"]["message"] == (
+        "https://127.0.0.1/a.png: this server fetches no image from there; send it as data:image/png;base64,… (who "
+        "runs the server allows hosts with --allowed-media-domains)"
+    )

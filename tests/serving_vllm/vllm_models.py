@@ -58,10 +58,10 @@ def vllm_prompts(chat: RegionChat, image: Image.Image, boxes: list) -> list[dict
     return [tokens_prompt(encode(sample_of(box), generation=True, image_size=prepared.size), item) for box in boxes]
 
 
-def vllm_tokens(llm, prompts: list[dict], num_tokens: int = NUM_TOKENS) -> tuple[list[list[int]], list[int]]:
+def vllm_tokens(llm, prompts: list[dict], num_tokens: int = NUM_TOKENS, **options) -> tuple[list[list[int]], list[int]]:
     """vLLM's tokens, and how many of each prompt were in its prefix cache."""
     from vllm import SamplingParams as VllmParams
 
     params = VllmParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
-    outputs = llm.generate(prompts, params, use_tqdm=False)
+    outputs = llm.generate(prompts, params, use_tqdm=False, **options)
     return [list(one.outputs[0].token_ids) for one in outputs], [one.num_cached_tokens for one in outputs]

@@ -25,7 +25,7 @@ class GPT4RoIRenderer(BaseRenderer):
 
     def __init__(self, config: Any, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
-        self._fetcher = ImageFetcher(self.model_config.allowed_media_domains or ())
+        self._fetcher = ImageFetcher(self.model_config.allowed_media_domains or (), option="--allowed-media-domains")
         self._render_async = make_async(self._render, executor=self._executor)
 
     def render_messages(self, messages: Sequence[Any], params: Any) -> tuple[list[Any], Any]:
