@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.items import Source
 from gpt4roi.geometry.frames import FrameClues
+from gpt4roi.geometry.masks import to_boxes
 from gpt4roi.io.coco import (
     CocoTables,
     FilteredOutError,
@@ -20,6 +22,11 @@ from gpt4roi.io.coco import (
     with_unique_ids,
 )
 from gpt4roi.io.images_on_disk import ImageFinder
+
+MASK_FIELDS = ("mask_rles", "mask_rle", "masks", "segmentations", "segmentation")
+BOX_FIELDS = ("bboxes", "bbox", "boxes", "box")
+PLACEHOLDER = re.compile(r"<(?:obj|object|region|bbox|mask|prompt)\s?(\d*)>", re.IGNORECASE)
+"""What stands for a region in the questions of a benchmark."""
 
 
 def find_annotations(source: Source, names: Sequence[str]) -> Path:
@@ -93,6 +100,46 @@ def fields(record: Any, names: Sequence[str], where: str) -> list[Any]:
         if name not in record:
             raise InputError(f"{where}: no {name!r}; it has {', '.join(map(str, record))}")
     return [record[name] for name in names]
+
+
+def read_regions(record: dict, where: str) -> np.ndarray:
+    """Returns the boxes of a record's regions, float64[N, 4] xyxy: around its masks, or as it gives them.
+
+    Raises InputError where it has none of the usual fields, or one of another form; where: its place.
+    """
+    for name in MASK_FIELDS:
+        if record.get(name):
+            masks = record[name]
+            several = isinstance(masks, list) and all(isinstance(one, dict | list) for one in masks)
+            is_one = name == "segmentation" or not several
+            return to_boxes([masks] if is_one else masks, f" in {where}")
+    given = next((record[name] for name in BOX_FIELDS if name in record), None)
+    if given is None:
+        raise InputError(f"{where}: no region; expected one of {', '.join((*MASK_FIELDS, *BOX_FIELDS))}")
+    try:
+        return np.asarray(given, dtype=np.float64).reshape(-1, 4)
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: expected boxes [x1, y1, x2, y2], got {given!r:.80}") from None
+
+
+def mention_regions(text: str, count: int, where: str) -> str:
+    """Returns a question with `<region1>` and so on in place of its placeholders, numbered ones by their number from 0.
+
+    Regions of a text without any are introduced before it. Raises InputError for a placeholder without its region.
+    """
+    found = PLACEHOLDER.findall(text)
+    if count and not found:
+        listed = ", ".join(f"<region{number}>" for number in range(1, count + 1))
+        return f"The question is about {listed}.\n{text}"
+    numbers = iter([int(number) if number else place for place, number in enumerate(found)])
+
+    def mention(match: re.Match[str]) -> str:
+        number = next(numbers)
+        if number >= count:
+            raise InputError(f"{where}: {match[0]} stands for region {number + 1}, but there are {count}")
+        return f"<region{number + 1}>"
+
+    return PLACEHOLDER.sub(mention, text)
 
 
 def by_id(records: Any, where: str) -> dict[Any, dict]:

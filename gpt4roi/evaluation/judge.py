@@ -6,7 +6,6 @@ nothing and a killed one resumes. What a prompt says and how a reply is read bel
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import logging
@@ -57,13 +56,12 @@ class JudgePrompt:
         """Tells prompts apart: equal for equal texts and limits."""
         return sha256_of([as_json([self.system, self.template, self.max_tokens]).encode()])[:8]
 
-    def messages(self, texts: Mapping[str, str], image: bytes | None) -> list[dict[str, Any]]:
-        """Returns the messages of one request; image: a JPEG that the judge sees."""
+    def messages(self, texts: Mapping[str, str], image: str | None) -> list[dict[str, Any]]:
+        """Returns the messages of one request; image: a data URL of what the judge sees."""
         # Not str.format: a template from a file may hold braces of its own, as of JSON.
         content: Any = re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), self.template)
         if image is not None:
-            url = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
-            content = [{"type": "text", "text": content}, {"type": "image_url", "image_url": {"url": url}}]
+            content = [{"type": "text", "text": content}, {"type": "image_url", "image_url": {"url": image}}]
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": content}]
 
@@ -121,20 +119,20 @@ class Judge:
             raise InputError(f"--judge: the address holds a password; give --judge-key-file FILE or set {KEY_VARIABLE}")
 
     def ask(
-        self, prompt: JudgePrompt, requests: Sequence[Mapping[str, str]], images: Sequence[bytes] | None = None
+        self, prompt: JudgePrompt, requests: Sequence[Mapping[str, str]], images: Sequence[str] | None = None
     ) -> Verdicts:
         """Returns a verdict for each request.
 
         Args:
             prompt: What is asked.
             requests: The texts of each.
-            images: A JPEG for each, where the judge sees one.
+            images: A data URL for each, where the judge sees an image.
 
         Raises:
             InputError: The endpoint cannot be used, or answers as another model than before.
         """
         prompt = prompt if self.template is None else replace(prompt, template=self._checked(prompt, requests))
-        shown: Sequence[bytes | None] = images or [None] * len(requests)
+        shown: Sequence[str | None] = images or [None] * len(requests)
         messages = (prompt.messages(texts, image) for texts, image in zip(requests, shown, strict=True))
         bodies = [self._body(one, prompt.max_tokens) for one in messages]
         keys = [sha256_of([self.url.encode(), json.dumps(body, sort_keys=True).encode()]) for body in bodies]
@@ -285,6 +283,11 @@ def only_number(reply: str, low: float, high: float) -> float | None:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\.?\s*", reply)
     value = float(found.group(1)) if found else None
     return value if value is not None and low <= value <= high else None
+
+
+def yes_or_no(reply: str) -> bool | None:
+    """Returns whether a reply that consists of one word says yes; None for any other reply."""
+    return {"yes": True, "no": False}.get(reply.strip().rstrip(".").lower())
 
 
 def _shortened(text: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
+from gpt4roi.errors import InputError
 from gpt4roi.evaluation.captions import score_captions
 from gpt4roi.evaluation.choices import likeliest, parse_choice
 from gpt4roi.evaluation.items import Item, Scores, Source, count_references
@@ -78,6 +80,76 @@ def score_texts(items: Sequence[Item], source: Source | None = None, both_protoc
             row["CLAIR"] = share
         details, notes = details | {"judge": verdicts.details}, [*verdicts.notes, *notes]
     return Scores(measures, per_item, [None] * len(items), {}, [*found.notes, *notes], details, main)
+
+
+def judge_of(source: Source) -> Judge:
+    """Returns the judge of a source. Raises InputError where it has none."""
+    if source.judge is None:
+        raise InputError("this benchmark asks a judge: give --judge URL and --judge-model NAME")
+    return source.judge
+
+
+def read_pair(reply: str) -> tuple[float, float] | None:
+    """Returns the two numbers from 1 to 10 that a reply's first line consists of; None for another reply."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)[ ,]+(\d+(?:\.\d+)?)", reply.strip().partition("\n")[0].strip())
+    if found is None or not all(1 <= float(one) <= 10 for one in found.groups()):
+        return None
+    return float(found[1]), float(found[2])
+
+
+PAIR = JudgePrompt(
+    """Two assistants answered a question about regions of an image. Rate the answer of each from 1 to 10, for whether \
+it is correct, to the point, and as detailed as the question asks for; the order of the two must not matter. Write \
+the score of Assistant 1 and the score of Assistant 2 on the first line, with one blank between them and nothing else; \
+explain below.
+[Image]
+{context}
+[Question]
+{question}
+[Assistant 1]
+{reference}
+[Assistant 2]
+{candidate}""",
+    read_pair,
+    max_tokens=512,
+)
+"""In our own words; its texts: what is known of the image, the question, the reference and the answer."""
+
+
+def score_pairs(items: Sequence[Item], source: Source, images: Sequence[str] | None = None) -> Scores:
+    """Scores answers by a judge that rates reference and answer: the sum of the answers' over that of the references'.
+
+    By part (an item's task), and the mean of the parts. images: data URLs of what the judge sees.
+    """
+    requests = [
+        {"context": str(item.metadata.get("context") or "(not described)"), "question": item.query.question}
+        | {"reference": item.references[0], "candidate": item.answer}
+        for item in items
+    ]
+    verdicts = judge_of(source).ask(PAIR, requests, images)
+    rated = [pair or (10.0, 0.0) for pair in verdicts.values]
+    parts = list(dict.fromkeys(item.task for item in items))
+    statistics = np.zeros((len(items), 2 * len(parts)))
+    for row, (item, (reference, answer)) in enumerate(zip(items, rated, strict=True)):
+        at = 2 * parts.index(item.task)
+        statistics[row, at : at + 2] = answer, reference
+    ratios, groups = np.asarray([answer / reference for reference, answer in rated]), [item.group for item in items]
+    measures = {verdicts.named("mean of the parts"): Measure(statistics, _mean_of_ratios, ratios, groups)}
+    for number, part in enumerate(parts):
+        rows = [row for row, item in enumerate(items) if item.task == part]
+        columns = statistics[rows][:, 2 * number : 2 * number + 2]
+        of_part = Measure(columns, _mean_of_ratios, ratios[rows], [groups[row] for row in rows])
+        measures[verdicts.named(part or "all")] = of_part
+    per_item = [{"rating": answer / 10, "of the reference": reference / 10} for reference, answer in rated]
+    details = {"judge": verdicts.details}
+    return Scores(measures, per_item, [None] * len(items), {}, verdicts.notes, details, tuple(measures))
+
+
+def _mean_of_ratios(sums: np.ndarray) -> np.ndarray:
+    """Returns the mean over pairs of columns (a, b) of a / b, without pairs of which a resampling has nothing."""
+    answers, references = sums[:, 0::2], sums[:, 1::2]
+    ratios = np.divide(answers, references, out=np.zeros_like(answers), where=references > 0)
+    return ratios.sum(axis=1) / np.maximum((references > 0).sum(axis=1), 1)
 
 
 def judge_captions(judge: Judge, items: Sequence[Item]) -> Verdicts:

@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from official import CAPTIONS, QUESTIONS, WRITERS, write_image
+from official import CAPTIONS, QUESTIONS, write_image
+from official import WRITERS as UNJUDGED
+from official_judged import JUDGED, gar_bench, impartial
+from stub_judge import StubJudge
 
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
@@ -35,11 +38,28 @@ def answer(queries):
 def likelihoods(queries):
     return [[0.0] * len(query.choices) for query in queries]
 """
-CHANCE = {"vcr": 0.25, "v7w-pointing": 0.25, "v7w-telling": 0.25, "coco-two-way": 0.5, "lvis-two-way": 0.5}
+WRITERS = {**UNJUDGED, **JUDGED, "gar-vqa": gar_bench}
+CHANCE = {
+    "gar-vqa": 0.25,
+    "vcr": 0.25,
+    "v7w-pointing": 0.25,
+    "v7w-telling": 0.25,
+    "coco-two-way": 0.5,
+    "lvis-two-way": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def judge():
+    """An impartial judge, as arguments."""
+    pytest.importorskip("openai")
+    stub = StubJudge(impartial)
+    yield ("--judge", stub.url, "--judge-model", "stub")
+    stub.close()
 
 
 @pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
+def run(tmp_path, capsys, monkeypatch, judge):
     """A function that evaluates a wrapped model by the command and returns its metrics; without Java unless asked."""
 
     def evaluate(name: str, code: str, *words: str, java: bool = False) -> dict:
@@ -47,6 +67,7 @@ def run(tmp_path, capsys, monkeypatch):
         data = WRITERS[name](tmp_path / "data")
         model = tmp_path / "model.py"
         model.write_text(code.replace("NAME", repr(name)).replace("DATA", repr(str(data))), encoding="utf-8")
+        words += judge if name in JUDGED else ()
         words = ("--benchmark", name, "--data", str(data), "--model", str(model), *words)
         assert main(["evaluate", *words, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
         return json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -68,6 +89,8 @@ def test_a_model_that_returns_the_reference_gets_the_maximum(run, name):
     best |= {"similarity", "pointing", "pointing F1"}
     best |= {f"{kind} ({way})" for kind in ("yes/no", "multiple choice") for way in ("parsed", "likelihood")}
     best |= {"top-1 (nearest name)", *(f"{one} (all references of a box)" for one in ("word overlap", "exact match"))}
+    measured = {key.partition(" (judge stub, ")[0]: value for key, value in measured.items()}
+    best |= {"mean of the parts", "refer_reason", "all", "right", "average", "positive", "negative"}
     found = best & set(measured)
     assert found and {key: measured[key] for key in found} == pytest.approx(dict.fromkeys(found, 1.0), abs=1e-5)
     if name == "vg":
@@ -79,7 +102,12 @@ def test_a_model_that_returns_the_reference_gets_the_maximum(run, name):
 def test_a_constant_answer_is_near_chance(run, name):
     measured = run(name, CONSTANT)["summary"]
 
-    if name in CHANCE:
+    if name in JUDGED:  # the least of a rating is 1 of 10; an unspecific description denies nothing
+        measured = {key.partition(" (judge stub, ")[0]: value for key, value in measured.items()}
+        least = {"mean of the parts": 0.1, "all": 0.0, "right": 0.0, "positive": 0.0, "recognition": 0.0}
+        found = least.keys() & measured.keys()
+        assert found and {key: measured[key] for key in found} == pytest.approx({key: least[key] for key in found})
+    elif name in CHANCE:
         chances = [value for key, value in measured.items() if key.startswith(("accuracy", "Q→A ", "QA→R "))]
         if "two-way" in name:  # Ferret's rule takes any name of the category in the answer
             assert chances == [pytest.approx(0.5, abs=0.1)] * 2

@@ -162,13 +162,13 @@ def test_a_prompt_of_ones_own_takes_the_place_of_the_benchmarks_and_has_another_
 
 def test_an_image_is_sent_and_its_digest_kept(stub, judge):
     stub.reply = lambda body: "3"
-    judge.ask(PROMPT, REQUESTS[:1], [b"\xff\xd8jpeg"])
+    judge.ask(PROMPT, REQUESTS[:1], ["data:image/jpeg;base64,/9hqcGVn"])
 
     image = stub.bodies[0]["messages"][-1]["content"][1]
     assert image == {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,/9hqcGVn"}}
     kept = json.loads((judge.folder / "0.jsonl").read_text())
     assert kept["request"][-1]["content"][1].keys() == {"type", "sha256"}
-    judge.ask(PROMPT, REQUESTS[:1], [b"\xff\xd8other"])
+    judge.ask(PROMPT, REQUESTS[:1], ["data:image/jpeg;base64,/9hv"])
     assert len(stub.bodies) == 2
 
 

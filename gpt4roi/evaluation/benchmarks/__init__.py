@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 BENCHMARKS = {
     **dict.fromkeys(("coco", "coco-two-way", "lvis-classes", "lvis-two-way"), "categories"),
+    **dict.fromkeys(("gar-vqa", "gar-caption"), "gar_bench"),
     **dict.fromkeys(("lvis", "paco"), "object_names"),
     **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), "referring_expressions"),
     **dict.fromkeys(("v7w-pointing", "v7w-telling"), "visual7w"),
+    **{f"{name}-bench": f"{name}_bench" for name in ("dlc", "ferret", "mdvp", "vip")},
     **{"flickr30k": "flickr30k", "ref-l4": "ref_l4", "unified": "unified", "vcr": "vcr", "vg": "visual_genome"},
 }
 """What a benchmark is called on the command line, and the module here whose BENCHMARKS holds it."""

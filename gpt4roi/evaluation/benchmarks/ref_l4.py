@@ -4,7 +4,7 @@ Source    JierunChen/Ref-L4 on the hub: ref-l4-{val,test}.parquet (id, caption, 
           x, y, width, height); its images.tar.gz unpacked.
 Split     test (default), val, all.
 Prompt    our own wording [guess]: those who reuse its texts as captions do not state one.
-Metric    CIDEr, METEOR, ROUGE-L, BLEU, SPICE where its files are. CLAIR needs a judge and is not built.
+Metric    CIDEr, METEOR, ROUGE-L, BLEU, SPICE where its files are; CLAIR with a judge, against all captions of a box.
 Protocol  both: "one reference per expression" and "all references of a box" (same image and corners). The data
           set itself is made for finding boxes; captions are how DAM and PixelRefer use it.
 Pitfalls  texts are long (24 words on average): short answers lose on CIDEr's length penalty. Two sources of images
