@@ -14,7 +14,7 @@ from gpt4roi.checkpoint.clip_tower import CLIP_MODEL_TYPE, ClipTower, export_tow
 from gpt4roi.checkpoint.tensor_files import StoredTensor, WeightFolder, chunk_buffer, dtype_name, open_weights
 from gpt4roi.checkpoint.writer import DEFAULT_SHARD_SIZE, FolderPlan, PlannedTensor, Shards, plan_folder
 from gpt4roi.errors import InputError
-from gpt4roi.io.model_folders import ORIGINAL_MODEL_TYPE, identify
+from gpt4roi.io.model_folders import ORIGINAL_MODEL_TYPE
 from gpt4roi.models import original_format
 from gpt4roi.models.configuration import GPT4RoIConfig
 from gpt4roi.models.original_format import (
@@ -84,7 +84,7 @@ def plan_convert(
         InputError: The folder is in that format already, or the original has no form for its model.
     """
     weights = open_weights(source)
-    config = identify(weights.path).require_model().config
+    config = original_format.read_model_config(weights.path)
     if format_of(config) == to:
         raise InputError(f"{source} is in the format {to!r} already; use it as it is")
     sources = {"source": weights}

@@ -45,6 +45,8 @@ _ADDED_MODULES = ("spi_module", "region_encoder", "mm_projector", "vision_tower"
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _MAKING = ("target - base", "share the complete weights instead of a delta")
 _APPLYING = ("base + delta", "this is not the base, or a file is damaged: download both again")
+_OF_BASE = "the base is the one the delta was made from"
+_ROUNDED = "the base is a bfloat16 copy of the one the delta was made from, and the result differs by its rounding"
 _UNVERIFIED = "unverified, since the delta carries no fingerprint of the base it was made from"
 
 
@@ -130,11 +132,11 @@ def plan_apply(
     if record is None:
         check_vocabulary(base_weights, delta_weights)
     _check_is_delta(pairs, delta_weights)
-    if record is not None:
-        _check_base(record, pairs, base_weights.path)
+    notes = [_UNVERIFIED if record is None else _OF_BASE]
+    if record is not None and _is_rounded_base(record, pairs, base_weights.path):
+        record, notes = None, [_ROUNDED]
     tensors = _plan_sums(pairs, output_format, record)
     sources = {"base": base_weights, "delta": delta_weights}
-    notes = [_UNVERIFIED if record is None else "the base is the one the delta was made from"]
     found = identify(delta_weights.path)
     config = found.config if found.kind == DELTA else found.require_model().config
     if output_format == ORIGINAL:
@@ -223,6 +225,7 @@ def _subtracted(pair: Pair, buffers: _Buffers, record: dict[str, Any]) -> Callab
             record["base"][pair.name] = {
                 "shape": list(pair.base.shape),
                 "sample": sample_digest(pair.base, buffers.base),
+                "sample_bfloat16": sample_digest(pair.base, buffers.base, torch.bfloat16),
                 "sha256": of_base.hexdigest(),
             }
         record["results"][name] = (name, "F16", pair.other.shape, of_result.hexdigest())
@@ -260,20 +263,27 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path} is damaged ({error!r}); download it again") from error
 
 
-def _check_base(record: dict[str, Any], pairs: list[Pair], base: Path) -> None:
-    """Compares a sample of every tensor of the base with what the delta was made from, before anything is written."""
+def _is_rounded_base(record: dict[str, Any], pairs: list[Pair], base: Path) -> bool:
+    """Compares a sample of every tensor of the base with what the delta was made from, before anything is written.
+
+    Returns whether some are equal only after rounding, as in a bfloat16 copy. Raises InputError where one is not.
+    """
     buffer = chunk_buffer()
     in_base = {pair.name: pair.base for pair in pairs if pair.base is not None and not _is_rotary(pair.name)}
+    known = {name: record["base"].get(name, {}) for name in in_base}
+    rounded = [name for name, tensor in in_base.items() if known[name].get("sample") != sample_digest(tensor, buffer)]
     different = [
         name
-        for name, tensor in in_base.items()
-        if record["base"].get(name, {}).get("sample") != sample_digest(tensor, buffer)
+        for name in rounded
+        if in_base[name].dtype != "BF16"
+        or known[name].get("sample_bfloat16") != sample_digest(in_base[name], buffer, torch.bfloat16)
     ]
     if different:
         raise InputError(
             f"the base {base} is not the one that the delta was made from: {len(different)} of {len(in_base)} tensors "
             f"have other numbers, first {different[0]}; find the base that the delta's page names"
         )
+    return bool(rounded)
 
 
 def _check_is_delta(pairs: list[Pair], delta: WeightFolder) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -16,9 +16,18 @@ from gpt4roi.checkpoint.writer import check_space, check_target, staged_folder
 from gpt4roi.io.auto_map import with_auto_map
 from gpt4roi.io.hub import is_hub_name, local_folder
 from gpt4roi.io.json_files import read_json_object
-from gpt4roi.io.model_folders import ADAPTER, ADAPTER_CONFIG, BASE_RECORD, DELTA, DELTA_RECORD, ModelFolder, identify
+from gpt4roi.io.model_folders import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    BASE_RECORD,
+    DELTA,
+    DELTA_RECORD,
+    ORIGINAL,
+    ModelFolder,
+    identify,
+)
 from gpt4roi.io.sizes import readable_size
-from gpt4roi.io.weight_files import INDEX_SUFFIX, WEIGHT_FILES, find_weight_files, tensor_names
+from gpt4roi.io.weight_files import INDEX_SUFFIX, WEIGHT_FILES, find_weight_files, is_without_base, tensor_names
 from gpt4roi.models.model_card import MODEL_CARD, is_written_by_user, model_card
 from gpt4roi.models.original_format import tower_candidates
 
@@ -85,6 +94,8 @@ def export_folder(
         found.require_model()
     copy = _Copy()
     copy.add(folder, _weights(found))
+    if found.kind == ORIGINAL and is_without_base(folder):
+        found = replace(found, kind=DELTA)
     opens = found.is_model and _add_tower(copy, found, vision_tower)
     left = [path for path in sorted(folder.iterdir()) if path.name not in _first_names(copy)]
     _make_portable(copy, found)

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from gpt4roi.checkpoint.tensor_files import chunk_buffer, open_weights, sample_digest
@@ -89,7 +90,11 @@ def check_adapter_folder(folder: Path) -> None:
 
 def record_base(folder: str | Path, base: str | Path) -> None:
     """Writes beside an adapter which model it was trained on: the name of its folder and a digest of its weights."""
-    facts = {"name": portable_name(str(base)), "weights": _weights_digest(base)}
+    facts = {
+        "name": portable_name(str(base)),
+        "weights": _weights_digest(base),
+        "weights_bfloat16": _weights_digest(base, torch.bfloat16),
+    }
     atomic_write_text(Path(folder) / BASE_RECORD, json.dumps(facts, indent=1))
 
 
@@ -100,19 +105,27 @@ def check_base(folder: str | Path, base: str | Path) -> None:
         return
     record = read_json_object(path)
     found = _weights_digest(base)
-    if found != record.get("weights"):
+    if found != record.get("weights") and _weights_digest(base, torch.bfloat16, "BF16") != record.get(
+        "weights_bfloat16", ""
+    ):
         raise InputError(
             f"the adapter {folder} was trained on {record.get('name')} with other weights than {base} has (digest "
             f"{record.get('weights')}, found {found}); give the base that it was trained on"
         )
 
 
-def _weights_digest(folder: str | Path) -> str:
-    """Digests a sample of every tensor, in either format and any dtype that float16 rounds alike; not the tower's."""
+def _weights_digest(folder: str | Path, dtype: torch.dtype = torch.float16, stored: str | None = None) -> str | None:
+    """Digests a sample of every tensor, in either format and any dtype that is rounded alike; not the tower's.
+
+    stored: What one of them at least must be stored in; else None.
+    """
     buffer = chunk_buffer()
-    named = [(to_ours(name), tensor) for name, tensor in open_weights(local_folder(folder), "base").tensors.items()]
+    weights = open_weights(local_folder(folder), "base").tensors
+    if stored not in (None, *(tensor.dtype for tensor in weights.values())):
+        return None
+    named = [(to_ours(name), tensor) for name, tensor in weights.items()]
     lines = [
-        f"{name} {sample_digest(tensor, buffer)}\n"
+        f"{name} {sample_digest(tensor, buffer, dtype)}\n"
         for name, tensor in named
         if name is not None and not name.startswith(TOWER_PREFIX)
     ]

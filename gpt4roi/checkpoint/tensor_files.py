@@ -105,10 +105,12 @@ class StoredTensor:
                 )
             done += count
 
-    def read_half(self, buffer: bytearray, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
-        """Yields the elements [start, stop) as float16[n], rounded where they are stored wider; as `read` does."""
+    def read_half(
+        self, buffer: bytearray, start: int = 0, stop: int | None = None, dtype: torch.dtype = torch.float16
+    ) -> Iterator[torch.Tensor]:
+        """Yields the elements [start, stop) in a dtype, as tensors [n], rounded if they are wider; as `read` does."""
         for chunk in self.read(buffer, start, stop):
-            yield torch.frombuffer(chunk, dtype=DTYPES[self.dtype]).to(torch.float16)
+            yield torch.frombuffer(chunk, dtype=DTYPES[self.dtype]).to(dtype)
 
 
 def chunk_buffer(itemsize: int = 8) -> bytearray:
@@ -121,12 +123,15 @@ def as_bytes(numbers: torch.Tensor) -> memoryview:
     return memoryview(numbers.view(torch.uint8).numpy().data)
 
 
-def sample_digest(tensor: StoredTensor, buffer: bytearray) -> str:
-    """Digests up to 3 × 512 float16 numbers from the start, middle and end: quick, and different for other weights."""
+def sample_digest(tensor: StoredTensor, buffer: bytearray, dtype: torch.dtype = torch.float16) -> str:
+    """Digests up to 3 × 512 numbers from the start, middle and end: quick, and different for other weights.
+
+    dtype: That they are rounded to, so that a copy in it has the digest of what it was copied from.
+    """
     count = tensor.numel
     digest = hashlib.sha256(repr(tensor.shape).encode())
     for start in sorted({0, max(0, count // 2 - _SAMPLE // 2), max(0, count - _SAMPLE)}):
-        for numbers in tensor.read_half(buffer, start, min(start + _SAMPLE, count)):
+        for numbers in tensor.read_half(buffer, start, min(start + _SAMPLE, count), dtype):
             digest.update(as_bytes(numbers))
     return digest.hexdigest()[:16]
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gpt4roi.checkpoint.loading import load_processor, load_tokenizer, with_settings
 from gpt4roi.constants import IGNORE_INDEX
-from gpt4roi.io.model_folders import is_gpt4roi_folder
+from gpt4roi.io.model_folders import ADAPTER, DELTA, UNFINISHED, identify
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
 from gpt4roi.structures import RegionSample
@@ -69,7 +69,7 @@ class LengthEstimator:
 
 
 def open_length_estimator(model: str | None, limit: int | None = None, prompt_format: str = "v0") -> LengthEstimator:
-    """Returns an estimator for a model: a folder of ours, or one of a language model that is to be trained.
+    """Returns an estimator for a model: a folder of ours, an adapter's with its base, or a language model to train.
 
     Args:
         model: None estimates lengths from bytes.
@@ -82,7 +82,10 @@ def open_length_estimator(model: str | None, limit: int | None = None, prompt_fo
     if model is None:
         byte_processor = GPT4RoIProcessor(_byte_tokenizer(), prompt_format=prompt_format)
         return LengthEstimator(byte_processor, limit or DEFAULT_LIMIT, BYTES_PER_TOKEN)
-    if is_gpt4roi_folder(model):
+    found = identify(model)
+    if found.kind in (DELTA, UNFINISHED):
+        found.require_model()
+    if found.is_model or found.kind == ADAPTER:
         processor = load_processor(model)
         return LengthEstimator(processor, limit or processor.model_max_length)
     tokenizer = load_tokenizer(model)

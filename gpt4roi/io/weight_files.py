@@ -25,6 +25,8 @@ WEIGHT_FILES = (
 )
 """Names of weight files, in the order in which they are preferred."""
 
+_NORM, _NORM_OF_DELTAS = "norm.weight", 0.2
+
 
 def find_weight_files(folder: Path, role: str = "model") -> tuple[tuple[Path, ...], dict[str, str]]:
     """Lists the weight files of a folder, and of shards the file that their index promises each tensor in.
@@ -72,6 +74,19 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     for path in find_weight_files(folder)[0]:
         tensors.update(read_tensor_file(path))
     return tensors
+
+
+def is_without_base(folder: Path) -> bool:
+    """Tells whether weights are a delta's: their normalisation weights are near 0, where a LLaMA's are near 1."""
+    largest = []
+    for path in find_weight_files(folder)[0]:
+        if path.suffix != ".safetensors":
+            largest += [float(t.float().abs().mean()) for name, t in load_bin(path).items() if name.endswith(_NORM)]
+            continue
+        with readable_damage(path), safe_open(path, framework="pt") as file:
+            names = [name for name in set(file.keys()) if name.endswith(_NORM)]
+            largest += [float(file.get_tensor(name).float().abs().mean()) for name in names]
+    return bool(largest) and max(largest) < _NORM_OF_DELTAS
 
 
 def tensor_names(folder: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from gpt4roi.constants import (
 )
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import read_json_object
-from gpt4roi.io.model_folders import identify
+from gpt4roi.io.model_folders import DELTA, ORIGINAL, identify
+from gpt4roi.io.weight_files import is_without_base
 
 ADDED_TOKENS_FILE = "added_tokens.json"
 
@@ -92,8 +94,14 @@ def through_half(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """Reads the config.json of a folder; raises InputError where it is not a GPT4RoI model of either format."""
-    return identify(folder).require_model().config
+    """Reads the config.json of a folder; raises InputError where it is not a GPT4RoI model of either format.
+
+    A delta in the original's format, as the released one, has a model's files; its weights tell it.
+    """
+    found = identify(folder).require_model()
+    if found.kind == ORIGINAL and is_without_base(folder):
+        replace(found, kind=DELTA).require_model()
+    return found.config
 
 
 def config_values(

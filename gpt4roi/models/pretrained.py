@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from gpt4roi.errors import InputError
 from gpt4roi.io.auto_map import InPackage, write_auto_file
@@ -229,7 +232,7 @@ def load_tower(location: str, round_to_half: bool = False) -> PreTrainedModel:
         if config.model_type == "timm_backbone":
             tower, missing = _load_pyramid(config, Path(location))
         else:
-            with damaged_file_named(location):
+            with damaged_file_named(location), _quiet_transformers():
                 tower, info = AutoModel.from_pretrained(
                     location,
                     config=config,
@@ -250,6 +253,17 @@ def load_tower(location: str, round_to_half: bool = False) -> PreTrainedModel:
         for parameter in tower.parameters():
             parameter.data = original_format.through_half(parameter.data)
     return tower
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Leaves out transformers' report of what a whole CLIP has beside its tower; what is missing is an error anyway."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _load_pyramid(config: PreTrainedConfig, folder: Path) -> tuple[PreTrainedModel, list[str]]:

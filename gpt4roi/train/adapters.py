@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from gpt4roi import devices
 from gpt4roi.errors import InputError
@@ -92,17 +93,18 @@ def add_adapters(model: Any, given: AdapterArguments, modules: tuple[str, ...]) 
         lora_alpha=alpha,
         lora_dropout=given.lora_dropout,
         target_modules=rf"language_model\..*\.({'|'.join(asked)})",
+        fan_in_fan_out=bool(_linear_layers(model, Conv1D)),  # GPT-2's layers keep their weights transposed
         modules_to_save=[name for name in modules if name != "language_model"] or None,
     )
     return get_peft_model(model, config)
 
 
-def _linear_layers(model: Any) -> list[str]:
+def _linear_layers(model: Any, kind: Any = (nn.Linear, Conv1D)) -> list[str]:
     """Returns the last names of the language model's linear layers, without its output layer."""
     output = model.get_output_embeddings()
     found = (
         name.rpartition(".")[2]
         for name, module in model.language_model.named_modules()
-        if isinstance(module, nn.Linear) and module is not output
+        if isinstance(module, kind) and module is not output
     )
     return list(dict.fromkeys(found))

@@ -207,6 +207,18 @@ def test_an_adapter_takes_its_base_in_other_files_and_with_other_names(recorded)
     assert load_model(recorded / "out").dtype == torch.float16
 
 
+def test_an_adapter_takes_a_bfloat16_copy_of_its_base_and_not_of_another_model(recorded):
+    model = load_model(recorded / "base").bfloat16()
+    tiny_processor().save_pretrained(recorded / "copy")
+    model.save_pretrained(recorded / "copy")
+    merge_adapter(recorded / "copy", recorded / "adapter", recorded / "out")
+    assert load_model(recorded / "out").dtype == torch.bfloat16
+    model.language_model.model.norm.weight.data[0] += 0.5
+    model.save_pretrained(recorded / "copy")
+    with pytest.raises(InputError, match=r"was trained on base with other weights than .*/copy has"):
+        merge_adapter(recorded / "copy", recorded / "adapter", recorded / "again")
+
+
 def test_an_adapter_s_folder_answers_as_its_merged_model(recorded):
     merge_adapter(recorded / "base", recorded / "adapter", recorded / "merged")
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)

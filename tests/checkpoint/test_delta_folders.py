@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from small_weights import (
     ROWS,
     add_files,
@@ -27,6 +28,7 @@ from small_weights import (
 
 from gpt4roi.checkpoint import writer
 from gpt4roi.checkpoint.delta import TABLES, model_fingerprint, plan_apply, plan_make
+from gpt4roi.cli import main
 from gpt4roi.errors import InputError
 from gpt4roi.models.original_format import to_ours
 
@@ -92,6 +94,38 @@ def test_the_fingerprint_accepts_the_same_base_in_other_files_and_types(tmp_path
     save(tmp_path / "again", halves, "bin", shards=2)
     plan_apply(tmp_path / "again", delta, tmp_path / "out").write()
     assert (tmp_path / "out/config.json").exists()
+
+
+def test_a_bfloat16_copy_of_the_base_is_taken_and_said_to_be_rounded_and_another_one_is_not(tmp_path):
+    _, delta = base_and_our_delta(tmp_path)
+    copy = {name: tensor.bfloat16() for name, tensor in llama().items()}
+    save(tmp_path / "copy", copy)
+    plan = plan_apply(tmp_path / "copy", delta, tmp_path / "out", output_format="original", verify=True)
+    plan.write()
+    assert "the base is a bfloat16 copy of the one the delta was made from, and the result differs" in plan.summary
+    assert_equal(load(tmp_path / "out"), original_sum(copy, load(delta)))
+    save(tmp_path / "copy", copy | {"lm_head.weight": copy["lm_head.weight"] * 1.01})
+    with pytest.raises(InputError, match=r"1 of 21 tensors have other numbers, first lm_head.weight"):
+        plan_apply(tmp_path / "copy", delta, tmp_path / "again")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_delta_without_record_is_told_by_its_weights_in_place_of_a_model(tmp_path, kind, capsys):
+    """As the released one, whose files are those of a model in the original's format."""
+    _, delta = base_and_delta(tmp_path, kind, shards=2)
+    out, image = str(tmp_path / "out"), str(tmp_path / "image.png")
+    Image.new("RGB", (30, 20)).save(image)
+    for words in (
+        ["describe", image, "--box", "1,2,3,4", "--model", str(delta), "--device", "cpu"],
+        ["convert", str(delta), out, "--to", "hf"],
+        ["make-delta", "--base", str(tmp_path / "base"), "--target", str(delta), "--delta", out],
+    ):
+        assert main(words) == 2
+        told = f"{delta} holds a weight delta, not a model; add it to its base: gpt4roi apply-delta --base BASE"
+        assert told in capsys.readouterr().err
+    assert main(["export", str(delta), out]) == 0
+    assert f"wrote {out}: delta, " in capsys.readouterr().out
+    plan_apply(tmp_path / "base", tmp_path / "out", tmp_path / "sum").write()
 
 
 def test_one_changed_number_that_no_sample_sees_is_found_while_streaming_and_nothing_stays(tmp_path):

@@ -117,7 +117,7 @@ def test_a_pyramid_joins_with_the_light_encoder_at_the_scale_of_the_words(parts)
     assert model.config.mm_vision_tower == "pyramid"
 
 
-def test_the_tower_of_a_whole_clip_is_taken(parts):
+def test_the_tower_of_a_whole_clip_is_taken_and_nothing_is_reported(parts, capfd, caplog):
     vision = tiny_vision_config().to_dict()
     text = {
         "hidden_size": 16,
@@ -128,7 +128,9 @@ def test_the_tower_of_a_whole_clip_is_taken(parts):
     }
     whole = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8))
     whole.save_pretrained(parts / "whole")
+    capfd.readouterr()
     model, _ = build_from_parts(parts / "lm", parts / "whole", **SMALL)
+    assert "LOAD REPORT" not in "".join(capfd.readouterr()) + caplog.text
     mine = model.vision_tower.backbone.pre_layrnorm.weight
     assert model.config.vision_config.model_type == "clip_vision_model"
     assert torch.equal(mine, whole.vision_model.pre_layrnorm.weight)

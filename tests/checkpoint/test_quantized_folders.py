@@ -6,7 +6,7 @@ import importlib.util
 import json
 
 import pytest
-from forms import save_base, save_chat_model
+from forms import BITSANDBYTES, mark_as_quantized, save_base, save_chat_model
 from tiny import tiny_text_config
 
 from gpt4roi.cli import main
@@ -16,13 +16,6 @@ from gpt4roi.region_chat import RegionChat
 from gpt4roi.train import main as train
 
 HERE = importlib.util.find_spec("bitsandbytes") is not None
-BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-
-
-def mark_as_quantized(folder, stored):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
-    return folder
 
 
 @pytest.fixture

@@ -315,6 +315,21 @@ def test_a_finding_is_shown_on_the_image_as_its_sample_opens_it(tmp_path, pipeli
     assert set(re.findall(r'viewBox="0 0 (\d+ \d+)"', cards)) == {view}
 
 
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"config.json": {"model_type": "gpt4roi"}, "delta.json": {}}, "holds a weight delta, not a model"),
+        ({"run.json": {}}, "its training is not finished"),
+        ({"adapter_config.json": {"base_model_name_or_path": "/gone/base"}}, "is not in /gone/base or "),
+    ],
+)
+def test_what_is_no_model_by_itself_is_told_by_its_kind(tmp_path, files, told):
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=told):
+        open_length_estimator(str(tmp_path))
+
+
 def test_a_model_counts_its_own_tokens(tmp_path, model_folder, capsys):
     path = good_set(tmp_path)
     assert main(["data", "check", str(path), "--workers", "1", "--json", "--model", str(model_folder)]) == 0

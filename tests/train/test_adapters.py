@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_model
 from tiny_training import COMMON, FAST, stage1, tensors
+from transformers import AutoConfig
 
 from gpt4roi.checkpoint.adapter import merge_adapter
 from gpt4roi.checkpoint.loading import load_model
+from gpt4roi.checkpoint.lora import merge
 from gpt4roi.errors import InputError
 from gpt4roi.train import main, training
 from gpt4roi.train.adapters import add_adapters, cast_frozen_parameters, check_adapters
@@ -51,6 +53,25 @@ def test_an_adapter_folder_holds_the_adapters_and_the_modules_that_learn_in_full
     before, encoder = tensors(base), "region_encoder.output.weight"
     assert saved[f"base_model.model.{encoder}"].shape == before[encoder].shape
     assert not torch.equal(saved[f"base_model.model.{encoder}"], before[encoder])
+
+
+def test_the_transposed_layers_of_gpt_2_get_adapters_that_train_and_merge():
+    text = AutoConfig.for_model("gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=64, vocab_size=264, bos_token_id=1)
+    model = tiny_model(text_config=text)
+    adapted = add_adapters(model, AdapterArguments(lora_r=2), ALL)
+    of_language_model = {n.split(".")[-4] for n, p in adapted.named_parameters() if "lora_B" in n and p.requires_grad}
+    assert of_language_model == {"c_attn", "c_proj", "c_fc"}
+    ids = torch.arange(40, 60)[None]
+    adapted(input_ids=ids, labels=ids).loss.backward()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                assert parameter.grad.abs().max() > 0, name
+                parameter += 0.1
+        expected, before = adapted(input_ids=ids).logits, model.get_output_embeddings().weight.clone()
+        merged = merge(adapted)
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-4, rtol=0)
+    assert torch.equal(merged.get_output_embeddings().weight, before)
 
 
 def test_merged_adapters_answer_as_the_model_that_was_trained(base, adapted, tmp_path):
