@@ -44,14 +44,16 @@ def people(data: Path, model: Path, count: int) -> list[Person]:
     from gpt4roi import RegionChat
     from gpt4roi.demo.session import Session
     from gpt4roi.demo.uploads import open_upload
+    from gpt4roi.generation.batching import BatchingWorker
 
     chat = RegionChat.from_pretrained(model)
+    worker = BatchingWorker(chat.model, chat.processor, deterministic=True)
     scenes = [json.loads(line) for line in (data / "test.jsonl").read_text(encoding="utf-8").splitlines()[:count]]
     found = []
     for scene in scenes:
         packed = base64.b64encode((data / scene["image"]).read_bytes()).decode()
         boxes = [[float(value) for value in box] for box in scene["boxes"][:BOXES_EACH]]
-        session = Session(chat.model, chat.processor)
+        session = Session(worker)
         session.show(open_upload(packed))
         answers = []
         for box in boxes:
@@ -59,6 +61,7 @@ def people(data: Path, model: Path, count: int) -> list[Person]:
             session.start_over()
             answers.append(answer)
         found.append(Person(packed, boxes, answers))
+    worker.close()
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from PIL import Image
 
 from gpt4roi.checkpoint.loading import load_processor, open_model
 from gpt4roi.errors import InputError
-from gpt4roi.generation.batching import BatchingWorker
+from gpt4roi.generation.batching import Answer, BatchingWorker
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images, prepare_image
 from gpt4roi.generation.engine import stream
 from gpt4roi.generation.explain import Explanation, explain
@@ -88,8 +88,8 @@ class RegionChat:
             long_history: What happens when a conversation no longer fits into the context: `refuse` raises
                 InputError, `drop` leaves out the oldest rounds after the first.
             keep_cache: False prefills every round anew, which saves memory between rounds.
-            worker: Decodes the answers of `ask` and `stream` together with those of other chats; by default each chat
-                decodes its own.
+            worker: Encodes images and decodes the answers of `ask` and `stream`, together with those of other chats;
+                by default each chat does its own.
         """
         if long_history not in ("refuse", "drop"):
             raise InputError(f"long_history must be 'refuse' or 'drop', got {long_history!r}")
@@ -97,7 +97,8 @@ class RegionChat:
         self.processor = processor
         self.long_history = long_history
         self.keep_cache = keep_cache
-        self._worker = worker
+        self._worker, self._priority = worker, 0
+        self._answer: Answer | None = None
         self._dialogue: _Dialogue | None = None
 
     @classmethod
@@ -150,7 +151,12 @@ class RegionChat:
         anything else.
         """
         opened = open_image(image)
-        (encoded,) = encode_images(self.model, [prepare_image(self.processor, opened)])
+        prepared = prepare_image(self.processor, opened)
+
+        def encode() -> EncodedImage:
+            return next(encode_images(self.model, [prepared]))
+
+        encoded = encode() if self._worker is None else self._worker.call(encode).result()
         self._dialogue = _Dialogue(opened, encoded)
 
     def correct(self, number: int, answer: str) -> None:
@@ -167,9 +173,13 @@ class RegionChat:
         turns[2 * number - 1] = Turn("assistant", text)
         self._dialogue = replace(dialogue, turns=tuple(turns))
 
-    def fork(self) -> RegionChat:
-        """Returns a chat about the same image, without encoding it anew, with a conversation of its own."""
+    def fork(self, priority: int = 0) -> RegionChat:
+        """Returns a chat about the same image, without encoding it anew, with a conversation of its own.
+
+        priority: Of its questions in the worker, as of BatchingWorker.submit.
+        """
         other = type(self)(self.model, self.processor, self.long_history, self.keep_cache, self._worker)
+        other._priority = priority
         if self._dialogue is not None:
             other._dialogue = _Dialogue(self._dialogue.image, self._dialogue.encoded)
         return other
@@ -179,6 +189,15 @@ class RegionChat:
         if self._dialogue is not None:
             before = self._dialogue
             self._dialogue = _Dialogue(before.image, before.encoded, cache=before.cache)
+
+    def cancel(self) -> None:
+        """Ends the answer that the worker is writing, from another thread; the conversation stays as it was.
+
+        Whoever waits for the answer gets InputError (code `cancelled`). Without a worker, close the iterator of
+        `stream` instead.
+        """
+        if self._answer is not None:
+            self._answer.cancel()
 
     def ask(self, question: str, boxes_px: Sequence | None = None, **sampling: Any) -> str:
         """Answers the next question of the conversation.
@@ -193,8 +212,8 @@ class RegionChat:
             InputError: Invalid boxes, a region without a box, or no image; the conversation then stays as it was.
         """
         params = SamplingParams(**sampling)
-        before, after, prompt = self._prepare(question, boxes_px)
-        return self._conclude(before, after, list(self._tokens(after, prompt, params)), params)
+        before, after, make_prompt = self._prepare(question, boxes_px)
+        return self._conclude(before, after, list(self._tokens(after, make_prompt, params)), params)
 
     def stream(self, question: str, boxes_px: Sequence | None = None, **sampling: Any) -> Iterator[str]:
         """Answers as `ask` does, piece by piece; the pieces join to the answer.
@@ -203,12 +222,15 @@ class RegionChat:
         the iterator earlier ends the computation and leaves the conversation as it was.
         """
         params = SamplingParams(**sampling)
-        return self._stream(*self._prepare(question, boxes_px), params)
+        before, after, make_prompt = self._prepare(question, boxes_px)
+        return self._stream(before, after, self._tokens(after, make_prompt, params), params)
 
-    def _stream(self, before: _Dialogue, after: _Dialogue, prompt: Prompt, params: SamplingParams) -> Iterator[str]:
+    def _stream(
+        self, before: _Dialogue, after: _Dialogue, answer: Iterator[int], params: SamplingParams
+    ) -> Iterator[str]:
         tokens: list[int] = []
         shown = ""
-        for token in self._tokens(after, prompt, params):
+        for token in answer:
             tokens.append(token)
             text = stable_text(self.processor, tokens, params.stop)
             if len(text) > len(shown) and text.startswith(shown):
@@ -218,10 +240,11 @@ class RegionChat:
         if text[len(shown) :]:
             yield text[len(shown) :]
 
-    def _tokens(self, after: _Dialogue, prompt: Prompt, params: SamplingParams) -> Iterator[int]:
+    def _tokens(self, after: _Dialogue, make_prompt: Callable[[], Prompt], params: SamplingParams) -> Iterator[int]:
         if self._worker is not None:
-            return iter(self._worker.submit(lambda: prompt, params))
-        return stream(self.model, prompt, params, stopping_criterion(self.processor, params.stop), after.cache)
+            self._answer = self._worker.submit(make_prompt, params, priority=self._priority)
+            return iter(self._answer)
+        return stream(self.model, make_prompt(), params, stopping_criterion(self.processor, params.stop), after.cache)
 
     def _conclude(self, before: _Dialogue, after: _Dialogue, tokens: list[int], params: SamplingParams) -> str:
         """Returns the answer, which becomes a turn unless the conversation was begun anew in the meantime."""
@@ -365,8 +388,8 @@ class RegionChat:
             raise InputError("there is no image yet; call set_image first")
         return self._dialogue
 
-    def _prepare(self, question: str, boxes_px: Sequence | None) -> tuple[_Dialogue, _Dialogue, Prompt]:
-        """Returns the conversation, the same with the new question and boxes, and the prompt to answer."""
+    def _prepare(self, question: str, boxes_px: Sequence | None) -> tuple[_Dialogue, _Dialogue, Callable[[], Prompt]]:
+        """Returns the conversation, the same with the new question and boxes, and what makes the prompt to answer."""
         before = self._require_image()
         turns = (*before.turns, Turn("user", clean_question(question)))
         typed = typed_box(turns[-1].text)
@@ -376,14 +399,16 @@ class RegionChat:
         known = before.boxes_px
         new = validate_boxes_px(boxes_px, before.encoded.size, first_number=len(known) + 1)
         boxes = np.concatenate([known, new])
-        (prompt,) = before.encoded.prompts(self.processor, [RegionSample("the image", turns, boxes)])
-        if prompt.dropped_rounds and self.long_history == "refuse":
+        sample = RegionSample("the image", turns, boxes)
+        encoded = self.processor.encode_text(sample, generation=True, image_size=before.encoded.size)
+        dropped = encoded["n_dropped_rounds"]
+        if dropped and self.long_history == "refuse":
             raise InputError(
                 f"the conversation no longer fits into the model's {self.processor.model_max_length} tokens; "
                 "begin a new one with reset(), or open the chat with long_history='drop'"
             )
-        if prompt.dropped_rounds:
-            logger.info("the conversation is too long: %d rounds after the first are left out", prompt.dropped_rounds)
+        if dropped:
+            logger.info("the conversation is too long: %d rounds after the first are left out", dropped)
         cache = PromptCache(self.model) if before.cache is None else before.cache.copy()
-        after = replace(before, boxes_px=boxes, turns=turns, cache=cache, dropped_rounds=prompt.dropped_rounds)
-        return before, after, prompt
+        after = replace(before, boxes_px=boxes, turns=turns, cache=cache, dropped_rounds=dropped)
+        return before, after, lambda: before.encoded.prompt(encoded)

@@ -306,7 +306,7 @@ def test_an_answer_ends_where_the_positions_of_the_language_model_do():
     model = tiny_model(text_config=text_config)
     chat = RegionChat(model, tiny_processor(model.config))
     chat.set_image(make_image())
-    prompt_tokens = len(chat._prepare("Go on", None)[2].input_ids)
+    prompt_tokens = len(chat._prepare("Go on", None)[2]().input_ids)
 
     chat.ask("Go on", max_new_tokens=256, temperature=5.0, seed=1)
 

@@ -58,9 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency",
         "--at-once",
         type=int,
-        default=1,
+        default=32,
         metavar="N",
-        help="answers computed concurrently (default: %(default)s)",
+        help="answers written together, in batches (default: %(default)s)",
     )
     parser.add_argument(
         "--examples",

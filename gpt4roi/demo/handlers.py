@@ -162,10 +162,9 @@ class Handlers:
             session.check(question, drawn, force)
             answers = session.ask(question, drawn, sampling_of(*settings), force)
             rounds, typed = conversation(session), question
-            with session.questions.question():  # from here on no name is computed
-                yield skip, conversation(session, question, "", drawn), no_hints(), "", *buttons(asking=True)
-                for answer in answers:
-                    yield skip, conversation(session, question, answer, drawn), skip, skip, skip, skip
+            yield skip, conversation(session, question, "", drawn), no_hints(), "", *buttons(asking=True)
+            for answer in answers:
+                yield skip, conversation(session, question, answer, drawn), skip, skip, skip, skip
             yield boxes_value(session, keep=True), conversation(session), no_hints(), skip, *idle
         except InputError as error:
             yield skip, rounds, hints_value(hints_of(error)), typed, *idle

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -19,31 +18,8 @@ Box = tuple[float, ...]
 
 MAX_NEW_TOKENS, ENDS = 32, ("\n", ". ")
 """Of a name: the first sentence at most."""
-
-
-class QuestionsFirst:
-    """Holds names back while a question is being answered or an image encoded; one for all sessions of a model."""
-
-    def __init__(self) -> None:
-        self._questions = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def question(self) -> Iterator[None]:
-        """Wraps what names wait for."""
-        with self._changed:
-            self._questions += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._questions -= 1
-                self._changed.notify_all()
-
-    def wait(self, seconds: float) -> bool:
-        """Waits until there is no question, so long at most; returns whether there is none."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._questions, seconds)
+AFTER_QUESTIONS = 1
+"""Priority of names in the worker's batch: they wait from token to token while a question is being answered."""
 
 
 class BoxNames:
@@ -52,11 +28,11 @@ class BoxNames:
     A box that was moved or deleted is wanted no longer: its name is not computed, or not any further.
     """
 
-    def __init__(self, questions: QuestionsFirst) -> None:
-        """Starts without an image; questions: what names wait for."""
-        self._questions = questions
+    def __init__(self) -> None:
+        """Starts without an image."""
         self._lock = threading.Lock()
         self._chat: RegionChat | None = None
+        self._naming: dict[Box, RegionChat] = {}
         self._scale = np.ones(4)
         self._names: dict[Box, str | None] = {}
         self.order = 0
@@ -69,6 +45,7 @@ class BoxNames:
         """
         with self._lock:
             self._chat, self._scale, self._names = chat, scale, {}
+            self._cancel_unwanted()
 
     def want(self, boxes: Sequence[Box], order: int) -> None:
         """Says for which boxes, and for no others, a name is wanted; requests may come late: an older one is void."""
@@ -76,6 +53,12 @@ class BoxNames:
             if order > self.order:
                 self.order = order
                 self._names = {box: self._names.get(box) for box in boxes}
+                self._cancel_unwanted()
+
+    def _cancel_unwanted(self) -> None:
+        for box, chat in self._naming.items():
+            if box not in self._names:
+                chat.cancel()
 
     @property
     def known(self) -> list[tuple[Box, str]]:
@@ -104,16 +87,19 @@ class BoxNames:
 
     def _name(self, chat: RegionChat, box: Box, stored_px: list[float]) -> str | None:
         """Returns the model's answer about a box; None where it is wanted no longer."""
-        name = ""
+        fork = chat.fork(AFTER_QUESTIONS)
         try:
-            pieces = chat.fork().stream(chat.default_question, [stored_px], max_new_tokens=MAX_NEW_TOKENS, stop=ENDS)
-            while self._wants(chat, box):
-                if self._questions.wait(seconds=0.2):
-                    piece = next(pieces, None)
-                    if piece is None:
-                        return name.strip()
-                    name += piece
+            pieces = fork.stream(chat.default_question, [stored_px], max_new_tokens=MAX_NEW_TOKENS, stop=ENDS)
+            with self._lock:
+                self._naming[box] = fork
+                if not self._wants(chat, box):
+                    fork.cancel()
+            return "".join(pieces).strip()
         except InputError as error:  # such as a model with a very short context
+            if error.code == "cancelled":
+                return None
             logger.warning("a box could not be named: %s", error)
             return ""
-        return None
+        finally:
+            with self._lock:
+                self._naming.pop(box, None)

@@ -18,18 +18,20 @@ from starlette.middleware import Middleware
 from gpt4roi.demo.examples import Examples, shipped_examples
 from gpt4roi.demo.gradio_compat import LAUNCH_OPTIONS, forget_session, tolerate_double_deletion
 from gpt4roi.demo.handlers import Handlers
-from gpt4roi.demo.naming import QuestionsFirst
 from gpt4roi.demo.request_filter import RequestFilter
 from gpt4roi.demo.session import Session
 from gpt4roi.demo.store import SessionStore
 from gpt4roi.demo.ui import asset, build_page, head, theme
 from gpt4roi.demo.uploads import Limits
 from gpt4roi.errors import InputError
+from gpt4roi.generation.batching import BatchingWorker
 from gpt4roi.region_chat import RegionChat
 
 logger = logging.getLogger(__name__)
 
 HOME = "127.0.0.1"
+THREADS = 40
+"""For everything but the questions and the names that are being answered, each of which occupies one."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class ServerOptions:
         port: None looks for a free one from 7860 on.
         max_sessions: Conversations held; the one that was idle longest is evicted.
         idle_minutes: After which a conversation expires.
-        concurrency: Answers computed side by side.
+        concurrency: Answers written together, in batches.
         queue_size: Questions that may wait.
         name_boxes: Whether boxes are named as they are drawn.
         examples: Shown below the image; by default those that scikit-image ships.
@@ -54,7 +56,7 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     max_sessions: int = 64
     idle_minutes: float = 30
-    concurrency: int = 1
+    concurrency: int = 32
     queue_size: int = 64
     name_boxes: bool = True
     examples: Examples | None = None
@@ -69,6 +71,7 @@ class RunningServer:
     url: str
     store: SessionStore
     ended: threading.Event
+    worker: BatchingWorker
 
     def wait(self) -> None:
         """Waits until the page is closed, by `close` or by Ctrl-C."""
@@ -81,6 +84,7 @@ class RunningServer:
         """Ends the server and frees every session."""
         self.ended.set()
         self.page.close(verbose=False)
+        self.worker.close(finish=False)
 
 
 def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOptions()) -> RunningServer:
@@ -89,12 +93,8 @@ def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOpti
     Raises:
         InputError: The port is taken, or no public address can be had.
     """
-    questions = QuestionsFirst()
-    store = SessionStore(
-        lambda: Session(chat.model, chat.processor, questions),
-        options.max_sessions,
-        idle_seconds=60 * options.idle_minutes,
-    )
+    worker = BatchingWorker(chat.model, chat.processor, max_sequences=options.concurrency)
+    store = SessionStore(lambda: Session(worker), options.max_sessions, idle_seconds=60 * options.idle_minutes)
     examples = shipped_examples() if options.examples is None else options.examples
     handlers = Handlers(store, options.limits, model_name, examples)
     page = build_page(handlers, options.concurrency, options.name_boxes, options.limitations)
@@ -111,6 +111,7 @@ def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOpti
                 auth=_password_check(options.password),
                 auth_message="This page asks for a password. Write anything as the user name.",
                 app_kwargs={"middleware": [request_filter]},
+                max_threads=THREADS + 2 * options.concurrency,
                 state_session_capacity=options.max_sessions,
                 prevent_thread_lock=True,
                 quiet=True,
@@ -133,7 +134,7 @@ def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOpti
         raise InputError("no public address could be had; is there a network? Without --share the page stays local")
     tolerate_double_deletion(page)
     store.on_drop = partial(forget_session, page)
-    return RunningServer(page, shared or local, store, store.start_sweeper())
+    return RunningServer(page, shared or local, store, store.start_sweeper(), worker)
 
 
 @contextmanager

@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from gpt4roi.demo.hints import Hint, IncompleteQuestionError, find_hints, normalize_mentions
-from gpt4roi.demo.naming import Box, BoxNames, QuestionsFirst
+from gpt4roi.demo.naming import Box, BoxNames
 from gpt4roi.demo.uploads import Upload
 from gpt4roi.errors import InputError
+from gpt4roi.generation.batching import BatchingWorker
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.processing.user_input import mentioned_regions, validate_boxes_px
 from gpt4roi.region_chat import RegionChat
@@ -53,19 +54,18 @@ class Session:
     conversation and stays as it is; those drawn since may change until the next question, and come in with it.
     """
 
-    def __init__(self, model: Any, processor: Any, questions: QuestionsFirst | None = None) -> None:
-        """Begins without an image; questions: shared by all sessions of the model."""
-        self._model, self._processor = model, processor
-        self.questions = questions or QuestionsFirst()
+    def __init__(self, worker: BatchingWorker) -> None:
+        """Begins without an image; worker: computes for all sessions of the model."""
+        self._worker = worker
         self._chat = self._new_chat()
         self._busy = threading.Lock()
         self._stop = threading.Event()
-        self.names = BoxNames(self.questions)
+        self.names = BoxNames()
         self._show(None)
 
     def _new_chat(self) -> RegionChat:
         # No cache of keys and values between rounds: many idle users would hold the memory of the few who ask.
-        return RegionChat(self._model, self._processor, keep_cache=False)
+        return RegionChat(self._worker.model, self._worker.processor, keep_cache=False, worker=self._worker)
 
     def _show(self, upload: Upload | None) -> None:
         """Begins a conversation about an image, or without one."""
@@ -101,8 +101,7 @@ class Session:
     def show(self, upload: Upload) -> None:
         """Encodes an image and begins a new conversation; an answer being written is stopped."""
         chat = self._new_chat()
-        with self.questions.question():
-            chat.set_image(upload.image)
+        chat.set_image(upload.image)
         with self._interrupted():
             asking = self.asking
             self._chat = chat
@@ -127,9 +126,13 @@ class Session:
         Args:
             wait_seconds: How long to wait at most until the next question may be asked.
         """
-        self._stop.set()
+        self._cancel()
         if wait_seconds and self._busy.acquire(timeout=wait_seconds):
             self._busy.release()
+
+    def _cancel(self) -> None:
+        self._stop.set()
+        self._chat.cancel()
 
     def hints(self, question: Any, drawn_px: Sequence | np.ndarray = (), force: bool = False) -> list[Hint]:
         """Returns what a question lacks before it can be asked; drawn_px: the boxes drawn since the last one."""
@@ -180,13 +183,17 @@ class Session:
             self._stop.clear()
             self.asking = question
             pieces = self._chat.stream(asked, (new * self._scale).tolist(), **asdict(sampling))
+            if self._stop.is_set():  # before there was an answer to cancel
+                self._chat.cancel()
             answer = ""
-            with self.questions.question():
-                for piece in pieces:
-                    answer += piece
-                    yield answer
-                    if self._stop.is_set():
-                        return
+            for piece in pieces:
+                answer += piece
+                yield answer
+                if self._stop.is_set():
+                    return
+        except InputError as error:
+            if error.code != "cancelled":
+                raise
         finally:
             if isinstance(pieces, Generator):
                 pieces.close()
@@ -260,7 +267,7 @@ class Session:
     @contextmanager
     def _interrupted(self) -> Iterator[None]:
         """Stops an answer being written, and blocks the next one inside the `with` block."""
-        self._stop.set()
+        self._cancel()
         if not self._busy.acquire(timeout=30):
             raise InputError("the answer being written does not stop; try again in a moment")
         try:

@@ -45,7 +45,7 @@ def build_page(handlers: Handlers, concurrency: int = 1, name_boxes: bool = True
 
     Args:
         handlers: Its event handlers.
-        concurrency: How many answers are computed side by side.
+        concurrency: How many answers, and how many names of boxes, are written together.
         name_boxes: Whether boxes are named as they are drawn.
         limitations: What the model can and cannot do; shown below the title.
     """
@@ -104,10 +104,10 @@ def build_page(handlers: Handlers, concurrency: int = 1, name_boxes: bool = True
         # After these cancellations: the browser runs the listeners of an event one after the other, each to its end.
         stage.upload(handlers.upload, None, image_outputs, trigger_mode="multiple", **by_model)
         examples.pick(handlers.pick, None, image_outputs, trigger_mode="multiple", **by_model)
-        # Names have a queue of their own: a question never waits behind them, and they wait for it token by token.
+        # Names have a queue of their own: a question never waits behind them, and they wait for it in the worker.
         stage.drawn(handlers.want_names, None, [stage], trigger_mode="multiple", **quick).success(
             handlers.name_boxes, None, [stage], trigger_mode="always_last", show_progress="hidden",
-            concurrency_id="names", concurrency_limit=1, **private,
+            concurrency_id="names", concurrency_limit=concurrency, **private,
         )  # fmt: skip
         over.click(**cancel).then(handlers.start_over, [stage], [*image_outputs, ask, stop], **quick)
         clear.click(**cancel).then(handlers.clear_all, None, [*image_outputs, ask, stop, question], **quick)

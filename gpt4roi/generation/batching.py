@@ -6,6 +6,7 @@ answer. What prompts about one image have in common goes through the language mo
 
 from __future__ import annotations
 
+import bisect
 import logging
 import threading
 from collections import deque
@@ -75,7 +76,10 @@ class Answer:
         self._notify()
 
     def __iter__(self) -> Iterator[int]:
-        """Yields every token; raises `error`. Closing the iterator earlier cancels the answer."""
+        """Yields every token; raises `error`, or InputError (code `cancelled`) once another thread has cancelled it.
+
+        Closing the iterator earlier cancels the answer.
+        """
         seen = 0
         try:
             while True:
@@ -91,9 +95,11 @@ class Answer:
             self.cancel()
         if self.error is not None:
             raise self.error
+        if self.finish_reason == "cancelled":
+            raise InputError("the answer was cancelled", code="cancelled")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sequence:
     """A question and its answer on their way: waiting until `cache` is there, then in the batch.
 
@@ -106,6 +112,7 @@ class _Sequence:
     answer: Answer
     number: int = 0
     num_top: int | None = None
+    priority: int = 0
     prompt: Prompt | None = None
     limit: int = 0
     cache: Any = None
@@ -162,7 +169,7 @@ class BatchingWorker:
         self._cache = PrefixCache(model.config.region_token_id)
         self.counts = dict.fromkeys(("answers", "cancelled", "prompt_tokens", "cached_tokens", "generated_tokens"), 0)
         self._changed = threading.Condition()
-        self._waiting: deque[_Sequence] = deque()
+        self._waiting: list[_Sequence] = []
         self._jobs: deque[tuple[Callable[[], Any], Future]] = deque()
         self._running: list[_Sequence] = []
         self._closing = False
@@ -196,6 +203,7 @@ class BatchingWorker:
         number: int = 0,
         num_top: int | None = None,
         notify: Callable[[], object] | None = None,
+        priority: int = 0,
     ) -> Answer:
         """Queues a question and returns its answer, which is written from now on.
 
@@ -206,17 +214,19 @@ class BatchingWorker:
             number: Tells apart several answers to one question with one seed; the first is 0.
             num_top: How many of the most likely tokens to note with each; None notes no log-probability at all.
             notify: As of Answer.
+            priority: Of a question that may wait, above 0: its answer is begun, and goes on, only while none of a
+                smaller number is being written.
 
         Raises:
             InputError: Too many questions wait (code `overloaded`), or the worker is closing.
         """
         stopping = stopping_criterion(self.processor, params.stop)
-        sequence = _Sequence(make_prompt, params, stopping, Answer(notify), number, num_top)
+        sequence = _Sequence(make_prompt, params, stopping, Answer(notify), number, num_top, priority)
         with self._changed:
             if self._closing or len(self._waiting) >= self.max_waiting:
                 what = "the server is closing" if self._closing else f"{len(self._waiting)} questions wait already"
                 raise InputError(f"{what}; ask again in a moment", code="overloaded")
-            self._waiting.append(sequence)
+            bisect.insort(self._waiting, sequence, key=_priority)
             self._changed.notify()
         return sequence.answer
 
@@ -274,7 +284,7 @@ class BatchingWorker:
         with self._changed:
             everything = [*self._running, *self._waiting]
             self._running = [one for one in self._running if not one.answer.cancelled]
-            self._waiting = deque(one for one in self._waiting if not one.answer.cancelled)
+            self._waiting = [one for one in self._waiting if not one.answer.cancelled]
         for sequence in everything:
             if sequence.answer.cancelled:
                 self.counts["cancelled"] += 1
@@ -283,12 +293,11 @@ class BatchingWorker:
     def _admit(self) -> None:
         """Lets questions into the batch, in their order, while there is room for the longest answer to each."""
         joined: list[_Sequence] = []
-        while self._waiting and len(self._running) + len(joined) < self.max_sequences:
-            sequence = self._waiting[0]
+        while self._waiting and self._may_join(sequence := self._waiting[0], [*self._running, *joined]):
             try:
                 self._make_prompt(sequence)
             except Exception as error:
-                self._waiting.popleft()
+                self._leave_queue(sequence)
                 if not isinstance(error, InputError):
                     logger.exception("a prompt could not be made")
                 sequence.answer.finish("error", error)
@@ -296,7 +305,8 @@ class BatchingWorker:
             used = sum(one.reserved for one in [*self._running, *joined])
             if used + sequence.reserved > self.max_tokens:
                 break
-            joined.append(self._waiting.popleft())
+            self._leave_queue(sequence)
+            joined.append(sequence)
             self._trim_cache(used + sequence.reserved)
         self._running += joined  # what fails from here on ends their answers too
         if isinstance(self._decoder, PackedDecoder):
@@ -304,6 +314,14 @@ class BatchingWorker:
         for sequence in joined:
             self._start(sequence)
         self._trim_cache(sum(one.reserved for one in self._running))
+
+    def _may_join(self, sequence: _Sequence, others: list[_Sequence]) -> bool:
+        before = [one.priority for one in others if one.priority <= sequence.priority]
+        return len(before) < self.max_sequences and all(one == sequence.priority for one in before)
+
+    def _leave_queue(self, sequence: _Sequence) -> None:
+        with self._changed:
+            self._waiting.remove(sequence)
 
     def _trim_cache(self, reserved: int) -> None:
         self._cache.shrink(min(self.max_tokens // CACHED_SHARE, self.max_tokens - reserved))
@@ -352,9 +370,11 @@ class BatchingWorker:
         self.counts["cached_tokens"] += cached
 
     def _step(self) -> None:
-        """Computes the next tokens of the batch."""
+        """Computes the next tokens of the batch, or of those in it that the others wait for."""
         chunked = isinstance(self._decoder, PackedDecoder)
-        parts = _take([(one, one.pending) for one in self._running], STEP_TOKENS if chunked else None)
+        first = min(map(_priority, self._running))
+        now = [(one, one.pending) for one in self._running if one.priority == first]
+        parts = _take(now, STEP_TOKENS if chunked else None)
         logits = self._decoder.logits([(one.cache, part) for one, part, _ in parts])
         for one, _, rest in parts:
             one.pending = rest
@@ -392,6 +412,10 @@ class BatchingWorker:
             self._cache.add(replace(prompt, input_ids=ids), cache.copy(cache.length, cache.length))
             self._trim_cache(sum(one.reserved for one in self._running))
         answer.finish(reason)
+
+
+def _priority(sequence: _Sequence) -> int:
+    return sequence.priority
 
 
 def _take(pending: Sequence[tuple[Any, torch.Tensor]], room: int | None = STEP_TOKENS) -> list[tuple]:

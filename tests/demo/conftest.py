@@ -30,6 +30,16 @@ def tiny_chat():
 
 
 @pytest.fixture(scope="session")
+def worker(tiny_chat):
+    """A worker over it, for sessions without a page."""
+    from gpt4roi.generation.batching import BatchingWorker
+
+    made = BatchingWorker(tiny_chat.model, tiny_chat.processor)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
 def running(tiny_chat):
     """The page, served on this machine."""
     if find_spec("gradio") is None:
@@ -43,35 +53,35 @@ def running(tiny_chat):
 
 
 @pytest.fixture
-def slow_model(tiny_chat):
+def slow_model(running):
     """Lets the tiny model take its time over each token, as large ones do, so that there is time to press Stop."""
     import time
 
-    hook = tiny_chat.model.language_model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+    hook = running.worker._decoder.model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
     yield
     hook.remove()
 
 
 @pytest.fixture
-def held_model(tiny_chat):
-    """Holds the tiny model before each token until it is released."""
+def held_model(running):
+    """Holds the page's worker before each step, a token of every answer, until it is released."""
     import threading
 
     tokens = threading.Semaphore(0)
-    hook = tiny_chat.model.language_model.register_forward_pre_hook(lambda *_: tokens.acquire(timeout=600) and None)
+    hook = running.worker._decoder.model.register_forward_pre_hook(lambda *_: tokens.acquire(timeout=600) and None)
     yield tokens
     hook.remove()
     tokens.release(10_000)
 
 
 @pytest.fixture
-def pausable_model(tiny_chat):
+def pausable_model(running):
     """An event without which the tiny model writes no token; it is set at first."""
     import threading
 
     go_on = threading.Event()
     go_on.set()
-    hook = tiny_chat.model.language_model.register_forward_pre_hook(lambda *_: go_on.wait(600) and None)
+    hook = running.worker._decoder.model.register_forward_pre_hook(lambda *_: go_on.wait(600) and None)
     yield go_on
     go_on.set()
     hook.remove()

@@ -95,9 +95,9 @@ def test_two_boxes_a_streamed_answer_then_a_third_box_and_old_ones_again(open_pa
     )
 
     page.page.click("#ask")
-    page.page.wait_for_selector(".round.pending")  # from now on no token goes into the name of a box
+    page.page.wait_for_selector(".round.pending")
     for shown in range(1, 5):  # the model goes on when the page shows what there is so far
-        # Token by token: nobody knows how many make a text, or go into the name that was being written.
+        # Token by token: nobody knows how many make a text, or went into the names before the question was there.
         while page.page.evaluate("new Set(window.seen.filter(text => text && text != '…')).size") < shown:
             held_model.release()
             page.page.wait_for_timeout(50)
@@ -512,7 +512,9 @@ def test_a_question_that_finds_the_queue_full_can_be_asked_again(open_page, runn
 
 
 @pytest.mark.usefixtures("slow_model")
-def test_who_waits_sees_the_place_in_the_queue_and_nothing_of_the_others(open_page, screenshots):
+def test_who_waits_sees_the_place_in_the_queue_and_nothing_of_the_others(open_page, running, screenshots, monkeypatch):
+    queue = running.page._queue.event_queue_per_concurrency_id["model"]
+    monkeypatch.setattr(queue, "concurrency_limit", 1)
     first, second = open_page(), open_page()
     for page in (first, second):
         page.pick(0)
@@ -683,7 +685,7 @@ def test_a_question_is_answered_before_the_names_of_boxes(open_page, running, he
     page.type("What is <region1>, before it is named?")
     page.page.click("#ask")
     page.page.wait_for_selector(".round.pending")
-    # All of the answer, and those of the name up to its next text; fewer than the name needs to be complete.
+    # All of the answer, and what the name takes until the question is there: fewer than it needs to be complete.
     held_model.release(MAX_NEW_TOKENS - 1)
     page.wait_for_answers(1)
     assert page.page.locator(".chip-name").text_content() == "…"

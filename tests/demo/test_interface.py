@@ -285,10 +285,11 @@ def test_a_question_that_does_not_fit_any_more_goes_back_where_it_was_typed(runn
     from gpt4roi.demo.session import Session
     from gpt4roi.demo.store import SessionStore
     from gpt4roi.demo.uploads import Limits
+    from gpt4roi.generation.batching import BatchingWorker
 
     sizes = {name: getattr(tiny_chat.processor, name) for name in ("image_size", "image_seq_length", "prompt_format")}
-    processor = GPT4RoIProcessor(tiny_tokenizer(), **sizes, model_max_length=150)
-    handlers = Handlers(SessionStore(lambda: Session(tiny_chat.model, processor)), Limits(), "tiny")
+    worker = BatchingWorker(tiny_chat.model, GPT4RoIProcessor(tiny_tokenizer(), **sizes, model_max_length=150))
+    handlers = Handlers(SessionStore(lambda: Session(worker)), Limits(), "tiny")
     request = SimpleNamespace(session_hash="somebody")
     session = handlers.store.get("somebody")
     session.show(open_upload(noise(1)))
@@ -300,20 +301,21 @@ def test_a_question_that_does_not_fit_any_more_goes_back_where_it_was_typed(runn
     assert first[1]["pending"] and first[3] == ""
     assert not last[1]["pending"] and last[3] == asked
     assert "model_max_length is 150" in last[2]["hints"][0]["text"]
+    worker.close()
 
 
-def test_a_clock_that_is_set_back_does_not_make_the_browser_pass_over_what_is_new(tiny_chat, monkeypatch):
+def test_a_clock_that_is_set_back_does_not_make_the_browser_pass_over_what_is_new(worker, monkeypatch):
     from gpt4roi.demo import handlers
     from gpt4roi.demo.session import Session
 
-    session = Session(tiny_chat.model, tiny_chat.processor)
+    session = Session(worker)
     first = handlers.conversation(session)["version"]
     monkeypatch.setattr(handlers.time, "time_ns", lambda: 0)
     assert first < handlers.conversation(session)["version"] < handlers.conversation(session)["version"]
 
 
 @pytest.fixture
-def refused(tiny_chat):
+def refused(worker):
     """Presses a button of the page that raises an error; returns the outputs."""
     from types import SimpleNamespace
 
@@ -329,7 +331,7 @@ def refused(tiny_chat):
 
             stop = start_over = clear = as_record = boxes_in_stored_image = refuse
 
-        handlers = Handlers(SessionStore(lambda: Refusing(tiny_chat.model, tiny_chat.processor)), Limits(), "tiny")
+        handlers = Handlers(SessionStore(lambda: Refusing(worker)), Limits(), "tiny")
         handlers.store.get("somebody").show(open_upload(noise(1)))
         given = {"stop": ("Half a question", None), "clear_all": ()}.get(name, (None,))
         return getattr(handlers, name)(*given, SimpleNamespace(session_hash="somebody"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -24,14 +26,14 @@ def image(seed: int = 0) -> Image.Image:
 
 
 @pytest.fixture
-def session(tiny_chat):
-    made = Session(tiny_chat.model, tiny_chat.processor)
+def session(worker):
+    made = Session(worker)
     made.show(scaled(image()))
     return made
 
 
 @pytest.fixture
-def before_each_token(tiny_chat):
+def before_each_token(worker):
     """A list of functions; the model calls the first one, and forgets it, before each token that it computes."""
     calls: list = []
 
@@ -39,9 +41,17 @@ def before_each_token(tiny_chat):
         if calls:
             calls.pop(0)()
 
-    hook = tiny_chat.model.language_model.register_forward_pre_hook(call)
+    hook = worker._decoder.model.register_forward_pre_hook(call)
     yield calls
     hook.remove()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise TimeoutError
 
 
 def names_by_itself(chat, seed: int = 0) -> list[str]:
@@ -72,12 +82,18 @@ def test_a_box_that_is_moved_or_deleted_meanwhile_gets_no_name_and_the_next_one_
     assert session.names.known == [(moved, said.strip()), (BOXES[1], names_by_itself(tiny_chat)[1])]
 
 
-def test_no_name_of_one_image_lands_on_another(tiny_chat, session, before_each_token):
+def test_no_name_of_one_image_lands_on_another(tiny_chat, worker, session, before_each_token):
     def show_another() -> None:
         session.show(scaled(image(1)))
         session.want_names(session.image_id, BOXES[:1], 2)
 
-    before_each_token += [lambda: None, show_another]
+    showing = threading.Thread(target=show_another)
+
+    def begin_to_show() -> None:  # the image is encoded by the worker, before its next step
+        showing.start()
+        wait_until(lambda: worker._jobs)
+
+    before_each_token += [lambda: None, begin_to_show, lambda: showing.join(60)]
     session.want_names(session.image_id, BOXES[:1], 1)
     list(session.names.compute())
     assert session.names.known == [(BOXES[0], names_by_itself(tiny_chat, seed=1)[0])]
@@ -86,36 +102,47 @@ def test_no_name_of_one_image_lands_on_another(tiny_chat, session, before_each_t
     assert session.names.known == [] and list(session.names.compute()) == []
 
 
-def test_a_name_waits_from_one_token_to_the_next_while_a_question_is_answered(tiny_chat, session, before_each_token):
-    asked, answered, order = threading.Event(), [], []
-    other = Session(tiny_chat.model, tiny_chat.processor, session.questions)
+def test_a_name_waits_from_one_token_to_the_next_while_a_question_is_answered(
+    tiny_chat, worker, session, before_each_token
+):
+    other, order = Session(worker), []
     other.show(scaled(image(1)))
 
     def ask() -> None:
-        answer = other.ask("What is this?", sampling=SamplingParams(max_new_tokens=8))
-        answered.append(next(answer))
-        asked.set()
-        answered.extend(answer)
+        list(other.ask("What is this?", sampling=SamplingParams(max_new_tokens=8)))
         order.append("answer")
 
+    def ask_and_wait() -> None:
+        asking.start()
+        wait_until(lambda: worker.num_waiting)
+
     asking = threading.Thread(target=ask)
-    before_each_token += [lambda: None, lambda: (asking.start(), asked.wait(60))]
+    tokens = worker.counts["generated_tokens"]
+    before_each_token += [lambda: None, ask_and_wait]
+    before_each_token += [lambda: None] * 8 + [lambda: order.append(worker.counts["generated_tokens"] - tokens)]
     session.want_names(session.image_id, BOXES[:1], 1)
     for _ in session.names.compute():
         order.append("name")
     asking.join(60)
-    assert order == ["answer", "name"]
+    # Two steps of the name, all of the answer, and then the rest of the name.
+    assert sorted(order, key=str) == [10, "answer", "name"] and order[-1] == "name"
     assert session.names.known == [(BOXES[0], names_by_itself(tiny_chat)[0])]
 
 
-def test_a_name_that_waits_for_a_question_is_given_up_with_its_box(session):
-    with session.questions.question():
-        session.want_names(session.image_id, BOXES[:1], 1)
-        naming = threading.Thread(target=lambda: list(session.names.compute()))
-        naming.start()
-        session.want_names(session.image_id, [], 2)
-        naming.join(60)
-        assert not naming.is_alive() and session.names.known == []
+def test_a_name_that_waits_for_a_question_is_given_up_with_its_box(worker, session):
+    other = Session(worker)
+    other.show(scaled(image(1)))
+    answer = other.ask("What is this?", sampling=SamplingParams(max_new_tokens=3000))
+    next(answer)
+    session.want_names(session.image_id, BOXES[:1], 1)
+    naming = threading.Thread(target=lambda: list(session.names.compute()))
+    naming.start()
+    wait_until(lambda: worker.num_waiting)
+    session.want_names(session.image_id, [], 2)
+    naming.join(60)
+    assert not naming.is_alive() and session.names.known == []
+    assert worker.num_running == 1, "the question is still being answered"
+    answer.close()
 
 
 def test_a_request_that_comes_late_does_not_bring_back_a_deleted_box(session):
@@ -126,7 +153,7 @@ def test_a_request_that_comes_late_does_not_bring_back_a_deleted_box(session):
 
 
 def test_a_box_that_cannot_be_named_is_tried_once(session, monkeypatch, caplog):
-    monkeypatch.setattr(session._model.language_model.config, "max_position_embeddings", 8)
+    monkeypatch.setattr(session._worker.model.language_model.config, "max_position_embeddings", 8)
     session.want_names(session.image_id, BOXES[:1], 1)
     assert len(list(session.names.compute())) == 1
     assert session.names.known == [(BOXES[0], "")]

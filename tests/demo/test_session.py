@@ -17,6 +17,7 @@ from gpt4roi.demo.hints import IncompleteQuestionError
 from gpt4roi.demo.session import MAX_BOXES, Round, Session
 from gpt4roi.demo.store import SessionStore
 from gpt4roi.demo.uploads import scaled
+from gpt4roi.generation.batching import BatchingWorker
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.report.drawing import region_color
 
@@ -30,14 +31,21 @@ def parts():
     return chat.model, chat.processor
 
 
+@pytest.fixture(scope="module")
+def worker(parts):
+    made = BatchingWorker(*parts)
+    yield made
+    made.close()
+
+
 def image(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
 
 @pytest.fixture
-def session(parts):
-    made = Session(*parts)
+def session(worker):
+    made = Session(worker)
     made.show(scaled(image()))
     return made
 
@@ -91,9 +99,9 @@ def test_the_answer_grows_until_it_is_whole(session):
     assert session.rounds[0].answer == grown[-1]
 
 
-def test_boxes_are_in_pixels_of_the_persons_own_image(parts):
+def test_boxes_are_in_pixels_of_the_persons_own_image(worker):
     large = scaled(image(size=(4096, 2048)))
-    session = Session(*parts)
+    session = Session(worker)
     session.show(large)
     box = [1024, 512, 3072, 1536]
     answer(session, "What is <region1>?", [box], SHORT)
@@ -131,9 +139,9 @@ def test_nothing_changes_where_a_question_is_unclear_or_wrong(session):
     assert answer(session, "And region1?", [], SHORT) is not None
 
 
-def test_without_an_image_the_hint_says_so(parts):
+def test_without_an_image_the_hint_says_so(worker):
     with pytest.raises(IncompleteQuestionError, match="There is no image yet"):
-        answer(Session(*parts), "What is this?")
+        answer(Session(worker), "What is this?")
 
 
 def test_a_stopped_answer_leaves_the_conversation_as_it_was(session):
@@ -270,9 +278,9 @@ class FakeClock:
         return self.now
 
 
-def test_the_store_keeps_sessions_apart_bounded_and_not_for_ever(parts):
+def test_the_store_keeps_sessions_apart_bounded_and_not_for_ever(worker):
     clock = FakeClock()
-    store = SessionStore(lambda: Session(*parts), max_sessions=3, idle_seconds=60, clock=clock)
+    store = SessionStore(lambda: Session(worker), max_sessions=3, idle_seconds=60, clock=clock)
     dropped: list[str] = []
     store.on_drop = dropped.append
     first = store.get("a")
@@ -292,9 +300,9 @@ def test_the_store_keeps_sessions_apart_bounded_and_not_for_ever(parts):
     assert len(store) == 0 and dropped == ["b", "c", "d", "a"]
 
 
-def test_a_session_that_was_left_is_kept_for_a_while_and_longer_if_it_comes_back(parts):
+def test_a_session_that_was_left_is_kept_for_a_while_and_longer_if_it_comes_back(worker):
     clock = FakeClock()
-    store = SessionStore(lambda: Session(*parts), idle_seconds=1000, grace_seconds=60, clock=clock)
+    store = SessionStore(lambda: Session(worker), idle_seconds=1000, grace_seconds=60, clock=clock)
     gone, back = store.get("gone"), store.get("back")
     store.leave("gone")
     store.leave("back")
@@ -305,8 +313,8 @@ def test_a_session_that_was_left_is_kept_for_a_while_and_longer_if_it_comes_back
     assert store.get("back") is back and store.get("gone") is not gone
 
 
-def test_the_store_stops_an_answer_whose_session_is_dropped(parts):
-    store = SessionStore(lambda: Session(*parts))
+def test_the_store_stops_an_answer_whose_session_is_dropped(worker):
+    store = SessionStore(lambda: Session(worker))
     session = store.get("a")
     session.show(scaled(image()))
     answers = session.ask("What is <region1>?", BOXES[:1], SamplingParams(max_new_tokens=200))
@@ -346,9 +354,9 @@ def test_what_is_used_while_others_are_swept_is_not_swept():
     assert forgotten == seen, "what belongs to the key is not forgotten once it is used anew"
 
 
-def test_a_session_whose_answer_is_being_written_is_not_swept_unless_its_page_was_left(parts):
+def test_a_session_whose_answer_is_being_written_is_not_swept_unless_its_page_was_left(worker):
     clock = FakeClock()
-    store = SessionStore(lambda: Session(*parts), idle_seconds=60, grace_seconds=10, clock=clock)
+    store = SessionStore(lambda: Session(worker), idle_seconds=60, grace_seconds=10, clock=clock)
     session = store.get("a")
     session.show(scaled(image()))
     answers = session.ask("What is <region1>?", BOXES[:1], SamplingParams(max_new_tokens=200))
@@ -367,8 +375,8 @@ def test_a_session_whose_answer_is_being_written_is_not_swept_unless_its_page_wa
     assert store.sweep() == 1, "an answer that is whole does not hold its session"
 
 
-def test_a_sweeper_runs_by_itself(parts):
-    store, gone = SessionStore(lambda: Session(*parts), idle_seconds=0.01), threading.Event()
+def test_a_sweeper_runs_by_itself(worker):
+    store, gone = SessionStore(lambda: Session(worker), idle_seconds=0.01), threading.Event()
     store.on_drop = lambda key: gone.set()
     store.get("a")
     ended = store.start_sweeper(every_seconds=0.02)
