@@ -43,8 +43,8 @@ def people(data: Path, model: Path, count: int) -> list[Person]:
     """Takes held-out scenes and answers about them by a session without a server."""
     from gpt4roi import RegionChat
     from gpt4roi.demo.session import Session
-    from gpt4roi.demo.uploads import open_upload
     from gpt4roi.generation.batching import BatchingWorker
+    from gpt4roi.processing.uploads import open_upload
 
     chat = RegionChat.from_pretrained(model)
     worker = BatchingWorker(chat.model, chat.processor, deterministic=True)

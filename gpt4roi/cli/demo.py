@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpt4roi.cli import output
 from gpt4roi.cli._model import add_model_arguments, check_model_folder, open_chat
+from gpt4roi.cli._server import add_server_arguments, check_numbers, is_local, limits, read_secrets
 from gpt4roi.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,16 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the model, the address of the page, and its limits."""
     add_model_arguments(parser)
     parser.add_argument("--port", type=int, metavar="N", help="(default: the first free one from 7860 on)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 lets other machines in (default: %(default)s)"
-    )
+    add_server_arguments(parser)
     parser.add_argument("--share", action="store_true", help="also get a public URL from Gradio's servers")
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     parser.add_argument("--password-file", metavar="FILE", help="file whose first line is the password of the page")
-    parser.add_argument("--max-upload-mb", type=int, default=12, metavar="N", help="of a file (default: %(default)s)")
-    parser.add_argument(
-        "--max-megapixels", type=int, default=40, metavar="N", help="of an image (default: %(default)s)"
-    )
     parser.add_argument(
         "--max-sessions",
         type=int,
@@ -75,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Opens the model, serves the page until Ctrl-C."""
     if find_spec("gradio") is None:
         raise InputError('the page needs Gradio; install it with: pip install "gpt4roi[demo]"')
-    _check_numbers(args)
+    check_numbers(args, 1, "max_sessions", "idle_minutes", "concurrency")
     password = _read_password(args.password_file)
     check_model_folder(args.model)
     examples = _examples(args)
@@ -85,7 +80,6 @@ def run(args: argparse.Namespace) -> int:
     chat = open_chat(args)
 
     from gpt4roi.demo.server import ServerOptions, serve
-    from gpt4roi.demo.uploads import Limits
     from gpt4roi.models.model_card import limitations
 
     options = ServerOptions(
@@ -93,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         port=args.port,
         share=args.share,
         password=password,
-        limits=Limits(args.max_upload_mb * 2**20, args.max_megapixels * 1_000_000),
+        limits=limits(args),
         max_sessions=args.max_sessions,
         idle_minutes=args.idle_minutes,
         concurrency=args.concurrency,
@@ -102,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         limitations=limitations(Path(args.model)),
     )
     running = serve(chat, Path(args.model).name, options)
-    if password is None and (args.share or args.host not in ("127.0.0.1", "localhost", "::1")):
+    if password is None and (args.share or not is_local(args.host)):
         logger.warning("anyone who has the address can use the page; --password-file FILE asks for a password")
     logger.info("ready after %.0f s; Ctrl-C ends it", time.monotonic() - started)
     output.line(running.url)
@@ -130,21 +124,10 @@ def _examples(args: argparse.Namespace) -> Examples | None:
         return None
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
-    if args.port is not None and not 1 <= args.port <= 65535:
-        raise InputError(f"--port is between 1 and 65535, got {args.port}")
-    for name in ("max_upload_mb", "max_megapixels", "max_sessions", "idle_minutes", "concurrency"):
-        if not getattr(args, name) > 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}")
-
-
 def _read_password(path: str | None) -> str | None:
     if path is None:
         return None
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--password-file {path}: cannot be read: {getattr(error, 'strerror', error)}") from None
-    if not lines or not lines[0].strip():
+    lines = read_secrets("--password-file", path)
+    if not lines or not lines[0]:
         raise InputError(f"--password-file {path}: the first line is empty; write the password there")
-    return lines[0].strip()
+    return lines[0]

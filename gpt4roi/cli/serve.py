@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gpt4roi.cli import output
 from gpt4roi.cli._model import add_model_arguments, check_model_folder, open_chat
+from gpt4roi.cli._server import add_server_arguments, check_numbers, is_local, limits, read_secrets
 from gpt4roi.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -21,16 +22,13 @@ EXAMPLE = """
   curl http://127.0.0.1:8000/v1/models
 """
 NEEDS = ("uvicorn", "starlette", "pydantic", "prometheus_client")
-HOME = ("127.0.0.1", "localhost", "::1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the model, the address, who may ask, and the limits."""
     add_model_arguments(parser)
     parser.add_argument("--served-name", metavar="NAME", help="the model's name in requests (default: its folder's)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 lets other machines in (default: %(default)s)"
-    )
+    add_server_arguments(parser)
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: any free one (default: %(default)s)")
     parser.add_argument("--api-key-file", metavar="FILE", help="file with the keys that clients may give, one a line")
     parser.add_argument(
@@ -39,10 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="HOST",
         help="a host whose https images may be fetched (default: none; images come inside the requests)",
-    )
-    parser.add_argument("--max-upload-mb", type=int, default=12, metavar="N", help="of an image (default: %(default)s)")
-    parser.add_argument(
-        "--max-megapixels", type=int, default=40, metavar="N", help="of an image (default: %(default)s)"
     )
     parser.add_argument(
         "--max-tokens",
@@ -69,14 +63,13 @@ def run(args: argparse.Namespace) -> int:
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
         raise InputError(f'the API needs {", ".join(missing)}; install with: pip install "gpt4roi[serve]"')
-    _check_numbers(args)
+    check_numbers(args, 0, "max_tokens", "max_sequences", "max_waiting")
     keys = _read_keys(args.api_key_file)
     check_model_folder(args.model)
     started = time.monotonic()
     logger.info("opening %s …", args.model)
     chat = open_chat(args)
 
-    from gpt4roi.demo.uploads import Limits
     from gpt4roi.serving.server import RunningApi, ServingOptions
 
     options = ServingOptions(
@@ -84,12 +77,12 @@ def run(args: argparse.Namespace) -> int:
         port=args.port,
         api_keys=keys,
         image_hosts=args.allow_image_host,
-        limits=Limits(args.max_upload_mb * 2**20, args.max_megapixels * 1_000_000),
+        limits=limits(args),
         worker={name: getattr(args, name) for name in ("max_tokens", "max_sequences", "max_waiting", "deterministic")},
     )
     name = args.served_name or Path(args.model).name
     running = RunningApi(chat, name, options)
-    if not keys and args.host not in HOME:
+    if not keys and not is_local(args.host):
         logger.warning("anyone who has the address can ask; --api-key-file FILE asks for a key")
     logger.info("model %s, ready after %.0f s; Ctrl-C ends it", name, time.monotonic() - started)
     output.line(f"{running.url}/v1")
@@ -97,22 +90,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
-    if not 0 <= args.port <= 65535:
-        raise InputError(f"--port is between 0 and 65535, got {args.port}")
-    for name in ("max_upload_mb", "max_megapixels", "max_tokens", "max_sequences", "max_waiting"):
-        if not getattr(args, name) > 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}")
-
-
 def _read_keys(path: str | None) -> list[str]:
     if path is None:
         return []
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--api-key-file {path}: cannot be read: {getattr(error, 'strerror', error)}") from None
-    keys = [line.strip() for line in lines if line.strip()]
+    keys = [key for key in read_secrets("--api-key-file", path) if key]
     if not keys:
         raise InputError(f"--api-key-file {path}: holds no key; write one a line")
     return keys

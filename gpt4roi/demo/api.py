@@ -17,8 +17,8 @@ from gpt4roi.demo.examples import open_example
 from gpt4roi.demo.export import conversation_image
 from gpt4roi.demo.handlers import Handlers, find_session, sampling_of
 from gpt4roi.demo.session import NO_IMAGE, Session
-from gpt4roi.demo.uploads import Upload, open_upload
 from gpt4roi.errors import InputError
+from gpt4roi.processing.uploads import Upload, open_upload
 from gpt4roi.report.drawing import jpeg_data_url
 
 logger = logging.getLogger(__name__)

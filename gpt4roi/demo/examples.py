@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from gpt4roi.demo.uploads import Upload, scaled
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import kind_of, read_json
+from gpt4roi.processing.uploads import Upload, scaled
 from gpt4roi.processing.user_input import open_image, validate_boxes_px
 
 FILE_NAME = "examples.json"

@@ -22,9 +22,9 @@ from gpt4roi.demo.hints import Hint, IncompleteQuestionError
 from gpt4roi.demo.naming import Box
 from gpt4roi.demo.session import EXPIRED, MAX_QUESTION, NO_IMAGE, Session
 from gpt4roi.demo.store import SessionStore
-from gpt4roi.demo.uploads import Limits, Upload, open_upload
 from gpt4roi.errors import InputError
 from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.processing.uploads import Limits, Upload, open_upload
 from gpt4roi.report.drawing import jpeg_data_url
 
 logger = logging.getLogger(__name__)

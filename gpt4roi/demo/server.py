@@ -22,9 +22,9 @@ from gpt4roi.demo.request_filter import RequestFilter
 from gpt4roi.demo.session import Session
 from gpt4roi.demo.store import SessionStore
 from gpt4roi.demo.ui import asset, build_page, head, theme
-from gpt4roi.demo.uploads import Limits
 from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import BatchingWorker
+from gpt4roi.processing.uploads import Limits
 from gpt4roi.region_chat import RegionChat
 
 logger = logging.getLogger(__name__)

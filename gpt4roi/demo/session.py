@@ -15,10 +15,10 @@ from PIL import Image
 
 from gpt4roi.demo.hints import Hint, IncompleteQuestionError, find_hints, normalize_mentions
 from gpt4roi.demo.naming import Box, BoxNames
-from gpt4roi.demo.uploads import Upload
 from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import BatchingWorker
 from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.processing.uploads import Upload
 from gpt4roi.processing.user_input import mentioned_regions, validate_boxes_px
 from gpt4roi.region_chat import RegionChat
 

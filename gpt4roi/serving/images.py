@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpt4roi.demo.uploads import Limits, open_upload
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, encode_images
+from gpt4roi.processing.uploads import Limits, open_upload
 
 FETCH_SECONDS = 10
 """How long a host may take to connect, and to send each part of an image."""

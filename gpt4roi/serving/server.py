@@ -10,9 +10,9 @@ from typing import Any
 
 import uvicorn
 
-from gpt4roi.demo.uploads import Limits
 from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import BatchingWorker
+from gpt4roi.processing.uploads import Limits
 from gpt4roi.region_chat import RegionChat
 from gpt4roi.serving.app import ServingApp
 from gpt4roi.serving.images import ImageFetcher, ImageStore

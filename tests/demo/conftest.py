@@ -45,7 +45,7 @@ def running(tiny_chat):
     if find_spec("gradio") is None:
         missing("Gradio", 'pip install "gpt4roi[demo]"')
     from gpt4roi.demo.server import ServerOptions, serve
-    from gpt4roi.demo.uploads import Limits
+    from gpt4roi.processing.uploads import Limits
 
     served = serve(tiny_chat, "tiny", ServerOptions(limits=Limits(2 * 2**20, 4_000_000), max_sessions=40))
     yield served

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from gpt4roi import InputError, RegionChat
-from gpt4roi.demo.uploads import open_upload
+from gpt4roi.processing.uploads import open_upload
 
 pytestmark = pytest.mark.heavy
 
@@ -284,8 +284,8 @@ def test_a_question_that_does_not_fit_any_more_goes_back_where_it_was_typed(runn
     from gpt4roi.demo.handlers import Handlers
     from gpt4roi.demo.session import Session
     from gpt4roi.demo.store import SessionStore
-    from gpt4roi.demo.uploads import Limits
     from gpt4roi.generation.batching import BatchingWorker
+    from gpt4roi.processing.uploads import Limits
 
     sizes = {name: getattr(tiny_chat.processor, name) for name in ("image_size", "image_seq_length", "prompt_format")}
     worker = BatchingWorker(tiny_chat.model, GPT4RoIProcessor(tiny_tokenizer(), **sizes, model_max_length=150))
@@ -322,7 +322,7 @@ def refused(worker):
     from gpt4roi.demo.handlers import Handlers
     from gpt4roi.demo.session import Session
     from gpt4roi.demo.store import SessionStore
-    from gpt4roi.demo.uploads import Limits
+    from gpt4roi.processing.uploads import Limits
 
     def press(name: str, error: Exception) -> tuple:
         class Refusing(Session):

@@ -14,8 +14,8 @@ from gpt4roi import InputError
 from gpt4roi.demo.hints import IncompleteQuestionError
 from gpt4roi.demo.naming import ENDS, MAX_NEW_TOKENS
 from gpt4roi.demo.session import Session
-from gpt4roi.demo.uploads import scaled
 from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.processing.uploads import scaled
 
 BOXES = [(5.0, 5.0, 40.0, 30.0), (30.0, 10.0, 90.0, 60.0), (50.0, 2.0, 70.0, 62.0)]
 

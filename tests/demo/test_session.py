@@ -16,9 +16,9 @@ from gpt4roi.demo.export import LINE, conversation_image, pieces_of
 from gpt4roi.demo.hints import IncompleteQuestionError
 from gpt4roi.demo.session import MAX_BOXES, Round, Session
 from gpt4roi.demo.store import SessionStore
-from gpt4roi.demo.uploads import scaled
 from gpt4roi.generation.batching import BatchingWorker
 from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.processing.uploads import scaled
 from gpt4roi.report.drawing import region_color
 
 BOXES = [[5, 5, 40, 30], [30, 10, 90, 60], [50, 2, 70, 62]]

@@ -29,7 +29,7 @@ def url(model_and_photo):
     """The address of the demo page over a tiny model."""
     from gpt4roi import RegionChat
     from gpt4roi.demo.server import ServerOptions, serve
-    from gpt4roi.demo.uploads import Limits
+    from gpt4roi.processing.uploads import Limits
 
     chat = RegionChat.from_pretrained(model_and_photo / "model", dtype="float32")
     served = serve(chat, "tiny", ServerOptions(limits=Limits(2 * 2**20, 4_000_000), max_sessions=40))

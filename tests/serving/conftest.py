@@ -25,7 +25,7 @@ def api(chat):
         if find_spec(package) is None:
             line = f'{package} is missing; pip install "gpt4roi[serve,dev]"'
             pytest.fail(line) if os.environ.get("CI") else pytest.skip(line)
-    from gpt4roi.demo.uploads import Limits
+    from gpt4roi.processing.uploads import Limits
     from gpt4roi.serving.server import RunningApi, ServingOptions
 
     options = ServingOptions(port=0, api_keys=("sk-other", KEY), limits=Limits(2**20, 1_000_000))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gpt4roi import InputError
-from gpt4roi.demo.uploads import MAX_STORED_SIDE, Limits, file_stem, open_upload
+from gpt4roi.processing.uploads import MAX_STORED_SIDE, Limits, file_stem, open_upload
 from gpt4roi.report.drawing import jpeg_data_url
 
 
