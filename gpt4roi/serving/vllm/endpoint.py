@@ -16,8 +16,8 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.exceptions import VLLMValidationError
 
-from gpt4roi.demo.uploads import Limits
 from gpt4roi.errors import InputError
+from gpt4roi.processing.uploads import Limits
 from gpt4roi.serving.requests import ChatRequest, conversation_of, parse
 from gpt4roi.serving.responses import data_event, error_response
 from gpt4roi.serving.vllm import MODE

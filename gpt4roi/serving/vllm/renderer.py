@@ -9,8 +9,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.renderers.base import BaseRenderer
 from vllm.utils.async_utils import make_async
 
-from gpt4roi.demo.uploads import Limits
 from gpt4roi.errors import InputError
+from gpt4roi.processing.uploads import Limits
 from gpt4roi.serving.images import ImageFetcher, prepare_upload
 from gpt4roi.serving.requests import ChatRequest, conversation_of, encode_conversation, validated
 from gpt4roi.serving.vllm.items import image_item, tokens_prompt
