@@ -20,12 +20,14 @@ from gpt4roi.evaluation.similarity import (
     clean_category,
     clean_name,
     find_sentence_model,
+    lexical_match,
     semantic_iou,
 )
 
 CAPTION_MEASURES = ("CIDEr", "METEOR", "BLEU-4", "ROUGE-L")
 LIKELIHOOD, PARSED = "accuracy (likelihood)", "accuracy (parsed)"
 PER_EXPRESSION, ALL_REFERENCES = "one reference per expression", "all references of a box"
+SAME_NAME, KIND_OR_PART = "lexical, same name", "lexical, kind or part"
 CLAIR = JudgePrompt(
     """You are trying to tell if a candidate set of captions is describing the same image as a reference set of \
 captions.
@@ -167,7 +169,7 @@ def _in_order(measures: dict[str, Measure]) -> dict[str, Measure]:
 
 
 def score_names(items: Sequence[Item], source: Source | None = None) -> Scores:
-    """Scores names of things by sentence similarity (SS) and shared words (S-IoU), means over items."""
+    """Scores names of things: sentence similarity (SS), shared words (S-IoU), and lexical matches in two readings."""
     groups = [item.group for item in items]
     answers = [clean_name(item.answer) for item in items]
     truths = [clean_category(item.references[0]) for item in items]
@@ -183,6 +185,9 @@ def score_names(items: Sequence[Item], source: Source | None = None) -> Scores:
         measures["SS"] = Measure.mean(alike, groups)
         columns = {"SS": alike, "S-IoU": shared}
     measures |= {"S-IoU": Measure.mean(shared, groups), "exact match": Measure.mean(exact, groups)}
+    for name, lenient in ((SAME_NAME, False), (KIND_OR_PART, True)):
+        matched = [lexical_match(*pair, lenient) for pair in zip(answers, truths, strict=True)]
+        measures[name] = Measure.mean(matched, groups)
     per_item = [{name: float(column[row]) for name, column in columns.items()} for row in range(len(items))]
     return Scores(measures, per_item, [bool(one) for one in exact], {}, notes, {}, ("SS", "S-IoU", "exact match"))
 

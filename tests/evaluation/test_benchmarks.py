@@ -86,7 +86,7 @@ def test_a_model_that_returns_the_reference_gets_the_maximum(run, name):
     measured = metrics["summary"]
     best = {f"{part} ({way})" for part in ("Q→A", "QA→R", "Q→AR", "accuracy") for way in ("parsed", "likelihood")}
     best |= {"SS", "S-IoU", "exact match", "word overlap", "BLEU-4", "ROUGE-L", "top-1 (its name)"}
-    best |= {"similarity", "pointing", "pointing F1"}
+    best |= {"similarity", "pointing", "pointing F1", "lexical, same name", "lexical, kind or part"}
     best |= {f"{kind} ({way})" for kind in ("yes/no", "multiple choice") for way in ("parsed", "likelihood")}
     best |= {"top-1 (nearest name)", *(f"{one} (all references of a box)" for one in ("word overlap", "exact match"))}
     measured = {key.partition(" (judge stub, ")[0]: value for key, value in measured.items()}
@@ -113,7 +113,9 @@ def test_a_constant_answer_is_near_chance(run, name):
             assert chances == [pytest.approx(0.5, abs=0.1)] * 2
         assert chances and chances == [pytest.approx(CHANCE[name], abs=0.1)] * len(chances)
     else:
-        named = [key for key in measured if key.startswith(("CIDEr", "BLEU-4", "S-IoU", "top-1 (its", "exact"))]
+        named = [
+            key for key in measured if key.startswith(("CIDEr", "BLEU-4", "S-IoU", "top-1 (its", "exact", "lexical"))
+        ]
         assert named and [measured[key] for key in named] == [pytest.approx(0.0, abs=1e-3)] * len(named)
         assert measured.get("SS", 0.0) < 0.5
 

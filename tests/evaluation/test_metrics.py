@@ -3,6 +3,7 @@
 import pytest
 
 from gpt4roi.evaluation.metrics import Estimate, Measure, exact_match, majority_share, word_overlap
+from gpt4roi.evaluation.similarity import lexical_match
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,25 @@ def test_no_scores_give_zeros_and_not_an_error():
 def test_the_chance_level_is_the_share_of_the_commonest_truth():
     assert majority_share(["yes", "no", "yes"]) == pytest.approx(2 / 3)
     assert majority_share([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "same", "lenient"),
+    [
+        ("The dogs", "dog", True, True),
+        ("boxes", "box", True, True),
+        ("glass", "glass", True, True),
+        ("buses", "bus", True, True),
+        ("horses", "horse", True, True),
+        ("puppies", "puppy", True, True),
+        ("a wheel of a car", "car wheel", True, True),
+        ("golden retriever dog", "dog", False, True),
+        ("a dog's tail", "dog", False, True),
+        ("wheel", "car wheel", False, True),
+        ("cat", "dog", False, False),
+        ("hot dog stand", "dog", False, False),
+        ("", "dog", False, False),
+    ],
+)
+def test_names_match_by_their_words_in_two_readings(answer, truth, same, lenient):
+    assert (lexical_match(answer, truth), lexical_match(answer, truth, lenient=True)) == (same, lenient)

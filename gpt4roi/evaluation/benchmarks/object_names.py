@@ -4,11 +4,14 @@ Source    Osprey's lvis_val_1k_category.json (1,000 images, 4,004 objects) and p
           4,263 objects and parts); COCO 2017 images.
 Split     those lists.
 Prompt    Osprey's.
-Metric    SS: cosine of all-MiniLM-L6-v2 embeddings of answer and category. S-IoU: shared words over all words.
+Metric    SS: cosine of all-MiniLM-L6-v2 embeddings of answer and category. S-IoU: shared words over all words. Beside
+          them a lexical mapping, because SS rewards wrong names of the same field (OPAL's objection), in two readings:
+          the same name but for articles and plurals; or also a kind, part or whole by its words.
 Protocol  `_` and `:` in a category become blanks; of an answer what follows the first colon counts, without `.`, `:`
           and `,`; means over objects. Models of boxes get the box around the mask.
 Pitfalls  the reference run draws answers at temperature 0.2 without a seed, so published numbers move a little; greedy
-          here. Bare crops, masks and boxes are three tasks under one name. Exact match is ours.
+          here. Bare crops, masks and boxes are three tasks under one name. Exact match and
+          the lexical mapping, which has no dictionary as OPAL's has, are ours.
 """
 
 from __future__ import annotations
