@@ -28,9 +28,9 @@ from gpt4roi.processing.user_input import (
     one_region_question,
     open_image,
     typed_box,
-    validate_boxes_px,
+    validate_regions,
 )
-from gpt4roi.structures import RegionSample, Turn
+from gpt4roi.structures import Regions, RegionSample, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ LongHistory = Literal["refuse", "drop"]
 
 @dataclass(frozen=True)
 class _Dialogue:
-    """An image, the boxes given so far, the turns, and the KV cache of them; dropped_rounds: of the last prompt."""
+    """An image, the regions given so far, the turns, and the KV cache of them; dropped_rounds: of the last prompt."""
 
     image: Image.Image
     encoded: EncodedImage
-    boxes_px: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+    regions: Regions = field(default_factory=Regions)
     turns: tuple[Turn, ...] = ()
     cache: PromptCache | None = None
     dropped_rounds: int = 0
@@ -130,9 +130,14 @@ class RegionChat:
         return cls(model, load_processor(path, vision_tower=vision_tower), **settings)
 
     @property
+    def regions(self) -> Regions:
+        """The regions of the conversation; the first is region1."""
+        return Regions() if self._dialogue is None else self._dialogue.regions
+
+    @property
     def boxes_px(self) -> np.ndarray:
         """The boxes of the conversation, float64[N, 4] xyxy in pixels; row 0 is region1."""
-        return np.zeros((0, 4)) if self._dialogue is None else self._dialogue.boxes_px.copy()
+        return np.zeros((0, 4)) if self._dialogue is None else self._dialogue.regions.boxes_px.copy()
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -199,13 +204,13 @@ class RegionChat:
         if self._answer is not None:
             self._answer.cancel()
 
-    def ask(self, question: str, boxes_px: Sequence | None = None, **sampling: Any) -> str:
+    def ask(self, question: str, boxes_px: Sequence | Regions | None = None, **sampling: Any) -> str:
         """Answers the next question of the conversation.
 
         Args:
             question: Mentions regions as `<region1>`, or none.
-            boxes_px: The boxes that are new in this round, xyxy in pixels of the image, or masks (as of
-                processing.user_input.validate_boxes_px); they are numbered on from those already given.
+            boxes_px: The boxes that are new in this round, xyxy in pixels of the image, or masks, points and strokes
+                (as of processing.user_input.validate_regions); they are numbered on from those already given.
             sampling: As of SamplingParams.
 
         Raises:
@@ -215,7 +220,7 @@ class RegionChat:
         before, after, make_prompt = self._prepare(question, boxes_px)
         return self._conclude(before, after, list(self._tokens(after, make_prompt, params)), params)
 
-    def stream(self, question: str, boxes_px: Sequence | None = None, **sampling: Any) -> Iterator[str]:
+    def stream(self, question: str, boxes_px: Sequence | Regions | None = None, **sampling: Any) -> Iterator[str]:
         """Answers as `ask` does, piece by piece; the pieces join to the answer.
 
         Invalid input raises at once. The turn becomes part of the conversation when the last piece was taken; closing
@@ -257,7 +262,7 @@ class RegionChat:
     def describe(
         self,
         image: Any,
-        boxes_px: Sequence,
+        boxes_px: Sequence | Regions,
         question: str | None = None,
         batch_size: int = 32,
         scores: bool = False,
@@ -267,7 +272,7 @@ class RegionChat:
 
         Args:
             image: As of set_image; None: the image of the conversation.
-            boxes_px: N boxes, xyxy in pixels of the image, or masks.
+            boxes_px: N boxes, xyxy in pixels of the image, or masks, as of `ask`.
             question: Mentions one region, `<region1>`; by default default_question.
             batch_size: Boxes answered at once; the answers do not depend on it.
             scores: Return a pair (text, score) in place of each text; the score is the mean probability of the answer's
@@ -278,14 +283,14 @@ class RegionChat:
             return next(self.describe_many([image], [boxes_px], question, batch_size, scores, **sampling))
         params = SamplingParams(**sampling)
         encoded = self._require_image().encoded
-        boxes = validate_boxes_px(boxes_px, encoded.size)
-        prompts = region_prompts(self.processor, encoded, boxes, self._region_question(question))
+        regions = self._validated(boxes_px, encoded.size)
+        prompts = region_prompts(self.processor, encoded, regions, self._region_question(question))
         answer = scored_answers if scores else answer_all
         return list(answer(self.model, self.processor, prompts, params, batch_size))
 
     def classify(
         self,
-        boxes_px: Sequence,
+        boxes_px: Sequence | Regions,
         labels: Sequence[str],
         question: str | None = None,
         image: Any = None,
@@ -296,7 +301,7 @@ class RegionChat:
         The model reads each label as an answer and is asked how likely it is; nothing is generated.
 
         Args:
-            boxes_px: N boxes, xyxy in pixels of the image, or masks.
+            boxes_px: N boxes, xyxy in pixels of the image, or masks, as of `ask`.
             labels: At least two texts, worded as the model would answer.
             question: Mentions one region, `<region1>`; by default default_question.
             image: As of set_image; None: the image of the conversation.
@@ -307,7 +312,8 @@ class RegionChat:
             encoded = self._require_image().encoded
         else:
             (encoded,) = encode_images(self.model, [prepare_image(self.processor, open_image(image))])
-        questions = [(box, asked) for box in validate_boxes_px(boxes_px, encoded.size)]
+        regions = self._validated(boxes_px, encoded.size)
+        questions = [(regions[row : row + 1], asked) for row in range(len(regions))]
         return choice_probabilities(self.model, self.processor, encoded, questions, checked, batch_size)
 
     def explain(
@@ -359,7 +365,7 @@ class RegionChat:
     def describe_many(
         self,
         images: Iterable[Any],
-        boxes_px: Iterable[Sequence],
+        boxes_px: Iterable[Sequence | Regions],
         question: str | None = None,
         batch_size: int = 32,
         scores: bool = False,
@@ -378,17 +384,22 @@ class RegionChat:
     def _region_question(self, question: str | None) -> str:
         return one_region_question(self.default_question if question is None else question)
 
-    def _open(self, image: Any, boxes_px: Sequence) -> tuple[PreparedImage | None, np.ndarray]:
+    def _validated(self, boxes_px: Any, size: tuple[int, int], first_number: int = 1) -> Regions:
+        return validate_regions(boxes_px, size, first_number, self.processor.region_shape)
+
+    def _open(self, image: Any, boxes_px: Sequence | Regions) -> tuple[PreparedImage | None, Regions]:
         opened = open_image(image)
-        boxes = validate_boxes_px(boxes_px, (opened.height, opened.width))
-        return prepare_image(self.processor, opened) if len(boxes) else None, boxes
+        regions = self._validated(boxes_px, (opened.height, opened.width))
+        return prepare_image(self.processor, opened) if len(regions) else None, regions
 
     def _require_image(self) -> _Dialogue:
         if self._dialogue is None:
             raise InputError("there is no image yet; call set_image first")
         return self._dialogue
 
-    def _prepare(self, question: str, boxes_px: Sequence | None) -> tuple[_Dialogue, _Dialogue, Callable[[], Prompt]]:
+    def _prepare(
+        self, question: str, boxes_px: Sequence | Regions | None
+    ) -> tuple[_Dialogue, _Dialogue, Callable[[], Prompt]]:
         """Returns the conversation, the same with the new question and boxes, and what makes the prompt to answer."""
         before = self._require_image()
         turns = (*before.turns, Turn("user", clean_question(question)))
@@ -396,10 +407,9 @@ class RegionChat:
         if typed:
             hint = "the model reads %s in the question as text; give the box as --box %s (in Python: boxes_px) and "
             logger.warning(hint + "write <region1> in its place", typed, typed)
-        known = before.boxes_px
-        new = validate_boxes_px(boxes_px, before.encoded.size, first_number=len(known) + 1)
-        boxes = np.concatenate([known, new])
-        sample = RegionSample("the image", turns, boxes)
+        known = before.regions
+        regions = known + self._validated(boxes_px, before.encoded.size, len(known) + 1)
+        sample = RegionSample("the image", turns, regions.boxes_px, masks=regions.masks)
         encoded = self.processor.encode_text(sample, generation=True, image_size=before.encoded.size)
         dropped = encoded["n_dropped_rounds"]
         if dropped and self.long_history == "refuse":
@@ -410,5 +420,5 @@ class RegionChat:
         if dropped:
             logger.info("the conversation is too long: %d rounds after the first are left out", dropped)
         cache = PromptCache(self.model) if before.cache is None else before.cache.copy()
-        after = replace(before, boxes_px=boxes, turns=turns, cache=cache, dropped_rounds=dropped)
+        after = replace(before, regions=regions, turns=turns, cache=cache, dropped_rounds=dropped)
         return before, after, lambda: before.encoded.prompt(encoded)

@@ -12,6 +12,9 @@ import numpy as np
 
 from gpt4roi.errors import InputError
 
+MASK_SIZE = 28
+"""r: cells a side of a region's mask. A multiple of what encoders pool, each of whose cells is then a mean of some."""
+
 Role = Literal["user", "assistant"]
 ImagePipeline = Literal["detection", "dialogue"]
 _PIPELINES: dict[str, ImagePipeline] = {
@@ -82,6 +85,31 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
+class Regions:
+    """Regions of one image: boxes, and the masks inside them; slices, and joins by `+`.
+
+    Attributes:
+        boxes_px: float64[N, 4], xyxy in pixels.
+        masks: For each box a mask, float32[r, r] in [0, 1]: the share of each cell of the box that lies inside the
+            region, row by row; None where all of it does. Empty where there is no mask at all.
+    """
+
+    boxes_px: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), dtype=np.float64))
+    masks: tuple[np.ndarray | None, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.boxes_px)
+
+    def __getitem__(self, rows: slice) -> Regions:
+        return Regions(self.boxes_px[rows], self.masks[rows])
+
+    def __add__(self, other: Regions) -> Regions:
+        masks = (one.masks or (None,) * len(one) for one in (self, other))
+        joined = sum(masks, ()) if self.masks or other.masks else ()
+        return Regions(np.concatenate([self.boxes_px, other.boxes_px]), joined)
+
+
+@dataclass(frozen=True)
 class RegionSample:
     """An image, boxes on it and a dialogue about them.
 
@@ -89,7 +117,8 @@ class RegionSample:
         image: Path, PIL image, uint8 array [H, W, 3] (RGB), or None for text alone.
         turns: Alternate as the data has them; answers may be empty only where one is to be generated.
         boxes_px: float[N, 4], xyxy, in pixels of the user's own image (after EXIF rotation in the `detection`
-            pipeline, before it in `dialogue`); in fractions of the image where `box_frame` is "unit".
+            pipeline, before it in `dialogue`); in fractions of the image where `box_frame` is "unit". Or Regions, which
+            bring their masks.
         image_pipeline: How the image becomes a tensor. `detection`: upright by EXIF, resized straight to the square
             (bilinear), boxes clipped. `dialogue`: the stored pixels, CLIP's resize (bicubic), boxes as they are.
         independent_turns: Every question-answer pair is a conversation of its own that shares only the image; pairs
@@ -97,6 +126,7 @@ class RegionSample:
         region_texts: What the data call each box, one text a box ("" for none), where they name any.
         source: Where it comes from, as `file#index`; part of every error message.
         ignore_alpha: Opens transparent pixels with the colours that they hold, as the original did, not as white.
+        masks: As of Regions; for models whose region_shape is `mask`.
     """
 
     image: Any
@@ -109,8 +139,12 @@ class RegionSample:
     region_texts: tuple[str, ...] = ()
     source: str = ""
     ignore_alpha: bool = False
+    masks: tuple[np.ndarray | None, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.boxes_px, Regions):
+            object.__setattr__(self, "masks", self.boxes_px.masks)
+            object.__setattr__(self, "boxes_px", self.boxes_px.boxes_px)
         boxes = np.asarray(self.boxes_px, dtype=np.float64)
         if boxes.size == 0:
             boxes = boxes.reshape(0, 4)
@@ -119,12 +153,25 @@ class RegionSample:
         if not np.isfinite(boxes).all():
             raise InputError(f"boxes must be finite numbers, got {boxes.tolist()}{self.where}")
         object.__setattr__(self, "boxes_px", boxes)
+        object.__setattr__(self, "masks", self._checked_masks())
         object.__setattr__(self, "turns", tuple(self.turns))
         object.__setattr__(self, "image_pipeline", as_image_pipeline(self.image_pipeline))
         if self.box_frame not in ("pixels", "unit"):
             raise InputError(f"box_frame must be 'pixels' or 'unit', got {self.box_frame!r}")
         if isinstance(self.image, Path):
             object.__setattr__(self, "image", str(self.image))
+
+    def _checked_masks(self) -> tuple[np.ndarray | None, ...]:
+        if len(self.masks) not in (0, len(self.boxes_px)):
+            raise InputError(f"{len(self.masks)} masks for {len(self.boxes_px)} boxes{self.where}; give None for a box")
+        masks = tuple(None if mask is None else np.asarray(mask, dtype=np.float32) for mask in self.masks)
+        for number, mask in enumerate(masks, start=1):
+            if mask is not None and (mask.shape != (MASK_SIZE, MASK_SIZE) or not (mask >= 0).all() or mask.max() > 1):
+                expected = f"[{MASK_SIZE}, {MASK_SIZE}] in [0, 1], as of geometry.masks.to_raster"
+                raise InputError(f"mask {number} must be {expected}; got shape {list(mask.shape)}{self.where}")
+            if mask is not None and not mask.any():
+                raise InputError(f"the mask is empty: no pixel lies inside of region {number}{self.where}")
+        return masks
 
     @property
     def where(self) -> str:

@@ -45,7 +45,7 @@ def _make_stamps(out: Path, arguments: StampArguments, keep_downloads: bool, wor
     downloads.mkdir(parents=True, exist_ok=True)
     (out / "manifest.json").unlink(missing_ok=True)
     notes: list[str] = []
-    material = _gather_material(arguments, downloads, notes)
+    material = gather_material(arguments, downloads, notes)
     manifest = {"format": FORMAT, "arguments": asdict(arguments), "stamps": material.stamps_from, "notes": notes}
     manifest |= write_splits(out, arguments, material, workers)
     if arguments.parts:
@@ -79,7 +79,7 @@ def finished_manifest(out: Path, arguments: StampArguments) -> dict | None:
     return manifest if whole else None
 
 
-def _gather_material(arguments: StampArguments, downloads: Path, notes: list[str]) -> Material:
+def gather_material(arguments: StampArguments, downloads: Path, notes: list[str]) -> Material:
     """Fetches or draws what scenes are composed from; adds to notes what a reader of figures must know."""
     if arguments.shapes:
         return _drawn_material()

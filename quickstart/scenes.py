@@ -111,7 +111,7 @@ def lay_out(
     order = np.argsort([-w * h for w, h in sizes], kind="stable")
     layers = {int(index): layer for layer, index in enumerate(order)}
     objects = [Placed(s, boxes[i], bool(rng.integers(2)), layers[i]) for i, s in enumerate(chosen)]
-    return Scene(name, size, _draw_background(rng, photographs), tuple(objects))
+    return Scene(name, size, draw_background(rng, photographs), tuple(objects))
 
 
 def _draw_size(rng: np.random.Generator, native: tuple[int, int], count: int, unit: float) -> tuple[int, int]:
@@ -126,7 +126,7 @@ def _draw_size(rng: np.random.Generator, native: tuple[int, int], count: int, un
     return math.ceil(width * scale), math.ceil(height * scale)
 
 
-def _shared_area(a: Sequence[int], b: Sequence[int]) -> int:
+def shared_area(a: Sequence[int], b: Sequence[int]) -> int:
     """Returns the area that two boxes share, in square pixels."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
@@ -142,7 +142,7 @@ def _place(rng: np.random.Generator, sizes: Sequence[tuple[int, int]], size: int
         for _ in range(40):
             x, y = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
             box = (x, y, x + width, y + height)
-            shared = [_shared_area(box, boxes[other]) if other in boxes else 0 for other in range(len(sizes))]
+            shared = [shared_area(box, boxes[other]) if other in boxes else 0 for other in range(len(sizes))]
             if sum(shared) <= room[index] and all(s <= r for s, r in zip(shared, room, strict=True)):
                 room = [r - s for r, s in zip(room, shared, strict=True)]
                 room[index] -= sum(shared)
@@ -153,7 +153,8 @@ def _place(rng: np.random.Generator, sizes: Sequence[tuple[int, int]], size: int
     return [boxes[index] for index in range(len(sizes))]
 
 
-def _draw_background(rng: np.random.Generator, photographs: Sequence[Photograph]) -> Background:
+def draw_background(rng: np.random.Generator, photographs: Sequence[Photograph]) -> Background:
+    """Draws a crop of a photograph, and its colours."""
     photograph = int(rng.integers(len(photographs)))
     width, height = photographs[photograph].image.size
     side = int(min(width, height) * rng.uniform(SMALLEST_CROP, 1.0))
@@ -179,12 +180,16 @@ def compose(scene: Scene, stamps: Sequence[Stamp], photographs: Sequence[Photogr
     """Returns the scene as an RGB image."""
     canvas = paint_background(scene.background, photographs, scene.size)
     for placed in sorted(scene.objects, key=lambda placed: placed.layer):
-        x1, y1, x2, y2 = placed.box
-        cutout = stamps[placed.stamp].image.resize((x2 - x1, y2 - y1), Image.Resampling.BICUBIC, reducing_gap=2.0)
-        if placed.flip:
-            cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        canvas.paste(cutout, (x1, y1), cutout)
+        cutout = cut_out(placed, stamps)
+        canvas.paste(cutout, placed.box[:2], cutout)
     return canvas
+
+
+def cut_out(placed: Placed, stamps: Sequence[Stamp]) -> Image.Image:
+    """Returns a stamp as it is pasted, RGBA of its box's size."""
+    x1, y1, x2, y2 = placed.box
+    cutout = stamps[placed.stamp].image.resize((x2 - x1, y2 - y1), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if placed.flip else cutout
 
 
 def write_images(

@@ -133,6 +133,7 @@ def tiny_processor(config: GPT4RoIConfig | None = None, prompt_format: str = "ch
         image_seq_length=config.image_seq_length,
         prompt_format=prompt_format,
         tokens_per_region=config.tokens_per_region,
+        region_shape=config.region_shape,
     )
 
 

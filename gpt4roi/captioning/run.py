@@ -23,19 +23,27 @@ from gpt4roi.generation.many import batched_by_size, describe_images
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.geometry.frames import BoxFrame, FrameCounts, FrameRule
 from gpt4roi.io.atomic import DONE_IS_KEPT
-from gpt4roi.io.coco import InvalidAnnotationError, annotation_box_inside, annotation_xywh, image_file_name, is_crowd
+from gpt4roi.io.coco import (
+    InvalidAnnotationError,
+    annotation_box_inside,
+    annotation_raster,
+    annotation_xywh,
+    image_file_name,
+    is_crowd,
+)
 from gpt4roi.io.journal import Journal, read_job
 from gpt4roi.io.json_files import write_json
 from gpt4roi.io.progress import Progress
 from gpt4roi.processing.images import load_image, read_header
 from gpt4roi.processing.user_input import one_region_question, open_image
+from gpt4roi.structures import Regions
 
 logger = logging.getLogger(__name__)
 
 _IMAGE = "image "
 
-Described = tuple[PreparedImage, np.ndarray]
-"""An image and its boxes float[N, 4], in pixels."""
+Described = tuple[PreparedImage, np.ndarray | Regions]
+"""An image and its boxes float[N, 4], in pixels, or its regions where the model reads masks."""
 
 Describe = Callable[..., Iterator[list[str]]]
 """From images, as Described, and question, params and batch_size to the texts of each image's boxes."""
@@ -101,6 +109,9 @@ def caption_file(
     if any(field in annotation for annotation in source.content["annotations"]):
         raise InputError(f"annotations have a {field!r} already; name another field for the texts with --field")
     groups = list(batched_by_size(source.images, lambda image: len(image.regions), batch_size))
+    segmented = sum(bool(annotation.get("segmentation")) for annotation in source.content["annotations"])
+    if segmented and chat.processor.region_shape == "box":
+        logger.info("%d annotations have masks, of which the model reads the boxes (region_shape is 'box')", segmented)
     journal = Journal(parts_folder(out), context.rank, "rank-", job)
     done: dict[int, Any] = {}
     for found in context.all_gather(_finished(journal)):
@@ -194,9 +205,13 @@ def _prepare(
     if placed.header.orientation != 1:
         result["image_pipeline"] = placed.pipeline
     usable: list[list[float]] = []
+    rasters: list[np.ndarray | None] = []
     for index in image.regions:
         try:
-            box, is_cut = annotation_box_inside(source.content["annotations"][index], size)
+            annotation = source.content["annotations"][index]
+            box, is_cut = annotation_box_inside(annotation, size)
+            if processor.region_shape == "mask":
+                rasters.append(annotation_raster(annotation, box, size))
             usable.append(box)
             result["texts"].append(None)
             result["cut"] = result.get("cut", 0) + is_cut
@@ -204,7 +219,8 @@ def _prepare(
             result["texts"].append(False)
             result.setdefault("errors", []).append([index, str(error)])
     boxes = placed.scaled(np.asarray(usable, dtype=np.float64))
-    return (prepare_image(processor, opened), boxes) if usable else None, result
+    regions = Regions(boxes, tuple(rasters)) if rasters else boxes
+    return (prepare_image(processor, opened), regions) if usable else None, result
 
 
 def _open_as_annotated(image: SourceImage, rule: FrameRule) -> tuple[Image.Image, BoxFrame]:

@@ -114,6 +114,7 @@ def build_from_parts(
         image_seq_length=model.config.image_seq_length,
         use_image_start_end=model.config.mm_use_im_start_end,
         tokens_per_region=model.config.tokens_per_region,
+        region_shape=model.config.region_shape,
         **of_processor,
     )
     add_stop_tokens(model, processor)

@@ -41,6 +41,7 @@ _MAX_LENGTH = 2048
 _BUILT_IN = {
     "region_encoder_type": "gpt4roi",
     "tokens_per_region": 1,
+    "region_shape": "box",
     "projector_type": "linear",
     "region_level_stride": 3,
     "fusion_groups": 64,

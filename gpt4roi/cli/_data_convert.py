@@ -23,7 +23,7 @@ FORMATS = {
     "llava": "LLaVA's json, checked",
     "coco": "COCO's form, with a caption for each box or else its category",
     "lvis": "LVIS's json: categories of boxes",
-    "osprey": "a file of Osprey-724K; masks become boxes",
+    "osprey": "a file of Osprey-724K",
     "page": "conversations saved by the demo page, a file or a folder of them",
     "eva": "EVA's pickle of detections, to an .npz that opens without pickle",
 }
@@ -55,6 +55,9 @@ def add_convert(subcommands: Any) -> None:
     )
     parser.add_argument("--question", metavar="TEXT", help="coco, lvis: the question, with {region} for the box")
     parser.add_argument("--crowds", action="store_true", help="coco, lvis: take boxes marked iscrowd too")
+    parser.add_argument(
+        "--masks", action="store_true", help="coco, lvis, osprey: write masks, for models with region_shape mask"
+    )
     parser.add_argument("--labels", action="store_true", help="to COCO: every different text becomes a category")
     parser.add_argument(
         "--epochs", "--visits", type=int, default=1, metavar="N", help="draws of each sample (default: %(default)s)"
@@ -79,7 +82,7 @@ def _convert(args: argparse.Namespace) -> int:
     from gpt4roi.data.convert.coco import write_coco
     from gpt4roi.data.convert.objects import NOT_THERE, Conversion, write_objects
 
-    target = Conversion(args.out.parent, frame_rule(args))
+    target = Conversion(args.out.parent, frame_rule(args), masks=args.masks)
     objects = _with_bar(_objects(args, target), args.out.name)
     if args.to == "coco":
         written = counted(write_coco(objects, args.out, target, args.labels), "box")
@@ -112,6 +115,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"{args.out}: is a folder; give the file to write")
     if args.from_ not in ("coco", "lvis", "osprey") and (args.scale_boxes or args.frame != "auto"):
         raise InputError(f"--frame and --scale-boxes are for coco, lvis and osprey; {args.from_} states its frames")
+    if args.masks and (args.from_ not in ("coco", "lvis", "osprey") or args.to == "coco"):
+        raise InputError("--masks writes masks of coco, lvis and osprey into the unified format; leave it out")
     if args.epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {args.epochs}")
     if args.append and (args.to == "coco" or args.from_ == "eva"):

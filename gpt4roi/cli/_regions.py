@@ -1,4 +1,4 @@
-"""Boxes on the command line: `--box`, and `--regions` from a file."""
+"""Regions on the command line: `--box`, `--point`, `--mask`, and `--regions` from a file."""
 
 from __future__ import annotations
 
@@ -10,17 +10,27 @@ from typing import TYPE_CHECKING, Any
 from gpt4roi.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from gpt4roi.geometry.frames import FrameClues, FrameRule
+    from gpt4roi.structures import Regions
 
 logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
+class Given(str):
+    """What one of --box, --point and --mask was given, all of which are numbered together; `kind` is which."""
+
+    kind = "box"
+
+    @classmethod
+    def of(cls, kind: str) -> type[Given]:
+        """Returns the class of one option."""
+        return type(kind.title(), (cls,), {"kind": kind})
+
+
 def add_region_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares boxes, one by one and from a file."""
+    """Declares boxes, points and masks, one by one and from a file."""
     parser.add_argument(
         "--box",
         dest="boxes",
@@ -28,6 +38,22 @@ def add_region_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="a box in pixels of the image, top left and bottom right; once for each region, numbered from 1",
+    )
+    parser.add_argument(
+        "--point",
+        dest="boxes",
+        metavar="X,Y",
+        action="append",
+        type=Given.of("point"),
+        help="a small round region, of a radius of 2 percent of the longer side; numbered with the boxes",
+    )
+    parser.add_argument(
+        "--mask",
+        dest="boxes",
+        metavar="FILE",
+        action="append",
+        type=Given.of("mask"),
+        help="a region as an image file of the same size, 0 outside; a model of boxes gets the box around it",
     )
     parser.add_argument(
         "--regions",
@@ -62,7 +88,7 @@ def frame_rule(args: argparse.Namespace) -> FrameRule:
 
 
 def given_regions(args: argparse.Namespace) -> list[tuple[list[Any], FrameClues]]:
-    """Returns the regions of --box and those of --regions, not checked yet, with what is known of their frame.
+    """Returns the regions given one by one and those of --regions, not checked yet, with what is known of their frame.
 
     Raises:
         InputError: A box or the file cannot be read.
@@ -70,15 +96,15 @@ def given_regions(args: argparse.Namespace) -> list[tuple[list[Any], FrameClues]
     from gpt4roi.geometry.frames import FrameClues
     from gpt4roi.processing.user_input import read_framed_regions
 
-    boxes = [parse_box(text, number) for number, text in enumerate(args.boxes, start=1)]
+    boxes = [parse_region(text, number) for number, text in enumerate(args.boxes, start=1)]
     groups: list[tuple[list[Any], FrameClues]] = [(boxes, FrameClues(frame="upright"))]
     return groups if args.regions is None else [*groups, read_framed_regions(args.regions, image=args.image)]
 
 
-def upright_boxes(
+def upright_regions(
     args: argparse.Namespace, groups: list[tuple[list[Any], FrameClues]], image: str | bytes
-) -> np.ndarray:
-    """Returns the boxes of given_regions, float[N, 4] xyxy in pixels of the image as it is seen upright.
+) -> Regions:
+    """Returns the regions of given_regions, in pixels of the image as it is seen upright.
 
     Args:
         args: As add_region_arguments declares them.
@@ -86,23 +112,38 @@ def upright_boxes(
         image: Its path, data URL or encoded file.
 
     Raises:
-        InputError: A box cannot be used, or the file is of an image of another size.
+        InputError: A region cannot be used, or the file is of an image of another size.
     """
-    import numpy as np
-
     from gpt4roi.geometry.frames import FrameCounts
-    from gpt4roi.processing.user_input import image_header, validate_boxes_px
+    from gpt4roi.processing.user_input import image_header, validate_regions
+    from gpt4roi.structures import Regions
 
-    header, rule, counts, boxes_px = image_header(image), frame_rule(args), FrameCounts(), np.zeros((0, 4))
+    header, rule, counts, found = image_header(image), frame_rule(args), FrameCounts(), Regions()
     for number, (regions, clues) in enumerate(groups):
         if regions:
             placed = rule.place(header, clues, str(args.image), f"{args.regions}: " if number else "")
-            boxes = validate_boxes_px(regions, placed.box_size, len(boxes_px) + 1)
-            boxes_px = np.concatenate([boxes_px, placed.upright(boxes)])
+            read = validate_regions(regions, placed.box_size, len(found) + 1)
+            found += Regions(placed.upright(read.boxes_px), tuple(map(placed.upright_mask, read.masks)))
             counts.add(placed.remarks() if number or placed.frame == "stored" else (), placed.image)
     if counts.counts:
         logger.info("%s", counts.text())
-    return boxes_px
+    return found
+
+
+def parse_region(text: str, number: int) -> Any:
+    """Reads what --box, --point or --mask was given. Raises InputError naming the region."""
+    kind = getattr(text, "kind", "box")
+    if kind == "box":
+        return parse_box(text, number)
+    if kind == "point":
+        try:
+            x, y = (float(part) for part in text.split(","))
+        except ValueError:
+            raise InputError(f"region {number}: expected a point x,y in pixels, got {str(text)!r}") from None
+        return {"point": [x, y]}
+    from gpt4roi.processing.user_input import open_mask
+
+    return open_mask(text)
 
 
 def parse_box(text: str, number: int) -> list[float]:

@@ -17,13 +17,14 @@ from gpt4roi.cli._model import (
     sampling_settings,
 )
 from gpt4roi.cli._regions import (
+    Given,
     add_region_arguments,
     box_text,
     drawing_target,
     given_regions,
-    parse_box,
+    parse_region,
     save_drawing,
-    upright_boxes,
+    upright_regions,
 )
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import as_json
@@ -37,6 +38,7 @@ EXAMPLE = """
 COMMANDS = """\
 A line is a question; <region1> (or <1>) in it introduces box 1, later it is only region1. Commands:
   /box X1,Y1,X2,Y2   add a box, in pixels; prints its number
+  /point X,Y         add a small round region
   /boxes             list the boxes
   /undo              remove the last box that was not asked about yet
   /draw FILE         save the image with its numbered boxes
@@ -65,16 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Opens the model, then answers line after line; a wrong line is reported and changes nothing."""
-    regions = given_regions(args)
+    given = given_regions(args)
     drawn_to = drawing_target(args.draw)
     check_model_folder(args.model)
     settings = sampling_settings(args)
 
     from gpt4roi.processing.user_input import open_image
 
-    image, boxes_px = open_image(args.image), upright_boxes(args, regions, args.image)
+    image, regions = open_image(args.image), upright_regions(args, given, args.image)
     chat = open_chat(args, long_history="drop" if args.drop_history else "refuse")
-    talk = Conversation(chat, args.image, image, boxes_px.tolist(), settings, args.json, drawn_to)
+    talk = Conversation(chat, args.image, image, regions, settings, args.json, drawn_to)
     talking = sys.stdin.isatty() and sys.stdout.isatty()
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # then a line that is no text is refused by itself
@@ -105,18 +107,20 @@ class Conversation:
         chat: Any,
         name: str,
         image: Any,
-        boxes: list,
+        boxes: Any,
         settings: dict[str, Any],
         as_json: bool,
         draw: Path | None,
     ) -> None:
+        from gpt4roi.processing.user_input import validate_regions
+
         self.chat, self.settings, self.as_json, self.drawn_to = chat, settings, as_json, draw
         self.commands = {
-            "box": self._box, "boxes": self._boxes, "undo": self._undo, "draw": self._draw, "save": self._save,
-            "reset": self._reset, "image": self._image, "picture": self._image, "help": self._help,
+            "box": self._add, "point": self._add_point, "boxes": self._boxes, "undo": self._undo, "draw": self._draw,
+            "save": self._save, "reset": self._reset, "image": self._image, "picture": self._image, "help": self._help,
         }  # fmt: skip
         self._begin(name, image)
-        self.new_boxes: list[list[float]] = boxes
+        self.new = validate_regions(boxes, (image.height, image.width))
         self._redraw()
 
     def run(self, lines: Iterator[str], talking: bool) -> int:
@@ -151,10 +155,10 @@ class Conversation:
     @property
     def boxes(self) -> list[list[float]]:
         """All boxes in the order of their numbers, those not asked about yet last."""
-        return [*self.chat.boxes_px.tolist(), *self.new_boxes]
+        return [*self.chat.boxes_px.tolist(), *self.new.boxes_px.tolist()]
 
     def _ask(self, question: str) -> None:
-        pieces = self.chat.stream(question, self.new_boxes, **self.settings)
+        pieces = self.chat.stream(question, self.new, **self.settings)
         answer = ""
         try:
             for piece in pieces:
@@ -163,7 +167,7 @@ class Conversation:
                     output.piece(piece)
         finally:
             pieces.close()
-        self.new_boxes = []
+        self.new = self.new[:0]
         if self.as_json:
             regions = [{"region": number, "box": box} for number, box in enumerate(self.boxes, start=1)]
             output.record(
@@ -173,15 +177,20 @@ class Conversation:
             output.line("")
 
     def _begin(self, name: str, image: Any) -> None:
-        self.chat.set_image(image)
-        self.name, self.image, self.new_boxes = name, image, []
+        from gpt4roi.structures import Regions
 
-    def _box(self, rest: str) -> None:
-        from gpt4roi.processing.user_input import validate_boxes_px
+        self.chat.set_image(image)
+        self.name, self.image, self.new = name, image, Regions()
+
+    def _add_point(self, rest: str) -> None:
+        self._add(Given.of("point")(rest))
+
+    def _add(self, rest: str) -> None:
+        from gpt4roi.processing.user_input import validate_regions
 
         number = len(self.boxes) + 1
         size = (self.image.height, self.image.width)
-        self.new_boxes += validate_boxes_px([parse_box(rest, number)], size, first_number=number).tolist()
+        self.new += validate_regions([parse_region(rest, number)], size, first_number=number)
         self._redraw()
         output.note(f"region {number}: {rest}; mention it as <region{number}>")
 
@@ -190,9 +199,9 @@ class Conversation:
             output.note(f"region {number}: {box_text(box)}")
 
     def _undo(self, _rest: str) -> None:
-        if not self.new_boxes:
+        if not len(self.new):
             raise InputError("there is no box that was not asked about yet; /reset forgets all")
-        self.new_boxes.pop()
+        self.new = self.new[:-1]
         self._redraw()
 
     def _draw(self, rest: str) -> None:
@@ -215,7 +224,7 @@ class Conversation:
 
     def _reset(self, _rest: str) -> None:
         self.chat.reset()
-        self.new_boxes = []
+        self.new = self.new[:0]
         self._redraw()
 
     def _image(self, rest: str) -> None:

@@ -20,7 +20,7 @@ from gpt4roi.cli._regions import (
     drawing_target,
     given_regions,
     save_drawing,
-    upright_boxes,
+    upright_regions,
 )
 from gpt4roi.errors import InputError
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Checks everything that is quick to check, then opens the model and answers."""
     if not args.boxes and args.regions is None and args.question is None:
         raise InputError("nothing to answer about: give --box X1,Y1,X2,Y2, --regions FILE, or --question TEXT")
-    regions = given_regions(args)
+    given = given_regions(args)
     drawn_to = drawing_target(args.draw)
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     from gpt4roi.processing.user_input import open_image
 
     file = sys.stdin.buffer.read() if args.image == "-" else args.image
-    image, boxes_px = open_image(file), upright_boxes(args, regions, file)
+    image, regions = open_image(file), upright_regions(args, given, file)
+    boxes_px = regions.boxes_px
     question, together = _read_question(args.question, len(boxes_px))
     labels = _read_labels(args.choices, together)
 
@@ -81,13 +82,13 @@ def run(args: argparse.Namespace) -> int:
     if drawn_to is not None:
         save_drawing(image, boxes_px, drawn_to)
     if labels:
-        found = chat.classify(boxes_px, labels, question, image)
+        found = chat.classify(regions, labels, question, image)
         _write_choices(args, question or chat.default_question, boxes_px.tolist(), found)
     elif together and question is not None:
         chat.set_image(image)
-        _write_together(args, question, boxes_px.tolist(), chat.ask(question, boxes_px, **settings))
+        _write_together(args, question, boxes_px.tolist(), chat.ask(question, regions, **settings))
     else:
-        answers = chat.describe(image, boxes_px, question, batch_size=args.batch_size, **settings)
+        answers = chat.describe(image, regions, question, batch_size=args.batch_size, **settings)
         _write_each(args, question or chat.default_question, boxes_px.tolist(), answers)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -16,6 +17,7 @@ from gpt4roi.data.columns import Columns, make_offsets
 from gpt4roi.data.index import IndexedDataset, make_columns
 from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
+from gpt4roi.geometry.masks import to_raster
 from gpt4roi.io.json_files import kind_of, parse_json, parse_jsonl, read_bytes
 from gpt4roi.structures import ImagePipeline, RegionSample, Turn, accepts_old_names, as_image_pipeline
 
@@ -33,7 +35,7 @@ class UnifiedDataset(IndexedDataset):
 
     Args:
         ann_file: One object an image: `image` (absent for text alone), `boxes` (pixels, xyxy) or `masks` (run lengths
-            or polygons, which become their bounding boxes), `conversations` (`from`: human or gpt; `value`: text with
+            or polygons; the boxes are then around them), `conversations` (`from`: human or gpt; `value`: text with
             `<region1>` for box 1), `independent` (every question stands alone).
         img_prefix: Where `image` is looked up; the file's own folder by default.
         pairs_per_epoch: How many question-answer pairs of each task one epoch draws, without replacement, where the
@@ -47,7 +49,7 @@ class UnifiedDataset(IndexedDataset):
         InputError: The file is not of this form at all, or has no object left.
     """
 
-    version = 3
+    version = 4
     what = "object"
 
     @accepts_old_names(picture_pipeline="image_pipeline", pairs_per_visit="pairs_per_epoch")
@@ -94,7 +96,7 @@ class UnifiedDataset(IndexedDataset):
             "box": np.concatenate([np.zeros((0, 4)), *(one["boxes"] for one in objects)]),
             "asked": np.asarray([role == "user" for role, _ in turns], dtype=bool),
         }
-        parallel = {"box": "boxes", "turn": "conversations", "task": "tasks", "region_text": "texts"}
+        parallel = {"box": "boxes", "turn": "conversations", "task": "tasks", "region_text": "texts", "mask": "masks"}
         for column, key in parallel.items():
             arrays[f"first_{column}"] = make_offsets(0 if one[key] is None else len(one[key]) for one in objects)
         texts = {
@@ -102,8 +104,9 @@ class UnifiedDataset(IndexedDataset):
             "turn": [text for _, text in turns],
             "task": list(chain.from_iterable(one["tasks"] or () for one in objects)),
             "region_text": list(chain.from_iterable(one["texts"] or () for one in objects)),
+            "mask": [json.dumps(mask) for mask in chain.from_iterable(one["masks"] for one in objects)],
         }
-        return make_columns(arrays, texts, drops, n_masks=sum(one["n_masks"] for one in objects))
+        return make_columns(arrays, texts, drops, n_masks=len(texts["mask"]))
 
     def _log_drops(self) -> None:
         """Logs what was left out and what became of masks."""
@@ -114,7 +117,8 @@ class UnifiedDataset(IndexedDataset):
             total = len(self) + sum(self.dropped.values())
             logger.warning("%s: %d of %d objects are left out:\n  %s%s", self.path, len(faults), total, first, more)
         if self.n_masks:
-            logger.info("%s: %d masks became their bounding boxes", self.path, self.n_masks)
+            what = "masks became their bounding boxes; models with region_shape 'mask' read the masks too"
+            logger.info("%s: %d %s", self.path, self.n_masks, what)
 
     def faults(self) -> tuple[int, int]:
         """Returns how many objects were dropped because they are wrong in themselves, and how many there were."""
@@ -136,6 +140,7 @@ class UnifiedDataset(IndexedDataset):
             "tasks": columns.texts("task", columns.rows("first_task", index)) or None,
             "texts": tuple(columns.texts("region_text", columns.rows("first_region_text", index))) or None,
             "image_pipeline": _PIPELINES[columns["pipeline"][index]],
+            "masks": [json.loads(mask) for mask in columns.texts("mask", columns.rows("first_mask", index))],
         }
 
     def item(self, index: int) -> Item:
@@ -163,6 +168,7 @@ class UnifiedDataset(IndexedDataset):
             image=self._path(entry),
             turns=tuple(turns),
             boxes_px=entry["boxes"],
+            masks=tuple(map(to_raster, entry["masks"], entry["boxes"])) if entry["masks"] else (),
             image_pipeline=entry["image_pipeline"] or self.image_pipeline,
             independent_turns=entry["independent"],
             region_texts=_text_per_box(entry),

@@ -45,7 +45,7 @@ def check_object(item: Any, source: str) -> dict[str, Any]:
     Returns:
         image: None for text alone. image_size: (height, width) as masks or the object say, else None.
         boxes: float64[N, 4], xyxy in pixels. conversations: list of (role, text), roles as of Turn. tasks, independent.
-        texts: what each box is called, or None. image_pipeline. n_masks: how many of the boxes come from masks.
+        texts: what each box is called, or None. image_pipeline. masks: as given, where the boxes are around some.
 
     Raises:
         BadObjectError: The object cannot be used.
@@ -58,7 +58,7 @@ def check_object(item: Any, source: str) -> dict[str, Any]:
     if not item.get("conversations"):
         raise BadObjectError(NO_CONVERSATION, source)
     image = _image(item, source)
-    boxes, n_masks = _boxes(item, source)
+    boxes, given_masks = _boxes(item, source)
     turns = _turns(item["conversations"], source)
     independent = item.get("independent") or False
     if not isinstance(independent, bool):
@@ -66,14 +66,14 @@ def check_object(item: Any, source: str) -> dict[str, Any]:
     _check_mentions([text for _, text in turns], image, len(boxes), source)
     return {
         "image": image,
-        "image_size": _image_size(item, n_masks),
+        "image_size": _image_size(item, given_masks),
         "boxes": boxes,
         "conversations": turns,
         "independent": independent,
         "tasks": _tasks(item, len(turns), source),
         "texts": _region_texts(item, len(boxes), source),
         "image_pipeline": _pipeline(item, source),
-        "n_masks": n_masks,
+        "masks": given_masks,
     }
 
 
@@ -103,8 +103,8 @@ def _image(item: dict[str, Any], source: str) -> str | None:
     return image
 
 
-def _boxes(item: dict[str, Any], source: str) -> tuple[np.ndarray, int]:
-    """Returns the boxes, from masks where there are none, and how many come from masks."""
+def _boxes(item: dict[str, Any], source: str) -> tuple[np.ndarray, list[Any]]:
+    """Returns the boxes, and the masks that they are around where there are masks in their place."""
     given, given_masks = item.get("boxes") or [], item.get("masks") or []
     if given_masks:
         if not isinstance(given_masks, list):
@@ -112,7 +112,7 @@ def _boxes(item: dict[str, Any], source: str) -> tuple[np.ndarray, int]:
         if given:
             raise BadObjectError(MASK, f"{source}: boxes or masks, not both; masks become their bounding boxes")
         try:
-            return masks.to_boxes(given_masks, f" in {source}"), len(given_masks)
+            return masks.to_boxes(given_masks, f" in {source}"), given_masks
         except InputError as error:
             raise BadObjectError(MASK, f"{source}: {error}") from None
     if not isinstance(given, list):
@@ -120,12 +120,12 @@ def _boxes(item: dict[str, Any], source: str) -> tuple[np.ndarray, int]:
     for number, box in enumerate(given, start=1):
         if not isinstance(box, list) or len(box) != 4 or not all(_is_coordinate(value) for value in box):
             raise BadObjectError(BOX, f"{source}: box {number} must be four finite numbers, got {box!r:.80}")
-    return np.asarray(given, dtype=np.float64).reshape(-1, 4), 0
+    return np.asarray(given, dtype=np.float64).reshape(-1, 4), []
 
 
-def _image_size(item: dict[str, Any], n_masks: int) -> tuple[int, int] | None:
+def _image_size(item: dict[str, Any], given_masks: list[Any]) -> tuple[int, int] | None:
     """Returns the (height, width) that the boxes were made for, as far as the object says."""
-    of_masks = (masks.size_of(mask) for mask in item["masks"]) if n_masks else ()
+    of_masks = map(masks.size_of, given_masks)
     height, width = next((size for size in of_masks if size), (item.get("height"), item.get("width")))
     if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
         return height, width

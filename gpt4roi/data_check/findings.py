@@ -53,7 +53,7 @@ KINDS: dict[str, Kind] = {
     "picture_alike": Kind("note", "images that look the same", "copies in another size or quality?"),
     "left_out": Kind("note", "annotation left out by the data set's own rules", "nothing, if that is what is wanted"),
     "frame": Kind("note", "image turned by its EXIF data", "nothing, if that is what its boxes are of"),
-    "masks": Kind("note", "masks that became their bounding boxes", "nothing; the model reads boxes"),
+    "masks": Kind("note", "masks that became their bounding boxes", "nothing; region_shape mask reads the masks too"),
 }  # fmt: skip
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 

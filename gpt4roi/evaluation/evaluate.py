@@ -24,6 +24,7 @@ from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
 from gpt4roi.evaluation.predictions import KEPT, predict_all
 from gpt4roi.evaluation.predictor import Predictor
 from gpt4roi.geometry.frames import ImageHeader
+from gpt4roi.geometry.masks import cut_raster
 from gpt4roi.io.atomic import atomic_write_text, written_together
 from gpt4roi.io.coco import cut_box
 from gpt4roi.io.json_files import as_json, write_json
@@ -134,23 +135,25 @@ def with_usable_boxes(items: Sequence[Item], source: Source) -> list[Item]:
     counted: set[Path] = set()
     usable = []
     for item in items:
-        image, boxes_px = item.query.image, item.query.boxes_px
+        image, boxes_px, masks = item.query.image, item.query.boxes_px, item.query.masks
         if image not in headers:
             headers[image] = _header(image)
         header = headers[image]
         try:
             placed = None if header is None or not len(boxes_px) else source.rule.place(header, item.clues, image.name)
             cuts = [cut_box(box, placed.box_size if placed else None) for box in boxes_px.tolist()]
+            placements = zip(masks, boxes_px, cuts, strict=False)  # without a mask there are none
+            masks = tuple(None if mask is None else cut_raster(mask, box, cut) for mask, box, (cut, _) in placements)
         except InputError as error:
             source.leave_out(f"{item.id} ({image}): {error}")
             continue
         boxes_px = np.asarray([box for box, _ in cuts], dtype=np.float64).reshape(-1, 4)
         source.cut.extend(f"{item.id} ({image})" for _, is_cut in cuts if is_cut)
         if placed is not None:
-            boxes_px = placed.upright(boxes_px)
+            boxes_px, masks = placed.upright(boxes_px), tuple(map(placed.upright_mask, masks))
             source.frames.add(() if image in counted else placed.remarks(), image.name)
             counted.add(image)
-        usable.append(replace(item, query=replace(item.query, boxes_px=boxes_px)))
+        usable.append(replace(item, query=replace(item.query, boxes_px=boxes_px, masks=masks)))
     return usable
 
 

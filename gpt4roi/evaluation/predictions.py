@@ -123,6 +123,8 @@ def run_key(queries: Sequence[Query], settings: dict[str, Any]) -> str:
     for one in queries:
         fields = [one.id, str(one.image), one.question, one.boxes_px.tolist(), one.blank, one.choices]
         digest.update(json.dumps(fields).encode())
+        for mask in one.masks:
+            digest.update(b"" if mask is None else mask.tobytes())
     return digest.hexdigest()[:12]
 
 

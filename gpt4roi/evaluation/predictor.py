@@ -34,6 +34,7 @@ class Query:
             hold no information.
         choices: The possible answers of a multiple-choice question.
         id: The item's, unique in a benchmark.
+        masks: Of the boxes, as of structures.Regions, where the data have any; for models whose region_shape is `mask`.
     """
 
     image: Path
@@ -42,11 +43,12 @@ class Query:
     blank: bool = False
     choices: tuple[str, ...] = ()
     id: str = ""
+    masks: tuple[np.ndarray | None, ...] = ()
 
     def sample(self) -> RegionSample:
         """Returns the dialogue of the question."""
         turns = (Turn("user", self.question),)
-        return RegionSample(str(self.image), turns, self.boxes_px, source=str(self.image))
+        return RegionSample(str(self.image), turns, self.boxes_px, source=str(self.image), masks=self.masks)
 
 
 class Predictor(Protocol):

@@ -101,24 +101,30 @@ class EncodedImage:
         self.size = size
         self._feature_maps = feature_maps
         self._pyramid: list[torch.Tensor] | None = None
-        self._regions: dict[tuple[float, ...], torch.Tensor] = {}
+        self._regions: dict[tuple[float | bytes, ...], torch.Tensor] = {}
 
     @torch.inference_mode()
-    def region_features(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Returns the embeddings float[M * k, D] of boxes float[M, 4], xyxy in [0, 1].
+    def region_features(self, boxes: torch.Tensor, masks: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the embeddings float[M * k, D] of boxes float[M, 4], xyxy in [0, 1], and their masks float[M, r, r].
 
-        Each box is computed once, unless REGION_CACHE_SIZE others were asked about in between.
+        Each region is computed once, unless REGION_CACHE_SIZE others were asked about in between.
         """
-        rows = [tuple(row) for row in boxes.tolist()]
+        rows: list[tuple[float | bytes, ...]] = [tuple(row) for row in boxes.tolist()]
         if not rows:
             return self.image_features.new_zeros(0, self.image_features.shape[-1])
+        if masks is not None:
+            rows = [(*row, mask.numpy().tobytes()) for row, mask in zip(rows, masks, strict=True)]
         cached = self._regions
-        computed: dict[tuple[float, ...], torch.Tensor] = {}
+        computed: dict[tuple[float | bytes, ...], torch.Tensor] = {}
+        first = {row: number for number, row in reversed(list(enumerate(rows)))}
         new = [row for row in dict.fromkeys(rows) if row not in cached]
         for start in range(0, len(new), REGION_BATCH_SIZE):
             batch = new[start : start + REGION_BATCH_SIZE]
-            batch_boxes = torch.tensor(batch, dtype=torch.float32, device=self.image_features.device)
-            features = self.model.region_encoder.embed_boxes(self._fused(), [batch_boxes])
+            numbers, device = [first[row] for row in batch], self.image_features.device
+            of_masks = None if masks is None else [masks[numbers].to(device)]
+            features = self.model.region_encoder.embed_boxes(
+                self._fused(), [boxes[numbers].to(device, torch.float32)], of_masks
+            )
             features = features.unflatten(0, (len(batch), -1))
             # Copies, so that one that stays cached does not hold the memory of all that were computed with it.
             computed.update(zip(batch, (row.clone() for row in features), strict=True))
@@ -141,10 +147,11 @@ class EncodedImage:
         """
         encoded = [processor.encode_text(sample, generation=True, image_size=self.size) for sample in samples]
         if encoded:
-            self.region_features(torch.cat([one["boxes"] for one in encoded]))
+            names = [name for name in ("boxes", "masks") if name in encoded[0]]
+            self.region_features(*(torch.cat([one[name] for one in encoded]) for name in names))
         return [self.prompt(one, number) for one in encoded]
 
     def prompt(self, encoded: Mapping[str, Any], number: int = 0) -> Prompt:
-        """Returns the prompt of one encoded sample about this image (input_ids, boxes, n_dropped_rounds)."""
-        regions = self.region_features(encoded["boxes"])
+        """Returns the prompt of one encoded sample about this image (input_ids, boxes, masks, n_dropped_rounds)."""
+        regions = self.region_features(encoded["boxes"], encoded.get("masks"))
         return Prompt(encoded["input_ids"], number, self.image_features, regions, encoded["n_dropped_rounds"])

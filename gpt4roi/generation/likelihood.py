@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from gpt4roi.generation.encoded_image import EncodedImage, Prompt
 from gpt4roi.generation.engine import expand_cache
 from gpt4roi.models.compat import CACHE
 from gpt4roi.processing.dialogue import common_prefix_length
-from gpt4roi.structures import RegionSample, Turn
+from gpt4roi.structures import Regions, RegionSample, Turn
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,15 @@ def choice_probabilities(
     model: Any,
     processor: Any,
     image: EncodedImage,
-    questions: Sequence[tuple[np.ndarray, str]],
+    questions: Sequence[tuple[np.ndarray | Regions, str]],
     labels: Sequence[str],
     batch_size: int = 64,
 ) -> list[dict[str, float]]:
     """Returns for each question the probability of every label, given that one of them is the answer.
 
-    questions: each a box float[4] of the image, in pixels, and a text that mentions `<region1>`.
+    questions: each a region of the image (a box float[1, 4] in pixels, or Regions) and a text about `<region1>`.
     """
-    asked = [RegionSample("the image", (Turn("user", text),), box[None]) for box, text in questions]
+    asked = [RegionSample("the image", (Turn("user", text),), cast(Any, region)) for region, text in questions]
     answered = [[answered_prompt(processor, image, sample, label) for label in labels] for sample in asked]
     shares = [torch.tensor(found).softmax(dim=0).tolist() for found in log_likelihoods(model, answered, batch_size)]
     return [dict(zip(labels, row, strict=True)) for row in shares]

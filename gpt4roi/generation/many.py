@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt
 from gpt4roi.generation.engine import generate_batches
 from gpt4roi.generation.sampling import SamplingParams, confidence
 from gpt4roi.generation.stopping import answer_text, stopping_criterion
-from gpt4roi.structures import RegionSample, Turn
+from gpt4roi.structures import Regions, RegionSample, Turn
 
 Item = TypeVar("Item")
 
@@ -77,17 +77,21 @@ def scored_answers(
 
 
 def region_prompts(
-    processor: Any, image: EncodedImage, boxes_px: np.ndarray, question: str, number: int = 0
+    processor: Any, image: EncodedImage, regions: np.ndarray | Regions, question: str, number: int = 0
 ) -> list[Prompt]:
-    """Writes a question about `<region1>` once for each box float[N, 4] of an image, as a conversation of its own."""
-    turns = (Turn("user", question),)
-    return image.prompts(processor, [RegionSample("the image", turns, box[None]) for box in boxes_px], number)
+    """Writes a question about `<region1>` once for each region of an image, as a conversation of its own.
+
+    regions: Regions, or boxes float[N, 4] xyxy in pixels.
+    """
+    turns, rows = (Turn("user", question),), range(len(regions))
+    samples = [RegionSample("the image", turns, cast(Any, regions[row : row + 1])) for row in rows]
+    return image.prompts(processor, samples, number)
 
 
 def describe_images(
     model: Any,
     processor: Any,
-    images: Iterable[tuple[PreparedImage | None, np.ndarray]],
+    images: Iterable[tuple[PreparedImage | None, np.ndarray | Regions]],
     question: str,
     params: SamplingParams,
     batch_size: int,
@@ -101,7 +105,7 @@ def describe_images(
     Args:
         model: A GPT4RoI model.
         processor: Its processor.
-        images: Each prepared, with its boxes float[N, 4] in pixels; None where it has no box. Taken as needed.
+        images: Each prepared, with its regions, as of region_prompts; None where it has none. Taken as needed.
         question: Mentions `<region1>`.
         params: How answers are chosen.
         batch_size: Boxes answered at once.
@@ -116,4 +120,4 @@ def describe_images(
             prompts += region_prompts(processor, one, boxes, question, number)
         answers = iter(answer(model, processor, prompts, params, batch_size))
         for _, boxes in group:
-            yield [next(answers) for _ in boxes]
+            yield [next(answers) for _ in range(len(boxes))]

@@ -110,6 +110,15 @@ class BoxFrame:
         x, y = (y, x) if orientation >= 5 else (x, y)
         return np.stack([x.min(axis=1), y.min(axis=1), x.max(axis=1), y.max(axis=1)], axis=1)
 
+    def upright_mask(self, mask: np.ndarray | None) -> np.ndarray | None:
+        """Returns a mask inside a box, as of structures.Regions, as `upright` turns the box."""
+        orientation = self.header.orientation
+        if mask is None or self.frame == "upright" or orientation == 1:
+            return mask
+        mask = mask[:, ::-1] if orientation in (2, 3, 7, 8) else mask
+        mask = mask[::-1] if orientation in (3, 4, 6, 7) else mask
+        return mask.T if orientation >= 5 else mask
+
     def remarks(self) -> Iterable[str]:
         """Yields under what a summary counts the image; nothing where there was nothing to decide."""
         if self.header.orientation != 1:

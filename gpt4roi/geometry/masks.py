@@ -1,17 +1,21 @@
-"""Masks become their bounding boxes: arrays, run lengths and polygons as COCO, LVIS and Osprey write them."""
+"""Masks as boxes and as rasters inside them: arrays, run lengths and polygons as COCO, LVIS and Osprey write them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 from gpt4roi.errors import InputError
+from gpt4roi.structures import MASK_SIZE
 
 _FORMS = "an array [H, W], run lengths {size, counts} or polygons [[x1, y1, x2, y2, …], …]"
 _MAX_SIDE = 1_000_000
+_POLYGON_GRID = 8 * MASK_SIZE
+"""Cells a side of a box in which polygons are drawn, to be counted."""
 
 
 def to_boxes(masks: Sequence[Any], where: str = "") -> np.ndarray:
@@ -37,11 +41,74 @@ def to_box(mask: Any, where: str = "") -> np.ndarray:
         boxes = np.stack([_box_of_runs(one, where) for one in runs])
         return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
     pixels = _pixels(mask)
-    if pixels is not None:
-        return _box_of_array(pixels, where)
-    if isinstance(mask, Sequence) and not isinstance(mask, str | bytes):
-        return _box_of_polygons(mask, where)
-    raise InputError(f"a mask must be {_FORMS}; got {mask!r:.60}{where}")
+    return _box_of_polygons(mask, where) if pixels is None else _box_of_array(pixels, where)
+
+
+def to_raster(mask: Any, box: Any, where: str = "") -> np.ndarray:
+    """Turns a mask into the share of each cell of a box that it covers, float32[r, r], row by row; r is MASK_SIZE.
+
+    mask: as of to_box. box: four numbers, xyxy in pixels of the mask's image; usually the one around it.
+    Raises InputError where nothing of the box is covered, besides what to_box raises.
+    """
+    runs, pixels = _runs(mask), _pixels(mask)
+    if runs:
+        pixels = np.maximum.reduce([_decoded(one, where) for one in runs])
+    elif pixels is not None:
+        pixels = _inside(pixels, where)
+    else:
+        (x1, y1, x2, y2), side = (float(value) for value in box), _POLYGON_GRID
+        scale = side / np.maximum([x2 - x1, y2 - y1], 1e-9)
+        drawn = [((corners - (x1, y1)) * scale).ravel().tolist() for corners in _polygons(mask, where)]
+        pixels, box = _decoded_polygons(drawn, side), (0, 0, side, side)
+    raster = _covered(pixels, box)
+    if not raster.any():
+        raise _empty(where)
+    return raster
+
+
+def cut_raster(raster: np.ndarray, box: Any, inside: Any, where: str = "") -> np.ndarray:
+    """Returns the raster of a box, float32[r, r], as that of another box, as one that was cut at the image's border."""
+    (x1, y1, x2, y2), inside = (float(value) for value in box), np.asarray(inside, dtype=np.float64)
+    if (inside == [x1, y1, x2, y2]).all() or not (inside[:2] < inside[2:]).all():
+        return raster
+    cut = _covered(raster, (inside - [x1, y1, x1, y1]) * MASK_SIZE / [x2 - x1, y2 - y1, x2 - x1, y2 - y1])
+    if not cut.any():
+        raise _empty(where)
+    return cut
+
+
+def stroke_polygons(points: Any, radius: float, size: tuple[int, int]) -> list[list[list[float]]]:
+    """Returns what a round brush covers that is drawn through points (x, y), as polygons inside an image.
+
+    radius: of the brush, in pixels. size: (height, width) of the image, at whose border it is cut.
+    """
+    centres = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    turns = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    circle = radius * np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    shapes = [centre + circle for centre in centres]
+    for start, end in pairwise(centres):
+        along = (end - start) / max(float(np.hypot(*(end - start))), 1e-9)
+        across = radius * np.asarray([-along[1], along[0]])
+        shapes.append(np.stack([start + across, end + across, end - across, start - across]))
+    return [np.clip(shape, 0, (size[1], size[0])).tolist() for shape in shapes]
+
+
+def _covered(pixels: np.ndarray, box: Any) -> np.ndarray:
+    """Returns the mean of pixels [H, W] over each of r x r cells of a box, exactly; 0 outside the pixels."""
+    x1, y1, x2, y2 = (float(value) for value in box)
+    left, top = max(int(x1), 0), max(int(y1), 0)
+    inside = pixels[top : max(int(y2) + 1, 0), left : max(int(x2) + 1, 0)].astype(np.float64)
+    rows, columns = _shares(y1 - top, y2 - top, len(inside)), _shares(x1 - left, x2 - left, inside.shape[1])
+    # Digits beyond these are rounding: a full mask shall be 1.
+    return (rows @ inside @ columns.T).round(6).clip(0, 1).astype(np.float32)
+
+
+def _shares(low: float, high: float, length: int) -> np.ndarray:
+    """Returns the share of each of `length` pixels in each of r cells between low and high, float64[r, length]."""
+    edges = np.linspace(low, high, MASK_SIZE + 1)
+    first = np.arange(length)
+    overlap = np.minimum(edges[1:, None], first + 1) - np.maximum(edges[:-1, None], first)
+    return overlap.clip(min=0) / max(high - low, 1e-9) * MASK_SIZE
 
 
 def size_of(mask: Any) -> tuple[int, int] | None:
@@ -120,6 +187,31 @@ def _inside(mask: np.ndarray, where: str) -> np.ndarray:
 def _box_of_runs(mask: Mapping[str, Any], where: str) -> np.ndarray:
     from pycocotools import mask as coco
 
+    runs = _coco_runs(mask, where)
+    if not coco.area(runs):
+        raise _empty(where)
+    x, y, w, h = coco.toBbox(runs)
+    return np.asarray([x, y, x + w, y + h], dtype=np.float64)
+
+
+def _decoded(mask: Mapping[str, Any], where: str) -> np.ndarray:
+    """Returns run lengths as pixels, uint8[H, W]."""
+    from pycocotools import mask as coco
+
+    return coco.decode(_coco_runs(mask, where))
+
+
+def _decoded_polygons(polygons: Sequence[Sequence[float]], side: int) -> np.ndarray:
+    """Returns the pixels of a square inside any of some polygons, uint8[side, side]."""
+    from pycocotools import mask as coco
+
+    return coco.decode(coco.merge(coco.frPyObjects(list(polygons), side, side)))
+
+
+def _coco_runs(mask: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns run lengths as pycocotools takes them, after checking that they fill their size."""
+    from pycocotools import mask as coco
+
     height, width = _checked_size(mask.get("size"), where)
     counts = mask.get("counts")
     if isinstance(counts, str | bytes):
@@ -136,10 +228,7 @@ def _box_of_runs(mask: Mapping[str, Any], where: str) -> np.ndarray:
         raise InputError(f"counts sum to {sum(lengths)} but {expected}{where}")
     if runs is None:
         runs = coco.frPyObjects({"size": [height, width], "counts": lengths}, height, width)
-    if not coco.area(runs):
-        raise _empty(where)
-    x, y, w, h = coco.toBbox(runs)
-    return np.asarray([x, y, x + w, y + h], dtype=np.float64)
+    return runs
 
 
 def _checked_size(size: Any, where: str) -> tuple[int, int]:
@@ -174,13 +263,20 @@ def _run_lengths(text: bytes, where: str) -> list[int]:
 
 
 def _box_of_polygons(polygons: Sequence[Any], where: str) -> np.ndarray:
+    points = np.concatenate(_polygons(polygons, where))
+    return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+
+def _polygons(polygons: Any, where: str) -> list[np.ndarray]:
+    """Returns the corners of each polygon of a mask, one at least, float64[K, 2]."""
+    if not isinstance(polygons, Sequence) or isinstance(polygons, str | bytes):
+        raise InputError(f"a mask must be {_FORMS}; got {polygons!r:.60}{where}")
     numbers = bool(polygons) and all(_is_number(value) for value in polygons)
     single = numbers or (len(polygons) > 2 and all(_is_point(value) for value in polygons))
     corners = [_corners(polygon, where) for polygon in ([polygons] if single else polygons)]
     if not corners:
         raise _empty(where)
-    points = np.concatenate(corners)
-    return np.concatenate([points.min(axis=0), points.max(axis=0)])
+    return corners
 
 
 def _corners(polygon: Any, where: str) -> np.ndarray:

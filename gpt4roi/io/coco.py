@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
 from gpt4roi.geometry.frames import Frame, FrameClues, frame_of_exporter, frame_of_pipeline
@@ -290,14 +292,34 @@ def annotation_xywh(annotation: Mapping[str, Any], size: tuple[int, int] | None 
             )
         return parse_floats(bbox, 4)
     try:
-        (x1, y1, x2, y2), made_for = masks.to_box(mask).tolist(), masks.size_of(mask)
+        x1, y1, x2, y2 = masks.to_box(mask).tolist()
     except InputError as error:
         raise InvalidAnnotationError(str(error), "mask that cannot be used") from None
+    _require_size(mask, size)
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def annotation_raster(
+    annotation: Mapping[str, Any], box: Sequence[float], size: tuple[int, int] | None
+) -> np.ndarray | None:
+    """Returns the mask of an annotation inside a box of it, as of structures.Regions; None where it has none.
+
+    Raises:
+        InputError: The mask cannot be used, or was made for another size, (height, width), than its image has.
+    """
+    mask = annotation.get("segmentation")
+    if not mask:
+        return None
+    _require_size(mask, size)
+    return masks.to_raster(mask, box)
+
+
+def _require_size(mask: Any, size: tuple[int, int] | None) -> None:
+    made_for = masks.size_of(mask)
     if size is not None and made_for is not None and made_for != size:
         given, expected = (f"{width}x{height}" for height, width in (made_for, size))
         message = f"the mask is {given} but the image is {expected} pixels (width x height)"
         raise InvalidAnnotationError(message, "mask of another size than its image")
-    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def annotation_box_inside(annotation: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[list[float], bool]:

@@ -55,14 +55,19 @@ class ClassifierHead(nn.Module):
         for name, shape in (shapes | {"names": (classes, width)}).items():
             self.register_buffer(name, torch.zeros(shape))
 
-    def logits(self, cells: torch.Tensor) -> torch.Tensor:
-        """Returns float32[M, N] of pooled cells of the last map as the tower made it, float[M, C, h, w]."""
+    def logits(self, cells: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns float32[M, N] of pooled cells of the last map as the tower made it, float[M, C, h, w].
+
+        weights: float[M, 1, h, w], by how much each cell counts in the mean.
+        """
         # In full precision: half of it would move a probability by a tenth.
         with torch.autocast(cells.device.type, enabled=False):
             cells = cells.float()
             if self.activation is not None:
                 weight, bias = self.conv_weight[..., None, None].float(), self.conv_bias.float()
                 cells = self.activation(F.conv2d(cells, weight, bias))
+            if weights is not None:
+                cells = cells * (weights.float() / weights.float().mean((2, 3), keepdim=True).clamp(min=1e-6))
             return F.linear(cells.mean((2, 3)), self.weight.float(), self.bias.float())
 
     def mix(self, probabilities: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ class GPT4RoIConfig(InPackage, PreTrainedConfig):
     *_token_id: ids of <im_patch>, <bbox>, <im_start> and <im_end>.
     region_encoder_type: `gpt4roi`, the original's function, or `light`, for towers with a native pyramid.
     tokens_per_region: k, the consecutive <bbox> tokens that one region takes in the prompt; 1 is the original's.
+    region_shape: `box`, the original's function, or `mask`: the cells of a box count by how much a mask covers of them.
     roi_align_backend: which RoIAlign pools the boxes: `torchvision`, `sparse`, `mmcv`, or `auto`, the faster of two.
     num_region_levels, region_level_stride: how many hidden states of a ViT become levels, and the step between them.
     num_fusion_rounds, fusion_groups: rounds of the pyramid's fusion, and groups of their GroupNorm (gpt4roi).
@@ -74,6 +75,7 @@ class GPT4RoIConfig(InPackage, PreTrainedConfig):
         image_end_token_id: int = 32005,
         region_encoder_type: str = "gpt4roi",
         tokens_per_region: int = 1,
+        region_shape: str = "box",
         roi_align_backend: str = "torchvision",
         num_region_levels: int = 4,
         region_level_stride: int = 3,
@@ -103,6 +105,7 @@ class GPT4RoIConfig(InPackage, PreTrainedConfig):
         self.image_end_token_id = image_end_token_id
         self.region_encoder_type = region_encoder_type
         self.tokens_per_region = tokens_per_region
+        self.region_shape = region_shape
         self.roi_align_backend = roi_align_backend
         self.num_region_levels = num_region_levels
         self.region_level_stride = region_level_stride
@@ -137,6 +140,7 @@ class GPT4RoIConfig(InPackage, PreTrainedConfig):
     def _check(self) -> None:
         for name, allowed in (
             ("region_encoder_type", ("gpt4roi", "light")),
+            ("region_shape", ("box", "mask")),
             ("projector_type", ("linear", "light")),
             ("roi_align_backend", ("torchvision", "sparse", "mmcv", "auto")),
         ):

@@ -137,6 +137,7 @@ class LightRegionEncoder(RegionEncoderBase):
         self.output_size, self.sampling_ratio = config.roi_output_size, config.roi_sampling_ratio
         self.backend = config.roi_align_backend
         self.width, self.tokens_per_region = config.text_config.hidden_size, config.tokens_per_region
+        self.region_shape = config.region_shape
         self.noise, self.mixup = 0.0, 0.0
         levels = nn.ModuleList(Standardise(channels) for channels in tower.level_channels)
         self.standardise = cast(list[Standardise], levels)
@@ -153,6 +154,9 @@ class LightRegionEncoder(RegionEncoderBase):
             self.register_buffer("texts", torch.zeros(len(config.region_texts or ()), width))
         self.standardise_box = Standardise(5)
         self.place = nn.Linear(5, self.tokens_per_region * self.width, bias=False)
+        self.shape_embedding: nn.Linear | None = None
+        if config.region_shape == "mask":
+            self.shape_embedding = nn.Linear(self.output_size**2, self.tokens_per_region * self.width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -163,6 +167,8 @@ class LightRegionEncoder(RegionEncoderBase):
         if self.head is not None:
             nn.init.zeros_(self.gate.weight)
             nn.init.zeros_(self.gate.bias)
+        if self.shape_embedding is not None:
+            nn.init.zeros_(self.shape_embedding.weight)
         # This copy leaves alone what came from a file.
         initialization.copy_(self.standardise_box.mean, torch.tensor(BOX_MEAN))
         initialization.copy_(self.standardise_box.std, torch.tensor(BOX_STD))
@@ -213,13 +219,19 @@ class LightRegionEncoder(RegionEncoderBase):
         """Returns the standardised levels, list of float[K, C_l, H_l, W_l]."""
         return [standardise(level) for level, standardise in zip(feature_maps, self.standardise, strict=True)]
 
-    def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Returns float[M * k, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
-        return self.embed(self._pool_levels(pyramid, boxes)) + self.position(boxes)
+    def embed_boxes(
+        self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor], masks: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Returns float[M * k, D] of boxes and masks, as of forward, on what `pyramid` returned."""
+        cells = self.mask_cells(boxes, masks, self.output_size)
+        return self.embed(self._pool_levels(pyramid, boxes), cells) + self.position(boxes, cells)
 
-    def embed(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Embeds pooled boxes, float[M, C, h, w], as float[M * k, D]; disturbs them first while training."""
-        rows, judgement = self.learned(pooled)
+    def embed(self, pooled: torch.Tensor, cells: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeds pooled boxes, float[M, C, h, w], as float[M * k, D]; disturbs them first while training.
+
+        cells: float[M, 1, h, w], by how much each pooled cell counts, for region_shape `mask`.
+        """
+        rows, judgement = self.learned(pooled, cells)
         if judgement is None or self.head is None or len(self.texts) < 2:
             return rows
         share = torch.sigmoid(SHARPNESS * judgement.trust)[:, None].to(self.texts.dtype)
@@ -227,12 +239,14 @@ class LightRegionEncoder(RegionEncoderBase):
         words = words + (1 - share) * self.head.mix(judgement.of_classes)
         return self.norm(words.unflatten(1, (-1, self.width)).flatten(0, 1).to(self.norm.weight.dtype))
 
-    def learned(self, pooled: torch.Tensor) -> tuple[torch.Tensor, Judgement | None]:
+    def learned(self, pooled: torch.Tensor, cells: torch.Tensor | None = None) -> tuple[torch.Tensor, Judgement | None]:
         """Returns what is learned of pooled boxes, float[M * k, D], and where there is a head, which one to trust."""
         # The head was trained on features as they are: it would be sure of other things about disturbed ones.
-        logits = None if self.head is None else self.head.logits(self._last_level(pooled))
+        logits = None if self.head is None else self.head.logits(self._last_level(pooled), cells)
         if self.training:
             pooled = self._disturb(pooled)
+        if cells is not None:  # 0 is what a channel is on average
+            pooled = pooled * cells.to(pooled.dtype)
         hidden = rearrange(F.gelu(self.reduce(pooled.to(self.reduce.weight.dtype))), "m c h w -> m (c h w)")
         output = rearrange(self.output(F.gelu(self.hidden(hidden))), "m (k d) -> (m k) d", d=self.width)
         # Under autocast the norm would otherwise get two types.
@@ -274,11 +288,14 @@ class LightRegionEncoder(RegionEncoderBase):
             pooled = pooled + self.noise * torch.randn_like(pooled[..., :1, :1])
         return pooled
 
-    def position(self, boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Embeds where each box is; float[M * k, D] in batch order."""
+    def position(self, boxes: list[torch.Tensor], cells: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeds where each box is, and what its mask leaves out of it; float[M * k, D] in batch order."""
         device, dtype = execution_device_and_dtype(self.place)
         facts = self.standardise_box(center_size_features(torch.cat(boxes).to(device))).to(dtype)
-        return rearrange(self.place(facts), "m (k d) -> (m k) d", d=self.width)
+        rows = self.place(facts)
+        if cells is not None and self.shape_embedding is not None:
+            rows = rows + self.shape_embedding((1 - cells).flatten(1).to(dtype))
+        return rearrange(rows, "m (k d) -> (m k) d", d=self.width)
 
 
 class LightProjector(nn.Module):

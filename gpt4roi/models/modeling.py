@@ -37,7 +37,7 @@ from gpt4roi.models.region_encoder import FeatureFusion, RegionEncoder, RegionPo
 from gpt4roi.models.region_encoder_base import RegionEncoderBase
 from gpt4roi.models.vision_tower import VisionTower, flatten_map
 
-PREFILL_INPUTS = ("pixel_values", "boxes", "image_tokens", "feature_maps", "segment_ids")
+PREFILL_INPUTS = ("pixel_values", "boxes", "masks", "image_tokens", "feature_maps", "segment_ids")
 """Inputs of the first step of a generation only: afterwards they are in the KV cache."""
 
 LOGIT_POSTPROCESSING_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -188,9 +188,11 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         output = BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=features)
         return output if return_dict else output.to_tuple()
 
-    def get_region_features(self, pixel_values: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Returns the embeddings of regions, float[M * k, D]; boxes: list of K float[N_i, 4], xyxy in [0, 1]."""
-        return self.region_encoder(self.encode_image(pixel_values)[1], boxes)
+    def get_region_features(
+        self, pixel_values: torch.Tensor, boxes: list[torch.Tensor], masks: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Returns the embeddings of regions, float[M * k, D]; arguments as of forward."""
+        return self.region_encoder(self.encode_image(pixel_values)[1], boxes, masks)
 
     def calibrate(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor] | None = None) -> None:
         """Lets the light encoder and projector measure the tower's channels, before any training.
@@ -218,6 +220,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         has_past: bool = False,
         inference: bool = False,
         inputs_embeds: torch.Tensor | None = None,
+        masks: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Embeds a prompt with its images and regions.
 
@@ -254,7 +257,10 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         if rows != list(range(len(boxes))):
             image_tokens, feature_maps = image_tokens[rows], [level[rows] for level in feature_maps]
         image_features = self.project_image_tokens(image_tokens)
-        region_features = self.region_encoder(feature_maps, [boxes[row] for row in rows])
+        if masks is not None and len(masks) != len(boxes):
+            raise InputError(f"masks of {len(masks)} images but boxes of {len(boxes)}; give one tensor an image")
+        masks = None if masks is None else [masks[row] for row in rows]
+        region_features = self.region_encoder(feature_maps, [boxes[row] for row in rows], masks)
         image_mask = input_ids == self.config.image_token_id
         if not has_past or bool(image_mask.any()):
             inputs_embeds = scatter(inputs_embeds, image_mask, image_features.flatten(0, 1))
@@ -290,6 +296,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         logits_at_targets_only: bool = False,
         cache: Cache | None = None,
+        masks: list[torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Runs the model; returns a GPT4RoIOutput, or a tuple of what it holds with return_dict=False.
@@ -310,6 +317,8 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
             logits_to_keep: As of transformers' language models; without labels.
             logits_at_targets_only: Compute logits only where the next token has a label.
             cache: The KV cache by its newer name.
+            masks: list of K float[N_i, r, r] in [0, 1], the share of each cell of a box that is of the region, for a
+                model whose region_shape is `mask`; by default all of each box.
             **kwargs: Go to the language model.
 
         Raises:
@@ -318,7 +327,8 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
         cache = past_key_values if cache is None else cache
-        visual = any(given is not None for given in (pixel_values, boxes, image_tokens, feature_maps))
+        images = (pixel_values, boxes, image_tokens, feature_maps)
+        visual = any(given is not None for given in images)
         length = cast(torch.Tensor, input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         # A decoding step asks the cache nothing, whose length is a tensor where the step is one graph.
         is_step = cache is not None and length == 1 and not visual and segment_ids is None
@@ -328,7 +338,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         elif inputs_embeds is None or visual:
             inputs_embeds, image_features, region_features = self.embed(
-                input_ids, pixel_values, boxes, image_tokens, feature_maps, past > 0, labels is None, inputs_embeds
+                input_ids, *images, past > 0, labels is None, inputs_embeds, masks
             )
         inputs_embeds = cast(torch.Tensor, inputs_embeds)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
@@ -447,9 +457,10 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         **model_kwargs: Any,
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
         """Repeats lists of images' tensors too, for beams and several answers to one prompt."""
-        boxes, maps = model_kwargs.get("boxes"), model_kwargs.get("feature_maps")
-        if expand_size > 1 and boxes is not None:
-            model_kwargs["boxes"] = [rows for rows in boxes for _ in range(expand_size)]
+        maps = model_kwargs.get("feature_maps")
+        for name in ("boxes", "masks"):
+            if expand_size > 1 and model_kwargs.get(name) is not None:
+                model_kwargs[name] = [rows for rows in model_kwargs[name] for _ in range(expand_size)]
         if expand_size > 1 and maps is not None:
             model_kwargs["feature_maps"] = [level.repeat_interleave(expand_size, dim=0) for level in maps]
         base = cast(Any, super())  # the mixin asks for a self of its own Protocol, which names no such class

@@ -3,6 +3,9 @@
     pyramid  =  fuse rounds of  ReLU(GroupNorm(conv3x3(shuffle across levels)))  on  conv1x1([resized level, x, y])
     region   =  linear(linear(flatten(ReLU(sum over levels of conv3x3(RoIAlign(level, box))))) + position(box))
 
+With region_shape `mask`, ours, the cells after the ReLU are multiplied by RoIAlign(mask), and a linear map of
+1 - RoIAlign(mask) is added to the position.
+
 GPT4RoI (arXiv:2307.03601), section 3, as the released model computes it. This is the plain formulation;
 `choose_kernel` takes a fast equivalent in its place wherever there is one.
 """
@@ -125,6 +128,8 @@ class RegionPooler(nn.Module):
             nn.LayerNorm(channels),
         )
         self.output_linear = nn.Linear(channels, width)
+        if config.region_shape == "mask":
+            self.shape_embedding = nn.Linear(self.output_size**2, channels, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -132,7 +137,8 @@ class RegionPooler(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.normal_(module.weight, std=0.01 if isinstance(module, nn.Conv2d) else self.linear_std)
-                nn.init.zeros_(cast(torch.Tensor, module.bias))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
@@ -144,6 +150,7 @@ class RegionPooler(nn.Module):
         image_size: int,
         extent: int,
         uniform_forward: bool = False,
+        cells: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embeds boxes.
 
@@ -153,6 +160,7 @@ class RegionPooler(nn.Module):
             image_size: Side of the input image.
             extent: How many of its pixels the maps cover along a side.
             uniform_forward: As of RegionEncoderBase: call every convolution.
+            cells: float[M, 1, P, P], by how much each pooled cell counts, for region_shape `mask`.
 
         Returns:
             float[M, D], in batch order.
@@ -164,8 +172,13 @@ class RegionPooler(nn.Module):
         else:
             levels = zip(self.pool_convs, maps, strict=True)
             pooled = cast(torch.Tensor, sum(conv(self.pool(level, rois, extent)) for conv, level in levels))
-        flat = self.flatten_linear(rearrange(F.relu(pooled), "m c h w -> m (c h w)"))
+        pooled = F.relu(pooled)
+        if cells is not None:
+            pooled = pooled * cells.to(pooled.dtype)
+        flat = self.flatten_linear(rearrange(pooled, "m c h w -> m (c h w)"))
         position = self.position_embedding(torch.cat(boxes).to(flat.dtype))
+        if cells is not None:  # of a full mask 0
+            position = position + self.shape_embedding((1 - cells).flatten(1).to(flat.dtype))
         return self.output_linear(flat + position)
 
     def pool(self, level: torch.Tensor, rois: torch.Tensor, extent: int) -> torch.Tensor:
@@ -182,15 +195,19 @@ class RegionEncoder(RegionEncoderBase):
         self.image_size = tower.image_size
         self.extent = tower.grid_size * tower.level_strides[-1]
         self.width, self.tokens_per_region = config.text_config.hidden_size, config.tokens_per_region
+        self.region_shape = config.region_shape
         channels, levels = tower.hidden_size, tower.level_channels
         self.level_shapes = [(width, tower.grid_size) for width in levels]
         self.fusion = FeatureFusion(levels, channels, tower.grid_size, config.num_fusion_rounds, config.fusion_groups)
         self.pooler = RegionPooler(channels, len(levels), self.width * self.tokens_per_region, config)
 
-    def _embed(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+    def _embed(
+        self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor], masks: list[torch.Tensor] | None
+    ) -> torch.Tensor:
         # An image without boxes has no part in the result: the norms are of each image by itself.
         used = [image for image, rows in enumerate(boxes) if len(rows)]
-        return super()._embed([level[used] for level in feature_maps], [boxes[image] for image in used])
+        kept = None if masks is None else [masks[image] for image in used]
+        return super()._embed([level[used] for level in feature_maps], [boxes[image] for image in used], kept)
 
     def pyramid(self, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """Returns the fused pyramid, list of float[K, C, H_l, W_l], largest first."""
@@ -198,9 +215,12 @@ class RegionEncoder(RegionEncoderBase):
         with onload_weights(self.fusion):
             return self.fusion([level.to(device, dtype) for level in feature_maps])
 
-    def embed_boxes(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Returns float[M * k, D] of boxes, list of K float[N_i, 4], on what `pyramid` returned."""
+    def embed_boxes(
+        self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor], masks: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Returns float[M * k, D] of boxes and masks, as of forward, on what `pyramid` returned."""
         on_device = [rows.to(pyramid[0].device) for rows in boxes]
+        cells = self.mask_cells(on_device, masks, self.pooler.output_size)
         with onload_weights(self.pooler):
-            rows = self.pooler(pyramid, on_device, self.image_size, self.extent, self.uniform_forward)
+            rows = self.pooler(pyramid, on_device, self.image_size, self.extent, self.uniform_forward, cells)
         return rearrange(rows, "m (k d) -> (m k) d", k=self.tokens_per_region)

@@ -31,7 +31,8 @@ def pad_features(
     Returns:
         input_ids and attention_mask int64[B, T]; labels int64[B, T] where every sample has them; pixel_values
         float32[K, 3, S, S] and boxes, a list of K float32[M_k, 4], for the K samples with an image, in batch order
-        (neither where there is none); segment_ids and position_ids int64[B, T] where any sample has them.
+        (neither where there is none), and masks, a list of K float32[M_k, r, r], where they have them; segment_ids and
+        position_ids int64[B, T] where any sample has them.
     """
     length = max(len(feature["input_ids"]) for feature in features)
 
@@ -66,9 +67,9 @@ def pad_features(
         batch |= join_images(with_image)
     elif with_image:
         batch["pixel_values"] = torch.stack([feature["pixel_values"] for feature in with_image])
-    boxed = [feature["boxes"] for feature in features if "boxes" in feature]
-    if boxed:
-        batch["boxes"] = boxed
+    for name in ("boxes", "masks"):
+        rows = [feature[name] for feature in features if name in feature]
+        batch |= {name: rows} if rows else {}
     return batch
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import boxes as box_ops
 from gpt4roi.geometry.frames import ImageHeader
+from gpt4roi.geometry.masks import cut_raster
 from gpt4roi.processing.image_files import open_file, quiet_pillow, unreadable_kind
 from gpt4roi.structures import Augmentation, ImagePipeline, as_image_pipeline
 
@@ -262,3 +263,11 @@ def boxes_in_frame(
     if augmentation.flip:
         moved = np.stack([size - moved[:, 2], moved[:, 1], size - moved[:, 0], moved[:, 3]], axis=1)
     return moved
+
+
+def mask_in_frame(mask: np.ndarray, whole: np.ndarray, moved: np.ndarray, augmentation: Augmentation | None) -> Any:
+    """Returns a mask, as of Regions, of a box as boxes_in_frame moved it: mirrored, and cut, where the box was.
+
+    whole: the box as it would be without being clipped, float[4]. moved: the box as it is.
+    """
+    return cut_raster(mask[:, ::-1] if augmentation is not None and augmentation.flip else mask, whole, moved)

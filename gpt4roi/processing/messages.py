@@ -131,6 +131,16 @@ def align_boxes(boxes: Any, texts: Sequence[str], images: Sequence[Any]) -> list
     return _one_for_each(list(boxes), texts, "lists of boxes", [image is not None for image in images])
 
 
+def replaced_by_masks(boxes: Any, masks: Any, single: bool) -> list[Any]:
+    """Returns the regions of each text: its masks, and its boxes where a mask is None; single: they are of one text."""
+    of_masks = [masks] if single else list(masks)
+    of_boxes = [[None] * len(row) for row in of_masks] if boxes is None else [boxes] if single else list(boxes)
+    if list(map(len, of_masks)) != list(map(len, of_boxes)):
+        raise InputError("give as many masks as boxes for each text; None in place of a mask where the box is meant")
+    pairs = (zip(*rows, strict=True) for rows in zip(of_boxes, of_masks, strict=True))
+    return [[box if mask is None else mask for box, mask in row] for row in pairs]
+
+
 def _only(images: Sequence[Any]) -> Any:
     if len(images) > 1:
         raise InputError(f"{len(images)} images for one text; a sample holds one image or none")

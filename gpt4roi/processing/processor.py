@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,9 @@ from gpt4roi.processing.prompts import IMAGE_PREAMBLE
 from gpt4roi.processing.templates import TEMPLATES, V0, ChatTemplate, PromptTemplate
 from gpt4roi.processing.tokenizer import TextEncoder, is_llama_style
 from gpt4roi.processing.transformers_interface import TransformersInterface
-from gpt4roi.structures import Augmentation, ImagePipeline, RegionSample
+from gpt4roi.structures import MASK_SIZE, Augmentation, ImagePipeline, RegionSample
+
+logger = logging.getLogger(__name__)
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -45,6 +48,7 @@ SAVED_SETTINGS = (
     "use_image_start_end",
     "image_first",
     "tokens_per_region",
+    "region_shape",
 )
 
 
@@ -63,6 +67,7 @@ class GPT4RoIProcessor(TransformersInterface):
         use_image_start_end: Puts <im_start> and <im_end> around the image.
         image_first: For `v0`: the image before all else.
         tokens_per_region: How many `<bbox>` tokens a mention of a region becomes.
+        region_shape: `mask`: what is encoded holds masks; `box`: masks of samples are left out, which is logged once.
     """
 
     preamble = IMAGE_PREAMBLE
@@ -81,6 +86,7 @@ class GPT4RoIProcessor(TransformersInterface):
         use_image_start_end: bool = True,
         image_first: bool = False,
         tokens_per_region: int = 1,
+        region_shape: str = "box",
     ) -> None:
         super().__init__(tokenizer)
         vocabulary = tokenizer.get_vocab()
@@ -95,6 +101,8 @@ class GPT4RoIProcessor(TransformersInterface):
         self.prompt_format, self.model_max_length = prompt_format, model_max_length
         self.system_prompt, self.image_first = system_prompt, image_first
         self.use_image_start_end, self.tokens_per_region = use_image_start_end, tokens_per_region
+        self.region_shape = region_shape
+        self.n_masks_left_out = 0
         self.region_token_id: int = vocabulary[REGION_TOKEN]
         self.image_patch_token_id: int = vocabulary[IMAGE_PATCH_TOKEN]
         self._template = self._make_template()
@@ -154,10 +162,11 @@ class GPT4RoIProcessor(TransformersInterface):
 
         Returns:
             input_ids, labels int64[T]; where it has an image, pixel_values float32[3, S, S], boxes float32[M, 4] (xyxy
-            in [0, 1], row k is the box of the k-th `<bbox>`) and box_indices int64[M] (its number in the sample, from
-            0); where its turns are independent, segment_ids (0: shared, k: k-th pair) and position_ids int64[T];
-            n_dropped_rounds, the question-answer rounds that were too long; n_cut_answers, 1 where the only round left
-            lost the end of its answer; source.
+            in [0, 1], row k is the box of the k-th `<bbox>`), masks float32[M, r, r] inside these boxes where
+            region_shape is `mask`, and box_indices int64[M] (its number in the sample, from 0); where its turns are
+            independent, segment_ids (0: shared, k: k-th pair) and position_ids int64[T]; n_dropped_rounds, the
+            question-answer rounds that were too long; n_cut_answers, 1 where the only round left lost the end of its
+            answer; source.
 
         Raises:
             InputError: Image, boxes and text do not fit together; it names the sample's source.
@@ -185,7 +194,7 @@ class GPT4RoIProcessor(TransformersInterface):
         if not generation:
             result["labels"] = torch.tensor(encoded.labels)
         if sample.image is not None:
-            result["boxes"] = self._boxes(sample, encoded.boxes, image_size, where)
+            result |= self._regions(sample, encoded.boxes, image_size, where)
             result["box_indices"] = torch.tensor(encoded.boxes, dtype=torch.int64)
         if encoded.segment_ids is not None:
             result["segment_ids"] = torch.tensor(encoded.segment_ids)
@@ -218,11 +227,13 @@ class GPT4RoIProcessor(TransformersInterface):
             raise InputError(f"the text refers to regions but there is no image{where}")
         return [DialogueStep(turn.role, turn.text, boxes) for turn, boxes in zip(turns, bare, strict=True)]
 
-    def _boxes(
+    def _regions(
         self, sample: RegionSample, order: list[int], image_size: tuple[int, int] | None, where: str
-    ) -> torch.Tensor:
+    ) -> dict[str, torch.Tensor]:
+        """Returns the boxes, and the masks for a model that reads them, of regions in the order of their tokens."""
         if not order:
-            return torch.zeros(0, 4)
+            empty = {"boxes": torch.zeros(0, 4), "masks": torch.zeros(0, MASK_SIZE, MASK_SIZE)}
+            return {name: rows for name, rows in empty.items() if name == "boxes" or self.region_shape == "mask"}
         boxes = sample.boxes_px[order]
         inverted = np.flatnonzero((boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1]))
         if len(inverted):
@@ -240,7 +251,24 @@ class GPT4RoIProcessor(TransformersInterface):
             raise InputError(
                 f"box {number} is {boxes[far[0]].tolist()}{where}, far outside the image; expected its pixels"
             )
-        return torch.tensor(moved / self.image_size, dtype=torch.float32)
+        regions = {"boxes": torch.tensor(moved / self.image_size, dtype=torch.float32)}
+        if self.region_shape == "mask":
+            whole = images.boxes_in_frame(boxes, image_size, "dialogue", self.image_size, sample.augmentation)
+            masks = np.ones((len(order), MASK_SIZE, MASK_SIZE), dtype=np.float32)
+            for row, number in enumerate(order if sample.masks else ()):
+                mask = sample.masks[number]
+                if mask is not None:
+                    masks[row] = images.mask_in_frame(mask, whole[row], moved[row], sample.augmentation)
+            regions["masks"] = torch.from_numpy(masks)
+        elif any(mask is not None for mask in sample.masks):
+            self._leave_out_masks(sample)
+        return regions
+
+    def _leave_out_masks(self, sample: RegionSample) -> None:
+        """Counts masks of which the model gets the boxes alone, and says so the first time."""
+        if not self.n_masks_left_out:
+            logger.warning("masks are read as their bounding boxes%s: the model's region_shape is 'box'", sample.where)
+        self.n_masks_left_out += sum(mask is not None for mask in sample.masks)
 
     def _dialogues_of(self, image_size: tuple[int, int] | None) -> DialogueEncoder:
         """Returns what encodes dialogues about an image of this (height, width); here they are all alike."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ImageProcessingMixin, ProcessorMixin
@@ -21,10 +20,10 @@ from gpt4roi.processing.batch import RegionBatch, pad_features
 from gpt4roi.processing.dialogue import DialogueEncoder
 from gpt4roi.processing.images import to_pixel_values
 from gpt4roi.processing.mentions import number_boxes
-from gpt4roi.processing.messages import Conversation, align_boxes, align_images, read_conversation
+from gpt4roi.processing.messages import Conversation, align_boxes, align_images, read_conversation, replaced_by_masks
 from gpt4roi.processing.templates import ChatTemplate, PromptTemplate, user_heading
-from gpt4roi.processing.user_input import open_image, validate_boxes_px
-from gpt4roi.structures import RegionSample, Turn
+from gpt4roi.processing.user_input import open_image, validate_regions
+from gpt4roi.structures import Regions, RegionSample, Turn
 
 _WRITTEN_IMAGE = re.compile(f"({IMAGE_START_TOKEN})?({IMAGE_PATCH_TOKEN})+({IMAGE_END_TOKEN})?")
 _OPTIONS = ("padding", "padding_side", "truncation", "max_length", "add_special_tokens", "return_mm_token_type_ids")
@@ -67,6 +66,7 @@ class TransformersInterface(InPackage, ProcessorMixin):
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     image_seq_length: int
+    region_shape: str
     model_max_length: int
     image_patch_token_id: int
     _template: PromptTemplate
@@ -106,13 +106,14 @@ class TransformersInterface(InPackage, ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors that a batch holds."""
-        return ["input_ids", "attention_mask", "pixel_values", "boxes"]
+        return ["input_ids", "attention_mask", "pixel_values", "boxes"] + ["masks"] * (self.region_shape == "mask")
 
     def __call__(
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
         boxes: Any = None,
+        masks: Any = None,
         *,
         samples: RegionSample | Sequence[RegionSample] | None = None,
         generation: bool = False,
@@ -126,7 +127,9 @@ class TransformersInterface(InPackage, ProcessorMixin):
                 them. Or samples, which may stand here.
             text: One or several: a complete prompt, as apply_chat_template writes it, or else a question, which is
                 written as the prompt format has it. Regions are `<region1>` or `<bbox>`, the image `<image>`.
-            boxes: As align_boxes takes them; xyxy in pixels of the image as it is shown, after its EXIF rotation.
+            boxes: As align_boxes takes them; xyxy in pixels of the image as it is shown, after its EXIF rotation; also
+                masks, points and strokes, as of user_input.validate_regions.
+            masks: Instead of boxes, or None where a region's box is meant; a list, or for several texts one for each.
             samples: One or several RegionSample.
             generation: For samples: up to where the model answers, without labels, padded on the left.
             return_tensors: `pt`, the only kind there is.
@@ -150,6 +153,7 @@ class TransformersInterface(InPackage, ProcessorMixin):
         elif text is None:
             raise InputError("give text, or samples; image_processor(images) gives the tensors of images alone")
         else:
+            boxes = boxes if masks is None else replaced_by_masks(boxes, masks, isinstance(text, str))
             features, side = self._encode_texts(images, text, boxes, options), options.get("padding_side") or "left"
         batch = pad_features(features, cast(int, self.tokenizer.pad_token_id), cast(Any, side))
         if options.get("return_mm_token_type_ids"):
@@ -172,23 +176,23 @@ class TransformersInterface(InPackage, ProcessorMixin):
         """Encodes a complete prompt, or a question."""
         opened = None if image is None else open_image(image)
         size = (opened.height, opened.width) if opened else (1, 1)
-        boxes_px = validate_boxes_px(boxes, size) if opened else np.zeros((0, 4))
-        sample = RegionSample(opened, (Turn("user", text),), boxes_px)
+        regions = validate_regions(boxes, size, region_shape=self.region_shape) if opened else Regions()
+        sample = RegionSample(opened, (Turn("user", text),), regions.boxes_px, masks=regions.masks)
         heading = user_heading(self._template)
         if not heading or heading not in text:
             return self.encode(sample, generation=True)
         if text.count(IMAGE_TOKEN) != int(image is not None):
             raise InputError(f"{text.count(IMAGE_TOKEN)} <image> in the prompt but {int(image is not None)} image")
-        encoded = self._dialogues.prompt(text, number_boxes([text], len(boxes_px))[0])
+        encoded = self._dialogues.prompt(text, number_boxes([text], len(regions))[0])
         features: dict[str, Any] = {"input_ids": torch.tensor(encoded.ids)}
         if opened is not None:
             features |= self.image_inputs(opened)
-            features["boxes"] = self._boxes(sample, encoded.boxes, size, "")
+            features |= self._regions(sample, encoded.boxes, size, "")
         return features
 
-    def _boxes(
+    def _regions(
         self, sample: RegionSample, order: list[int], image_size: tuple[int, int] | None, where: str
-    ) -> torch.Tensor:
+    ) -> dict[str, torch.Tensor]:
         raise NotImplementedError
 
     def apply_chat_template(  # type: ignore[override]  # transformers says that it returns text
@@ -281,7 +285,7 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [name for name in flat if name not in _OPTIONS]
     if unknown:
         raise InputError(
-            f"the processor has no argument {unknown[0]!r}; it has images, text, boxes, {', '.join(_OPTIONS)}"
+            f"the processor has no argument {unknown[0]!r}; it has images, text, boxes, masks, {', '.join(_OPTIONS)}"
         )
     if flat.get("padding", True) not in (True, "longest"):
         raise InputError(f"padding is {flat['padding']!r}; batches are padded to their longest sample only")

@@ -18,7 +18,7 @@ from PIL import Image
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.frames import Frame, FrameClues, FrameRule, ImageHeader, frame_of_exporter
-from gpt4roi.geometry.masks import size_of, size_of_runs, to_box
+from gpt4roi.geometry.masks import size_of, size_of_runs, stroke_polygons, to_box, to_raster
 from gpt4roi.io.coco import (
     NO_AREA,
     OUTSIDE,
@@ -37,6 +37,7 @@ from gpt4roi.io.labelling_tools import as_coco
 from gpt4roi.io.region_forms import LISTS, box_format, mask_of, regions_of, stated_size
 from gpt4roi.processing.images import load_image, read_header
 from gpt4roi.processing.mentions import region_numbers
+from gpt4roi.structures import Regions
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,9 @@ MAX_LOGGED_MASKS = 5
 
 MAX_BOXES = 1000
 """Boxes that one call takes; more are a mistake, such as a mask given as boxes, more often than a wish."""
+
+STROKE_RADIUS = 0.02
+"""Of points and strokes that state none, as a share of the image's longer side."""
 
 _EXPECTED = "a list of [x1, y1, x2, y2], of masks, or of objects with box, bbox or segmentation"
 
@@ -70,6 +74,11 @@ def open_image(image: Any) -> Image.Image:
     elif isinstance(image, (str, Path)):
         _check_path(image)
     return load_image(image, pipeline="detection")  # the pipeline that turns images upright
+
+
+def open_mask(path: str | Path) -> np.ndarray:
+    """Opens an image file as a mask, bool[H, W] upright: true where a pixel is not black. Raises as open_image does."""
+    return np.asarray(open_image(path)).max(axis=2) > 0
 
 
 def image_header(image: str | bytes) -> ImageHeader:
@@ -108,30 +117,75 @@ def decode_base64(text: str) -> bytes:
 
 
 def validate_boxes_px(boxes_px: Any, image_size: tuple[int, int], first_number: int = 1) -> np.ndarray:
-    """Returns the boxes as float64[N, 4], xyxy in pixels, after checking each.
+    """Returns regions, as validate_regions takes them, as boxes alone: float64[N, 4], xyxy in pixels."""
+    return validate_regions(boxes_px, image_size, first_number, region_shape="box").boxes_px
+
+
+def validate_regions(
+    boxes_px: Any, image_size: tuple[int, int], first_number: int = 1, region_shape: str = "mask"
+) -> Regions:
+    """Returns regions of an image, after checking each.
 
     Args:
-        boxes_px: N boxes of four numbers, or masks, which become the boxes around them: arrays [H, W], COCO's run
-            lengths, polygons (see gpt4roi.geometry.masks).
+        boxes_px: N boxes of four numbers xyxy, or masks: arrays [H, W], COCO's run lengths, polygons (see
+            gpt4roi.geometry.masks); points `{"point": [x, y]}` and strokes `{"stroke": [[x, y], …]}`, which are drawn
+            with a round brush of `radius` pixels (STROKE_RADIUS without one). Or Regions. All in pixels.
         image_size: (height, width) of the image.
         first_number: Number of the first one in messages.
+        region_shape: What the model reads. With `box` each mask becomes the box around it, which is logged.
 
     Raises:
         InputError: A box is not four finite numbers, has its corners exchanged, no area, or lies outside the image; a
             mask is empty or of another image's size; there are too many.
     """
     if boxes_px is None:
-        return np.zeros((0, 4))
+        return Regions()
+    given = boxes_px if isinstance(boxes_px, Regions) else None
+    boxes_px = boxes_px if given is None else given.boxes_px
     if isinstance(boxes_px, (str, bytes, Mapping)) or not hasattr(boxes_px, "__len__"):
         raise InputError(f"expected a list of boxes [x1, y1, x2, y2], got {boxes_px!r:.80}")
     if len(boxes_px) > MAX_BOXES:
         raise InputError(f"{len(boxes_px)} boxes for one image, expected {MAX_BOXES} at most; give them in portions")
     _refuse_a_single_box(boxes_px)
-    rows = [_as_box(box, number, image_size) for number, box in enumerate(boxes_px, start=first_number)]
+    regions = [_without_strokes(one, number, image_size) for number, one in enumerate(boxes_px, start=first_number)]
+    rows = [_as_box(region, number, image_size) for number, region in enumerate(regions, start=first_number)]
     for number, box in enumerate(rows, start=first_number):
         _validate_box(box, number, image_size)
-    _log_mask_conversion(boxes_px, rows, first_number)
-    return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
+    shapes: Sequence[Any] = [one if is_mask(one) else None for one in regions] if given is None else given.masks
+    boxes = np.asarray(rows, dtype=np.float64).reshape(-1, 4)
+    if all(shape is None for shape in shapes):
+        return Regions(boxes)
+    if region_shape == "box":
+        _log_mask_conversion(shapes, rows, first_number)
+        return Regions(boxes)
+    if given is not None:
+        return Regions(boxes, given.masks)
+    return Regions(boxes, tuple(_as_raster(*one) for one in zip(shapes, rows, strict=True)))
+
+
+def _without_strokes(region: Any, number: int, image_size: tuple[int, int]) -> Any:
+    """Returns a point or a stroke as polygons, and other regions as they are."""
+    key = next((key for key in ("point", "stroke") if isinstance(region, Mapping) and key in region), None)
+    if key is None:
+        return region
+    points = [region[key]] if key == "point" else region[key]
+    radius = region.get("radius", STROKE_RADIUS * max(image_size))
+    try:
+        centres = np.asarray(points, dtype=np.float64)
+        height, width = image_size
+        is_inside = ((centres >= 0) & (centres <= (width, height))).all()
+        if centres.ndim == 2 and len(centres) and is_inside and 0 < float(radius) <= max(image_size):
+            return stroke_polygons(centres, float(radius), image_size)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    expected = "[x, y] inside the image, or [[x, y], …] of a stroke, and a radius in pixels"
+    raise InputError(f"region {number}: expected {expected}; got {region!r:.80}")
+
+
+def _as_raster(mask: Any, box: list[float]) -> np.ndarray | None:
+    if mask is None:
+        return None
+    return to_raster(_as_array(mask) if hasattr(mask, "shape") else mask, box)
 
 
 def _refuse_a_single_box(boxes_px: Sequence) -> None:
@@ -162,13 +216,12 @@ def _as_array(mask: Any) -> np.ndarray:
     return np.asarray(mask)
 
 
-def _log_mask_conversion(regions: Sequence, boxes: list[list[float]], first_number: int) -> None:
+def _log_mask_conversion(masks: Sequence, boxes: list[list[float]], first_number: int) -> None:
     """Warns in one line, which users without a log configuration see too, that masks are used as boxes only."""
-    pairs = enumerate(zip(regions, boxes, strict=True), start=first_number)
-    converted = [f"region {number}: {_as_text(box)}" for number, (region, box) in pairs if is_mask(region)]
-    if converted:
-        more = f"; and {len(converted) - MAX_LOGGED_MASKS} more" if len(converted) > MAX_LOGGED_MASKS else ""
-        logger.warning("masks became their bounding boxes: %s%s", "; ".join(converted[:MAX_LOGGED_MASKS]), more)
+    pairs = enumerate(zip(masks, boxes, strict=True), start=first_number)
+    converted = [f"region {number}: {_as_text(box)}" for number, (mask, box) in pairs if mask is not None]
+    more = f"; and {len(converted) - MAX_LOGGED_MASKS} more" if len(converted) > MAX_LOGGED_MASKS else ""
+    logger.warning("masks became their bounding boxes: %s%s", "; ".join(converted[:MAX_LOGGED_MASKS]), more)
 
 
 def is_mask(region: Any) -> bool:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -28,7 +27,7 @@ from gpt4roi.generation.encoded_image import Prompt
 from gpt4roi.generation.likelihood import check_labels, choice_probabilities
 from gpt4roi.generation.sampling import SamplingParams, confidence
 from gpt4roi.generation.stopping import answer_text
-from gpt4roi.processing.user_input import one_region_question, validate_boxes_px
+from gpt4roi.processing.user_input import one_region_question, validate_regions
 from gpt4roi.serving.images import ImageFetcher, ImageStore, OpenedImage
 from gpt4roi.serving.requests import (
     ChatRequest,
@@ -48,7 +47,7 @@ from gpt4roi.serving.responses import (
     error_response,
     raise_errors,
 )
-from gpt4roi.structures import Turn
+from gpt4roi.structures import Regions, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -209,12 +208,14 @@ class ServingApp:
         )
         labels = None if asked.choices is None else check_labels(asked.choices)
         image = await self._open(asked.image)
-        boxes = await run_in_threadpool(validate_boxes_px, asked.boxes, image.size)
+        shape = self.processor.region_shape
+        regions_px = await run_in_threadpool(validate_regions, asked.boxes, image.size, region_shape=shape)
+        boxes = regions_px.boxes_px
         tasks = [(number, question) for number in range(len(boxes)) for question in questions]
         if labels is None:
-            found = self._free_answers(tasks, image, boxes, params)
+            found = self._free_answers(tasks, image, regions_px, params)
         else:
-            found = self._choices(tasks, image, boxes, labels)
+            found = self._choices(tasks, image, regions_px, labels)
         first = await anext(found)  # what is wrong with all of them shows before the response begins
         height, width = image.size
         head = {"object": "regions", "model": self.model_name, "image": {"width": width, "height": height}}
@@ -237,7 +238,7 @@ class ServingApp:
         return JSONResponse({**head, "regions": regions, "usage": usage})
 
     async def _free_answers(
-        self, tasks: list[tuple[int, str]], image: OpenedImage, boxes: np.ndarray, params: SamplingParams
+        self, tasks: list[tuple[int, str]], image: OpenedImage, regions: Regions, params: SamplingParams
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Yields one record for each box and question, in their order; those behind are in the batch meanwhile."""
         news, pending = News(), list[Answer]()
@@ -246,7 +247,7 @@ class ServingApp:
             for number, question in tasks:
                 while submitted < len(tasks) and len(pending) < WINDOW:
                     box, text = tasks[submitted]
-                    conversation = Conversation((Turn("user", text),), boxes=[boxes[box].tolist()])
+                    conversation = Conversation((Turn("user", text),), boxes=regions[box : box + 1])
                     make_prompt, _ = await self._make_prompt(conversation, image)
                     try:
                         pending.append(self._submit(make_prompt, params, news, num_top=0))
@@ -264,7 +265,7 @@ class ServingApp:
                 text = answer_text(self.processor, answer.tokens, params.stop)
                 yield {
                     "region": number + 1,
-                    "box": boxes[number].tolist(),
+                    "box": regions.boxes_px[number].tolist(),
                     "question": question,
                     "answer": text,
                     "confidence": round(confidence(answer.log_probs), 4),
@@ -276,7 +277,7 @@ class ServingApp:
                 answer.cancel()
 
     async def _choices(
-        self, tasks: list[tuple[int, str]], image: OpenedImage, boxes: np.ndarray, labels: tuple[str, ...]
+        self, tasks: list[tuple[int, str]], image: OpenedImage, regions: Regions, labels: tuple[str, ...]
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Yields one record for each box and question with the probability of every label."""
         step = max(1, LABELS_AT_ONCE // len(labels))
@@ -285,14 +286,14 @@ class ServingApp:
 
             def work(some: list[tuple[int, str]] = some) -> list[dict[str, float]]:
                 encoded = self.images.encode(image)
-                asked = [(boxes[number], question) for number, question in some]
+                asked = [(regions[number : number + 1], question) for number, question in some]
                 return choice_probabilities(self.worker.model, self.processor, encoded, asked, labels, LABELS_AT_ONCE)
 
             found = await asyncio.wrap_future(self.worker.call(work))
             for (number, question), shares in zip(some, found, strict=True):
                 yield {
                     "region": number + 1,
-                    "box": boxes[number].tolist(),
+                    "box": regions.boxes_px[number].tolist(),
                     "question": question,
                     "answer": max(shares, key=shares.__getitem__),
                     "choices": [{"choice": label, "probability": round(shares[label], 6)} for label in labels],

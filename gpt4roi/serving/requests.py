@@ -14,8 +14,8 @@ from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.processing.mentions import as_plain_text
-from gpt4roi.processing.user_input import clean_question, mentioned_regions, validate_boxes_px
-from gpt4roi.structures import RegionSample, Turn
+from gpt4roi.processing.user_input import clean_question, mentioned_regions, validate_regions
+from gpt4roi.structures import Regions, RegionSample, Turn
 
 MAX_CHOICES = 16
 MAX_STOP = 16
@@ -103,7 +103,8 @@ class _StreamOptions(BaseModel):
 class ChatRequest(_Fields):
     """Body of `POST /v1/chat/completions`.
 
-    boxes: boxes or masks of the conversation, xyxy in pixels of the user's own image; the first is `<region1>`.
+    boxes: boxes of the conversation, xyxy in pixels of the user's own image, or masks, points and strokes, as of
+        user_input.validate_regions; the first is `<region1>`.
     """
 
     messages: list[_Message] = Field(min_length=1, max_length=1000)
@@ -142,7 +143,7 @@ class RegionsRequest(_Fields):
 
     Attributes:
         image: A data URL, base64 text, or an https URL of an allowed host.
-        boxes: Boxes, xyxy in pixels of the user's own image, or masks.
+        boxes: As of ChatRequest.
         question: Mentions `<region1>`; by default "What is <region1>?".
         questions: Several, in place of one.
         choices: Labels whose probabilities are returned instead of a free answer.
@@ -161,7 +162,7 @@ class Conversation:
 
     turns: tuple[Turn, ...]
     image_url: str | None = None
-    boxes: list[Any] = field(default_factory=list)
+    boxes: list[Any] | Regions = field(default_factory=list)
 
 
 def parse(body: bytes, kind: type[Request]) -> Request:
@@ -244,8 +245,8 @@ def encode_conversation(
             raise InputError("boxes: there is no image that they could be on")
         encoded = processor.encode_text(RegionSample(None, conversation.turns, source="the request"), generation=True)
     else:
-        boxes = validate_boxes_px(conversation.boxes, image_size)
-        sample = RegionSample("the image", conversation.turns, boxes)
+        regions = validate_regions(conversation.boxes, image_size, region_shape=processor.region_shape)
+        sample = RegionSample("the image", conversation.turns, regions.boxes_px, masks=regions.masks)
         encoded = processor.encode_text(sample, generation=True, image_size=image_size)
     if encoded["n_dropped_rounds"]:
         raise InputError(

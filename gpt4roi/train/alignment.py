@@ -214,8 +214,9 @@ def align_regions(
 ) -> dict[str, float]:
     """Trains the region encoder alone, where it and the loss lie, and returns the last epoch's loss and retrieval.
 
-    Batches hold `feature_maps`, `boxes` (list of float[N_i, 4] in [0, 1]) and `text_ids` int64[sum N_i]; their order is
-    drawn from the generator, and `learning_rate` is the peak of a one-cycle schedule.
+    Batches hold `feature_maps`, `boxes` (list of float[N_i, 4] in [0, 1]), `text_ids` int64[sum N_i] and for
+    region_shape `mask` also `masks`; their order is drawn from the generator, and `learning_rate` is the peak of a
+    one-cycle schedule.
     """
     encoder = model.region_encoder
     device = next(encoder.parameters()).device
@@ -231,9 +232,10 @@ def align_regions(
                 batch = batches[number]
                 maps = [level.to(device, torch.float32) for level in batch["feature_maps"]]
                 boxes, text_ids = [rows.to(device) for rows in batch["boxes"]], batch["text_ids"].to(device)
-                content, judgement = encoder.learned(encoder.pool(maps, boxes))
+                cells = encoder.mask_cells(boxes, batch.get("masks"), encoder.output_size)
+                content, judgement = encoder.learned(encoder.pool(maps, boxes), cells)
                 # In this order: the gradients of `content` are summed in the reverse order of its uses.
-                embedding = content + encoder.position(boxes)
+                embedding = content + encoder.position(boxes, cells)
                 value = loss(content, text_ids, judgement) + loss.box_error(embedding, boxes)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()

@@ -147,6 +147,9 @@ class ModelArguments(AdapterArguments):
         "gpt4roi", "gpt4roi, or light for timm pyramids"
     )
     tokens_per_region: Annotated[int, Min(1)] = _argument(1, "tokens that one region takes in the prompt")
+    region_shape: Annotated[str, Choices(("box", "mask"))] = _argument(
+        "box", "mask: what lies in a region's box counts by how much its mask covers (new encoders only)"
+    )
     classifier_head: str | None = _argument(
         None, "light: file of the tower's own classifier, which names regions as a fixed part of their embeddings"
     )

@@ -97,6 +97,7 @@ def _build(model_args: ModelArguments) -> tuple[Any, GPT4RoIProcessor]:
         model_max_length=model_args.model_max_length or 2048,
         image_grid_size=model_args.image_grid_size,
         tokens_per_region=model_args.tokens_per_region,
+        region_shape=model_args.region_shape,
         classifier_head=model_args.classifier_head,
         mm_vision_select_layer=model_args.mm_vision_select_layer,
         mm_use_im_start_end=model_args.mm_use_im_start_end,
@@ -174,7 +175,7 @@ def _config_of_parts(given: ModelArguments) -> GPT4RoIConfig:
     add_special_tokens(tokenizer, pad_with_unknown=(given.prompt_format or "v0") in V1_FORMATS)
     text.vocab_size = max(text.vocab_size, len(tokenizer))
     location = find_tower(given.vision_tower)
-    of_regions = ("region_encoder_type", "tokens_per_region", "image_grid_size")
+    of_regions = ("region_encoder_type", "tokens_per_region", "region_shape", "image_grid_size")
     names = (*of_regions, "mm_vision_select_layer", "mm_use_im_start_end")
     settings = {name: getattr(given, name) for name in names}
     if given.classifier_head is not None:

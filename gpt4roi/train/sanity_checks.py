@@ -54,7 +54,7 @@ def check_fit(processor: GPT4RoIProcessor, model: Any) -> None:
             f"the tokenizer numbers tokens up to {highest}, the model has {rows} rows; take the tokenizer that was "
             "saved with the weights"
         )
-    for name in ("image_size", "image_seq_length", "tokens_per_region"):
+    for name in ("image_size", "image_seq_length", "tokens_per_region", "region_shape"):
         ours, its = getattr(processor, name), getattr(config, name)
         if ours != its:
             raise InputError(f"{name} is {ours} for the processor and {its} for the model; open both from one folder")

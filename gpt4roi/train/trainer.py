@@ -112,7 +112,9 @@ class GPT4RoITrainer(NonFiniteGuardMixin, ResumableTrainer):
         if self.alignment is not None and self.align_weight and model.training and inputs.get("feature_maps"):
             encoder = self.accelerator.unwrap_model(model).region_encoder
             maps = [level.to(loss.dtype) for level in inputs["feature_maps"]]
-            content, judgement = encoder.learned(encoder.pool(maps, inputs["boxes"]))
+            boxes = inputs["boxes"]
+            cells = encoder.mask_cells(boxes, inputs.get("masks"), encoder.output_size)
+            content, judgement = encoder.learned(encoder.pool(maps, boxes), cells)
             aligned = self.alignment(content, info["text_ids"].to(content.device), judgement)
             loss = loss + self.align_weight * aligned / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss

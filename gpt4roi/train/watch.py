@@ -70,8 +70,15 @@ def _first_question(sample: RegionSample) -> RegionSample:
     question = sample.turns[0]
     bare = question.text.count(REGION_TOKEN)
     boxes = sample.boxes_px[:bare] if bare else sample.boxes_px
-    texts = sample.region_texts[: len(boxes)]
-    return replace(sample, turns=(question,), boxes_px=boxes, region_texts=texts, augmentation=None)
+    texts, masks = sample.region_texts[: len(boxes)], sample.masks[: len(boxes)]
+    return replace(
+        sample,
+        turns=(question,),
+        boxes_px=boxes,
+        masks=masks,
+        region_texts=texts,
+        augmentation=None,
+    )
 
 
 class WatchRegions(TrainerCallback):

@@ -14,7 +14,7 @@ from tiny import tiny_model, tiny_processor
 
 from gpt4roi.captioning.run import _prepare
 from gpt4roi.captioning.source import read_source
-from gpt4roi.cli._regions import given_regions, upright_boxes
+from gpt4roi.cli._regions import given_regions, upright_regions
 from gpt4roi.data.convert.coco import objects_of_coco
 from gpt4roi.data.convert.objects import Conversion, write_objects
 from gpt4roi.data.unified import UnifiedDataset
@@ -62,7 +62,7 @@ def shown(processor, pixel_values, box):
 
 def describe(path, photo, rule, processor):
     args = argparse.Namespace(boxes=[], regions=str(path), image=str(photo), frame=rule.frame, scale_boxes=False)
-    (box,) = upright_boxes(args, given_regions(args), args.image)
+    (box,) = upright_regions(args, given_regions(args), args.image).boxes_px
     return colour(open_image(photo), box)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpt4roi.data.annotations import require_text
-from gpt4roi.data.convert.objects import Conversion, caption_fields, frame_fields
+from gpt4roi.data.convert.objects import Conversion, caption_fields, frame_fields, with_masks
 from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_path
@@ -76,11 +76,17 @@ def objects_of_coco(
         if not regions:
             target.leave_out(NO_BOX, f"{where}: {NO_BOX}", fault=False)
             continue
+        framed = frame_fields(placed, clues, np.asarray([box for box, _, _ in regions]))
+        try:
+            framed = with_masks(framed, [mask for _, _, mask in regions], placed, target)
+        except InvalidAnnotationError as error:
+            target.leave_out_annotation(error, where)
+            continue
         yield {
             "id": where.rpartition("/")[2],
             "image": target.image_name(file),
-            **frame_fields(placed, clues, np.asarray([box for box, _ in regions])),
-            **caption_fields([called for _, called in regions], question),
+            **framed,
+            **caption_fields([called for _, called, _ in regions], question),
         }
     lost = sum(map(len, of_image.values()))
     if lost:
@@ -94,14 +100,14 @@ def _regions(
     names: Mapping[Id, str],
     path: Path,
     target: Conversion,
-) -> list[tuple[list[float], str]]:
-    """Returns the boxes xyxy of an image and what they are called; size: (height, width) of the image."""
+) -> list[tuple[list[float], str, Any]]:
+    """Returns the boxes xyxy of an image, what they are called, and their masks; size: (height, width) of the image."""
     regions = []
     for position in positions:
         annotation, where = tables.annotations[position], f"{path}#annotations[{position}]"
         try:
             box, is_cut = annotation_box_inside(annotation, size)
-            regions.append((box, _called(annotation, names)))
+            regions.append((box, _called(annotation, names), annotation.get("segmentation") or None))
             if is_cut:
                 target.note(CUT, where)
         except InvalidAnnotationError as error:

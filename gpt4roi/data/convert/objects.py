@@ -43,6 +43,7 @@ class Conversion:
         rule: How the frame of boxes is found.
         frames: What was decided about it.
         present: How many objects the file had already.
+        masks: Objects get masks in place of boxes, where their regions have one.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Conversion:
     images: int = 0
     frames: FrameCounts = field(default_factory=FrameCounts)
     present: int = 0
+    masks: bool = False
 
     def leave_out(self, reason: str, message: str, count: int = 1, fault: bool = True) -> None:
         """Notes what cannot be converted; fault: it is wrong in itself."""
@@ -132,6 +134,8 @@ def as_object(sample: RegionSample, target: Conversion) -> dict[str, Any]:
         made["image"] = target.image_name(sample.image)
     if len(sample.boxes_px):
         made["boxes"] = [[round(value, 2) for value in box] for box in _pixels(sample).tolist()]
+    if any(mask is not None for mask in sample.masks):
+        target.note("sample whose masks became boxes", sample.source)
     if any(sample.region_texts):
         made["region_texts"] = list(sample.region_texts)
     if len(sample.boxes_px) or sample.image_pipeline != "dialogue":
@@ -153,6 +157,19 @@ def frame_fields(placed: BoxFrame | None, clues: FrameClues, boxes: np.ndarray) 
         height, width = placed.size
         boxes, sides = placed.scaled(boxes), {"height": height, "width": width, "image_pipeline": placed.pipeline}
     return {**sides, "boxes": boxes.round(2).tolist()}
+
+
+def with_masks(
+    fields: dict[str, Any], masks: Sequence[Any], placed: BoxFrame | None, target: Conversion
+) -> dict[str, Any]:
+    """Returns the fields of frame_fields with masks in place of boxes, where they are asked for and there is one."""
+    if not target.masks or not any(masks):
+        return fields
+    if placed is not None and placed.scale != 1:
+        reason = "masks of an image of another size"
+        raise InvalidAnnotationError(f"{reason} cannot be scaled; leave out --masks", reason)
+    rows = zip(masks, fields.pop("boxes"), strict=True)
+    return {**fields, "masks": [mask or [[x1, y1, x2, y1, x2, y2, x1, y2]] for mask, (x1, y1, x2, y2) in rows]}
 
 
 def caption_fields(texts: Sequence[str], question: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Conversion from Osprey-724K to the unified format; its masks become their bounding boxes.
+"""Conversion from Osprey-724K to the unified format; its masks become their bounding boxes unless they are asked for.
 
 Each of its files is a list of {file_name, height, width, annotation: [{segmentation, …}]} with either `conversations`,
 in which `<region1>` names annotation 1, or `description`, a list with `<region1>: text` for each annotation.
@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt4roi.constants import IMAGE_TOKEN
 from gpt4roi.data.annotations import alternating_texts, require_text
-from gpt4roi.data.convert.objects import Conversion, caption_fields, frame_fields
+from gpt4roi.data.convert.objects import Conversion, caption_fields, frame_fields, with_masks
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
 from gpt4roi.io.coco import InvalidAnnotationError, frame_clues, image_file_name
@@ -51,9 +51,11 @@ def _object(entry: Any, where: str, find: ImageFinder, target: Conversion) -> di
     regions = entry.get("annotation")
     if not isinstance(regions, list) or not regions or not all(isinstance(region, dict) for region in regions):
         raise InvalidAnnotationError("entry without regions")
-    boxes = masks.to_boxes([region.get("segmentation") for region in regions])
+    given = [region.get("segmentation") for region in regions]
+    boxes = masks.to_boxes(given)
     image, clues = target.found(find, name, where), frame_clues(entry)
-    framed = frame_fields(target.place(image, clues), clues, boxes)
+    placed = target.place(image, clues)
+    framed = with_masks(frame_fields(placed, clues, boxes), given, placed, target)
     made = {"id": where.rpartition("/")[2], "image": target.image_name(image), **framed}
     if "description" in entry:
         return made | caption_fields(_descriptions(entry["description"], len(regions)), DESCRIBE)

@@ -24,7 +24,7 @@ from gpt4roi.evaluation.items import Benchmark, Item, Source
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import score_names
 from gpt4roi.evaluation.similarity import clean_category
-from gpt4roi.geometry.masks import to_box
+from gpt4roi.geometry.masks import to_box, to_raster
 from gpt4roi.io.coco import frame_clues
 from gpt4roi.io.json_files import read_json
 
@@ -33,7 +33,7 @@ FOLDERS = ("images", "coco_all", "coco_imgs", "coco/train2017", "coco/val2017", 
 
 
 def load_objects(source: Source, file_name: str) -> list[Item]:
-    """Returns one item for each object; a mask becomes the box around it, because this is a model of boxes."""
+    """Returns one item for each object; a model of boxes gets the box around its mask."""
     path = find_annotations(source, (file_name,))
     records = read_json(path)
     if not isinstance(records, list):
@@ -52,10 +52,11 @@ def load_objects(source: Source, file_name: str) -> list[Item]:
             try:
                 (mask,) = fields(annotation, ["segmentation"], f"{where}, annotation {place}")
                 box = to_box(mask, f" in {where}, annotation {place}")
+                raster = to_raster(mask, box, f" in {where}, annotation {place}")
             except InputError as error:
                 source.leave_out(str(error))
                 continue
-            query = Query(image, source.question or QUESTION, box[None], id=f"{name}#{row}.{place}")
+            query = Query(image, source.question or QUESTION, box[None], id=f"{name}#{row}.{place}", masks=(raster,))
             items.append(Item(query.id, query, (clean_category(str(category)),), clues=clues))
     return items
 

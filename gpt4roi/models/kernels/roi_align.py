@@ -41,6 +41,30 @@ def validate_unit_boxes(boxes: list[torch.Tensor]) -> None:
             )
 
 
+def validate_masks(masks: list[torch.Tensor], boxes: list[torch.Tensor]) -> None:
+    """Raises InputError unless each box, of list of float[N_i, 4], has a mask float[r, r] in [0, 1], not all 0."""
+    if list(map(len, masks)) != list(map(len, boxes)):
+        raise InputError(f"{list(map(len, masks))} masks for {list(map(len, boxes))} boxes of the images of the batch")
+    for image, rows in enumerate(masks):
+        if rows.ndim != 3 or rows.shape[1] != rows.shape[2]:
+            raise InputError(f"image {image} of the batch: masks must be [N, r, r], got {tuple(rows.shape)}")
+        bad = ~((rows >= 0) & (rows <= 1)).flatten(1).all(1) | ~rows.flatten(1).any(1)
+        if bad.any():
+            number = int(bad.nonzero()[0]) + 1
+            raise InputError(f"image {image} of the batch: mask {number} is empty, or has values outside [0, 1]")
+
+
+def pool_masks(masks: torch.Tensor, output_size: int) -> torch.Tensor:
+    """Pools masks float[M, r, r] of boxes as the boxes are: float32[M, 1, P, P], the share of each cell that counts.
+
+    RoIAlign with a sample for each of the mask's cells, so that a pooled cell which is covered by half counts by half.
+    """
+    masks, side = masks.float(), float(masks.shape[-1])
+    rois = torch.tensor([[0, 0, 0, side, side]], device=masks.device).repeat(len(masks), 1)
+    rois[:, 0] = torch.arange(len(masks), device=masks.device)
+    return torchvision_roi_align(masks[:, None], rois, output_size, 1.0, 0, aligned=True)
+
+
 def roi_align(
     feature_map: torch.Tensor,
     rois: torch.Tensor,
