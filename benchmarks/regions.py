@@ -2,6 +2,8 @@
 
     python benchmarks/regions.py [--quick] [--model exp/quickstart/stage2]
 
+The last rows compare, for the second model, regions that are masks with regions that are boxes.
+
 The original computes everything again for each region: the tower, the pyramid, the whole prompt. Here the same is done
 with our own parts, one region after the other, so that only the sharing differs; both are greedy, in float32, and must
 give the same tokens. Encoder is from the image's tensor to embeddings (tower, projector, region encoder), language
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Row, argument_parser, devices, positive, report, rows, time_in_turn
+from common import Row, argument_parser, devices, difference, positive, report, rows, time_in_turn
 from PIL import Image
 
 from gpt4roi import GPT4RoIConfig, GPT4RoIForConditionalGeneration, GPT4RoIProcessor, RegionSample, Turn
@@ -30,6 +32,7 @@ from gpt4roi.generation.encoded_image import PreparedImage, Prompt, encode_image
 from gpt4roi.generation.engine import generate, stream
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.generation.stopping import stopping_criterion
+from gpt4roi.structures import MASK_SIZE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from tiny import tiny_text_config, tiny_tokenizer, token_ids
@@ -50,9 +53,29 @@ def measure(quick: bool, model_folder: Path = MODEL, repeats: int = 3) -> Iterat
         model, processor = small_original(width)
         name = f"original's build, width {width}"
         yield from compare(name, model.to(device).eval(), processor, counts, SamplingParams(8), 1 if quick else 2)
+        yield from masks_and_boxes(name, width, device, counts[-1], 1 if quick else 9)
 
 
-def small_original(width: int) -> tuple[Any, GPT4RoIProcessor]:
+def masks_and_boxes(name: str, width: int, device: str, count: int, repeats: int) -> Iterator[Row]:
+    """Times the pooling of boxes with full masks, and of the same boxes by a model without masks."""
+    draw = torch.Generator().manual_seed(0)
+    corners = torch.rand(count, 2, 2, generator=draw).sort(dim=1).values * 0.8 + torch.tensor([[0, 0], [0.2, 0.2]])
+    boxes, masks = [corners.flatten(1).to(device)], [torch.ones(count, MASK_SIZE, MASK_SIZE, device=device)]
+    model, encoders = small_original(width)[0], {}
+    maps = model.encode_image(torch.randn(1, 3, 224, 224, generator=draw))[1]
+    for shape in ("box", "mask"):
+        encoder = small_original(width, region_shape=shape)[0].region_encoder.to(device).eval()
+        encoder.load_state_dict(model.region_encoder.state_dict(), strict=False)
+        pyramid = encoder.pyramid([level.to(device) for level in maps])
+        given = masks if shape == "mask" else None
+        encoders[shape] = partial(torch.inference_mode()(encoder.embed_boxes), pyramid, boxes, given)
+    equal = f"embeddings differ by {difference(encoders['mask'](), encoders['box']()):.0e} of the largest"
+    ways = {"boxes": encoders["box"], "masks": encoders["mask"]}
+    spent = time_in_turn(ways, repeats, warm_ups=1, device=device)
+    yield from rows(f"{name}, {count} regions, pooling", spent, equal, device=device)
+
+
+def small_original(width: int, **settings: Any) -> tuple[Any, GPT4RoIProcessor]:
     """Builds a model with the released one's grid, levels, rounds and prompt, but of another width."""
     tower = {
         "model_type": "clip_vision_model",
@@ -78,6 +101,7 @@ def small_original(width: int) -> tuple[Any, GPT4RoIProcessor]:
         text_config=text,
         fusion_groups=min(64, width // 4),
         roi_align_backend="auto",
+        **settings,
         **token_ids(tiny_tokenizer()),
     )
     model = GPT4RoIForConditionalGeneration(config)

@@ -160,6 +160,10 @@ def test_the_command_line_takes_masks_and_points_beside_boxes(photo, model_folde
     point = chat.describe(make_image(), [{"point": [50, 30]}], max_new_tokens=8)
     assert [region["answer"] for region in regions] == [expected[1], *point, expected[2]]
     assert [region["box"] for region in regions] == [BOX, [48.08, 28.08, 51.92, 31.92], BOX]
+    (photo / "r.json").write_text(json.dumps([{"bbox": [10, 20, 56, 28], "segmentation": TRIANGLE}]))
+    assert main(["describe", str(photo / "a.png"), "--regions", str(photo / "r.json"), *common, "--json"]) == 0
+    (region,) = json.loads(capsys.readouterr().out)["regions"]
+    assert (region["box"], region["answer"]) == (BOX, expected[0])
     assert main(["describe", str(photo / "a.png"), "--point", "50", *common]) == 2
     assert "region 1: expected a point x,y in pixels, got '50'" in capsys.readouterr().err
 

@@ -77,6 +77,13 @@ def check_model_folder(path: str) -> str:
     return path
 
 
+def reads_masks(path: str) -> bool:
+    """Tells whether the model in a folder reads masks; of one that is not in a folder yet, it is not known."""
+    found = identify(path)
+    found = identify(found.base_folder()) if found.kind == ADAPTER else found
+    return found.config.get("region_shape") == "mask"
+
+
 def open_chat(args: argparse.Namespace, **settings: Any):
     """Opens the model of the arguments as a RegionChat; progress bars only where somebody watches."""
     from transformers.utils import logging as transformers_logging

@@ -81,13 +81,14 @@ def stated_size(content: Any) -> tuple[int, int] | None:
     return next(((int(h), int(w)) for h, w in pairs if _is_side(h) and _is_side(w)), None)
 
 
-def regions_of(entry: Any, where: str, stated: str = "") -> list[Any]:
+def regions_of(entry: Any, where: str, stated: str = "", masks: bool = False) -> list[Any]:
     """Returns the regions of an entry, none where it has none: boxes, xyxy in pixels, or masks.
 
     Args:
         entry: Four numbers, a mask, or an object with a box, several `bboxes`, corners by name, or a mask.
         where: Its place, which every message begins with.
         stated: The format of boxes that the file states.
+        masks: Return a box that has a mask as `{"box": …, "mask": …}`, not as the box alone.
 
     Raises:
         InputError: A box is not four numbers, or its format is not known.
@@ -103,7 +104,8 @@ def regions_of(entry: Any, where: str, stated: str = "") -> list[Any]:
     mask = mask_of(entry)
     for key, usual in _FORMAT_OF_KEY.items():
         if entry.get(key) and not (mask is not None and is_placeholder(entry[key])):
-            return [corners(entry[key], stated or usual, where, key)]
+            box = corners(entry[key], stated or usual, where, key)
+            return [{"box": box, "mask": mask} if masks and mask is not None else box]
     if _named(entry) is not None:
         return [corners(entry, stated, where)]
     if mask is None:

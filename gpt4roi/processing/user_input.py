@@ -129,7 +129,8 @@ def validate_regions(
     Args:
         boxes_px: N boxes of four numbers xyxy, or masks: arrays [H, W], COCO's run lengths, polygons (see
             gpt4roi.geometry.masks); points `{"point": [x, y]}` and strokes `{"stroke": [[x, y], …]}`, which are drawn
-            with a round brush of `radius` pixels (STROKE_RADIUS without one). Or Regions. All in pixels.
+            with a round brush of `radius` pixels (STROKE_RADIUS without one); or `{"box": …, "mask": …}`, a mask
+            inside of a box. Or Regions. All in pixels.
         image_size: (height, width) of the image.
         first_number: Number of the first one in messages.
         region_shape: What the model reads. With `box` each mask becomes the box around it, which is logged.
@@ -151,7 +152,7 @@ def validate_regions(
     rows = [_as_box(region, number, image_size) for number, region in enumerate(regions, start=first_number)]
     for number, box in enumerate(rows, start=first_number):
         _validate_box(box, number, image_size)
-    shapes: Sequence[Any] = [one if is_mask(one) else None for one in regions] if given is None else given.masks
+    shapes: Sequence[Any] = list(map(_mask_of, regions)) if given is None else given.masks
     boxes = np.asarray(rows, dtype=np.float64).reshape(-1, 4)
     if all(shape is None for shape in shapes):
         return Regions(boxes)
@@ -193,11 +194,19 @@ def _refuse_a_single_box(boxes_px: Sequence) -> None:
         raise InputError(f"expected a list of boxes, got one box {_as_text(boxes_px)}; write [[x1, y1, x2, y2]]")
 
 
+def _mask_of(region: Any) -> Any:
+    """Returns the mask of a region, None of one that is a box."""
+    if isinstance(region, Mapping) and "mask" in region:
+        return region["mask"]
+    return region if is_mask(region) else None
+
+
 def _as_box(region: Any, number: int, image_size: tuple[int, int]) -> list[float]:
     """Returns the four numbers of a region: its own, or those of the box around a mask."""
-    if not is_mask(region):
+    mask = _mask_of(region)
+    if mask is None:
         return _four_numbers(region, number)
-    mask = _as_array(region) if hasattr(region, "shape") else region
+    mask = _as_array(mask) if hasattr(mask, "shape") else mask
     box = [float(value) for value in to_box(mask, f" of region {number}")]
     size = size_of(mask)
     if size is not None and size != tuple(image_size):
@@ -205,7 +214,8 @@ def _as_box(region: Any, number: int, image_size: tuple[int, int]) -> list[float
             f"the mask of region {number} is {size[1]}x{size[0]} but the image is {image_size[1]}x{image_size[0]} "
             "pixels (width x height)"
         )
-    return box
+    own = region.get("box") if isinstance(region, Mapping) else None
+    return box if own is None else _four_numbers(own, number)
 
 
 def _as_array(mask: Any) -> np.ndarray:
@@ -285,8 +295,10 @@ def read_regions(path: str | Path, image: str | Path = "") -> list[Any]:
     return regions
 
 
-def read_framed_regions(path: str | Path, image: str | Path = "") -> tuple[list[Any], FrameClues]:
-    """Reads the boxes (xyxy in pixels) and masks of a JSON file, in its order, as `validate_boxes_px` takes them.
+def read_framed_regions(path: str | Path, image: str | Path = "", masks: bool = False) -> tuple[list[Any], FrameClues]:
+    """Reads the boxes (xyxy in pixels) and masks of a JSON file, in its order, as `validate_regions` takes them.
+
+    Of an entry that has a box and a mask the box is taken; with `masks`, the mask inside of the box.
 
     The file holds a list, or an object with one, such as `regions`, `annotations`, `boxes` or `bboxes`; it may state
     `box_format` (xyxy, xywh, cxcywh) and `img_width`, `img_height`. An entry is four numbers, a mask, or an object with
@@ -321,14 +333,14 @@ def read_framed_regions(path: str | Path, image: str | Path = "") -> tuple[list[
             f"{path}: its regions are on {len(images)} images, by image_id; expected those of one, or the names of "
             "all under images, or use `gpt4roi caption`"
         )
-    regions = _regions(entries, stated, path)
+    regions = _regions(entries, stated, path, masks)
     return regions, _clues(content, row, entries)
 
 
-def _regions(entries: list[Any], stated: str, path: str | Path) -> list[Any]:
+def _regions(entries: list[Any], stated: str, path: str | Path, masks: bool) -> list[Any]:
     regions, without = [], []
     for number, entry in enumerate(entries):
-        found = regions_of(entry, f"{path}#{number}", stated)
+        found = regions_of(entry, f"{path}#{number}", stated, masks)
         regions += found
         without += [] if found else [number]
     if not regions:

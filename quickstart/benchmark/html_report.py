@@ -33,6 +33,11 @@ def tables(page: Report, metrics: dict) -> None:
     page.table("Captions", ["", "share"], _caption_rows(metrics), INTERVALS)
     page.table("Relations", ["", "right", "chance", "regions exchanged"], _relation_rows(metrics))
     page.table("Relations by difficulty", ["", "band", "right"], _band_rows(metrics), folded=True)
+    overlapping = metrics["overlapping"]
+    if overlapping["asked"]["n"]:
+        rows = [["the thing itself", overlapping["asked"]], ["the other one of its pair", overlapping["given"]]]
+        shares = [[what, _percentage(share)] for what, share in rows]
+        page.table("Things that lie on each other", ["named", "share"], shares, "Their boxes nearly coincide.")
     page.table("Things never shown in training", ["", "share"], _unseen_rows(metrics))
 
 

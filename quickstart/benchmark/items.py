@@ -13,11 +13,13 @@ from gpt4roi.errors import InputError
 from gpt4roi.evaluation.items import Source
 from gpt4roi.evaluation.metrics import exact_match
 from gpt4roi.evaluation.predictor import Query
+from gpt4roi.geometry.masks import to_boxes, to_raster
 from gpt4roi.processing.mentions import MENTION
 from quickstart.accepted import category_of_stamp, is_accepted, names_of_category
 
 RELATIONS = ("larger", "left", "above")
 PHOTOGRAPHS = "test_photographs"
+OVERLAPPING = "test_overlapping"
 SEED = 0
 _OPPOSITE = {"yes": "no", "no": "yes"}
 
@@ -26,9 +28,10 @@ _OPPOSITE = {"yes": "no", "no": "yes"}
 class Item:
     """One question of the benchmark with its truth, and how it was changed if it is a control.
 
-    given: for `permuted`, the caption of the box that was really shown. pair: measures of the two regions compared.
-    asked_as: id of the unchanged question. accepted: names of which an answer must hold one, of photographs and of
-    things never shown. head: what the vision tower's own classifier says. confidence: of the answer.
+    given: for `permuted`, the caption of the box that was really shown; of overlapping pairs, what the other is called.
+    pair: measures of the two regions compared. asked_as: id of the unchanged question. accepted: names of which an
+    answer must hold one, of photographs and of things never shown. head: what the vision tower's own classifier says.
+    confidence: of the answer.
     """
 
     id: str
@@ -77,7 +80,26 @@ def load_items(source: Source) -> list[Item]:
     items = [replace(one, accepted=names[one.truth]) if one.split == "test_unseen" else one for one in items]
     photographs = source.data / f"{PHOTOGRAPHS}.jsonl"
     shown = source.choose(list(read_objects(photographs))) if photographs.exists() else []
-    return items + [item for where, record in shown for item in _of_photograph(where, record, source.data)]
+    items += [item for where, record in shown for item in _of_photograph(where, record, source.data)]
+    overlapping = source.data / f"{OVERLAPPING}.jsonl"
+    pairs = source.choose(list(read_objects(overlapping))) if overlapping.exists() else []
+    return items + [item for where, record in pairs for item in _of_overlapping(where, record, source.data)]
+
+
+def _of_overlapping(where: str, record: dict, data_dir: Path) -> list[Item]:
+    """Returns the questions of a scene whose regions are masks of pairs of things on each other."""
+    items: list[Item] = []
+    try:
+        boxes, captions = to_boxes(record["masks"]), [thing["caption"] for thing in record["objects"]]
+        masks = tuple(map(to_raster, record["masks"], boxes))
+        for number, question in enumerate(record["conversations"][::2]):
+            name = f"{OVERLAPPING}/{record['id']}/{number}"
+            query = Query(data_dir / record["image"], question["value"], boxes, id=name, masks=masks)
+            base = Item(name, OVERLAPPING, record["id"], "caption", captions[number], query, asked_as=name)
+            items.append(replace(base, given=captions[number ^ 1]))  # the two of a pair follow each other
+    except KeyError as missing:
+        raise InputError(f"{where}: no {missing}; expected what python -m quickstart.overlapping wrote") from None
+    return items
 
 
 def _of_photograph(where: str, record: dict, data_dir: Path) -> list[Item]:

@@ -12,7 +12,7 @@ from gpt4roi.evaluation.captions import score_captions
 from gpt4roi.evaluation.metrics import Measure, exact_match, majority_share, word_overlap, words
 from gpt4roi.processing.mentions import MENTION
 from quickstart.accepted import is_accepted
-from quickstart.benchmark.items import PHOTOGRAPHS, RELATIONS, Item
+from quickstart.benchmark.items import OVERLAPPING, PHOTOGRAPHS, RELATIONS, Item
 
 DISTANCE_BANDS = (0.0, 60.0, 100.0, 140.0, math.inf)
 """Between the centres of two regions, in pixels of the scene."""
@@ -45,6 +45,7 @@ def figures(items: Sequence[Item], kinds: dict[str, str]) -> dict:
         "other": {task: _with_chance([item for item in plain if item.task == task]) for task in others},
         "unseen": _unseen([item for item in items if item.split == "test_unseen"], kinds),
         "photographs": _photographs([item for item in items if item.split == PHOTOGRAPHS]),
+        "overlapping": _permuted([item for item in items if item.split == OVERLAPPING]),
         "calibration": {"captions": calibration(captions)},
     }
     metrics["calibration"]["photographs"] = calibration([item for item in items if item.split == PHOTOGRAPHS])
@@ -81,6 +82,9 @@ def measures_of(items: Sequence[Item]) -> tuple[dict[str, Measure], list[str]]:
     }
     if photographs:
         measures["photographs"] = _right(photographs)
+    overlapping = [item for item in items if item.split == OVERLAPPING]
+    if overlapping:
+        measures["overlapping"] = _right(overlapping)
     return measures, list(found.notes)
 
 
@@ -228,6 +232,7 @@ def _summary(metrics: dict) -> dict:
         "near": metrics["near"]["value"],
         **{task: found["right"]["value"] for task, found in metrics["other"].items()},
         **_photographs_summary(metrics),
+        **({"overlapping": metrics["overlapping"]["asked"]["value"]} if metrics["overlapping"]["asked"]["n"] else {}),
     }
 
 

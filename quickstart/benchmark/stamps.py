@@ -2,7 +2,8 @@
 
 Source    `gpt4roi data make-stamps`.
 Split     test (scenes on photographs never used in training), test_unseen (things never shown in training) and
-          test_photographs (regions of photographs that carry no training region), all.
+          test_photographs (regions of photographs that carry no training region), all; and where
+          `python -m quickstart.overlapping` made it, test_overlapping (masks of things that lie on each other).
 Prompt    the data set's own questions, each asked by itself, greedily.
 Metric    right means the same words (case and punctuation do not count); of photographs, and of things never shown,
           an answer is accepted where it holds one of the names listed; CIDEr and word overlap of captions.
