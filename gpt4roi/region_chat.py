@@ -318,7 +318,7 @@ class RegionChat:
 
     def explain(
         self,
-        boxes_px: Sequence | None = None,
+        boxes_px: Sequence | Regions | None = None,
         question: str | None = None,
         image: Any = None,
         answer: str | None = None,
@@ -348,13 +348,14 @@ class RegionChat:
             if not dialogue.turns:
                 raise InputError("there is no answer to explain yet; ask first, or give a question")
             *asked, last = dialogue.turns
-            sample = RegionSample("the image", tuple(asked), dialogue.boxes_px)
+            regions, turns = dialogue.regions, tuple(asked)
             shown, said = dialogue.image, last.text if answer is None else as_plain_text(answer).strip()
         else:
             shown = self._require_image().image if image is None else open_image(image)
-            boxes = validate_boxes_px([] if boxes_px is None else boxes_px, (shown.height, shown.width))
-            text = clean_question(self.default_question if question is None else question)
-            sample, said = RegionSample("the image", (Turn("user", text),), boxes), as_plain_text(answer or "").strip()
+            regions = self._validated(boxes_px, (shown.height, shown.width))
+            turns = (Turn("user", clean_question(self.default_question if question is None else question)),)
+            said = as_plain_text(answer or "").strip()
+        sample = RegionSample("the image", turns, regions.boxes_px, masks=regions.masks)
         prepared = prepare_image(self.processor, shown)
         if answer is None and not said:
             (encoded,) = encode_images(self.model, [prepared])

@@ -98,9 +98,10 @@ def given_regions(args: argparse.Namespace) -> list[tuple[list[Any], FrameClues]
 
     boxes = [parse_region(text, number) for number, text in enumerate(args.boxes, start=1)]
     groups: list[tuple[list[Any], FrameClues]] = [(boxes, FrameClues(frame="upright"))]
-    return (
-        groups if args.regions is None else [*groups, read_framed_regions(args.regions, image=args.image, masks=True)]
-    )
+    if args.regions is None:
+        return groups
+    masks = reads_masks(getattr(args, "model", ""))
+    return [*groups, read_framed_regions(args.regions, image=args.image, masks=masks)]
 
 
 def upright_regions(

@@ -14,7 +14,7 @@ from gpt4roi.cli._model import (
     open_chat,
     sampling_settings,
 )
-from gpt4roi.cli._regions import add_region_arguments, drawing_target, given_regions, save_drawing, upright_boxes
+from gpt4roi.cli._regions import add_region_arguments, drawing_target, given_regions, save_drawing, upright_regions
 from gpt4roi.errors import InputError
 
 HELP = "show where an answer looked"
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Checks everything that is quick to check, then opens the model, answers and explains."""
     if not args.boxes and args.regions is None and args.question is None:
         raise InputError("nothing to explain: give --box X1,Y1,X2,Y2, --regions FILE, or --question TEXT")
-    regions = given_regions(args)
+    given = given_regions(args)
     drawn_to = drawing_target(args.draw)
     check_model_folder(args.model)
     settings: dict[str, Any] = sampling_settings(args)
@@ -69,13 +69,13 @@ def run(args: argparse.Namespace) -> int:
     from gpt4roi.processing.user_input import open_image
 
     file = sys.stdin.buffer.read() if args.image == "-" else args.image
-    image, boxes_px = open_image(file), upright_boxes(args, regions, file)
+    image, regions = open_image(file), upright_regions(args, given, file)
     chat = open_chat(args)
     if "attention" in methods:  # no other implementation gives its weights
         chat.model.language_model.set_attn_implementation("eager")
-    found = chat.explain(boxes_px, args.question, image, args.answer, methods, args.cells, args.batch_size, **settings)
+    found = chat.explain(regions, args.question, image, args.answer, methods, args.cells, args.batch_size, **settings)
     if drawn_to is not None:
-        save_drawing(image, boxes_px, drawn_to, heatmaps=found.heatmaps)
+        save_drawing(image, regions.boxes_px, drawn_to, heatmaps=found.heatmaps)
     if args.json:
         output.record({"picture": args.image, "model": args.model, **found.as_record()}, indent=None)
         return 0

@@ -268,8 +268,9 @@ def _gradient(model: Any, asked: _Asked) -> Heatmap:
         _, maps = model.encode_image(asked.image.pixel_values[None].clone().to(model.device))
     with torch.inference_mode(False), torch.enable_grad():
         levels = [level.detach().clone().requires_grad_() for level in maps]
-        ids, boxes = (asked.encoded[name].clone().to(model.device) for name in ("input_ids", "boxes"))
-        embedded, *_ = model.embed(ids[None], boxes=[boxes], feature_maps=levels)
+        names = [name for name in ("input_ids", "boxes", "masks") if name in asked.encoded]
+        ids, *regions = (asked.encoded[name].clone().to(model.device)[None] for name in names)
+        embedded, *_ = model.embed(ids, feature_maps=levels, **dict(zip(names[1:], regions, strict=True)))
         found = torch.autograd.grad(_of_targets(model, asked, embedded).sum(), levels, allow_unused=True)
     finest = max((level.shape[-2:] for level in levels), key=math.prod)
     total = torch.zeros(finest, device=levels[0].device)

@@ -84,7 +84,10 @@ class ViewRegionEncoder(LightRegionEncoder):
         count = len(config.levels)
         tower: Any = SimpleNamespace(image_size=1, level_strides=[1] * count, level_channels=[config.channels] * count)
         own: Any = SimpleNamespace(
-            **asdict(config), text_config=SimpleNamespace(hidden_size=config.hidden_size), class_names=None
+            **asdict(config),
+            text_config=SimpleNamespace(hidden_size=config.hidden_size),
+            class_names=None,
+            region_shape="box",
         )
         super().__init__(own, tower)
 
@@ -98,8 +101,10 @@ class ViewRegionEncoder(LightRegionEncoder):
     def _standardised(self, levels: list[torch.Tensor]) -> list[torch.Tensor]:
         return [level[0] for level in super().pyramid([level[None] for level in levels])]
 
-    def embed_boxes(self, pyramid: Any, boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Returns float[M * k, D] of boxes, list of K float[N_i, 4], xyxy in [0, 1] of the image."""
+    def embed_boxes(
+        self, pyramid: Any, boxes: list[torch.Tensor], masks: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Returns float[M * k, D] of boxes, list of K float[N_i, 4], xyxy in [0, 1] of the image; without masks."""
         pooled = [self._pool_image(views, rows) for views, rows in zip(pyramid, boxes, strict=True) if len(rows)]
         return self.embed(torch.cat(pooled)) + self.position(boxes)
 
