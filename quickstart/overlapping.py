@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.masks import to_box
+from gpt4roi.geometry.masks import to_box, to_runs
 from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.io.json_files import read_json_object
 from quickstart import questions, scenes
@@ -156,20 +156,13 @@ def _record(split: str, name: str, size: int, pairs: Sequence[Pair], stamps: Seq
     return {
         "id": f"{split}-{name}",
         "image": f"images/{split}/{name}.png",
-        "masks": [_runs(mask) for mask in masks],
+        "masks": [to_runs(mask) for mask in masks],
         "conversations": questions.conversations(asked),
         "independent": True,
         "objects": [{"caption": thing.caption, "stamp": thing.name, "kind": thing.kind} for thing in things],
         "tasks": ["caption"] * len(asked),
         "iou": [round(pair.iou, 3) for pair in pairs],
     }
-
-
-def _runs(mask: np.ndarray) -> dict:
-    from pycocotools import mask as coco
-
-    runs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(mask.shape), "counts": runs["counts"].decode()}
 
 
 def main() -> None:

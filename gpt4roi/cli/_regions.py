@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt4roi.cli._model import reads_masks
 from gpt4roi.errors import InputError
 
 if TYPE_CHECKING:
