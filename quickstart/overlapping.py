@@ -81,7 +81,7 @@ def lay_out_pair(
         seen = below & ~above
         if seen.sum() < SMALLEST_SHARE * below.sum() or ((below | above) & taken).any():
             continue
-        shared = iou(to_box(seen), to_box(above))
+        shared = iou(to_box(seen).tolist(), to_box(above).tolist())
         if shared >= SMALLEST_IOU:
             return Pair((things[0], things[1]), (seen, above), shared)
     return None

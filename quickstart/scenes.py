@@ -126,7 +126,7 @@ def _draw_size(rng: np.random.Generator, native: tuple[int, int], count: int, un
     return math.ceil(width * scale), math.ceil(height * scale)
 
 
-def shared_area(a: Sequence[int], b: Sequence[int]) -> int:
+def shared_area(a: Sequence[float], b: Sequence[float]) -> float:
     """Returns the area that two boxes share, in square pixels."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 

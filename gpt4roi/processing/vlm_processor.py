@@ -154,6 +154,7 @@ class RegionProcessor(GPT4RoIProcessor):
     prompt_format = "chat"
     image_size = 1
     use_image_start_end = image_first = False
+    region_shape, n_masks_left_out = "box", 0
 
     def __init__(
         self,
