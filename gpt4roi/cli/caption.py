@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -133,15 +132,11 @@ def _check_vllm(args: argparse.Namespace) -> None:
 
 
 def _open_vllm(args: argparse.Namespace) -> Any:
-    """Opens the model in vLLM; a process of torchrun has one GPU, its own."""
     from gpt4roi.devices import choose_device, choose_dtype
-
-    device = choose_device(args.device)
-    if device.type == "cuda" and device.index is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(device.index)  # vLLM's processes take the first one that they see
     from gpt4roi.serving.vllm.engine import VllmEngine
 
-    return VllmEngine(check_model_folder(args.model), choose_dtype(device, args.dtype))
+    device = choose_device(args.device)
+    return VllmEngine(check_model_folder(args.model), choose_dtype(device, args.dtype), device)
 
 
 def describe_job(args: argparse.Namespace) -> dict[str, Any]:

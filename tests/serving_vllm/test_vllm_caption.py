@@ -54,6 +54,23 @@ def test_vllm_resumes_a_job_of_our_own_engine_and_writes_the_same_bytes(job, tmp
     assert whole.read_bytes() == expected.read_bytes()
 
 
+def test_two_processes_of_torchrun_share_a_job_each_with_an_engine(job, tmp_path):
+    assert main([*job, "--out", str(tmp_path / "expected.json")]) == 0
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "gpt4roi.cli",
+    ]
+    command = [*torchrun, *job, "--out", str(tmp_path / "found.json"), "--engine", "vllm"]
+    subprocess.run(command, check=True, timeout=500)
+    assert (tmp_path / "found.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
+
+
 def test_two_workers_of_ray_write_the_same_texts(job, tmp_path):
     pytest.importorskip("ray")
     assert main([*job, "--out", str(tmp_path / "expected.json")]) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,17 @@ from gpt4roi.serving.vllm import MODE
 from gpt4roi.serving.vllm.items import image_item, tokens_prompt
 from gpt4roi.structures import RegionSample, Turn
 
+TORCHRUN = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "ROLE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
 
 class VllmEngine:
     """A model opened by vLLM.
@@ -26,15 +39,17 @@ class VllmEngine:
     Args:
         path: Folder or hub name.
         dtype: Of the language model.
+        device: Where one process of torchrun computes; by default what vLLM chooses.
         **options: As `vllm.LLM` takes them, such as tensor_parallel_size.
     """
 
-    def __init__(self, path: str, dtype: torch.dtype, **options: Any) -> None:
+    def __init__(self, path: str, dtype: torch.dtype, device: torch.device | None = None, **options: Any) -> None:
         self.processor = load_processor(path)
         # Prompts are shorter than the 128 tokens that vLLM caches at once on a CPU by default.
         blocks = {"block_size": 32} if current_platform.is_cpu() else {}
         length = {"max_model_len": self.processor.model_max_length}
-        self.llm = LLM(path, tokenizer_mode=MODE, dtype=dtype, seed=0, **blocks | length | options)
+        with _environment_of_vllm(device):
+            self.llm = LLM(path, tokenizer_mode=MODE, dtype=dtype, seed=0, **blocks | length | options)
 
     def describe_images(
         self,
@@ -72,3 +87,22 @@ class VllmEngine:
             stop_token_ids=self.processor.stop_token_ids,
             skip_special_tokens=False,
         )
+
+
+@contextmanager
+def _environment_of_vllm(device: torch.device | None) -> Iterator[None]:
+    """Sets what the processes that vLLM starts see: not torchrun, to which they do not belong, and one GPU if asked."""
+    before, environment = dict(os.environ), os.environ
+    hidden = [name for name in environment if name in TORCHRUN or name.startswith("TORCHELASTIC_")]
+    for name in hidden:
+        del environment[name]
+    if hidden:  # a fork would share this process's group
+        environment["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
+    if device is not None and device.type == "cuda" and device.index is not None:
+        visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = visible[device.index] if any(visible) else str(device.index)
+    try:
+        yield
+    finally:
+        environment.clear()
+        environment.update(before)
