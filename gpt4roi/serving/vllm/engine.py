@@ -66,8 +66,8 @@ class VllmEngine:
         for image, boxes in images:
             item = image_item(image)
             counts.append(len(boxes))
-            for box in boxes:
-                sample = RegionSample("the image", turns, box[None])
+            for row in range(len(boxes)):
+                sample = RegionSample("the image", turns, boxes[row : row + 1])
                 encoded = self.processor.encode_text(sample, generation=True, image_size=image.size)
                 prompts.append(tokens_prompt(encoded, item))
         outputs = self.llm.generate(prompts, self._sampling(params), use_tqdm=False) if prompts else []

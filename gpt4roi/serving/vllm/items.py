@@ -16,6 +16,9 @@ import torch
 
 from gpt4roi.generation.encoded_image import PreparedImage
 
+FIELDS = ("boxes", "masks")
+"""What an encoded sample holds for each mention of a region: float32[M, 4], xyxy in [0, 1], and float32[M, r, r]."""
+
 
 @dataclass(frozen=True)
 class ImageItem:
@@ -39,8 +42,7 @@ class RegionItem:
 
     Attributes:
         image: The image.
-        fields: What the region encoder takes of the region beside the image's features; `box`: float32[4], xyxy in
-            [0, 1]. A mask belongs here too, and is then part of the digest.
+        fields: What the region encoder takes of it, a row of each of FIELDS that the processor wrote.
     """
 
     image: ImageItem
@@ -71,6 +73,8 @@ def tokens_prompt(encoded: Mapping[str, Any], image: ImageItem | None) -> dict[s
     prompt: dict[str, Any] = {"prompt_token_ids": encoded["input_ids"].tolist()}
     if image is not None:
         prompt["multi_modal_data"] = {"image": [image]}
-        if len(encoded["boxes"]):
-            prompt["multi_modal_data"]["region"] = [RegionItem(image, {"box": box}) for box in encoded["boxes"]]
+        names = [name for name in FIELDS if name in encoded]
+        rows = zip(*(encoded[name] for name in names), strict=True)
+        regions = [RegionItem(image, dict(zip(names, row, strict=True))) for row in rows]
+        prompt["multi_modal_data"] |= {"region": regions} if regions else {}
     return prompt

@@ -17,9 +17,10 @@ from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, encode_images
 from gpt4roi.models import modeling
 from gpt4roi.serving.vllm import MODE
+from gpt4roi.serving.vllm.items import FIELDS
 from gpt4roi.serving.vllm.processing import DummyInputs, ProcessingInfo, Processor
 
-MAX_IMAGES = 32
+MAX_IMAGES = 16
 """Encoded images that are held for further regions of them; vLLM's own caches hold embeddings."""
 
 ENCODERS = ("vision_tower", "mm_projector", "region_encoder")
@@ -94,7 +95,8 @@ class GPT4RoIForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP,
         features: list[torch.Tensor] = [torch.empty(0)] * len(images)
         for image in {id(image): image for image in images}.values():
             rows = [row for row, other in enumerate(images) if other is image]
-            embedded = image.region_features(kwargs["region_box"][rows]).unflatten(0, (len(rows), -1))
+            fields = [kwargs[f"region_{name}"][rows] for name in FIELDS if f"region_{name}" in kwargs]
+            embedded = image.region_features(*fields).unflatten(0, (len(rows), -1))
             for row, feature in zip(rows, embedded.to(self.dtype), strict=True):
                 features[row] = feature
         return features

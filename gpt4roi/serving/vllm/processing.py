@@ -97,7 +97,7 @@ class DummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
         """Returns grey images and regions of them."""
         side = self.info.processor.image_size
         image = ImageItem(torch.zeros(3, side, side))
-        region = RegionItem(image, {"box": torch.tensor([0.1, 0.1, 0.9, 0.9])})
+        region = RegionItem(image, {"boxes": torch.tensor([0.1, 0.1, 0.9, 0.9])})
         item = {"image": image, "region": region}
         return {modality: [item[modality]] * count for modality, count in mm_counts.items()}
 
