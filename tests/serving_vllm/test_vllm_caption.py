@@ -49,9 +49,6 @@ def test_vllm_resumes_a_job_of_our_own_engine_and_writes_the_same_bytes(job, tmp
     assert main([*job, "--out", str(found), "--engine", "vllm"]) == 0
     assert "trying these again" in capsys.readouterr().err
     assert found.read_bytes() == expected.read_bytes()
-    whole = tmp_path / "whole.json"
-    assert main([*job, "--out", str(whole), "--engine", "vllm"]) == 0
-    assert whole.read_bytes() == expected.read_bytes()
 
 
 def test_two_processes_of_torchrun_share_a_job_each_with_an_engine(job, tmp_path):

@@ -108,7 +108,7 @@ def test_a_start_without_the_tokenizer_mode_says_which_one_is_needed(tmp_path, c
 def test_tokens_of_the_quickstarts_model_are_equal():
     folder = QUICKSTART / "stage2"
     chat = RegionChat.from_pretrained(folder, device="cpu", dtype=torch.float32)
-    lines = (QUICKSTART / "data/test.jsonl").read_text(encoding="utf-8").splitlines()[:6]
+    lines = (QUICKSTART / "data/test.jsonl").read_text(encoding="utf-8").splitlines()[:4]
     scenes = [json.loads(line) for line in lines]
     expected, prompts = [], []
     for scene in scenes:
@@ -116,5 +116,5 @@ def test_tokens_of_the_quickstarts_model_are_equal():
         expected += own_tokens(chat, image, scene["boxes"])
         prompts += vllm_prompts(chat, image, scene["boxes"])
     found, _ = vllm_tokens(open_llm(str(folder)), prompts)
-    assert len(found) >= 12 and {len(tokens) for tokens in found} == {NUM_TOKENS}
+    assert len(found) >= 8 and {len(tokens) for tokens in found} == {NUM_TOKENS}
     assert found == expected
