@@ -2,9 +2,10 @@
 
     python benchmarks/page_load.py [--model exp/quickstart/stage2] [--data exp/quickstart/data] [--seconds 120]
 
-Serves the page in a process of its own and lets as many gradio_client sessions talk to it, each about another image
-of the quickstart's held-out scenes. Every answer is compared with the one that a session in this process gives to the
-same question about the same box of the same image. Prints the server's resident memory as it goes.
+Serves the page in a process of its own, first answering one question after the other, then in batches, in float32, and
+lets as many gradio_client sessions talk to it, each about another image of the quickstart's held-out scenes. Every
+answer is compared with the one that a session in this process gives to the same question about the same box of the same
+image. Prints the server's resident memory as it goes.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class Person:
     waits: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
+    def anew(self) -> Person:
+        """Returns the same person before the first question."""
+        return Person(self.image, self.boxes, self.expected)
+
 
 def people(data: Path, model: Path, count: int) -> list[Person]:
     """Takes held-out scenes and answers about them by a session without a server."""
@@ -46,7 +51,7 @@ def people(data: Path, model: Path, count: int) -> list[Person]:
     from gpt4roi.generation.batching import BatchingWorker
     from gpt4roi.processing.uploads import open_upload
 
-    chat = RegionChat.from_pretrained(model)
+    chat = RegionChat.from_pretrained(model, dtype="float32")
     worker = BatchingWorker(chat.model, chat.processor, deterministic=True)
     scenes = [json.loads(line) for line in (data / "test.jsonl").read_text(encoding="utf-8").splitlines()[:count]]
     found = []
@@ -110,14 +115,20 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("exp/quickstart/data"))
     parser.add_argument("--sessions", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 32], help="answers written together")
     args = parser.parse_args()
     say(machine())
     crowd = people(args.data, args.model, args.sessions)
     say(f"{len(crowd)} people, {len({answer for one in crowd for answer in one.expected})} different answers expected")
+    return max([load(args, [one.anew() for one in crowd], together) for together in args.concurrency])
+
+
+def load(args: argparse.Namespace, crowd: list[Person], together: int) -> int:
+    """Lets the crowd talk to a page that writes so many answers together; 1 where an answer was another's."""
+    say(f"-- {together} answers written together")
     command = [sys.executable, "-m", "gpt4roi.cli", "demo", "--model", str(args.model)]
-    server = subprocess.Popen(
-        [*command, "--max-sessions", str(len(crowd))], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    command += ["--max-sessions", str(len(crowd)), "--concurrency", str(together), "--dtype", "float32"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         url = server.stdout.readline().strip()
         say(f"alone: {resident_mb(server.pid):.1f} MB")

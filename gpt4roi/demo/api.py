@@ -7,9 +7,9 @@ about the server is disclosed. docs/demo.md shows every call.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
@@ -120,15 +120,16 @@ class Api:
         return self.conversation_image(request)
 
 
-def add_api(handlers: Handlers, model_queue: str, concurrency: int) -> None:
-    """Adds the API to the page being built; what needs the model waits in the page's own queue."""
+def add_api(handlers: Handlers, queues: Mapping[str, int]) -> None:
+    """Adds the API to the page being built; queues: the page's own, of images and of questions, with their limits."""
     api = Api(handlers)
-    by_model: dict[str, Any] = {"concurrency_id": model_queue, "concurrency_limit": concurrency}
-    quick: dict[str, Any] = {"concurrency_limit": 8}
+    images, questions = ({"concurrency_id": name, "concurrency_limit": limit} for name, limit in queues.items())
+    quick = {"concurrency_limit": 8}
     for names, queue in (
-        (("set_image", "set_picture", "set_example", "ask"), by_model),
+        (("set_image", "set_picture", "set_example"), images),
+        (("ask",), questions),
         (("stop", "start_over", "clear_all", "conversation", "conversation_image", "conversation_picture"), quick),
     ):
         for name in names:
             function = getattr(api, name)
-            gr.api(function, api_name=name, api_description=function.__doc__, **queue)
+            gr.api(function, api_name=name, api_description=function.__doc__, **cast(Any, queue))

@@ -138,9 +138,11 @@ class Handlers:
     def _begin(self, question: Any, stage: Any, request: gr.Request, force: bool) -> tuple:
         try:
             session = find_session(self.store, request)
+            session.refused = True
             if session.answering:
                 raise InputError("an answer is still being written; wait for it, or stop it")
             session.check(question, drawn_boxes(stage, session), force)
+            session.refused = False
         except InputError as error:
             return hints_value(hints_of(error)), gr.skip(), gr.skip()
         return no_hints(), gr.update(interactive=False), gr.update(interactive=True)
@@ -158,6 +160,10 @@ class Handlers:
         rounds, typed = skip, skip  # what the page shows of the conversation, and in the question box, after an error
         try:
             session = find_session(self.store, request)
+            if session.refused:  # its hints are shown; once more, they could come after what the user did about them
+                session.refused = False
+                yield (skip,) * 6
+                return
             drawn = drawn_boxes(stage, session)
             session.check(question, drawn, force)
             answers = session.ask(question, drawn, sampling_of(*settings), force)

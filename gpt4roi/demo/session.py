@@ -60,6 +60,8 @@ class Session:
         self._chat = self._new_chat()
         self._busy = threading.Lock()
         self._stop = threading.Event()
+        self.refused = False
+        """Whether the page was told what its last question lacks, so that it is not asked."""
         self.names = BoxNames()
         self._show(None)
 

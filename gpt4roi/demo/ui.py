@@ -14,8 +14,9 @@ from gpt4roi.demo.examples import Examples
 from gpt4roi.demo.handlers import MAX_NEW_TOKENS, Handlers, ask_again
 from gpt4roi.report.drawing import PALETTE, jpeg_data_url
 
-MODEL = "model"
-"""Name of the queue in which everything waits that needs the model."""
+QUESTIONS, IMAGES = "questions", "images"
+"""Names of the queues in which everything waits that needs the model. Images are shown one after the other: of several
+that a user chooses, the last one stays."""
 
 
 def asset(name: str) -> str:
@@ -84,8 +85,9 @@ def build_page(handlers: Handlers, concurrency: int = 1, name_boxes: bool = True
         # The page's own listeners are no part of the API, whose endpoints are in api.py.
         private: dict[str, Any] = {"api_visibility": "private", "api_name": "page"}
         quick = {**private, "queue": False, "show_progress": "hidden"}
-        on_queue = {"concurrency_id": MODEL, "concurrency_limit": concurrency, "show_progress_on": [queue_position]}
-        by_model = {**private, **on_queue}
+        shown = {**private, "show_progress_on": [queue_position]}
+        by_model = {**shown, "concurrency_id": QUESTIONS, "concurrency_limit": concurrency}
+        one_by_one = {**shown, "concurrency_id": IMAGES, "concurrency_limit": 1, "trigger_mode": "multiple"}
         image_outputs = [stage, talk, hints]
         ask_inputs, ask_outputs = [question, stage, *settings], [*image_outputs, question, ask, stop]
         begin_outputs = [hints, ask, stop]
@@ -102,8 +104,8 @@ def build_page(handlers: Handlers, concurrency: int = 1, name_boxes: bool = True
         for event in (stop.click, stage.upload, examples.pick):  # another image waits for no answer about the old one
             event(**cancel).then(handlers.stop, [question, stage], ask_outputs, **quick)
         # After these cancellations: the browser runs the listeners of an event one after the other, each to its end.
-        stage.upload(handlers.upload, None, image_outputs, trigger_mode="multiple", **by_model)
-        examples.pick(handlers.pick, None, image_outputs, trigger_mode="multiple", **by_model)
+        stage.upload(handlers.upload, None, image_outputs, **one_by_one)
+        examples.pick(handlers.pick, None, image_outputs, **one_by_one)
         # Names have a queue of their own: a question never waits behind them, and they wait for it in the worker.
         stage.drawn(handlers.want_names, None, [stage], trigger_mode="multiple", **quick).success(
             handlers.name_boxes, None, [stage], trigger_mode="always_last", show_progress="hidden",
@@ -115,7 +117,7 @@ def build_page(handlers: Handlers, concurrency: int = 1, name_boxes: bool = True
         record.click(handlers.save_record, [stage], [saved, hints], **quick)
         image.click(handlers.save_image, [stage], [saved, hints], **quick)
         page.unload(handlers.leave)
-        add_api(handlers, MODEL, concurrency)
+        add_api(handlers, {IMAGES: 1, QUESTIONS: concurrency})
     return page
 
 

@@ -513,7 +513,7 @@ def test_a_question_that_finds_the_queue_full_can_be_asked_again(open_page, runn
 
 @pytest.mark.usefixtures("slow_model")
 def test_who_waits_sees_the_place_in_the_queue_and_nothing_of_the_others(open_page, running, screenshots, monkeypatch):
-    queue = running.page._queue.event_queue_per_concurrency_id["model"]
+    queue = running.page._queue.event_queue_per_concurrency_id["questions"]
     monkeypatch.setattr(queue, "concurrency_limit", 1)
     first, second = open_page(), open_page()
     for page in (first, second):
