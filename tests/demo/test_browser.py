@@ -483,6 +483,7 @@ def test_a_question_during_an_answer_is_told_to_wait_and_stays(open_page, runnin
         if any(session.answering for session, *_ in running.store._sessions.values()):
             break
         time.sleep(0.05)
+    page.wait_for_question("")  # the page takes the first one out of the box
     page.type("Which one is second?")
     page.page.keyboard.press("Enter")
     page.page.wait_for_selector(".hint:has-text('An answer is still being written; wait for it, or stop it')")
