@@ -14,6 +14,7 @@ from PIL import Image
 from gpt4roi.checkpoint.loading import load_processor, open_model
 from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import Answer, BatchingWorker
+from gpt4roi.generation.detect import Detection, check_queries, query_scores, select
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images, prepare_image
 from gpt4roi.generation.engine import stream
 from gpt4roi.generation.explain import Explanation, explain
@@ -22,7 +23,7 @@ from gpt4roi.generation.many import answer_all, describe_images, region_prompts,
 from gpt4roi.generation.prompt_cache import PromptCache
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.generation.stopping import answer_text, stable_text, stopping_criterion
-from gpt4roi.processing.mentions import as_plain_text
+from gpt4roi.processing.mentions import as_plain_text, named_regions
 from gpt4roi.processing.user_input import (
     clean_question,
     one_region_question,
@@ -35,6 +36,19 @@ from gpt4roi.structures import Regions, RegionSample, Turn
 logger = logging.getLogger(__name__)
 
 LongHistory = Literal["refuse", "drop"]
+
+
+class AnswerText(str):
+    """The text of an answer; `regions` are the numbers of the regions that it names, from 1."""
+
+    regions: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, text: str, num_boxes: int) -> AnswerText:
+        """Returns the answer that a text is to a question about num_boxes regions."""
+        answer = cls(text)
+        answer.regions = named_regions(text, num_boxes)
+        return answer
 
 
 @dataclass(frozen=True)
@@ -204,8 +218,8 @@ class RegionChat:
         if self._answer is not None:
             self._answer.cancel()
 
-    def ask(self, question: str, boxes_px: Sequence | Regions | None = None, **sampling: Any) -> str:
-        """Answers the next question of the conversation.
+    def ask(self, question: str, boxes_px: Sequence | Regions | None = None, **sampling: Any) -> AnswerText:
+        """Answers the next question of the conversation; `regions` of the answer are those that it names.
 
         Args:
             question: Mentions regions as `<region1>`, or none.
@@ -251,13 +265,13 @@ class RegionChat:
             return iter(self._answer)
         return stream(self.model, make_prompt(), params, stopping_criterion(self.processor, params.stop), after.cache)
 
-    def _conclude(self, before: _Dialogue, after: _Dialogue, tokens: list[int], params: SamplingParams) -> str:
+    def _conclude(self, before: _Dialogue, after: _Dialogue, tokens: list[int], params: SamplingParams) -> AnswerText:
         """Returns the answer, which becomes a turn unless the conversation was begun anew in the meantime."""
         text = answer_text(self.processor, tokens, params.stop)
         if self._dialogue is before:
             turns = (*after.turns, Turn("assistant", as_plain_text(text)))
             self._dialogue = replace(after, turns=turns, cache=after.cache if self.keep_cache else None)
-        return text
+        return AnswerText.of(text, len(after.regions))
 
     def describe(
         self,
@@ -307,14 +321,39 @@ class RegionChat:
             image: As of set_image; None: the image of the conversation.
             batch_size: Answers scored at once.
         """
-        asked, checked = self._region_question(question), check_labels(labels)
-        if image is None:
-            encoded = self._require_image().encoded
-        else:
-            (encoded,) = encode_images(self.model, [prepare_image(self.processor, open_image(image))])
+        asked, checked, encoded = self._region_question(question), check_labels(labels), self._encoded(image)
         regions = self._validated(boxes_px, encoded.size)
         questions = [(regions[row : row + 1], asked) for row in range(len(regions))]
         return choice_probabilities(self.model, self.processor, encoded, questions, checked, batch_size)
+
+    def detect(
+        self,
+        boxes_px: Sequence | Regions,
+        queries: Sequence[str],
+        question: str | None = None,
+        image: Any = None,
+        threshold: float = 0.3,
+        nms_iou: float = 0.5,
+        batch_size: int = 64,
+    ) -> list[Detection]:
+        """Returns which boxes show what the queries ask for, of each query the likeliest first, after NMS.
+
+        Args:
+            boxes_px: N proposals, xyxy in pixels of the image, or masks.
+            queries: Texts such as "a cup", worded as the model would answer.
+            question: As of generation.detect.query_scores; by default default_question.
+            image: As of set_image; None: the image of the conversation.
+            threshold: Lowest score, a probability.
+            nms_iou: A box is dropped that overlaps a likelier one of the same query by more.
+            batch_size: Answers scored at once.
+        """
+        asked, checked = self._region_question(question), check_queries(queries)
+        if not (0 <= threshold <= 1 and 0 <= nms_iou <= 1):
+            raise InputError(f"threshold and nms_iou are from 0 to 1, got {threshold} and {nms_iou}")
+        encoded = self._encoded(image)
+        regions = self._validated(boxes_px, encoded.size)
+        scores = query_scores(self.model, self.processor, encoded, regions, checked, asked, batch_size)
+        return select(scores, regions.boxes_px, checked, threshold, nms_iou)
 
     def explain(
         self,
@@ -392,6 +431,13 @@ class RegionChat:
         opened = open_image(image)
         regions = self._validated(boxes_px, (opened.height, opened.width))
         return prepare_image(self.processor, opened) if len(regions) else None, regions
+
+    def _encoded(self, image: Any) -> EncodedImage:
+        """Returns an image encoded; None: that of the conversation."""
+        if image is None:
+            return self._require_image().encoded
+        (encoded,) = encode_images(self.model, [prepare_image(self.processor, open_image(image))])
+        return encoded
 
     def _require_image(self) -> _Dialogue:
         if self._dialogue is None:

@@ -12,7 +12,7 @@ from gpt4roi.data.annotations import is_unicode
 from gpt4roi.errors import InputError
 from gpt4roi.geometry import masks
 from gpt4roi.io.coco import InvalidAnnotationError
-from gpt4roi.processing.mentions import MENTION, number_boxes
+from gpt4roi.processing.mentions import MENTION, name_regions, number_boxes
 from gpt4roi.structures import as_image_pipeline
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -59,10 +59,10 @@ def check_object(item: Any, source: str) -> dict[str, Any]:
         raise BadObjectError(NO_CONVERSATION, source)
     image = _image(item, source)
     boxes, given_masks = _boxes(item, source)
-    turns = _turns(item["conversations"], source)
     independent = item.get("independent") or False
     if not isinstance(independent, bool):
         raise BadObjectError(FIELD, f"{source}: independent must be true or false, got {independent!r:.60}")
+    turns = _turns(item["conversations"], source, independent)
     _check_mentions([text for _, text in turns], image, len(boxes), source)
     return {
         "image": image,
@@ -137,12 +137,15 @@ def _is_coordinate(value: Any) -> bool:
     return number and -MAX_COORDINATE <= value <= MAX_COORDINATE  # NaN is in no interval
 
 
-def _turns(turns: Any, source: str) -> list[tuple[str, str]]:
+def _turns(turns: Any, source: str, independent: bool) -> list[tuple[str, str]]:
+    """Returns (role, text) of each turn; of an answer with `answer_regions`, the text that names them."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise BadObjectError(TURN, f"{source}: conversations must be a list of {{from, value}}, got {turns!r:.80}")
     checked = []
     for number, turn in enumerate(turns, start=1):
         speaker, text = turn.get("from"), turn.get("value")
+        if "answer_regions" in turn:
+            text = _naming(turn, checked[-1:] if independent else checked, f"{source}: turn {number}")
         if not isinstance(speaker, str) or speaker not in ROLES:
             raise BadObjectError("unknown speaker", f"{source}: a turn is from {sorted(ROLES)}, got {speaker!r:.60}")
         if not isinstance(text, str) or not is_unicode(text):
@@ -154,6 +157,23 @@ def _turns(turns: Any, source: str) -> list[tuple[str, str]]:
     if all(role != "assistant" for role, _ in checked):
         raise BadObjectError("no answer", f"{source}: there is no answer to train on: no turn is from gpt")
     return checked
+
+
+def _naming(turn: dict[str, Any], before: list[tuple[str, str]], where: str) -> str:
+    """Returns the answer `region2, region5` of a turn's answer_regions, which the turns before have to mention."""
+    regions = turn["answer_regions"]
+    if not isinstance(regions, list) or not all(type(one) is int for one in regions):
+        raise BadObjectError(FIELD, f"{where}: answer_regions must be a list of whole numbers, got {regions!r:.60}")
+    if ROLES.get(str(turn.get("from"))) != "assistant" or not before or before[-1][0] != "user":
+        raise BadObjectError(FIELD, f"{where}: answer_regions belong to an answer, after its question")
+    unseen = set(regions) - {int(number) for _, text in before for number in MENTION.findall(text)}
+    if unseen:
+        names = ", ".join(f"<region{number}>" for number in sorted(unseen))
+        raise BadObjectError(REFERENCE, f"{where}: answer_regions name {names}, which no question before it mentions")
+    text = name_regions(regions)
+    if turn.get("value") not in (None, text):
+        raise BadObjectError(FIELD, f"{where}: its value {turn['value']!r:.60} is not its answer_regions, {text!r:.60}")
+    return text
 
 
 def _check_mentions(texts: list[str], image: str | None, num_boxes: int, source: str) -> None:

@@ -79,7 +79,7 @@ def choice_probabilities(
 def log_likelihoods(
     model: Any, questions: Sequence[Sequence[AnsweredPrompt]], batch_size: int = 64
 ) -> list[list[float]]:
-    """Returns for each question the log-likelihood of every answer, up to a constant of the question.
+    """Returns for each question the log-likelihood of every answer, its end included.
 
     Questions whose answers share prefixes of the same length form batches.
 
@@ -92,7 +92,9 @@ def log_likelihoods(
     by_length: dict[int, list[int]] = {}
     for number, answers in enumerate(questions):
         rows = [one.prompt.input_ids.numpy() for one in answers]
-        shared = min(common_prefix_length(rows), min(map(len, rows)) - 1)
+        # What answers begin with alike is not left out: the likelihood of an answer stands for itself.
+        begins = min(int(one.supervised.nonzero()[0]) for one in answers)
+        shared = min(common_prefix_length(rows), min(map(len, rows)) - 1, begins)
         by_length.setdefault(shared, []).append(number)
     for shared, members in sorted(by_length.items()):
         step = max(1, batch_size // max(len(questions[number]) for number in members))

@@ -11,6 +11,7 @@ from gpt4roi.errors import InputError
 MENTION = re.compile(r"<region(\d+)>")
 MAX_DIGITS = 9
 """Digits of a region's number at most; no image has more boxes, and Python reads no more than 4300 of them."""
+_NAMED = re.compile(rf"<region(\d{{1,{MAX_DIGITS}}})>|\bregion ?(\d{{1,{MAX_DIGITS}}})\b", re.IGNORECASE)
 _PLACEHOLDER = re.compile("|".join(re.escape(token) for token in (IMAGE_TOKEN, *ADDED_TOKENS)))
 
 
@@ -86,3 +87,17 @@ def as_plain_text(answer: str) -> str:
     A model may write `<region7>` or `<image>` of its own accord; neither brings a box or an image with it.
     """
     return _PLACEHOLDER.sub(lambda found: found.group()[1:-1], MENTION.sub(r"region\1", answer))
+
+
+def name_regions(numbers: Sequence[int]) -> str:
+    """Returns the answer that names regions, `region2, region5`; `none` without any. named_regions reads it."""
+    return ", ".join(f"region{number}" for number in sorted(set(numbers))) or "none"
+
+
+def named_regions(answer: str, num_boxes: int) -> tuple[int, ...]:
+    """Returns the numbers of the regions that an answer names, each once, in order: `region2, region5` is (2, 5).
+
+    Numbers beyond the num_boxes that there are do not count.
+    """
+    found = (int(first or second) for first, second in _NAMED.findall(answer))
+    return tuple(dict.fromkeys(number for number in found if 1 <= number <= num_boxes))
