@@ -23,6 +23,7 @@ from gpt4roi.checkpoint.loading import (
     load_failure,
     load_tokenizer,
     tower_image_size,
+    warn_of_prompts,
 )
 from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
@@ -77,13 +78,7 @@ def build_from_parts(
     of_processor = {name: settings.pop(name) for name in _PROCESSOR_SETTINGS if name in settings}
     prompt_format = of_processor.setdefault("prompt_format", "v0")
     tokenizer = load_tokenizer(language_model)
-    if prompt_format != "chat" and tokenizer.chat_template:
-        logger.warning(
-            "%s has a chat template, and is trained with %s prompts, which it does not know: give --prompt_format chat "
-            "(prompt_format='chat') to keep its own",
-            language_model,
-            prompt_format,
-        )
+    warn_of_prompts(language_model, tokenizer, prompt_format)
     text_model = load_language_model(language_model, dtype, attn_implementation)
     scale = embedding_rms(text_model)
     added = _extend_vocabulary(text_model, tokenizer, pad_with_unknown=prompt_format in V1_FORMATS)

@@ -40,6 +40,7 @@ from gpt4roi.processing.processor import SAVED_SETTINGS, GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
 
 _REASON_LENGTH = 200
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.*", "*.model", "*.tiktoken")
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,17 @@ def with_settings(processor: GPT4RoIProcessor, **changes: Any) -> GPT4RoIProcess
     return GPT4RoIProcessor(processor.tokenizer, **saved | changes)
 
 
+def warn_of_prompts(language_model: str | Path, tokenizer: Tokenizer, prompt_format: str) -> None:
+    """Warns where a model with a chat template would be trained with other prompts, and names the flag."""
+    if prompt_format != "chat" and tokenizer.chat_template:
+        logger.warning(
+            "%s has a chat template, and is trained with %s prompts, which it does not know: give --prompt_format chat "
+            "(prompt_format='chat') to keep its own",
+            language_model,
+            prompt_format,
+        )
+
+
 def add_stop_tokens(model: Any, processor: GPT4RoIProcessor) -> None:
     """Lets `generate` stop where the training teaches answers to end: adds those tokens to the generation settings."""
     settings = model.generation_config
@@ -250,6 +262,11 @@ def _add_missing_tokens(tokenizer: Tokenizer, folder: Path, rows: int | None) ->
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Opens a tokenizer from a folder or the hub; raises InputError where there is none."""
+    if Path(folder).is_dir() and not any(any(Path(folder).glob(name)) for name in _TOKENIZER_FILES):
+        raise InputError(
+            f"{folder}: no tokenizer can be opened there (expected one of {', '.join(_TOKENIZER_FILES)}); copy the "
+            "tokenizer's files there"
+        )
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gpt4roi.checkpoint.loading import load_processor, load_tokenizer, with_settings
+from gpt4roi.checkpoint.loading import load_processor, load_tokenizer, warn_of_prompts, with_settings
 from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.io.model_folders import ADAPTER, DELTA, UNFINISHED, identify
 from gpt4roi.processing.processor import GPT4RoIProcessor
@@ -89,6 +89,7 @@ def open_length_estimator(model: str | None, limit: int | None = None, prompt_fo
         processor = load_processor(model)
         return LengthEstimator(processor, limit or processor.model_max_length)
     tokenizer = load_tokenizer(model)
+    warn_of_prompts(model, tokenizer, prompt_format)
     add_special_tokens(tokenizer)
     return LengthEstimator(GPT4RoIProcessor(tokenizer, prompt_format=prompt_format), limit or DEFAULT_LIMIT)
 

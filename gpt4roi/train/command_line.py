@@ -77,12 +77,16 @@ def parse_arguments(flags: Flags, planning: bool = False) -> Arguments:
 
 
 def stage_and_folder(flags: Flags) -> tuple[int, Path | None]:
-    """Returns the stage and the work directory that are asked for; raises InputError for another stage than 1 and 2."""
-    stage = next(iter(flags.get("stage", ("1",))), "")
+    """Returns the stage and the work directory that are asked for; a folder that holds a run knows its stage.
+
+    Raises InputError for another stage than 1 and 2.
+    """
+    folder = next((Path(word) for word in flags.get("output_dir", ())), None)
+    own = work_dir.recorded_stage(folder) if folder is not None else None
+    stage = next(iter(flags.get("stage", (str(own or 1),))), "")
     if stage not in ("1", "2"):
         raise InputError(f"--stage must be 1 or 2, got {stage!r}")
-    folder = next(iter(flags.get("output_dir", ())), None)
-    return int(stage), None if folder is None else Path(folder)
+    return int(stage), folder
 
 
 def resumed(flags: Flags) -> Flags:

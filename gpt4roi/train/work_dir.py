@@ -112,6 +112,15 @@ def recorded_flags(folder: Path, stage: int, given: Flags) -> Flags:
     )
 
 
+def recorded_stage(folder: Path) -> int | None:
+    """Returns the stage of the run that a work directory holds; None where there is none or its file is damaged."""
+    try:
+        stage = json.loads((folder / ARGUMENTS).read_text())["stage"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return stage if stage in (1, 2) else None
+
+
 def region_texts_file(folder: Path) -> Path:
     """Returns the file of the texts that name regions; one of version 0.2 gets its new name."""
     if (folder / OLD_REGION_TEXTS).is_file():

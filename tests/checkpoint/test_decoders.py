@@ -10,7 +10,7 @@ from tiny import tiny_model, tiny_processor, tiny_vision_config
 from transformers import AutoConfig
 
 from gpt4roi.checkpoint.build import decoder_config
-from gpt4roi.checkpoint.loading import add_stop_tokens, load_tokenizer
+from gpt4roi.checkpoint.loading import add_stop_tokens, load_tokenizer, vision_config
 from gpt4roi.errors import InputError
 
 
@@ -43,7 +43,7 @@ def test_python_code_in_a_folder_is_neither_run_nor_asked_about(tmp_path, monkey
     values = {"model_type": "x", "auto_map": {"AutoConfig": "configuration_x.X", "AutoTokenizer": ["t.T", None]}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T", **values}))
-    for look in (decoder_config, load_tokenizer):
+    for look in (decoder_config, load_tokenizer, vision_config):
         with pytest.raises(InputError, match=r"asks for Python code of the folder, which is never run"):
             look(tmp_path)
     assert not (tmp_path / "seen").exists()

@@ -11,7 +11,8 @@ from tiny import tiny_model, tiny_processor, tiny_text_config, tiny_tokenizer, t
 from transformers import AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPModel
 
 from gpt4roi.checkpoint.build import build_from_parts
-from gpt4roi.checkpoint.loading import load_model, load_processor
+from gpt4roi.checkpoint.loading import load_model, load_processor, load_tokenizer
+from gpt4roi.data_check.lengths import open_length_estimator
 from gpt4roi.errors import InputError
 
 BASE_TOKENS = 259
@@ -51,6 +52,28 @@ def save_language_model(folder, with_pad: bool = True, **changes):
 
 def tables(model):
     return model.get_input_embeddings().weight.detach(), model.get_output_embeddings().weight.detach()
+
+
+def test_prompts_that_a_chat_model_does_not_know_are_warned_about_with_the_flag(parts, caplog):
+    settings = {name: value for name, value in SMALL.items() if name != "prompt_format"}
+    told = (
+        f"{parts / 'lm'} has a chat template, and is trained with v0 prompts, which it does not know: give --prompt_f"
+    )
+    build_from_parts(parts / "lm", parts / "clip", **settings, prompt_format="v0")
+    assert told in caplog.text
+    caplog.clear()
+    open_length_estimator(str(parts / "lm"))
+    assert told in caplog.text
+    caplog.clear()
+    build_from_parts(parts / "lm", parts / "clip", **settings, prompt_format="chat")
+    assert "chat template" not in caplog.text
+
+
+def test_a_folder_without_a_tokenizer_says_which_files_it_lacks(parts):
+    for file in (parts / "lm").glob("*tokenizer*"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"no tokenizer can be opened there \(expected one of tokenizer.json, "):
+        load_tokenizer(parts / "lm")
 
 
 def test_tokens_are_added_once_and_no_row_moves(parts):

@@ -175,3 +175,17 @@ def test_a_hub_name_fetches_the_model_and_not_the_checkpoints_beside_it(tmp_path
     fetched.clear()
     assert hub.local_folder("owner/name", subfolder="checkpoint-5") == tmp_path / "checkpoint-5"
     assert sorted(fetched) == sorted(names[2:])
+
+
+@pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
+def test_tokens_that_peft_puts_before_the_prompt_see_the_image_and_are_trained(model, inputs, kind):
+    peft = pytest.importorskip("peft")
+    sizes = {"token_dim": 16, "num_attention_heads": 2} if kind == "PrefixTuningConfig" else {"token_dim": 32}
+    settings = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=2, num_layers=2, **sizes)
+    adapted = peft.get_peft_model(copy.deepcopy(model), settings)
+    adapted(**inputs, labels=inputs["input_ids"]).loss.backward()
+    trained = [parameter.grad.abs().max() for parameter in adapted.parameters() if parameter.requires_grad]
+    assert len(trained) == 1 and float(trained[0]) > 0
+    with torch.no_grad():
+        seen, dark = (adapted(**inputs | {"pixel_values": inputs["pixel_values"] * by}).logits for by in (1, 0))
+    assert float((seen - dark).abs().max()) > 1e-3

@@ -18,7 +18,10 @@ from gpt4roi.errors import InputError
 from gpt4roi.train import main, training
 from gpt4roi.train.adapters import add_adapters, cast_frozen_parameters, check_adapters
 from gpt4roi.train.arguments import AdapterArguments
+from gpt4roi.train.build_model import check_choices
+from gpt4roi.train.command_line import parse_arguments
 from gpt4roi.train.param_groups import set_trainable, trainable_table
+from gpt4roi.train.work_dir import parse_flags
 
 pytestmark = pytest.mark.heavy
 
@@ -53,6 +56,14 @@ def test_an_adapter_folder_holds_the_adapters_and_the_modules_that_learn_in_full
     before, encoder = tensors(base), "region_encoder.output.weight"
     assert saved[f"base_model.model.{encoder}"].shape == before[encoder].shape
     assert not torch.equal(saved[f"base_model.model.{encoder}"], before[encoder])
+
+
+def test_the_cards_of_a_training_and_of_what_is_merged_name_no_path_of_the_machine(parts, base, adapted, tmp_path):
+    merge_adapter(base, adapted, tmp_path / "merged")
+    for folder in (base, adapted, tmp_path / "merged", *adapted.glob("checkpoint-*")):
+        card = (folder / "README.md").read_text()
+        assert card.startswith("---\n# Written by gpt4roi") and "More Information Needed" not in card
+        assert not [path for path in (parts, base, tmp_path) if str(path) in card]
 
 
 def test_the_transposed_layers_of_gpt_2_get_adapters_that_train_and_merge():
@@ -155,6 +166,13 @@ def test_frozen_modules_can_be_kept_in_half_the_memory():
 def test_adapter_arguments_that_contradict_each_other_are_refused(given, modules, ours, message):
     with pytest.raises(InputError, match=message):
         check_adapters(AdapterArguments(**given), modules, ours)
+
+
+def test_a_run_that_is_resumed_without_its_base_says_that_the_folder_is_gone(tmp_path):
+    (tmp_path / "out/checkpoint-2").mkdir(parents=True)
+    words = f"--stage 2 --output_dir {tmp_path}/out --model_name_or_path {tmp_path}/gone --lora_r 2 --use_cpu"
+    with pytest.raises(InputError, match="the folder that this run's adapters are for is gone; put it there again"):
+        check_choices(parse_arguments(parse_flags(words.split())))
 
 
 def test_a_layer_that_is_not_there_is_refused_with_those_that_are():

@@ -8,6 +8,7 @@ import pytest
 
 from gpt4roi.errors import InputError
 from gpt4roi.train import work_dir
+from gpt4roi.train.command_line import stage_and_folder
 from gpt4roi.train.work_dir import parse_flags
 
 
@@ -31,6 +32,14 @@ def test_a_folder_alone_gets_the_arguments_of_its_run(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         recorded(tmp_path, 1)
+
+
+def test_a_folder_alone_knows_its_stage(tmp_path):
+    work_dir.record_flags(tmp_path, 2, {"seed": ("3",)})
+    assert stage_and_folder({"output_dir": (str(tmp_path),)}) == (2, tmp_path)
+    assert stage_and_folder({"output_dir": (str(tmp_path),), "stage": ("1",)}) == (1, tmp_path)
+    (tmp_path / "run.json").write_text('{"stage": 2')
+    assert stage_and_folder({"output_dir": (str(tmp_path),)})[0] == 1
 
 
 def test_what_changes_neither_samples_nor_learning_may_be_told_anew(tmp_path):
