@@ -1,9 +1,9 @@
 """Questions about a scene whose answers follow from its boxes and captions.
 
 Tasks: `caption`, `larger`, `left`, `above`, `near` (left or above, of near pairs), `count` (all things of the picture),
-`animals` (how many of some regions are animals). Regions are named by their 0-based index here and as <region1>, … in
-the text. A pair of regions is only asked about where the answer is plain (see
-`is_plain`).
+`animals` (how many of some regions are animals), `which` (which of them are: an answer that names regions). Regions
+are named by their 0-based index here and as <region1>, … in the text. A pair of regions is only asked about where the
+answer is plain (see `is_plain`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from itertools import combinations, islice
 
 import numpy as np
 
+from gpt4roi.processing.mentions import name_regions
+
 Box = Sequence[float]
 """x1, y1, x2, y2 in pixels."""
 
@@ -25,6 +27,7 @@ WORDING = {
     "above": "Is {0} above {1}?",
     "count": "How many things are in the picture?",
     "animals": "How many of {0} and {1} are animals?",
+    "which": "Which of {0} and {1} are animals?",
 }
 RELATIONS = ("larger", "left", "above")
 
@@ -163,8 +166,11 @@ def draw_relations(
     return drawn
 
 
-def draw_counts(rng: np.random.Generator, kinds: Sequence[str]) -> list[Question]:
-    """Asks how many of two to four regions are animals, each number that the scene has equally often; kinds: of all."""
+def draw_counts(rng: np.random.Generator, kinds: Sequence[str], task: str = "animals") -> list[Question]:
+    """Asks how many (or `which`) of two to four regions are animals, each number that there is equally often.
+
+    kinds: of all regions of the scene.
+    """
     of_kind = [
         [region for region, kind in enumerate(kinds) if (kind == COUNTED_KIND) == wanted] for wanted in (True, False)
     ]
@@ -175,7 +181,8 @@ def draw_counts(rng: np.random.Generator, kinds: Sequence[str]) -> list[Question
         parts = zip(of_kind, (counted, asked - counted), strict=True)
         chosen = [int(region) for regions, number in parts for region in rng.permutation(regions)[:number]]
         *others, last = (mention(int(region)) for region in rng.permutation(chosen))
-        drawn.append(Question("animals", WORDING["animals"].format(", ".join(others), last), str(counted)))
+        text = name_regions([region + 1 for region in chosen[:counted]]) if task == "which" else str(counted)
+        drawn.append(Question(task, WORDING[task].format(", ".join(others), last), text))
     return drawn
 
 

@@ -19,7 +19,7 @@ from gpt4roi.io.atomic import atomic_write_text
 from quickstart import questions, scenes
 from quickstart.library import Photograph, Stamp
 
-FORMAT = 4
+FORMAT = 5
 """Bump when the same arguments give other files."""
 SEEDS = {"train": 0, "val": 1, "test": 2, "test_unseen": 3}
 PHOTOGRAPHS = ("train_photographs", "test_photographs")
@@ -132,14 +132,15 @@ def _records(split: str, arguments: StampArguments, laid: Sequence[scenes.Scene]
     else:
         relations = [questions.draw_relations(rng, boxes, captions, unit) for boxes, captions in truths]
     records = []
-    near, counts = (np.random.default_rng([arguments.seed, SEEDS[split], 1 << bit]) for bit in (31, 29))
+    near, counts, which = (np.random.default_rng([arguments.seed, SEEDS[split], 1 << bit]) for bit in (31, 29, 28))
     for scene, (boxes, captions), of_scene in zip(laid, truths, relations, strict=True):
         asked = [questions.ask("caption", boxes, captions, [region]) for region in range(len(boxes))]
         asked += of_scene
         if not split.startswith("test"):
             asked.append(questions.ask("count", boxes, captions))
             asked += questions.draw_near(near, boxes, captions, unit)
-        asked += questions.draw_counts(counts, [stamps[o.stamp].kind for o in scene.objects])
+        kinds = [stamps[o.stamp].kind for o in scene.objects]
+        asked += questions.draw_counts(counts, kinds) + questions.draw_counts(which, kinds, "which")
         records.append(_record(split, scene, stamps, asked))
     return records
 

@@ -141,7 +141,7 @@ def _turns(turns: Any, source: str, independent: bool) -> list[tuple[str, str]]:
     """Returns (role, text) of each turn; of an answer with `answer_regions`, the text that names them."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise BadObjectError(TURN, f"{source}: conversations must be a list of {{from, value}}, got {turns!r:.80}")
-    checked = []
+    checked: list[tuple[str, str]] = []
     for number, turn in enumerate(turns, start=1):
         speaker, text = turn.get("from"), turn.get("value")
         if "answer_regions" in turn:

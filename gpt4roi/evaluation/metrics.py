@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +40,14 @@ def word_overlap(answer: str, truth: str) -> float:
         return 1.0
     common = sum((predicted & expected).values())
     return 2 * common / (sum(predicted.values()) + sum(expected.values()))
+
+
+def set_overlap(said: AbstractSet[Any], expected: AbstractSet[Any]) -> tuple[float, float, float]:
+    """Returns precision, recall and F1 of a set, each in [0, 1]; 1 where both are empty, and 0 where only one is."""
+    common = len(said & expected)
+    if not said or not expected:
+        return (float(said == expected),) * 3
+    return common / len(said), common / len(expected), 2 * common / (len(said) + len(expected))
 
 
 @dataclass(frozen=True)

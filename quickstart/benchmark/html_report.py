@@ -143,6 +143,7 @@ def _relation_rows(metrics: dict) -> list[list]:
     rows += [
         [task, _percentage(found["right"]), _percent(found["chance"]), None] for task, found in metrics["other"].items()
     ]
+    rows += [[name.replace("_", ": "), _percentage(found), None, None] for name, found in metrics["which"].items()]
     return rows
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gpt4roi.evaluation.captions import score_captions
-from gpt4roi.evaluation.metrics import Measure, exact_match, majority_share, word_overlap, words
-from gpt4roi.processing.mentions import MENTION
+from gpt4roi.evaluation.metrics import Measure, exact_match, majority_share, set_overlap, word_overlap, words
+from gpt4roi.processing.mentions import MENTION, named_regions
 from quickstart.accepted import is_accepted
 from quickstart.benchmark.items import OVERLAPPING, PHOTOGRAPHS, RELATIONS, Item
 
@@ -43,6 +43,7 @@ def figures(items: Sequence[Item], kinds: dict[str, str]) -> dict:
         "relations": {"all": _relation([item for item in items if item.task in RELATIONS], items), **relations},
         "near": _share(_near(plain)),
         "other": {task: _with_chance([item for item in plain if item.task == task]) for task in others},
+        "which": {name: one.estimate().to_dict() for name, one in _which(plain).items()},
         "unseen": _unseen([item for item in items if item.split == "test_unseen"], kinds),
         "photographs": _photographs([item for item in items if item.split == PHOTOGRAPHS]),
         "overlapping": _permuted([item for item in items if item.split == OVERLAPPING]),
@@ -79,6 +80,7 @@ def measures_of(items: Sequence[Item]) -> tuple[dict[str, Measure], list[str]]:
         "unseen_accepted": _measure(unseen, lambda item: item.is_accepted),
         "near": _right(_near(plain)),
         "count": _right([item for item in plain if item.task == "animals"]),
+        **_which(plain),
     }
     if photographs:
         measures["photographs"] = _right(photographs)
@@ -86,6 +88,17 @@ def measures_of(items: Sequence[Item]) -> tuple[dict[str, Measure], list[str]]:
     if overlapping:
         measures["overlapping"] = _right(overlapping)
     return measures, list(found.notes)
+
+
+def _which(items: Sequence[Item]) -> dict[str, Measure]:
+    """Returns how well answers name regions: mean precision, recall and F1, and whether as many as there are."""
+    asked = [item for item in items if item.task == "which"]
+    sets = [
+        [set(named_regions(text, len(item.query.boxes_px))) for text in (item.answer, item.truth)] for item in asked
+    ]
+    rows = [(*set_overlap(said, expected), float(len(said) == len(expected))) for said, expected in sets]
+    columns = zip(("precision", "recall", "f1", "count"), zip(*rows, strict=True), strict=True) if rows else ()
+    return {f"which_{name}": Measure.mean(values, _scenes(asked)) for name, values in columns}
 
 
 def _scenes(items: Sequence[Item]) -> list[str]:
@@ -231,6 +244,7 @@ def _summary(metrics: dict) -> dict:
         "unseen_accepted": unseen["accepted"]["value"],
         "near": metrics["near"]["value"],
         **{task: found["right"]["value"] for task, found in metrics["other"].items()},
+        **{name: found["value"] for name, found in metrics["which"].items()},
         **_photographs_summary(metrics),
         **({"overlapping": metrics["overlapping"]["asked"]["value"]} if metrics["overlapping"]["asked"]["n"] else {}),
     }

@@ -277,6 +277,24 @@ def test_near_relations_are_a_figure_of_their_own(data, tmp_path):
     assert metrics["summary"]["near"] == 1.0
 
 
+def test_regions_that_answers_name_are_scored_as_sets():
+    def one(task: str, truth: str, answer: str) -> stamps.Item:
+        query = Query(Path("a.png"), "Which of <region1>, <region2> and <region3> are animals?", np.zeros((3, 4)))
+        return stamps.Item(truth, "test", truth, task, truth, query, answer=answer)
+
+    asked = [
+        one("which", "region1, region3", "region3, region2"),
+        one("which", "none", "none"),
+        one("which", "region2", "none"),
+        one("caption", "a cat", "region1"),
+    ]
+
+    found = {name: measure.value for name, measure in scores._which(asked).items()}
+
+    assert found == pytest.approx({"which_precision": 0.5, "which_recall": 0.5, "which_f1": 0.5, "which_count": 2 / 3})
+    assert scores._which(asked[3:]) == {}
+
+
 def test_things_never_shown_are_accepted_by_any_name_of_their_category(data, tmp_path):
     lines = [json.loads(line) for line in (data / "test_unseen.jsonl").read_text().splitlines()]
     for line in lines:

@@ -157,3 +157,16 @@ def test_animals_are_counted_among_two_to_four_regions_and_every_number_comes_ab
             assert asked.answer == str(sum(kinds[region] == "animals" for region in regions))
             tally[asked.answer] += 1
     assert set(tally) == {"0", "1", "2", "3"} and max(tally.values()) < 0.4 * tally.total()
+
+
+def test_which_regions_are_animals_is_answered_by_their_names():
+    rng, kinds = np.random.default_rng(0), ["animals", "food", "animals", "town", "animals"]
+    sizes = Counter()
+    for _ in range(100):
+        for asked in questions.draw_counts(rng, kinds, "which"):
+            regions = [int(number) for number in re.findall(r"<region(\d)>", asked.question)]
+            assert asked.task == "which" and asked.question.startswith("Which of <region")
+            animals = [f"region{region}" for region in sorted(regions) if kinds[region - 1] == "animals"]
+            assert asked.answer == (", ".join(animals) or "none")
+            sizes[len(animals)] += 1
+    assert set(sizes) == {0, 1, 2, 3} and max(sizes.values()) < 0.4 * sizes.total()

@@ -25,7 +25,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.evaluation.choices import parse_choice, read_options, written_like
 from gpt4roi.evaluation.files import find_annotations
 from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source
-from gpt4roi.evaluation.metrics import Measure, exact_match, words
+from gpt4roi.evaluation.metrics import Measure, exact_match, set_overlap, words
 from gpt4roi.evaluation.predictor import Query
 from gpt4roi.evaluation.scoring import choose, rows_by_task, score_texts
 from gpt4roi.evaluation.similarity import MISSING, SentenceModel, find_sentence_model
@@ -185,8 +185,7 @@ def _pointing(items: Sequence[Item], source: Source) -> Scores:
     groups, per_item = [item.group for item in items], []
     for item in items:
         said, expected = regions_of(item.answer) or frozenset(), regions_of(item.references[0]) or frozenset()
-        overlap = 2 * len(said & expected) / (len(said) + len(expected)) if said or expected else 1.0
-        per_item.append({"pointing F1": overlap, "pointing": float(_is_right(item))})
+        per_item.append({"pointing F1": set_overlap(said, expected)[2], "pointing": float(_is_right(item))})
     measures = {name: Measure.mean([one[name] for one in per_item], groups) for name in ("pointing F1", "pointing")}
     return Scores(measures, per_item, [], main=("pointing F1",))
 
