@@ -115,6 +115,12 @@ class Api:
                 raise InputError(NO_IMAGE.text)
             return jpeg_data_url(conversation_image(session), max_side=8192, quality=88)
 
+    def explain(self, request: gr.Request) -> dict:
+        """Returns where the last answer looked: heatmaps, and as `image` their drawing, a JPEG as `data:` text."""
+        with one_line_errors():
+            found, drawn = self._session(request).explain()
+            return {**found.as_record(), "image": jpeg_data_url(drawn, max_side=2160)}
+
     def conversation_picture(self, request: gr.Request) -> str:
         """Old name of conversation_image."""
         return self.conversation_image(request)
@@ -127,7 +133,7 @@ def add_api(handlers: Handlers, queues: Mapping[str, int]) -> None:
     quick = {"concurrency_limit": 8}
     for names, queue in (
         (("set_image", "set_picture", "set_example"), images),
-        (("ask",), questions),
+        (("ask", "explain"), questions),
         (("stop", "start_over", "clear_all", "conversation", "conversation_image", "conversation_picture"), quick),
     ):
         for name in names:

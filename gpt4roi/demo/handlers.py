@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from html import escape
 from types import MappingProxyType
 from typing import Any
 
@@ -252,6 +253,17 @@ class Handlers:
             conversation_image(session).save(file, "PNG")
             name = f"{session.file_name}-conversation.png".lstrip("-")  # never the photograph's own name
             return download(name, "image/png", file.getvalue()), no_hints()
+
+        return errors_as_hints(work, 1)
+
+    def explain(self, stage: Any, request: gr.Request) -> tuple:
+        """Draws where the last answer looked. Returns the panel, hints."""
+
+        def work() -> tuple:
+            found, drawn = self._session_with_image(stage, request).explain()
+            text = escape(f"Where “{found.answer}” looked ({', '.join(found.heatmaps)}): {found.question}")
+            source = jpeg_data_url(drawn, max_side=2160)
+            return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>', no_hints()
 
         return errors_as_hints(work, 1)
 

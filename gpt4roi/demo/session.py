@@ -17,10 +17,12 @@ from gpt4roi.demo.hints import Hint, IncompleteQuestionError, find_hints, normal
 from gpt4roi.demo.naming import Box, BoxNames
 from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import BatchingWorker
+from gpt4roi.generation.explain import Explanation
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.processing.uploads import Upload
 from gpt4roi.processing.user_input import mentioned_regions, validate_boxes_px
 from gpt4roi.region_chat import RegionChat
+from gpt4roi.report.drawing import draw_heatmaps
 
 MAX_BOXES = 50
 """Boxes in one conversation; each costs the model a few tokens of its context."""
@@ -226,6 +228,18 @@ class Session:
             self.rounds[index] = replace(before, answer=text, model_answer=said)
         finally:
             self._busy.release()
+
+    def explain(self) -> tuple[Explanation, Image.Image]:
+        """Returns where the last answer looked, and the stored image with it drawn; questions may be asked meanwhile.
+
+        Raises:
+            IncompleteQuestionError: There is no image.
+            InputError: There is no answer.
+        """
+        if self.image is None:
+            raise IncompleteQuestionError([NO_IMAGE])
+        image, found = self.image, self._chat.explain()
+        return found, draw_heatmaps(image, found.boxes_px, found.heatmaps)
 
     def _require(self, image_id: Any) -> None:
         if self.image is None or image_id != self.image_id:

@@ -79,6 +79,8 @@ def build_page(handlers: Handlers, concurrency: int = 1, name_boxes: bool = True
                     clear = gr.Button("Clear all", elem_id="clear-all", **small)
                     record = gr.Button("Save as JSON", elem_id="save-json", **small)
                     image = gr.Button("Save as image", elem_id="save-image", **small)
+                    look = gr.Button("Where it looked", elem_id="explain", **small)
+                explained = gr.HTML(elem_id="explained")
                 settings = _settings()
                 saved = _part("download", "<span></span>", value=None, elem_id="saved")
 
@@ -116,6 +118,9 @@ def build_page(handlers: Handlers, concurrency: int = 1, name_boxes: bool = True
         talk.correct(handlers.correct, None, [talk, hints], trigger_mode="multiple", **quick)
         record.click(handlers.save_record, [stage], [saved, hints], **quick)
         image.click(handlers.save_image, [stage], [saved, hints], **quick)
+        look.click(handlers.explain, [stage], [explained, hints], **by_model)
+        for event in (over.click, clear.click, stage.upload, examples.pick):
+            event(lambda: "", None, [explained], **quick)
         page.unload(handlers.leave)
         add_api(handlers, {IMAGES: 1, QUESTIONS: concurrency})
     return page

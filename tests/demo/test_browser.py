@@ -835,3 +835,18 @@ def test_the_conversation_is_saved_as_json_and_as_an_image(open_page, tmp_path):
         page.page.click("#save-image")
     with Image.open(waiting.value.path()) as sheet:
         assert sheet.format == "PNG" and sheet.width == 960
+
+
+def test_where_the_last_answer_looked_is_shown_below_until_the_conversation_ends(open_page):
+    page = open_page()
+    page.page.click("#explain")
+    assert "There is no image yet" in page.hints()[0]
+    page.pick(1)
+    page.draw(0.2, 0.2, 0.6, 0.6)
+    page.ask("What is seen in <region1>?")
+    page.page.click("#explain")
+    shown = page.page.locator("#explained img")
+    shown.wait_for()
+    assert "What is seen in <region1>?" in shown.get_attribute("alt")
+    page.page.click("#start-over")
+    shown.wait_for(state="detached")

@@ -56,6 +56,7 @@ def test_the_interface_has_these_names_and_no_others(connect):
         "/clear_all",
         "/conversation",
         "/conversation_image",
+        "/explain",
         "/conversation_picture",
     }
     assert not described["unnamed_endpoints"]
@@ -80,6 +81,10 @@ def test_a_client_talks_as_region_chat_does(connect, tiny_chat):
     assert [one["answer"] for one in record["rounds"]] == said
     sheet = open_upload(client.predict(api_name="/conversation_image").split(",")[1])
     assert sheet.own_size[0] == 960
+    explained = client.predict(api_name="/explain")
+    assert (explained["question"], explained["answer"]) == ("And region1?", said[-1])
+    assert [len(heat["inside"]) for heat in explained["heatmaps"].values()] == [2, 2]
+    assert open_upload(explained["image"].split(",")[1]).own_size == (2 * 96, 64)
     assert client.predict(api_name="/start_over")["rounds"] == []
     assert client.predict(api_name="/clear_all")["picture"] is None
 
