@@ -78,7 +78,7 @@ def common_items(items: Sequence[Item], runs: Sequence[OtherRun]) -> list[Item]:
     for run in runs:
         common = [item for item in common if _same(item, run.predictions.get(item.id))]
         if not common:
-            raise InputError(f"--compare {run.path}: the two runs have no question in common")
+            raise InputError(f"{run.path}: no question in common with the run that it is compared with")
     return common
 
 

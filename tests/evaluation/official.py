@@ -199,10 +199,12 @@ def unified(folder: Path) -> Path:
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "coco": lambda folder: instances(folder, "coco"),
+    "coco-detection": lambda folder: instances(folder, "coco"),
     "coco-two-way": lambda folder: instances(folder, "coco"),
     "flickr30k": flickr,
     "lvis": lambda folder: objects(folder, "lvis"),
     "lvis-classes": lambda folder: instances(folder, "lvis"),
+    "lvis-detection": lambda folder: instances(folder, "lvis"),
     "lvis-two-way": lambda folder: instances(folder, "lvis"),
     "paco": lambda folder: objects(folder, "paco"),
     "ref-l4": ref_l4,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BENCHMARKS = {
     **dict.fromkeys(("coco", "coco-two-way", "lvis-classes", "lvis-two-way"), "categories"),
+    **dict.fromkeys(("coco-detection", "lvis-detection"), "detection"),
     **dict.fromkeys(("gar-vqa", "gar-caption"), "gar_bench"),
     **dict.fromkeys(("lvis", "paco"), "object_names"),
     **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), "referring_expressions"),

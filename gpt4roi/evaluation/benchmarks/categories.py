@@ -52,7 +52,7 @@ COCO_FILES = ("instances_val2017.json", "annotations/instances_val2017.json", "c
 LVIS_FILES = ("lvis_v1_val.json", "annotations/lvis_v1_val.json", "lvis/lvis_v1_val.json")
 Prompt = Callable[[dict[int, tuple[str, ...]]], str]
 """From the names of each category to the question."""
-_FOLDERS = ("val2017", "train2017", "coco_all", "images")
+FOLDERS = ("val2017", "train2017", "coco_all", "images")
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def read_instances(source: Source, names: Sequence[str]) -> tuple[dict[int, tupl
     content = read_json(path)
     tables = read_tables(content, path)
     roots = (path.parent, path.parent.parent)
-    find = find_images(source, [root / name for root in roots for name in _FOLDERS], several=True)
+    find = find_images(source, [root / name for root in roots for name in FOLDERS], several=True)
     listed = fields(content, ["categories"], str(path))[0]
-    named = {as_id(key): _names_of(category) for key, category in by_id(listed, f"{path}, categories").items()}
+    named = {as_id(key): names_of(category) for key, category in by_id(listed, f"{path}, categories").items()}
     entries: dict[Id, dict] = {}
     of_image: dict[Id, list[tuple[dict, np.ndarray, FrameClues]]] = {}
     for where, image, annotation, box, clues in usable_boxes(source, tables, path):
@@ -106,7 +106,8 @@ def read_instances(source: Source, names: Sequence[str]) -> tuple[dict[int, tupl
     return named, found
 
 
-def _names_of(category: dict) -> tuple[str, ...]:
+def names_of(category: dict) -> tuple[str, ...]:
+    """Returns the names of a category, its own first and then synonyms, in plain words."""
     names = (category["name"], *category.get("synonyms", ()))  # such as `bus_(vehicle)`
     return tuple(dict.fromkeys(name.split("_(")[0].replace("_", " ").strip() for name in names))
 
