@@ -25,7 +25,7 @@ from gpt4roi.serving.vllm import MODE
 MAX_BODY = Limits.max_bytes * 4 // 3 + 2**18
 """Bytes of a request: base64 needs a third more than the image's file."""
 
-PASSED_ON = ("n", "seed", "stream", "stream_options", "logprobs", "top_logprobs", "user")
+PASSED_ON = ("messages", "n", "stream", "logprobs", "top_logprobs")
 
 
 class Endpoint:
@@ -75,7 +75,7 @@ def vllm_fields(asked: ChatRequest, stop_strings: Sequence[str]) -> dict[str, An
     """Returns a request in vLLM's fields, with our defaults and the stop strings of the prompt format."""
     params = asked.sampling()
     asked.num_top  # noqa: B018 (checks the fields of log-probabilities)
-    given = asked.model_dump(include={"messages", *PASSED_ON}, exclude_none=True)
+    given = asked.model_dump(include={*PASSED_ON, *["stream_options"] * bool(asked.stream)}, exclude_none=True)
     template = asked.chat_template_kwargs
     boxes = asked.boxes if template is None or template.boxes is None else template.boxes
     return given | {
@@ -83,6 +83,7 @@ def vllm_fields(asked: ChatRequest, stop_strings: Sequence[str]) -> dict[str, An
         "max_completion_tokens": params.max_new_tokens,
         "temperature": params.temperature or 0.0,
         "top_p": params.top_p,
+        "seed": params.seed,
         "stop": [*params.stop, *stop_strings],
         "chat_template_kwargs": {"boxes": boxes},
     }
