@@ -93,8 +93,13 @@ def ask(client, text: str, **fields):
     return client.chat.completions.create(model="tiny", messages=[message(text)], max_tokens=32, **fields)
 
 
-def texts(chat, question: str = QUESTION) -> list[str]:
-    return chat.describe(IMAGE, BOXES, question, max_new_tokens=32)
+def shown(text: str) -> str:
+    """A text as vLLM shows it: without half a character at which the length has cut it."""
+    return text.rstrip("\ufffd")
+
+
+def texts(chat) -> list[str]:
+    return [shown(text) for text in chat.describe(IMAGE, BOXES, QUESTION, max_new_tokens=32)]
 
 
 def test_texts_are_those_of_our_own_engine_in_each_form_of_a_region(client, chat):
@@ -133,7 +138,7 @@ def test_a_conversation_goes_on_as_in_region_chat(client, chat):
         found = client.chat.completions.create(
             model="tiny", messages=messages, max_tokens=16, extra_body={"boxes": boxes}
         )
-        assert found.choices[0].message.content == expected
+        assert found.choices[0].message.content == shown(expected)
         messages.append({"role": "assistant", "content": expected})
     chat.reset()
 
@@ -151,7 +156,7 @@ def post(address: str, body: object) -> tuple[int, dict]:
 FAULTS = [
     {"messages": [message(QUESTION)]},
     {"messages": [message(QUESTION)], "boxes": [[60, 5, 20, 80]]},
-    {"messages": [message(QUESTION)], "boxes": [[5, 6, 30, 38], [0, 0, 10, 10]]},
+    {"messages": [message("What is <region3>?")], "boxes": [[5, 6, 30, 38], [0, 0, 10, 10]]},
     {"messages": [message(QUESTION)], "boxes": [[0.1, 0.2, 0.5, 0.7]]},
     {"messages": [message("Hello")], "boxes": BOXES[:1]},
     {"messages": [message("What is <box>1,2,3</box>?")]},
