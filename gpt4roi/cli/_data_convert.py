@@ -56,7 +56,7 @@ def add_convert(subcommands: Any) -> None:
     parser.add_argument("--question", metavar="TEXT", help="coco, lvis: the question, with {region} for the box")
     parser.add_argument("--crowds", action="store_true", help="coco, lvis: take boxes marked iscrowd too")
     parser.add_argument(
-        "--masks", action="store_true", help="coco, lvis, osprey: write masks, for models with region_shape mask"
+        "--masks", action="store_true", help="coco, lvis, osprey, page: write masks, for models with region_shape mask"
     )
     parser.add_argument("--labels", action="store_true", help="to COCO: every different text becomes a category")
     parser.add_argument(
@@ -115,8 +115,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"{args.out}: is a folder; give the file to write")
     if args.from_ not in ("coco", "lvis", "osprey") and (args.scale_boxes or args.frame != "auto"):
         raise InputError(f"--frame and --scale-boxes are for coco, lvis and osprey; {args.from_} states its frames")
-    if args.masks and (args.from_ not in ("coco", "lvis", "osprey") or args.to == "coco"):
-        raise InputError("--masks writes masks of coco, lvis and osprey into the unified format; leave it out")
+    if args.masks and (args.from_ not in ("coco", "lvis", "osprey", "page") or args.to == "coco"):
+        raise InputError("--masks writes masks of coco, lvis, osprey and page into the unified format; leave it out")
     if args.epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {args.epochs}")
     if args.append and (args.to == "coco" or args.from_ == "eva"):

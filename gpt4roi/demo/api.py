@@ -76,7 +76,10 @@ class Api:
         max_new_tokens: int = 256,
         seed: int | None = None,
     ) -> Iterator[str]:
-        """Asks the next question and streams the answer. boxes: the new ones, [x1, y1, x2, y2] in pixels."""
+        """Asks the next question and streams the answer. boxes: the new ones, [x1, y1, x2, y2] in pixels.
+
+        Of a model that reads masks also `{"box": [x1, y1, x2, y2], "mask": {"size": [height, width], "counts": …}}`.
+        """
         with one_line_errors():
             session = self._session(request)
             yield from session.ask(question, boxes, sampling_of(temperature, max_new_tokens, seed), force=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gpt4roi.demo.session import Session
+from gpt4roi.geometry.masks import to_pixels
 from gpt4roi.processing.mentions import MAX_DIGITS
 from gpt4roi.report.drawing import Font, draw_boxes, region_color
 
@@ -46,7 +48,8 @@ def pieces_of(text: str, num_boxes: int) -> list[Piece]:
 def conversation_image(session: Session) -> Image.Image:
     """Draws a session on one sheet, WIDTH pixels wide. There must be an image in it."""
     assert session.image is not None
-    photograph = draw_boxes(session.image, session.boxes_in_stored_image())
+    photograph = _with_shapes(session)
+    photograph = draw_boxes(photograph, session.boxes_in_stored_image())
     photograph.thumbnail((WIDTH - 2 * MARGIN, 1200), Image.Resampling.LANCZOS)
     font = _font_for(" ".join(one.question + one.answer for one in session.rounds))
     count = len(session.boxes_px)
@@ -67,6 +70,16 @@ def conversation_image(session: Session) -> Image.Image:
             _draw_line(pen, y, line, font, SOFT if index % 2 == 0 else INK)
             y += LINE
     return sheet
+
+
+def _with_shapes(session: Session) -> Image.Image:
+    """Returns the photograph with each region's shape in its colour."""
+    photograph = session.image.convert("RGB") if session.image else Image.new("RGB", (1, 1))
+    for index, mask in enumerate(session.masks):
+        if mask is not None:
+            shape = Image.fromarray(to_pixels(mask, (photograph.height, photograph.width)) * np.uint8(110))
+            photograph.paste(region_color(index), mask=shape)
+    return photograph
 
 
 def _font_for(text: str) -> Font:

@@ -318,8 +318,13 @@ def drawn_boxes(stage: Any, session: Session) -> list:
         return []
     if stage["image"] != session.image_id:
         raise IncompleteQuestionError([EXPIRED])
-    boxes = stage.get("boxes")
-    return boxes[len(session.boxes_px) :] if isinstance(boxes, list) else []
+    boxes, masks, known = stage.get("boxes"), stage.get("masks"), len(session.boxes_px)
+    if not isinstance(boxes, list):
+        return []
+    if not isinstance(masks, list) or len(masks) != len(boxes):
+        return boxes[known:]
+    pairs = zip(boxes[known:], masks[known:], strict=True)
+    return [box if mask is None else {"box": box, "mask": mask} for box, mask in pairs]
 
 
 def names_of(stage: Any) -> dict[Box, tuple[str, bool]]:
@@ -401,7 +406,7 @@ def conversation_with_image(session: Session) -> gr.HTML:
 def conversation(session: Session, question: str = "", answer: str | None = None, drawn: list | None = None) -> dict:
     """Returns the value of the conversation; with an answer, also the round that is being answered."""
     rounds = [asdict(one) for one in session.rounds]
-    boxes = [*session.boxes_px, *(drawn or [])]
+    boxes = [*session.boxes_px, *(one["box"] if isinstance(one, dict) else one for one in drawn or ())]
     pending = answer is not None
     if pending:
         known = len(session.boxes_px)

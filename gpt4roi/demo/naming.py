@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
-
-import numpy as np
+from collections.abc import Iterator, Mapping
 
 from gpt4roi.errors import InputError
 from gpt4roi.region_chat import RegionChat
+from gpt4roi.structures import Regions
 
 logger = logging.getLogger(__name__)
 
@@ -33,25 +32,25 @@ class BoxNames:
         self._lock = threading.Lock()
         self._chat: RegionChat | None = None
         self._naming: dict[Box, RegionChat] = {}
-        self._scale = np.ones(4)
+        self._regions: Mapping[Box, Regions] = {}
         self._names: dict[Box, str | None] = {}
         self.order = 0
         """Number of the last request."""
 
-    def begin(self, chat: RegionChat, scale: np.ndarray) -> None:
-        """Forgets all boxes; the next ones are on the image of a chat.
-
-        scale: float64[4], from pixels of the user's image to pixels of the chat's.
-        """
+    def begin(self, chat: RegionChat) -> None:
+        """Forgets all boxes; the next ones are on the image of a chat."""
         with self._lock:
-            self._chat, self._scale, self._names = chat, scale, {}
+            self._chat, self._regions, self._names = chat, {}, {}
             self._cancel_unwanted()
 
-    def want(self, boxes: Sequence[Box], order: int) -> None:
-        """Says for which boxes, and for no others, a name is wanted; requests may come late: an older one is void."""
+    def want(self, boxes: Mapping[Box, Regions], order: int) -> None:
+        """Says for which boxes, and for no others, a name is wanted; requests may come late: an older one is void.
+
+        boxes: Each with its region on the chat's image.
+        """
         with self._lock:
             if order > self.order:
-                self.order = order
+                self.order, self._regions = order, boxes
                 self._names = {box: self._names.get(box) for box in boxes}
                 self._cancel_unwanted()
 
@@ -71,10 +70,10 @@ class BoxNames:
         while True:
             with self._lock:
                 box = next((box for box, name in self._names.items() if name is None), None)
-                chat, scale = self._chat, self._scale
+                chat, regions = self._chat, self._regions
             if box is None or chat is None:
                 return
-            name = self._name(chat, box, (np.asarray(box) * scale).tolist())
+            name = self._name(chat, box, regions[box])
             with self._lock:
                 named = name is not None and self._wants(chat, box)
                 if named:
@@ -85,11 +84,11 @@ class BoxNames:
     def _wants(self, chat: RegionChat, box: Box) -> bool:
         return chat is self._chat and box in self._names
 
-    def _name(self, chat: RegionChat, box: Box, stored_px: list[float]) -> str | None:
+    def _name(self, chat: RegionChat, box: Box, region: Regions) -> str | None:
         """Returns the model's answer about a box; None where it is wanted no longer."""
         fork = chat.fork(AFTER_QUESTIONS)
         try:
-            pieces = fork.stream(chat.default_question, [stored_px], max_new_tokens=MAX_NEW_TOKENS, stop=ENDS)
+            pieces = fork.stream(chat.default_question, region, max_new_tokens=MAX_NEW_TOKENS, stop=ENDS)
             with self._lock:
                 self._naming[box] = fork
                 if not self._wants(chat, box):

@@ -97,11 +97,12 @@ def serve(chat: RegionChat, model_name: str, options: ServerOptions = ServerOpti
     store = SessionStore(lambda: Session(worker), options.max_sessions, idle_seconds=60 * options.idle_minutes)
     examples = shipped_examples() if options.examples is None else options.examples
     handlers = Handlers(store, options.limits, model_name, examples)
-    page = build_page(handlers, options.concurrency, options.name_boxes, options.limitations)
+    masks = chat.processor.region_shape == "mask"
+    page = build_page(handlers, options.concurrency, options.name_boxes, options.limitations, masks)
     page.queue(max_size=options.queue_size, default_concurrency_limit=options.concurrency)
     _check_port(options)
     # base64 needs a third more than the file; the rest of a request is small.
-    request_filter = Middleware(RequestFilter, max_body=options.limits.max_bytes * 4 // 3 + 2**17)
+    request_filter = Middleware(RequestFilter, max_body=options.limits.max_bytes * 4 // 3 + 2 ** (21 if masks else 17))
     try:
         with _without_proxies(options.share):
             _, local, shared = page.launch(

@@ -19,10 +19,12 @@ from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import BatchingWorker
 from gpt4roi.generation.explain import Explanation
 from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.geometry.masks import size_of, to_pixels, to_raster, to_runs
 from gpt4roi.processing.uploads import Upload
 from gpt4roi.processing.user_input import mentioned_regions, validate_boxes_px
 from gpt4roi.region_chat import RegionChat
 from gpt4roi.report.drawing import draw_heatmaps
+from gpt4roi.structures import Regions
 
 MAX_BOXES = 50
 """Boxes in one conversation; each costs the model a few tokens of its context."""
@@ -47,6 +49,11 @@ class Round:
     answer: str
     regions: tuple[int, ...] = ()
     model_answer: str | None = None
+
+
+def masks_of(drawn_px: Sequence) -> list[Any]:
+    """Returns the mask of each region as the page sends them; None of one that is a box."""
+    return [one.get("mask") if isinstance(one, dict) else None for one in drawn_px]
 
 
 class Session:
@@ -82,8 +89,10 @@ class Session:
 
     def _begin(self) -> None:
         self.boxes_px: list[list[float]] = []
+        self.masks: list[Any] = []
+        """Of each box the mask that was drawn inside it, run lengths of the image at any size; None of all of it."""
         self.rounds: list[Round] = []
-        self.names.begin(self._chat, self._scale)
+        self.names.begin(self._chat)
         self.asking = ""
         """The question that is being answered, or whose answer was stopped."""
 
@@ -159,8 +168,8 @@ class Session:
 
         Args:
             question: The text.
-            drawn_px: Boxes drawn since the last question, xyxy in pixels of the user's own image; those after the
-                last one mentioned are left for later.
+            drawn_px: Boxes drawn since the last question, xyxy in pixels of the user's own image, or
+                `{"box": …, "mask": …}`, as of `masks`; those after the last one mentioned are left for later.
             sampling: Greedy by default.
             force: A drawn box need not be mentioned.
 
@@ -174,7 +183,7 @@ class Session:
         sampling = sampling or SamplingParams()
         checked, known = self.image_id, len(self.boxes_px)
         drawn = self.check(question, drawn_px, force)
-        asked = normalize_mentions(question)
+        asked, masks = normalize_mentions(question), masks_of(drawn_px)
         if not self._busy.acquire(blocking=False):
             raise InputError("an answer is still being written; wait for it, or stop it")
         if (self.image_id, len(self.boxes_px)) != (checked, known):  # by another request of the same user
@@ -186,7 +195,7 @@ class Session:
         try:
             self._stop.clear()
             self.asking = question
-            pieces = self._chat.stream(asked, (new * self._scale).tolist(), **asdict(sampling))
+            pieces = self._chat.stream(asked, self.regions(new, masks[: len(new)]), **asdict(sampling))
             if self._stop.is_set():  # before there was an answer to cancel
                 self._chat.cancel()
             answer = ""
@@ -203,6 +212,7 @@ class Session:
                 pieces.close()
             if self._chat.turns != before:  # the answer is complete, whether or not anybody took its last piece
                 self.boxes_px += new.tolist()
+                self.masks += masks[: len(new)]
                 self.rounds.append(Round(asked, self._chat.turns[-1].text, self.new_regions(asked, known)))
                 self.asking = ""
             self._busy.release()
@@ -264,7 +274,20 @@ class Session:
         if len(self.boxes_px) + len(drawn_px) > MAX_BOXES:
             raise InputError(f"a conversation has at most {MAX_BOXES} boxes; start over for more")
         width, height = self.size
-        return validate_boxes_px(drawn_px, (height, width), first_number=len(self.boxes_px) + 1).reshape(-1, 4)
+        boxes = [one.get("box") if isinstance(one, dict) else one for one in drawn_px]
+        found = validate_boxes_px(boxes, (height, width), first_number=len(self.boxes_px) + 1).reshape(-1, 4)
+        self.regions(found, masks_of(drawn_px))
+        return found
+
+    def regions(self, boxes_px: np.ndarray, masks: Sequence[Any]) -> Regions:
+        """Returns regions of the stored image; raises InputError where a mask cannot be used."""
+        width, height = self.size
+        rasters: list[np.ndarray | None] = []
+        for box, mask in zip(boxes_px, masks, strict=True):
+            own = None if mask is None else size_of(mask) or (height, width)
+            shrunk = own and [own[1] / width, own[0] / height] * 2
+            rasters.append(None if mask is None else to_raster(mask, box * shrunk))
+        return Regions(boxes_px * self._scale, tuple(rasters) if any(one is not None for one in rasters) else ())
 
     @staticmethod
     def new_regions(question: str, num_known: int) -> tuple[int, ...]:
@@ -303,10 +326,12 @@ class Session:
             IncompleteQuestionError: The boxes are on another image.
         """
         self._require(image_id)
-        self._valid_boxes(boxes_px)
+        boxes, masks = self._valid_boxes(boxes_px), masks_of(boxes_px)
         if isinstance(order, bool) or not isinstance(order, int):
             raise InputError(f"the number of a request for names is a whole number, got {order!r:.40}")
-        self.names.want([tuple(map(float, box)) for box in boxes_px], order)
+        regions = self.regions(boxes, masks)
+        keys = [tuple(map(float, one["box"] if isinstance(one, dict) else one)) for one in boxes_px]
+        self.names.want({key: regions[row : row + 1] for row, key in enumerate(keys)}, order)
 
     def as_record(
         self, drawn_px: Any = (), names: Mapping[Box, tuple[str, bool]] = MappingProxyType({})
@@ -322,10 +347,12 @@ class Session:
         """
         width, height = self.size
         drawn = self._valid_boxes(drawn_px).tolist() if self.image is not None else []
+        masks = [*self.masks, *(masks_of(drawn_px) if drawn else ())]
         regions: list[dict[str, Any]] = []
-        for number, box in enumerate([*self.boxes_px, *drawn], start=1):
+        for number, (box, mask) in enumerate(zip([*self.boxes_px, *drawn], masks, strict=True), start=1):
             name, corrected = names.get(tuple(box), ("", False))
-            said = {"name": name, "corrected": corrected} if name else {}
+            said: dict[str, Any] = {"name": name, "corrected": corrected} if name else {}
+            said |= {} if mask is None else {"mask": to_runs(to_pixels(mask, (height, width)))}
             regions.append({"region": number, "box": [round(value, 2) for value in box], **said})
         return {
             "picture": {"width": width, "height": height} if self.image is not None else None,

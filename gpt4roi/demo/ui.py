@@ -41,7 +41,9 @@ def _part(name: str, template: str | None = None, **more: Any) -> gr.HTML:
     return gr.HTML(html_template=template, js_on_load=asset(f"{name}.js"), apply_default_css=False, **more)
 
 
-def build_page(handlers: Handlers, concurrency: int = 1, name_boxes: bool = True, limitations: str = "") -> gr.Blocks:
+def build_page(
+    handlers: Handlers, concurrency: int = 1, name_boxes: bool = True, limitations: str = "", masks: bool = False
+) -> gr.Blocks:
     """Builds the page and its HTTP API.
 
     Args:
@@ -49,6 +51,7 @@ def build_page(handlers: Handlers, concurrency: int = 1, name_boxes: bool = True
         concurrency: How many answers, and how many names of boxes, are written together.
         name_boxes: Whether boxes are named as they are drawn.
         limitations: What the model can and cannot do; shown below the title.
+        masks: Whether regions can be painted, for a model that reads masks.
     """
     with gr.Blocks(title="GPT4RoI", analytics_enabled=False) as page:
         about = f"<p>{escape(limitations)}</p>" if limitations else ""
@@ -58,7 +61,7 @@ def build_page(handlers: Handlers, concurrency: int = 1, name_boxes: bool = True
             with gr.Column(scale=6, min_width=320):
                 limit = handlers.limits.max_bytes
                 given = dict.fromkeys(("value", "image", "note", "names"))
-                stage = _part("stage", **given, naming=name_boxes, max_bytes=limit, elem_id="stage")
+                stage = _part("stage", **given, naming=name_boxes, masks=masks, max_bytes=limit, elem_id="stage")
                 examples = _part(
                     "examples", '<div class="examples"></div>', value=_thumbnails(handlers.examples), elem_id="examples"
                 )

@@ -111,6 +111,21 @@ def _shares(low: float, high: float, length: int) -> np.ndarray:
     return overlap.clip(min=0) / max(high - low, 1e-9) * MASK_SIZE
 
 
+def to_pixels(mask: Any, size: tuple[int, int]) -> np.ndarray:
+    """Returns run lengths of any size as the pixels of an image of this (height, width), uint8[height, width]."""
+    pixels = np.maximum.reduce([_decoded(one, "") for one in _runs(mask)])
+    rows, columns = (np.arange(side) * own // side for side, own in zip(size, pixels.shape, strict=True))
+    return pixels[rows][:, columns]
+
+
+def to_runs(pixels: np.ndarray) -> dict[str, Any]:
+    """Returns pixels [H, W], not 0 inside, as COCO's compressed run lengths."""
+    from pycocotools import mask as coco
+
+    runs = coco.encode(np.asfortranarray(pixels != 0).astype(np.uint8))
+    return {"size": list(pixels.shape), "counts": runs["counts"].decode()}
+
+
 def size_of(mask: Any) -> tuple[int, int] | None:
     """Returns the (height, width) that a mask was made for; None for polygons, which do not say."""
     runs = _runs(mask)

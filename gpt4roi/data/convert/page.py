@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt4roi.data.convert.objects import Conversion, caption_fields
+from gpt4roi.data.convert.objects import Conversion, caption_fields, with_masks
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.frames import BoxFrame
 from gpt4roi.io.coco import InvalidAnnotationError, parse_floats
@@ -53,10 +53,14 @@ def _objects(file: Path, folder: Path, target: Conversion) -> list[dict[str, Any
     target.frames.add(placed.remarks(), placed.image)
     made: dict[str, Any] = {"id": file.stem, "image": target.image_name(str(image)), **shown}
     made["image_pipeline"] = placed.pipeline
-    objects = [made | {"boxes": boxes, "conversations": turns}] if turns else []
+    masks = [region.get("mask") for region in record["regions"]]
+    drawn = with_masks({"boxes": boxes}, masks, placed, target)
+    objects = [made | drawn | {"conversations": turns}] if turns else []
     if names:
         question = str(record["name_question"]).replace("<region1>", "{region}")
-        named = {"boxes": [boxes[index] for index in names], **caption_fields(list(names.values()), question)}
+        of_names = {"boxes": [boxes[index] for index in names]}
+        named = with_masks(of_names, [masks[index] for index in names], placed, target)
+        named |= caption_fields(list(names.values()), question)
         objects.append(made | named)
         uncorrected = sum(not record["regions"][index].get("corrected") for index in names)
         target.noted.update({"names as the model gave them": uncorrected} if uncorrected else {})

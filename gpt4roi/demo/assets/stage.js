@@ -4,6 +4,7 @@
 // younger than what Python knew. This side writes `value` whenever the boxes drawn since change, with `names`: of each box
 // {text, corrected} or null. It asks for the names of boxes by the event "drawn", each time with a higher `order`, and
 // Python gives them as `names` {order, names: [[box, text]], ended}; with `naming` false it does not ask.
+// With `masks` regions can be painted too: `value` then has `masks`, of each box run lengths {size, counts} or null.
 const { color, make, chip, insertMention, renumberQuestion, place } = window.gpt4roi;
 const find = (selector) => element.querySelector(selector);
 const frame = find('.stage-frame'), view = find('.stage-image'), layer = find('.stage-boxes');
@@ -17,6 +18,10 @@ let image = null, boxes = [], fixed = 0, selected = -1, drag = null;
 const names = new Map(), naming = find('.naming');
 let waiting = new Set(), order = 0, soon = 0;
 
+// Shapes by the box around them, as names are: canvases of the whole image, at most SHAPE_SIDE pixels a side.
+const shapes = new Map(), overlay = find('.stage-shapes'), SHAPE_SIDE = 512;
+const tool = () => (props.masks ? find('.stage-paint input:checked').value : 'box');
+
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const ordered = ([x1, y1, x2, y2]) => [Math.min(x1, x2), Math.min(y1, y2), Math.max(x1, x2), Math.max(y1, y2)];
 const rounded = (box) => box.map((value) => Math.round(value * 100) / 100);
@@ -29,7 +34,8 @@ const say = (text, wrong = false) => {
 
 const publish = () => {
   const named = boxes.map((box) => names.get(keyOf(box)) || null);
-  props.value = { image: image ? image.id : '', boxes: boxes.map(rounded), fixed, names: named };
+  const masks = props.masks ? { masks: boxes.map((box) => runsOf(shapes.get(keyOf(box)))) } : {};
+  props.value = { image: image ? image.id : '', boxes: boxes.map(rounded), fixed, names: named, ...masks };
   clearTimeout(soon);
   soon = setTimeout(wantNames, 120); // a key held down moves a box many times
 };
@@ -70,13 +76,15 @@ const render = () => {
     node.dataset.index = index;
     node.classList.toggle('fixed', isFixed(index));
     node.classList.toggle('selected', index === selected);
+    node.classList.toggle('painted', shapes.has(keyOf(box)));
     node.style.setProperty('--region', color(index + 1));
     node.querySelector('.region-tag').textContent = index + 1;
     place(node, ordered(box), image);
     const [x1, y1, x2, y2] = ordered(box).map(Math.round);
     node.setAttribute('aria-label', `region ${index + 1}${isFixed(index) ? ', part of the conversation' : ''}, ` +
-      `from ${x1}, ${y1} to ${x2}, ${y2}`);
+      `from ${x1}, ${y1} to ${x2}, ${y2}${shapes.has(keyOf(box)) ? ', painted' : ''}`);
   });
+  renderShapes();
   renderChips();
 };
 
@@ -130,7 +138,8 @@ const wantNames = () => {
   if (open.length === waiting.size && open.every((box) => waiting.has(String(box)))) return;
   waiting = new Set(open.map(String));
   order += 1;
-  trigger('drawn', { image: image.id, boxes: open, order });
+  const asked = open.map((box) => (shapes.has(String(box)) ? { box, mask: runsOf(shapes.get(String(box))) } : box));
+  trigger('drawn', { image: image.id, boxes: asked, order });
   showNames();
 };
 
@@ -161,7 +170,9 @@ const renderChips = () => {
   chips.replaceChildren(...boxes.map((_, index) => {
     const holder = make('span', 'chip-holder');
     const known = isFixed(index);
-    holder.append(chip(index + 1, known, known ? `region${index + 1}` : `<region${index + 1}>`), nameNode(index));
+    holder.append(chip(index + 1, known, known ? `region${index + 1}` : `<region${index + 1}>`));
+    if (shapes.has(keyOf(boxes[index]))) holder.append(shapeIcon(index));
+    holder.append(nameNode(index));
     if (!known) {
       const remove = make('button', 'chip-delete', '×');
       remove.type = 'button';
@@ -182,6 +193,7 @@ const select = (index) => {
 
 const removeBox = (index) => {
   if (isFixed(index)) return say(`Box ${index + 1} is part of the conversation; start over to be rid of it.`);
+  shapes.delete(keyOf(boxes[index]));
   boxes.splice(index, 1);
   selected = -1;
   render();
@@ -219,9 +231,184 @@ const resized = (box, side, dx, dy) => {
   return next;
 };
 
+// Painting.
+const newShape = () => {
+  const scale = Math.min(1, SHAPE_SIDE / Math.max(image.width, image.height));
+  const shape = make('canvas');
+  shape.width = Math.max(1, Math.round(image.width * scale));
+  shape.height = Math.max(1, Math.round(image.height * scale));
+  return shape;
+};
+
+const pen = (shape) => shape.getContext('2d', { willReadFrequently: true });
+const onShape = (shape, [x, y]) => [(x / image.width) * shape.width, (y / image.height) * shape.height];
+const radius = (shape) => (Number(find('.brush-size').value) / 100) * Math.max(shape.width, shape.height);
+const insideOf = (shape, index) => pen(shape).getImageData(0, 0, shape.width, shape.height).data[4 * index + 3] > 127;
+
+// What of a canvas is inside, column after column as run lengths have it, and the box around it in pixels of the image.
+const pixelsOf = (shape) => {
+  const { width, height } = shape, data = pen(shape).getImageData(0, 0, width, height).data;
+  const counts = [];
+  let run = 0, last = false, box = [width, height, 0, 0];
+  for (let x = 0; x < width; x += 1) for (let y = 0; y < height; y += 1) {
+    const inside = data[4 * (y * width + x) + 3] > 127;
+    if (inside) box = [Math.min(box[0], x), Math.min(box[1], y), Math.max(box[2], x + 1), Math.max(box[3], y + 1)];
+    if (inside !== last) counts.push(run), (run = 0), (last = inside);
+    run += 1;
+  }
+  counts.push(run);
+  if (box[2] <= box[0]) return { counts, box: null };
+  const [across, down] = [image.width / width, image.height / height];
+  return { counts, box: [box[0] * across, box[1] * down, box[2] * across, box[3] * down] };
+};
+
+const runsOf = (shape) => {
+  if (!shape) return null;
+  shape.runs = shape.runs || { size: [shape.height, shape.width], counts: pixelsOf(shape).counts };
+  return shape.runs;
+};
+
+// Gives a region its shape, and the box around it; a shape of nothing is no region. Returns whether there is one.
+const setShape = (index, shape, before) => {
+  const { box } = pixelsOf(shape);
+  if (before) shapes.delete(keyOf(before));
+  if (!box) return boxes.splice(index, 1), (selected = -1), false;
+  while (boxes.some((other, at) => at !== index && keyOf(other) === keyOf(box))) box[2] -= 0.01; // names go by the box
+  shape.runs = null;
+  boxes[index] = box;
+  if (before) carryName(before, box);
+  shapes.set(keyOf(box), shape);
+  return true;
+};
+
+// A shape that goes with its box, which was moved or resized.
+const carryShape = (before, after) => {
+  const held = shapes.get(keyOf(before));
+  if (!held) return after;
+  const shape = newShape();
+  drawInto(pen(shape), held, before, after);
+  shapes.delete(keyOf(before));
+  shapes.set(keyOf(after), shape);
+  return after;
+};
+
+const drawInto = (context, shape, before, after) => {
+  const [x1, y1] = onShape(shape, before), [x2, y2] = onShape(shape, before.slice(2));
+  const [to1, down1] = onShape(context.canvas, after), [to2, down2] = onShape(context.canvas, after.slice(2));
+  context.drawImage(shape, x1, y1, x2 - x1, y2 - y1, to1, down1, to2 - to1, down2 - down1);
+};
+
+const renderShapes = () => {
+  if (!image || !props.masks) return;
+  const painted = newShape(), context = overlay.getContext('2d');
+  [overlay.width, overlay.height] = [painted.width, painted.height];
+  boxes.forEach((box, index) => {
+    const held = drag && drag.index === index && drag.before ? drag.before : box;
+    const shape = drag && drag.shape && drag.index === index ? drag.shape : shapes.get(keyOf(held));
+    if (!shape) return;
+    const tinted = newShape(), colours = tinted.getContext('2d');
+    if (shape === (drag && drag.shape)) colours.drawImage(shape, 0, 0);
+    else drawInto(colours, shape, held, ordered(box));
+    colours.globalCompositeOperation = 'source-in';
+    colours.fillStyle = color(index + 1);
+    colours.fillRect(0, 0, tinted.width, tinted.height);
+    context.globalAlpha = index === selected ? 0.55 : 0.4;
+    context.drawImage(tinted, 0, 0);
+  });
+};
+
+const shapeIcon = (index) => {
+  const icon = make('span', 'chip-shape', '◍');
+  icon.style.color = color(index + 1);
+  icon.title = `Region ${index + 1} is painted`;
+  icon.setAttribute('aria-label', icon.title);
+  return icon;
+};
+
+const stroke = (shape, from, to) => {
+  const context = pen(shape);
+  context.globalCompositeOperation = drag.tool === 'erase' ? 'destination-out' : 'source-over';
+  context.lineCap = 'round';
+  context.lineWidth = 2 * radius(shape);
+  context.beginPath();
+  context.moveTo(...onShape(shape, from));
+  context.lineTo(...onShape(shape, to));
+  context.stroke();
+};
+
+// Begins to paint: more of the selected region where it is painted and the brush begins on it, else a new one.
+const startPainting = (event, start) => {
+  const held = selected >= 0 && !isFixed(selected) ? shapes.get(keyOf(boxes[selected])) : null;
+  const [x, y] = held ? onShape(held, start).map(Math.floor) : [0, 0];
+  const more = held && (tool() === 'erase' || (tool() !== 'point' && insideOf(held, y * held.width + x)));
+  if (tool() === 'erase' && !held) return say('Select a painted region first; the eraser takes from it.');
+  const shape = newShape();
+  if (more) pen(shape).drawImage(held, 0, 0);
+  const before = more ? [...boxes[selected]] : null;
+  if (!more) addBox([...start, ...start]);
+  drag = { id: event.pointerId, start, index: selected, before, side: '', shape, tool: tool(), path: [start] };
+  if (drag.tool !== 'outline') stroke(shape, start, start);
+  render();
+};
+
+const paint = (event) => {
+  const to = point(event), { shape, path } = drag;
+  if (drag.tool === 'brush' || drag.tool === 'erase') stroke(shape, path.at(-1), to);
+  path.push(to);
+  renderShapes();
+};
+
+const endPainting = () => {
+  const { shape, path, before, index } = drag;
+  if (drag.tool === 'outline') {
+    const context = pen(shape);
+    context.beginPath();
+    for (const place of path) context.lineTo(...onShape(shape, place));
+    context.fill();
+  }
+  drag = null;
+  if (!setShape(index, shape, before)) say('Nothing is left of the region.');
+  render();
+  publish();
+  if (selected >= 0) layer.children[selected].focus({ preventScroll: true });
+};
+
+// The keyboard's brush: a painted region grows, or shrinks, by the brush's size all around.
+const growShape = (index, grows) => {
+  const held = shapes.get(keyOf(boxes[index])), shape = newShape(), context = pen(shape);
+  if (!held) return say(`Box ${index + 1} is not painted; the arrows with Shift resize it.`);
+  context.drawImage(held, 0, 0);
+  context.globalCompositeOperation = grows ? 'source-over' : 'destination-in';
+  for (let turn = 0; turn < 16; turn += 1) {
+    const angle = (turn * Math.PI) / 8, far = Math.max(1, radius(shape) / 2);
+    context.drawImage(held, far * Math.cos(angle), far * Math.sin(angle));
+  }
+  const whole = pixelsOf(shape).box; // never to nothing
+  if (whole) setShape(index, shape, [...boxes[index]]);
+  render();
+  publish();
+};
+
+find('.add-point').onclick = () => {
+  const { width, height } = image, aside = 0.4 + (boxes.length % 5) * 0.05, shape = newShape();
+  addBox([0, 0, 0, 0]);
+  drag = { tool: 'point' };
+  stroke(shape, [width * aside, height * aside], [width * aside, height * aside]);
+  drag = null;
+  setShape(selected, shape, null);
+  render();
+  publish();
+  layer.children[selected].focus({ preventScroll: true });
+};
+
 frame.onpointerdown = (event) => {
   if (!image || drag || event.button > 0) return;
   const start = point(event), region = event.target.closest('.stage-region');
+  if (tool() !== 'box' && !(region && event.target !== region && event.target.classList.contains('region-tag'))) {
+    event.preventDefault();
+    frame.setPointerCapture(event.pointerId);
+    return startPainting(event, start);
+  }
   const index = region && event.target !== region ? Number(region.dataset.index) : -1;
   event.preventDefault();
   chips.querySelector('.chip-input')?.blur();
@@ -238,6 +425,7 @@ frame.onpointerdown = (event) => {
 
 frame.onpointermove = (event) => {
   if (!drag || drag.id !== event.pointerId) return;
+  if (drag.shape) return paint(event);
   const [x, y] = point(event), [x0, y0] = drag.start;
   if (drag.before && drag.side) boxes[drag.index] = resized(drag.before, drag.side, x - x0, y - y0);
   else if (drag.before) boxes[drag.index] = moved(drag.before, x - x0, y - y0);
@@ -256,6 +444,7 @@ const largeEnough = (box) => {
 
 frame.onpointerup = (event) => {
   if (!drag || drag.id !== event.pointerId) return;
+  if (drag.shape) return endPainting();
   const { index, before, start } = drag;
   drag = null;
   if (index < 0) {
@@ -267,7 +456,7 @@ frame.onpointerup = (event) => {
   if (!largeEnough(boxes[index])) {
     if (before) boxes[index] = before;
     else boxes.pop(), (selected = -1);
-  } else if (before) carryName(before, boxes[index]);
+  } else if (before) carryName(before, carryShape(before, boxes[index]));
   render();
   publish();
   if (selected >= 0) layer.children[selected].focus({ preventScroll: true });
@@ -289,13 +478,14 @@ const onBoxKey = (event, index) => {
   else if (event.key === 'Delete' || event.key === 'Backspace') {
     removeBox(index);
     frame.focus({ preventScroll: true });
-  } else if (arrows[event.key]) {
+  } else if ((event.key === '+' || event.key === '-') && props.masks && !known) growShape(index, event.key === '+');
+  else if (arrows[event.key]) {
     if (known) return say(`Box ${index + 1} is part of the conversation and stays where it is.`);
     const step = event.altKey || event.ctrlKey ? 1 : Math.max(image.width, image.height) / 100;
     const [dx, dy] = arrows[event.key].map((one) => one * step);
     const next = event.shiftKey ? resized(boxes[index], 'se', dx, dy) : moved(boxes[index], dx, dy);
     if (next[2] - next[0] >= 1 && next[3] - next[1] >= 1) {
-      carryName(boxes[index], next);
+      carryName(boxes[index], carryShape(boxes[index], next));
       boxes[index] = next;
     }
     render();
@@ -314,6 +504,7 @@ find('.add-box').onclick = () => {
   layer.children[selected].focus({ preventScroll: true });
 };
 
+element.querySelector('.stage').classList.toggle('paints', Boolean(props.masks));
 const NAMING = 'gpt4roi-naming';
 naming.closest('label').hidden = !props.naming;
 naming.checked = localStorage.getItem(NAMING) !== 'off';
@@ -390,6 +581,7 @@ const load = () => {
     drag = null;
     if (!value.names) { // not written by this side: another image, or begun anew
       names.clear();
+      shapes.clear();
       waiting.clear();
       if (boxes.length > fixed) publish(); // an example's
     }
