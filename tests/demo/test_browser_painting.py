@@ -107,12 +107,9 @@ def test_the_keyboard_places_moves_grows_and_deletes_a_painted_region(page, runn
     session = the_session(running, "What is <region1>?")
     shape = covered(session.masks[0])
     rows, columns = np.nonzero(shape)
-    assert columns.mean() == pytest.approx(0.4 * WIDTH + 16, abs=3) and rows.mean() == pytest.approx(
-        0.4 * HEIGHT, abs=3
-    )
-    assert shape.sum() == pytest.approx(
-        np.pi * (16 + 8) ** 2, rel=0.2
-    )  # a radius of 2 %, grown twice by 1, shrunk once
+    assert columns.mean() == pytest.approx(0.4 * WIDTH + 16, abs=3)
+    assert rows.mean() == pytest.approx(0.4 * HEIGHT, abs=3)
+    assert shape.sum() == pytest.approx(np.pi * (16 + 8) ** 2, rel=0.2)  # a radius of 2 %, grown by 1 % in the end
 
     page.page.focus(".add-point")
     page.page.keyboard.press("Enter")
@@ -135,6 +132,5 @@ def test_a_finger_paints_on_a_phone(open_page, running, tmp_path):  # noqa: F811
     diagonal = [mask[int(share * HEIGHT), int(share * WIDTH)] for share in (0.3, 0.45, 0.6)]
     assert all(diagonal) and not mask[int(0.3 * HEIGHT), int(0.6 * WIDTH)]
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    assert len(columns) == pytest.approx(0.3 * WIDTH + 64, abs=8) and len(rows) == pytest.approx(
-        0.3 * HEIGHT + 64, abs=8
-    )
+    assert len(columns) == pytest.approx(0.3 * WIDTH + 64, abs=8)
+    assert len(rows) == pytest.approx(0.3 * HEIGHT + 64, abs=8)
