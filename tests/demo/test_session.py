@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import region_sensitive_chat
+from tiny import region_sensitive_chat, tiny_model, tiny_processor
 
 from gpt4roi import InputError, RegionChat
 from gpt4roi.demo.export import LINE, conversation_image, pieces_of
@@ -18,6 +18,7 @@ from gpt4roi.demo.session import MAX_BOXES, Round, Session
 from gpt4roi.demo.store import SessionStore
 from gpt4roi.generation.batching import BatchingWorker
 from gpt4roi.generation.sampling import SamplingParams
+from gpt4roi.geometry.masks import to_pixels, to_raster, to_runs
 from gpt4roi.processing.uploads import scaled
 from gpt4roi.report.drawing import region_color
 
@@ -383,3 +384,30 @@ def test_a_sweeper_runs_by_itself(worker):
     assert gone.wait(600)
     ended.set()
     assert len(store) == 0
+
+
+def test_a_painted_region_keeps_its_shape_in_question_record_and_sheet():
+    model = tiny_model("pyramid", region_shape="mask")
+    worker = BatchingWorker(model, tiny_processor(model.config))
+    try:
+        session = Session(worker)
+        session.show(scaled(image()))
+        mask = np.zeros((32, 48), dtype=np.uint8)  # at half of the image's size
+        mask[5:15, 5:20] = 1
+        mask[5:10, 10:20] = 0
+        painted = {"box": [10, 10, 40, 30], "mask": to_runs(mask)}
+        answer(session, "Is <region1> left of <region2>?", [painted, BOXES[1]], sampling=SHORT)
+
+        regions = session._chat.regions
+        assert regions.boxes_px.tolist() == [[10, 10, 40, 30], BOXES[1]] and regions.masks[1] is None
+        assert np.array_equal(regions.masks[0], to_raster(mask, [5, 5, 20, 15]))
+        first, second, third = session.as_record([painted])["regions"]
+        assert first["mask"] == third["mask"] and "mask" not in second
+        assert np.array_equal(to_pixels(first["mask"], (64, 96)), mask.repeat(2, 0).repeat(2, 1))
+        photograph = np.asarray(conversation_image(session))
+        session.masks[0] = None
+        assert (photograph != np.asarray(conversation_image(session))).any(2).sum() > 400
+        with pytest.raises(InputError, match="the mask is empty"):
+            answer(session, "What is <region3>?", [{"box": [60, 50, 70, 60], "mask": to_runs(mask)}])
+    finally:
+        worker.close()

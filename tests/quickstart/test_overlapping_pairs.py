@@ -1,0 +1,61 @@
+"""Scenes of things that lie on each other: masks of what can be seen, and their figure in the benchmark."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gpt4roi.data.unified import UnifiedDataset
+from gpt4roi.evaluation.items import Source
+from gpt4roi.geometry.masks import to_box, to_pixels
+from quickstart import overlapping, shapes
+from quickstart.benchmark.items import OVERLAPPING, load_items
+from quickstart.benchmark.scores import figures
+from quickstart.make import DRAWN
+from quickstart.splits import Material, StampArguments
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp("overlapping")
+    (out / "manifest.json").write_text(json.dumps({"captions": {"unseen": []}}))
+    backgrounds = shapes.draw_backgrounds(("a",)), shapes.draw_backgrounds(("b",))
+    material = Material(shapes.draw_stamps(), *backgrounds, DRAWN)
+    arguments = StampArguments(shapes=True, size=128)
+    counts = {"train_overlapping": 2, "test_overlapping": 2}
+    overlapping.write_overlapping(out, material, arguments, counts)
+    for split in ("test", "test_unseen"):
+        (out / f"{split}.jsonl").write_text("")
+    return out
+
+
+def test_a_pair_has_boxes_that_nearly_coincide_and_masks_that_do_not_touch(data):
+    for split in ("train_overlapping", "test_overlapping"):
+        records = [json.loads(line) for line in (data / f"{split}.jsonl").read_text().splitlines()]
+        assert len(records) == 2
+        for record in records:
+            masks = [to_pixels(mask, (128, 128)) > 0 for mask in record["masks"]]
+            assert not np.sum(masks, axis=0).max() > 1  # what can be seen belongs to one thing
+            for first, share in zip((0, 2), record["iou"], strict=True):
+                boxes = [to_box(mask).tolist() for mask in masks[first : first + 2]]
+                assert overlapping.iou(*boxes) == pytest.approx(share, abs=1e-3) and share >= overlapping.SMALLEST_IOU
+            assert len({thing["caption"] for thing in record["objects"]}) == 4
+            assert Image.open(data / record["image"]).size == (128, 128)
+    sample = UnifiedDataset(data / "train_overlapping.jsonl").sample(0, np.random.default_rng(0))
+    assert len(sample.masks) == 4 and all(0 < mask.mean() < 1 for mask in sample.masks)
+
+
+def test_the_benchmark_tells_the_thing_itself_from_the_other_of_its_pair(data):
+    items = [item for item in load_items(Source(data)) if item.split == OVERLAPPING]
+    assert len(items) == 8 and all(len(item.query.masks) == 4 for item in items)
+    answered = [
+        type(item)(**{**vars(item), "answer": item.truth if number % 4 else item.given})
+        for number, item in enumerate(items)
+    ]
+    found = figures(answered, {})["overlapping"]
+    assert (found["asked"]["value"], found["given"]["value"], found["asked"]["n"]) == (0.75, 0.25, 8)
