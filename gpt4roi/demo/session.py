@@ -19,7 +19,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import BatchingWorker
 from gpt4roi.generation.explain import Explanation
 from gpt4roi.generation.sampling import SamplingParams
-from gpt4roi.geometry.masks import size_of, to_pixels, to_raster, to_runs
+from gpt4roi.geometry.masks import size_of, to_box, to_pixels, to_raster, to_runs
 from gpt4roi.processing.uploads import Upload
 from gpt4roi.processing.user_input import mentioned_regions, validate_boxes_px
 from gpt4roi.region_chat import RegionChat
@@ -284,9 +284,14 @@ class Session:
         width, height = self.size
         rasters: list[np.ndarray | None] = []
         for box, mask in zip(boxes_px, masks, strict=True):
-            own = None if mask is None else size_of(mask) or (height, width)
-            shrunk = own and [own[1] / width, own[0] / height] * 2
-            rasters.append(None if mask is None else to_raster(mask, box * shrunk))
+            if mask is None:
+                rasters.append(None)
+                continue
+            if not isinstance(mask, Mapping):
+                raise InputError(f"the mask of a drawn region is run lengths {{size, counts}}, got {mask!r:.60}")
+            to_box(mask)  # refuses damaged ones
+            rows, columns = size_of(mask) or (height, width)
+            rasters.append(to_raster(mask, box * ([columns / width, rows / height] * 2)))
         return Regions(boxes_px * self._scale, tuple(rasters) if any(one is not None for one in rasters) else ())
 
     @staticmethod
