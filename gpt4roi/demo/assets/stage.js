@@ -334,6 +334,9 @@ const stroke = (shape, from, to) => {
   context.moveTo(...onShape(shape, from));
   context.lineTo(...onShape(shape, to));
   context.stroke();
+  context.beginPath(); // a line of no length paints nothing
+  context.arc(...onShape(shape, to), radius(shape), 0, 2 * Math.PI);
+  context.fill();
 };
 
 // Begins to paint: more of the selected region where it is painted and the brush begins on it, else a new one.
@@ -398,7 +401,7 @@ find('.add-point').onclick = () => {
   setShape(selected, shape, null);
   render();
   publish();
-  layer.children[selected].focus({ preventScroll: true });
+  layer.children[selected]?.focus({ preventScroll: true });
 };
 
 frame.onpointerdown = (event) => {
