@@ -14,8 +14,8 @@ from pathlib import Path
 
 import datasets
 from lmms_eval.api.model import lmms
+from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.evaluator import simple_evaluate
-from lmms_eval.tasks import TaskManager
 
 from gpt4roi import RegionChat
 from gpt4roi.evaluation.evaluate import read_items
@@ -62,10 +62,10 @@ def scored(document: dict, results: list[str]) -> dict[str, float]:
     }
 
 
-def task_of(name: str, file: Path) -> dict:
-    """Returns a task's configuration: its documents, how each is asked, and its metrics."""
+def task_of(name: str, file: Path) -> ConfigurableTask:
+    """Returns a task: its documents, how each is asked, and its metrics."""
     metrics = ["right", "word_overlap"] if KINDS[name] == "text" else ["right"]
-    return {
+    config = {
         "task": name,
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(file)}},
@@ -78,6 +78,7 @@ def task_of(name: str, file: Path) -> dict:
         "generation_kwargs": {"max_new_tokens": 32},
         "metric_list": [{"metric": one, "aggregation": "mean", "higher_is_better": True} for one in metrics],
     }
+    return ConfigurableTask(config=config)
 
 
 def main(model: str, data: str) -> dict[str, dict]:
@@ -97,7 +98,7 @@ def main(model: str, data: str) -> dict[str, dict]:
                 file = Path(folder) / f"{name}.jsonl"
                 file.write_text("".join(json.dumps(document) + "\n" for document in found))
                 tasks.append(task_of(name, file))
-        results = simple_evaluate(RegionModel(model), tasks=tasks, task_manager=TaskManager(), bootstrap_iters=200)
+        results = simple_evaluate(RegionModel(model), tasks=tasks, bootstrap_iters=200)
     return results["results"]
 
 
