@@ -38,6 +38,7 @@ def build(channels: int, width: int, backend: str, side: int = IMAGE) -> RegionE
         roi_align_backend=backend,
         position_hidden_size=256,
         tokens_per_region=1,
+        region_shape="box",
         text_config=SimpleNamespace(hidden_size=width, initializer_range=0.02),
     )
     tower = SimpleNamespace(
