@@ -55,12 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where everything goes")
     parser.add_argument("--like", type=Path, metavar="FOLDER", help="the size of this model instead of 7B")
     parser.add_argument("--keep", action="store_true", help="keep base, target and delta, 42 GB, when they were used")
+    parser.add_argument("--device", default="cpu", help="where the result is opened and asked (default: %(default)s)")
     args = parser.parse_args(argv)
     folder: Path = args.folder
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "rehearsal.json"
     rows: dict[str, dict[str, float]] = json.loads(results.read_text()) if results.exists() else {}
-    for name, run, used in steps(folder, args.like):
+    for name, run, used in steps(folder, args.like, args.device):
         if name not in rows:
             print(f"== {name}", flush=True)
             rows[name] = measured(run)
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 Step = tuple[str, Callable[[], tuple[list[str], Path]], tuple[Path, ...]]
 
 
-def steps(folder: Path, like: Path | None) -> Iterator[Step]:
+def steps(folder: Path, like: Path | None, device: str) -> Iterator[Step]:
     """Yields name, what makes command and folder of result, and the folders that are not needed afterwards."""
     base, target, delta, result = (folder / name for name in ("llama", "target", "delta", "result"))
     make = [sys.executable, "-c", "from scripts import rehearse_real_size as r; import sys; r.make(*sys.argv[1:])"]
@@ -101,7 +102,7 @@ def steps(folder: Path, like: Path | None) -> Iterator[Step]:
     asked = [*scripts, "gpt4roi.cli", "describe", image, *boxes, "--model", str(result)]
     yield (
         "open in bfloat16 and describe two boxes (8 tokens each)",
-        lambda: ([*asked, "--device", "cpu", "--dtype", "bfloat16", "--max-new-tokens", "8"], result),
+        lambda: ([*asked, "--device", device, "--dtype", "bfloat16", "--max-new-tokens", "8"], result),
         (),
     )
 

@@ -1,6 +1,7 @@
 """The shell scripts: usage, one-line errors, and the training's own exit code."""
 
 import contextlib
+import json
 import os
 import runpy
 import shutil
@@ -133,3 +134,37 @@ def test_training_from_python_names_the_help():
     )
     assert result.returncode == 0
     assert "--align_regions" in result.stdout
+
+
+@pytest.mark.heavy
+def test_what_a_gpu_shows_runs_at_tiny_size_on_a_cpu(tmp_path):
+    checks = ["attention", "bfloat16", "roi_align", "memory", "fsdp"]
+    result = run("scripts/gpu_check.sh", tmp_path, "--dry", "--only", *checks)
+    found = json.loads((tmp_path / "gpu_check.json").read_text())["checks"]
+    assert {name: row["outcome"] for name, row in found.items()} == dict.fromkeys(checks, "passed") | {
+        "fsdp": "skipped"
+    }
+    assert result.returncode == 0
+    assert found["roi_align"]["figures"]["gradcheck"] is True
+    assert found["attention"]["figures"]["sdpa differs by"] < 1e-4
+    assert found["fsdp"]["why"].startswith("needs a GPU")
+    assert "| memory | passed |" in (tmp_path / "gpu_check.md").read_text()
+
+
+@pytest.mark.heavy
+def test_the_way_of_the_released_weights_is_rehearsed_and_resumed(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.rehearse_real_size",
+        tmp_path,
+        "--like",
+        "tests/golden/original_format_folder",
+    ]
+    first, second = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600) for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    assert "the base is the one the delta was made from" in first.stdout
+    assert "as the delta promises" in first.stdout
+    assert "== " not in second.stdout
+    assert second.stdout.count("\n| ") == 6 == first.stdout.count("\n| ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip", "image.png", "rehearsal.json", "result"]
