@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object with all numbers instead of lines")
     parser.add_argument("--draw", metavar="FILE", help="also save the image with each heatmap laid over it")
+    parser.add_argument("--report", metavar="FILE", help="also write a page (HTML) with the heatmaps and the shares")
     add_sampling_arguments(parser)
     add_model_arguments(parser)
 
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     found = chat.explain(regions, args.question, image, args.answer, methods, args.cells, args.batch_size, **settings)
     if drawn_to is not None:
         save_drawing(image, regions.boxes_px, drawn_to, heatmaps=found.heatmaps)
+    if args.report is not None:
+        _write_report(args, image, found)
     if args.json:
         output.record({"picture": args.image, "model": args.model, **found.as_record()}, indent=None)
         return 0
@@ -84,3 +87,18 @@ def run(args: argparse.Namespace) -> int:
         for number, box in enumerate(found.boxes_px, start=1):
             output.line(f"{method}\t{number}\t{heat.share_inside(box):.3f}")
     return 0
+
+
+def _write_report(args: argparse.Namespace, image: Any, found: Any) -> None:
+    from gpt4roi.report.drawing import draw_heatmaps
+    from gpt4roi.report.report import Answer, GalleryItem, Report
+
+    said = [Answer(found.question, found.answer)]
+    items, rows = [], []
+    for method, heat in found.heatmaps.items():
+        items.append(GalleryItem(draw_heatmaps(image, found.boxes_px, {method: heat}), (), method, said))
+        rows += [[method, number, round(heat.share_inside(box), 3)] for number, box in enumerate(found.boxes_px, 1)]
+    page = Report("Where an answer looked", f"{args.image}, {args.model}").gallery("Heatmaps", items)
+    if rows:
+        page.table("Part of each heatmap inside of each box", ["method", "region", "part"], rows)
+    page.write(args.report)

@@ -23,10 +23,10 @@ def explain(model_folder, image, capsys):
     return run
 
 
-def test_shares_inside_of_each_box_are_lines_and_all_numbers_are_json_and_a_drawing(explain, tmp_path):
-    drawing = tmp_path / "out.png"
+def test_shares_inside_of_each_box_are_lines_and_all_numbers_are_json_a_drawing_and_a_page(explain, tmp_path):
+    drawing, page = tmp_path / "out.png", tmp_path / "out.html"
 
-    code, lines, _ = explain("--draw", str(drawing))
+    code, lines, _ = explain("--draw", str(drawing), "--report", str(page))
     record = json.loads(explain("--json")[1])
 
     assert code == 0
@@ -40,6 +40,9 @@ def test_shares_inside_of_each_box_are_lines_and_all_numbers_are_json_and_a_draw
     assert (occlusion["x"][0], occlusion["x"][-1], occlusion["y"][-1]) == (0, 96, 64)
     assert len(occlusion["token_values"]) == len(record["tokens"])
     assert Image.open(drawing).size == (3 * 96, 64)
+    written = page.read_text(encoding="utf-8")
+    assert written.count('class="item"') == 3 and "a cat" in written
+    assert all(f"{float(share):g}" in written for _, _, share in shares)
 
 
 def test_a_method_that_there_is_not_is_named(explain):
