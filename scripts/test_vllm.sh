@@ -18,7 +18,7 @@ if [[ ! -x $venv/bin/pytest ]]; then
         mkdir -p "$site/vllm-0.32.0+cpu.dist-info"
         printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$site/vllm-0.32.0+cpu.dist-info/METADATA"
     fi
-    "${pip[@]}" -e ".[serve]" pytest
+    "${pip[@]}" -e ".[serve]" pytest "ray[data]"
 fi
 export VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1
 exec "$venv/bin/python" -m pytest -q tests/serving_vllm "$@"
