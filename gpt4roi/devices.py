@@ -99,7 +99,7 @@ def compile_model(model: Any) -> None:
     """
     if model.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         raise InputError("compiling for the CPU needs a C++ compiler such as g++; install one, or leave it out")
-    model.language_model.compile(dynamic=True)
+    (model.get_decoder() if hasattr(model, "region_config") else model.language_model).compile(dynamic=True)
 
 
 def move_for_inference(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -109,7 +109,9 @@ def move_for_inference(model: Any, device: torch.device, dtype: torch.dtype) -> 
     are quicker and exact in float32.
     """
     if device.type == "cpu":
-        model.float().language_model.to(dtype)
+        whole = hasattr(model, "region_config")  # a base of another kind computes in one dtype
+        (model if whole else model.float().language_model).to(dtype)
+        model.region_encoder.float()
         return model
     return model.to(device, dtype)
 

@@ -138,7 +138,7 @@ def plan_apply(
     tensors = _plan_sums(pairs, output_format, record)
     sources = {"base": base_weights, "delta": delta_weights}
     found = identify(delta_weights.path)
-    config = found.config if found.kind == DELTA else found.require_model().config
+    config = found.config if found.kind == DELTA else found.require_own_model().config
     if output_format == ORIGINAL:
         refuse_tower(vision_tower)
         files = original_files(config, delta_weights, "F16")

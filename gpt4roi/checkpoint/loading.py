@@ -32,12 +32,14 @@ from gpt4roi.devices import (
 from gpt4roi.errors import InputError
 from gpt4roi.io.hub import local_folder
 from gpt4roi.io.json_files import read_json_object
-from gpt4roi.io.model_folders import ADAPTER, OUR_MODEL_TYPE, identify, is_original
+from gpt4roi.io.model_folders import ADAPTER, OUR_MODEL_TYPE, REGIONS_ON_BASE, identify, is_original
 from gpt4roi.models import GPT4RoIForConditionalGeneration
 from gpt4roi.models.original_format import TOKEN_OF_ID
 from gpt4roi.models.pretrained import UNQUANTIZED, find_tower
+from gpt4roi.models.vlm_base import open_regions_vlm
 from gpt4roi.processing.processor import SAVED_SETTINGS, GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
+from gpt4roi.processing.vlm_processor import RegionProcessor
 
 _REASON_LENGTH = 200
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.*", "*.model", "*.tiktoken")
@@ -56,6 +58,8 @@ def load_model(path: str | Path, **kwargs: Any) -> GPT4RoIForConditionalGenerati
         InputError: The folder cannot be used.
     """
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    if identify(local_folder(path, weights=False)).kind == REGIONS_ON_BASE:
+        return open_regions_vlm(local_folder(path), **kwargs)
     return GPT4RoIForConditionalGeneration.from_pretrained(path, **kwargs)
 
 
@@ -131,7 +135,7 @@ def _open_quantized(
             f"{path} stores quantized weights ({stored}), which cannot be opened here: {load_failure(path, error)}; "
             "take the unquantized weights"
         ) from None
-    for name in UNQUANTIZED:
+    for name in UNQUANTIZED if isinstance(model, GPT4RoIForConditionalGeneration) else UNQUANTIZED[-1:]:
         getattr(model, name).to(torch.float32 if device.type == "cpu" else dtype)
     return model
 
@@ -152,6 +156,8 @@ def load_processor(path: str | Path, vision_tower: str | Path | None = None, **a
         of_base = load_processor(found.base_folder(), vision_tower, **access)
         return with_settings(of_base, **saved_settings(found.path))
     folder, values = found.path, found.require_model().config
+    if found.kind == REGIONS_ON_BASE:
+        return RegionProcessor.from_pretrained(folder)
     load = _original_processor if is_original(values) else _our_processor
     processor = load(folder, values, vision_tower)
     ids = {"image_token_id": processor.image_patch_token_id, "region_token_id": processor.region_token_id}
@@ -180,8 +186,7 @@ def _our_processor(folder: Path, values: dict[str, Any], tower: str | Path | Non
 
 def with_settings(processor: GPT4RoIProcessor, **changes: Any) -> GPT4RoIProcessor:
     """Returns a copy of a processor with some of its settings changed."""
-    saved = {name: getattr(processor, name) for name in SAVED_SETTINGS}
-    return GPT4RoIProcessor(processor.tokenizer, **saved | changes)
+    return processor.with_settings(**changes)
 
 
 def warn_of_prompts(language_model: str | Path, tokenizer: Tokenizer, prompt_format: str) -> None:

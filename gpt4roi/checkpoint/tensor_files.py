@@ -177,7 +177,7 @@ def open_weights(path: str | Path, role: str = "model") -> WeightFolder:
         raise InputError(_no_folder(folder, role))
     found = identify(folder).require_unquantized(f"used as the {role} here")
     if found.kind in (ADAPTER, UNFINISHED):
-        found.require_model()
+        found.require_own_model()
     files, weight_map = find_weight_files(folder, role)
     by_file = {file.name: list_tensors(file) for file in files}
     absent = [f"{tensor} in {name}" for tensor, name in weight_map.items() if tensor not in by_file[name]]

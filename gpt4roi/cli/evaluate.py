@@ -178,7 +178,7 @@ def open_predictor(args: argparse.Namespace, context: Any) -> tuple[Any, dict[st
     args.device = context.device(args.device)
     chat = open_chat(args)
     length = args.max_new_tokens or open_benchmark(args.benchmark).max_new_tokens
-    dtype = str(next(chat.model.language_model.parameters()).dtype)
+    dtype = str(chat.model.get_input_embeddings().weight.dtype)
     predictor = ModelPredictor(chat.model, chat.processor, args.batch_size, length)
     settings = {"dtype": dtype, "device": chat.model.device.type, "max_new_tokens": length}
     return predictor, settings if args.quantize is None else {**settings, "quantize": args.quantize}

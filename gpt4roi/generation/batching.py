@@ -103,7 +103,7 @@ class Answer:
 class _Sequence:
     """A question and its answer on their way: waiting until `cache` is there, then in the batch.
 
-    pending: embeddings float[T, D] of what the language model reads next.
+    pending: rows float[T, R] of what the language model reads next, as of Prompt.embed; last: the one it read last.
     """
 
     make_prompt: Callable[[], Prompt]
@@ -117,6 +117,7 @@ class _Sequence:
     limit: int = 0
     cache: Any = None
     pending: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    last: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __post_init__(self) -> None:
         self.sampler = self.params.sampler() if self.params.temperature else None
@@ -165,8 +166,8 @@ class BatchingWorker:
         packed = None if deterministic else packed_decoder(model)
         if packed is None and not deterministic:
             logger.warning("this language model cannot be batched across questions; they are decoded one by one")
-        self._decoder: PackedDecoder | SingleDecoder = packed or SingleDecoder(model.language_model)
-        self._cache = PrefixCache(model.config.region_token_id)
+        self._decoder: PackedDecoder | SingleDecoder = packed or SingleDecoder(model)
+        self._cache = PrefixCache(model.region_token_id)
         self.counts = dict.fromkeys(("answers", "cancelled", "prompt_tokens", "cached_tokens", "generated_tokens"), 0)
         self._changed = threading.Condition()
         self._waiting: list[_Sequence] = []
@@ -376,8 +377,8 @@ class BatchingWorker:
         now = [(one, one.pending) for one in self._running if one.priority == first]
         parts = _take(now, STEP_TOKENS if chunked else None)
         logits = self._decoder.logits([(one.cache, part) for one, part, _ in parts])
-        for one, _, rest in parts:
-            one.pending = rest
+        for one, part, rest in parts:
+            one.pending, one.last = rest, part[-1]
         ready = [row for row, (_, _, rest) in enumerate(parts) if not len(rest)]
         if ready:
             self._choose([parts[row][0] for row in ready], logits[ready])
@@ -390,9 +391,9 @@ class BatchingWorker:
                 tokens[row] = one.sampler(logits[row : row + 1], [one.number])[0]
             if one.num_top is not None:
                 _note_log_probs(one.answer, logits[row], int(tokens[row]), one.num_top)
-        embedded = self.model.get_input_embeddings()(tokens)
-        for row, (one, token) in enumerate(zip(sequences, tokens.tolist(), strict=True)):
-            one.pending = embedded[row : row + 1]
+        following = self.model.next_rows(tokens, torch.stack([one.last for one in sequences]))
+        for one, token, rows in zip(sequences, tokens.tolist(), following, strict=True):
+            one.pending = rows
             one.answer.tokens.append(token)
             self.counts["generated_tokens"] += 1
             reason: FinishReason | None = "length" if len(one.answer.tokens) >= one.limit else None

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from gpt4roi.models.compat import execution_device_and_dtype
-from gpt4roi.models.placeholders import scatter
 from gpt4roi.structures import RegionSample
 
 IMAGE_BATCH_SIZE = 8
@@ -31,45 +30,38 @@ class Prompt:
     Attributes:
         input_ids: int64[T], on the CPU.
         image: Number of its image; prompts of one image share their prefix.
-        image_features: float[P, D], or None without an image.
+        image_features: float[P, D], or what a vision-language model made of the image; None without an image.
         region_features: float[M * k, D], row j for the j-th `<bbox>`; a region has k of them.
         dropped_rounds: Rounds of the conversation that were left out because it is too long.
     """
 
     input_ids: torch.Tensor
     image: int = 0
-    image_features: torch.Tensor | None = None
+    image_features: Any = None
     region_features: torch.Tensor | None = None
     dropped_rounds: int = 0
 
     def embed(self, model: Any) -> torch.Tensor:
-        """Returns float[T, D]: the token embeddings, with those of image and regions scattered among them."""
-        ids = self.input_ids.to(model.device)
-        embeddings = model.get_input_embeddings()(ids)
-        for token, features in (
-            (model.config.image_token_id, self.image_features),
-            (model.config.region_token_id, self.region_features),
-        ):
-            mask = ids == token
-            expected, given = int(mask.sum()), 0 if features is None else len(features)
-            if expected != given:
-                raise ValueError(f"the prompt has {expected} tokens {token} but {given} embeddings for them")
-            if features is not None and expected:
-                embeddings = scatter(embeddings[None], mask[None], features)[0]
-        return embeddings
+        """Returns float[T, R], what the language model reads of each token, with image and regions in their places."""
+        return model.prompt_rows(self.input_ids, self.image_features, self.region_features)
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """Pixel values float32[3, S, S] of an image of any size, and that size, (height, width)."""
+    """The processor's tensors of an image of any size (pixel_values), and that size, (height, width)."""
 
-    pixel_values: torch.Tensor
+    inputs: Mapping[str, torch.Tensor]
     size: tuple[int, int]
+
+    @property
+    def pixel_values(self) -> torch.Tensor:
+        """The pixels, as the model sees them."""
+        return self.inputs["pixel_values"]
 
 
 def prepare_image(processor: Any, image: Image.Image) -> PreparedImage:
     """Prepares an opened image, RGB, for encode_images; the image may then be closed."""
-    return PreparedImage(processor.to_pixel_values(image, "dialogue"), (image.height, image.width))
+    return PreparedImage(processor.image_inputs(image), (image.height, image.width))
 
 
 @torch.inference_mode()
@@ -79,12 +71,9 @@ def encode_images(
     """Runs the vision tower over batches of images, taken as needed, and yields each image encoded."""
     remaining = iter(images)
     while batch := list(islice(remaining, batch_size)):
-        image_tokens, feature_maps = model.encode_image(
-            torch.stack([image.pixel_values for image in batch]).to(model.device)
-        )
-        features = model.mm_projector(image_tokens.to(*execution_device_and_dtype(model.mm_projector)))
-        for row, image in enumerate(batch):
-            yield EncodedImage(model, features[row], [level[row : row + 1] for level in feature_maps], image.size)
+        encoded = model.encode_prepared([image.inputs for image in batch])
+        for image, (features, maps) in zip(batch, encoded, strict=True):
+            yield EncodedImage(model, features, maps, image.size)
 
 
 class EncodedImage:
@@ -93,14 +82,12 @@ class EncodedImage:
     The pyramid is computed with the first box and replaces the tower's feature maps. The embeddings are an LRU cache.
     """
 
-    def __init__(
-        self, model: Any, image_features: torch.Tensor, feature_maps: list[torch.Tensor], size: tuple[int, int]
-    ) -> None:
+    def __init__(self, model: Any, image_features: Any, feature_maps: list[Any], size: tuple[int, int]) -> None:
         self.model = model
         self.image_features = image_features
         self.size = size
         self._feature_maps = feature_maps
-        self._pyramid: list[torch.Tensor] | None = None
+        self._pyramid: list[Any] | None = None
         self._regions: dict[tuple[float | bytes, ...], torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -111,7 +98,7 @@ class EncodedImage:
         """
         rows: list[tuple[float | bytes, ...]] = [tuple(row) for row in boxes.tolist()]
         if not rows:
-            return self.image_features.new_zeros(0, self.image_features.shape[-1])
+            return torch.zeros(0, self.model.region_encoder.width)
         if masks is not None:
             rows = [(*row, mask.numpy().tobytes()) for row, mask in zip(rows, masks, strict=True)]
         cached = self._regions
@@ -120,7 +107,7 @@ class EncodedImage:
         new = [row for row in dict.fromkeys(rows) if row not in cached]
         for start in range(0, len(new), REGION_BATCH_SIZE):
             batch = new[start : start + REGION_BATCH_SIZE]
-            numbers, device = [first[row] for row in batch], self.image_features.device
+            numbers, device = [first[row] for row in batch], execution_device_and_dtype(self.model.region_encoder)[0]
             of_masks = None if masks is None else [masks[numbers].to(device)]
             features = self.model.region_encoder.embed_boxes(
                 self._fused(), [boxes[numbers].to(device, torch.float32)], of_masks
@@ -133,10 +120,9 @@ class EncodedImage:
         self._regions = dict(latest[-REGION_CACHE_SIZE:])
         return torch.cat([used[row] for row in rows])
 
-    def _fused(self) -> list[torch.Tensor]:
+    def _fused(self) -> list[Any]:
         if self._pyramid is None:
-            device, _ = execution_device_and_dtype(self.model.region_encoder)
-            self._pyramid = self.model.region_encoder.pyramid([level.to(device) for level in self._feature_maps])
+            self._pyramid = self.model.region_encoder.pyramid(self._feature_maps)
             self._feature_maps = []
         return self._pyramid
 

@@ -17,7 +17,6 @@ from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import Prompt
 from gpt4roi.generation.prompt_cache import PromptCache, copy_cache
 from gpt4roi.generation.sampling import Sampler, SamplingParams
-from gpt4roi.models.compat import CACHE
 from gpt4roi.processing.dialogue import common_prefix_length
 
 StoppingCriterion = Callable[[list[int]], bool]
@@ -104,7 +103,7 @@ def max_answer_tokens(model: Any, prompt_tokens: int, max_new_tokens: int) -> in
     Raises:
         InputError: The prompt leaves no position.
     """
-    positions = getattr(model.language_model.config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return max_new_tokens
     if prompt_tokens >= positions:
@@ -120,11 +119,11 @@ def shared_prefix_length(model: Any, prompts: Sequence[Prompt]) -> int:
 
     0 where no two prompts are about the same image: then there is nothing to save.
     """
-    if len({prompt.image for prompt in prompts}) == len(prompts):
+    if not model.shares_prefix or len({prompt.image for prompt in prompts}) == len(prompts):
         return 0
     rows = [prompt.input_ids.numpy() for prompt in prompts]
     length = min(common_prefix_length(rows), min(map(len, rows)) - 1)
-    regions = (rows[0][:length] == model.config.region_token_id).nonzero()[0]
+    regions = (rows[0][:length] == model.region_token_id).nonzero()[0]
     return int(regions[0]) if len(regions) else length
 
 
@@ -153,10 +152,10 @@ def _prefill_shared_prefixes(
 ) -> tuple[DynamicCache, dict[int, int]]:
     """Prefills the shared prefix once for each image; returns the cache and the row of each image in it."""
     first_of = {prompts[index].image: index for index in reversed(members)}
-    cache = DynamicCache(config=model.language_model.config)
+    cache = DynamicCache(config=model.config.get_text_config())
     if shared:
         prefixes = torch.stack([prompts[index].embed(model)[:shared] for index in first_of.values()])
-        model.language_model(inputs_embeds=prefixes, use_cache=True, logits_to_keep=1, **{CACHE: cache})
+        model.decode(prefixes, cache)
     return cache, {image: row for row, image in enumerate(first_of)}
 
 
@@ -180,14 +179,12 @@ def _decode(
 
     Complete rows leave the batch.
 
-    embeddings: float[R, T, D], what follows the cache's content; numbers: of the R prompts.
+    embeddings: float[N, T, R], the rows of what follows the cache's content; numbers: of the N prompts.
     """
     answers: list[list[int]] = [[] for _ in embeddings]
     rows = list(range(len(embeddings)))
-    embed = model.get_input_embeddings()
     for _ in range(max_new_tokens):
-        output = model.language_model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1, **{CACHE: cache})
-        logits = output.logits[:, -1]
+        logits = model.decode(embeddings, cache)[:, -1]
         tokens = sampler(logits, [numbers[row] for row in rows])
         log_probs = logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
         step = list(zip(rows, tokens.tolist(), log_probs.tolist(), strict=True))
@@ -201,4 +198,5 @@ def _decode(
             selected = torch.tensor(active, device=tokens.device)
             cache.batch_select_indices(selected)
             tokens, rows = tokens[selected], [rows[position] for position in active]
-        embeddings = embed(tokens)[:, None]
+            embeddings = embeddings[selected]
+        embeddings = model.next_rows(tokens, embeddings[:, -1])

@@ -123,6 +123,8 @@ def check_methods(model: Any, methods: Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         InputError: One is unknown, or there are no attention weights.
     """
+    if not model.packs_sequences:
+        raise InputError("explain reads GPT4RoI's own models; of a vision-language model with regions it cannot tell")
     has_weights = model.language_model.config._attn_implementation == "eager"
     if methods is None:
         return METHODS if has_weights else METHODS[:-1]
@@ -193,7 +195,7 @@ def explain(
 @torch.inference_mode()
 def _log_probabilities(model: Any, asked: _Asked, images: Sequence[torch.Tensor]) -> np.ndarray:
     """Returns the log-probability of each of the answer's tokens, float64[N, T], with other pixel values each."""
-    prepared = [PreparedImage(values, asked.image.size) for values in images]
+    prepared = [PreparedImage({"pixel_values": values}, asked.image.size) for values in images]
     encoded = encode_images(model, prepared, batch_size=len(prepared))
     embedded = torch.stack([one.prompt(asked.encoded).embed(model) for one in encoded])
     return _of_targets(model, asked, embedded).double().cpu().numpy()

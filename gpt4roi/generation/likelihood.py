@@ -19,7 +19,6 @@ from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import EncodedImage, Prompt
 from gpt4roi.generation.engine import expand_cache
-from gpt4roi.models.compat import CACHE
 from gpt4roi.processing.dialogue import common_prefix_length
 from gpt4roi.structures import Regions, RegionSample, Turn
 
@@ -109,15 +108,15 @@ def _of_batch(model: Any, questions: Sequence[Sequence[AnsweredPrompt]], shared:
     answers = [one for question in questions for one in question]
     embedded = [one.prompt.embed(model) for one in answers]
     firsts = [sum(map(len, questions[:row])) for row in range(len(questions))]
-    cache = DynamicCache(config=model.language_model.config)
+    cache = DynamicCache(config=model.config.get_text_config())
     prefixes = torch.stack([embedded[first][:shared] for first in firsts])
-    prefilled = model.language_model(inputs_embeds=prefixes, use_cache=True, logits_to_keep=1, **{CACHE: cache})
+    prefilled = model.decode(prefixes, cache)
     of_question = [row for row, question in enumerate(questions) for _ in question]
     branch = expand_cache(model, cache, of_question)
     # What is longer than its neighbours decides nothing about them: padding stands behind and is not counted.
     suffixes = torch.nn.utils.rnn.pad_sequence([rows[shared:] for rows in embedded], batch_first=True)
-    output = model.language_model(inputs_embeds=suffixes, use_cache=True, **{CACHE: branch})
-    logits = torch.cat([prefilled.logits[of_question], output.logits[:, :-1]], dim=1).float().log_softmax(dim=-1)
+    following = model.decode(suffixes, branch, logits_to_keep=0)
+    logits = torch.cat([prefilled[of_question], following[:, :-1]], dim=1).float().log_softmax(dim=-1)
     totals = []
     for row, one in zip(logits, answers, strict=True):
         tokens = one.prompt.input_ids[shared:].to(row.device)

@@ -18,8 +18,6 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from gpt4roi.models.compat import CACHE
-
 ATTENTION = "gpt4roi_packed"
 PROBE_TOKENS = (5, 3)
 """Lengths of the two random sequences on which packed decoding is compared with the plain one before it is used."""
@@ -135,20 +133,16 @@ def _causal_mask(past: int, length: int, device: torch.device) -> torch.Tensor |
 class SingleDecoder:
     """Does the same one sequence after the other, as RegionChat computes it bit for bit, for every language model."""
 
-    def __init__(self, language_model: Any) -> None:
-        self.model = language_model
+    def __init__(self, model: Any) -> None:
+        self.model = model
 
     def new(self, capacity: int) -> DynamicCache:
         """Returns the cache of a new sequence."""
-        return DynamicCache(config=self.model.config)
+        return DynamicCache(config=self.model.config.get_text_config())
 
     def logits(self, batch: Sequence[tuple[Any, torch.Tensor]]) -> torch.Tensor:
         """Returns float[B, V], as of PackedDecoder."""
-        rows = [
-            self.model(inputs_embeds=embeddings[None], use_cache=True, logits_to_keep=1, **{CACHE: cache}).logits[0, -1]
-            for cache, embeddings in batch
-        ]
-        return torch.stack(rows)
+        return torch.stack([self.model.decode(embeddings[None], cache)[0, -1] for cache, embeddings in batch])
 
 
 @torch.inference_mode()
@@ -158,6 +152,8 @@ def packed_decoder(model: Any) -> PackedDecoder | None:
     Such are those with sliding windows or states, with offloaded weights, and those with an attention of their own: two
     short sequences are decoded both ways, and the logits must agree.
     """
+    if not model.packs_sequences:
+        return None
     language_model = model.language_model
     layers = DynamicCache(config=language_model.config).layers
     hooked = any(hasattr(part, "_hf_hook") for part in language_model.modules())
@@ -165,7 +161,7 @@ def packed_decoder(model: Any) -> PackedDecoder | None:
         return None
     embed = model.get_input_embeddings()
     first, second = (embed(torch.arange(length, device=model.device)) for length in PROBE_TOKENS)
-    single = SingleDecoder(language_model)
+    single = SingleDecoder(model)
     try:
         decoder = PackedDecoder(language_model)
         cache = decoder.new(sum(PROBE_TOKENS))

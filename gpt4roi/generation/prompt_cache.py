@@ -24,8 +24,9 @@ class PromptCache:
     """
 
     def __init__(self, model: Any) -> None:
-        self._region_token_id: int = model.config.region_token_id
-        self._config = model.language_model.config
+        self._region_token_id: int = model.region_token_id
+        self._shares: bool = model.shares_prefix
+        self._config = model.config.get_text_config()
         self._ids: list[int] = []
         self._prompt: Prompt | None = None
         self.cache = DynamicCache(config=self._config)
@@ -61,7 +62,7 @@ class PromptCache:
         self._ids.append(token)
 
     def _common_length(self, prompt: Prompt) -> int:
-        if self._prompt is None:
+        if self._prompt is None or not self._shares:
             return 0
         before = replace(self._prompt, input_ids=torch.tensor(self._ids))
         return min(common_prompt_length(before, prompt, self._region_token_id), len(self), len(prompt.input_ids) - 1)

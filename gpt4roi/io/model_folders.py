@@ -23,13 +23,14 @@ _LFS_START = b"version https://git-lfs"
 _LFS_BYTES = 1024
 
 OURS, ORIGINAL, ADAPTER, DELTA = "ours", "original", "adapter", "delta"
+REGIONS_ON_BASE = "vision-language model with regions"
 LLAVA, VISION_LANGUAGE, LANGUAGE_MODEL = "llava", "vision-language model", "language model"
 UNFINISHED, NOTHING = "unfinished", "nothing"
 
-_FROM_PARTS = (
-    "to train one, name a language model as --model_name_or_path and a tower as --vision_tower of gpt4roi train "
-    "--stage 1"
-)
+REGION_FOLDER = "region_encoder"
+"""Inside the folder of a pretrained vision-language model: what is added to it for regions."""
+
+_FROM_BASE = "to train regions on it: gpt4roi train --stage 1 --model_name_or_path {folder}"
 SENTENCES = {
     ADAPTER: (
         "{folder} holds an adapter, not a model; join it with its base: gpt4roi merge-adapter BASE {folder} OUT, "
@@ -41,11 +42,15 @@ SENTENCES = {
     ),
     LLAVA: (
         "{folder} is transformers' LLaVA (model_type {type!r} without mm_vision_tower), which has no region encoder; "
-        f"expected a GPT4RoI model; {_FROM_PARTS}"
+        f"expected a GPT4RoI model; {_FROM_BASE}"
     ),
     VISION_LANGUAGE: (
         "{folder}: model_type is {type!r}, another model of images and text; expected 'gpt4roi' or the original's "
-        f"'llava'; {_FROM_PARTS}"
+        f"'llava'; {_FROM_BASE}"
+    ),
+    REGIONS_ON_BASE: (
+        "{folder} is a pretrained vision-language model ({type!r}) with regions, in its base's own format; this "
+        "command is for GPT4RoI's own models; to give the regions away, copy its folder region_encoder"
     ),
     LANGUAGE_MODEL: (
         "{folder}: model_type is {type!r}, expected 'gpt4roi' or the original's 'llava'; to start a training from a "
@@ -79,8 +84,8 @@ class ModelFolder:
 
     @property
     def is_model(self) -> bool:
-        """Whether it is a GPT4RoI model, in our format or the original's."""
-        return self.kind in (OURS, ORIGINAL)
+        """Whether it is a model of regions: in our format, the original's, or a base's with a region encoder."""
+        return self.kind in (OURS, ORIGINAL, REGIONS_ON_BASE)
 
     @property
     def quantization(self) -> str | None:
@@ -116,8 +121,12 @@ class ModelFolder:
         )
 
     def require_model(self) -> ModelFolder:
-        """Returns itself; raises InputError with the sentence of its kind where it is no GPT4RoI model."""
-        if not self.is_model:
+        """Returns itself; raises InputError with the sentence of its kind where it is no model of regions."""
+        return self if self.is_model else self.require_own_model()
+
+    def require_own_model(self) -> ModelFolder:
+        """Returns itself; raises InputError where it is no GPT4RoI model in our format or the original's."""
+        if self.kind not in (OURS, ORIGINAL):
             kind, base = self.config.get("model_type"), self.base
             raise InputError(SENTENCES[self.kind].format(folder=self.path, type=kind, base=base, done=DONE))
         return self
@@ -171,6 +180,8 @@ def _kind(folder: Path, config: dict[str, Any]) -> str:
     kind = config.get("model_type")
     if kind == OUR_MODEL_TYPE or is_original(config):
         return ORIGINAL if kind == ORIGINAL_MODEL_TYPE else OURS
+    if (folder / REGION_FOLDER / "config.json").is_file():
+        return REGIONS_ON_BASE
     if kind == ORIGINAL_MODEL_TYPE:
         return LLAVA
     return VISION_LANGUAGE if "vision_config" in config else LANGUAGE_MODEL
@@ -182,7 +193,7 @@ def is_original(config: dict[str, Any]) -> bool:
 
 
 def is_gpt4roi_folder(folder: str | Path) -> bool:
-    """Tells whether a folder holds a GPT4RoI model, in our format or the original's."""
+    """Tells whether a folder holds a model of regions, as ModelFolder.is_model says."""
     return Path(folder).is_dir() and identify(folder).is_model
 
 

@@ -9,6 +9,7 @@ logits = language_model(inputs_embeds)                                          
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -84,6 +85,8 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
     """
 
     config: GPT4RoIConfig
+    shares_prefix = packs_sequences = True
+    """Whether prompts that begin alike may share keys and values, and sequences one row of the decoder."""
     uniform_forward = False
     """Whether batches without image or box go through the same modules as others; see RegionEncoderBase."""
 
@@ -193,6 +196,60 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Returns the embeddings of regions, float[M * k, D]; arguments as of forward."""
         return self.region_encoder(self.encode_image(pixel_values)[1], boxes, masks)
+
+    @property
+    def region_token_id(self) -> int:
+        """Id of `<bbox>`."""
+        return self.config.region_token_id
+
+    def encode_prepared(
+        self, inputs: Sequence[Mapping[str, torch.Tensor]]
+    ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+        """Yields of each image its projected tokens float[P, D] and its feature maps, float[1, C_l, H_l, W_l] each.
+
+        inputs: The processor's image_inputs of each.
+        """
+        tokens, maps = self.encode_image(torch.stack([one["pixel_values"] for one in inputs]))
+        features = self.project_image_tokens(tokens)
+        device, _ = execution_device_and_dtype(self.region_encoder)
+        for row in range(len(inputs)):
+            yield features[row], [level[row : row + 1].to(device) for level in maps]
+
+    def prompt_rows(
+        self, input_ids: torch.Tensor, image_features: torch.Tensor | None, region_features: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns what the language model reads of each token of a prompt: its embedding, float[T, D].
+
+        Args:
+            input_ids: int64[T].
+            image_features: float[P, D].
+            region_features: float[M * k, D].
+        """
+        ids = input_ids.to(self.device)
+        embeddings = self.get_input_embeddings()(ids)
+        for token, features in (
+            (self.config.image_token_id, image_features),
+            (self.config.region_token_id, region_features),
+        ):
+            mask = ids == token
+            expected, given = int(mask.sum()), 0 if features is None else len(features)
+            if expected != given:
+                raise ValueError(f"the prompt has {expected} tokens {token} but {given} embeddings for them")
+            if features is not None and expected:
+                embeddings = scatter(embeddings[None], mask[None], features)[0]
+        return embeddings
+
+    def next_rows(self, tokens: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """Returns the rows float[N, 1, D] of tokens int64[N] that follow others, whose rows are float[N, D]."""
+        return self.get_input_embeddings()(tokens)[:, None]
+
+    def decode(self, rows: torch.Tensor, cache: Cache, logits_to_keep: int | torch.Tensor = 1) -> torch.Tensor:
+        """Returns the logits float[B, T', V] of tokens that follow what a cache holds, which grows by them.
+
+        rows: float[B, T, D], as of prompt_rows; logits_to_keep: as of transformers' language models.
+        """
+        options: dict[str, Any] = {CACHE: cache, "logits_to_keep": logits_to_keep}
+        return self.language_model(inputs_embeds=rows, use_cache=True, **options).logits
 
     def calibrate(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor] | None = None) -> None:
         """Lets the light encoder and projector measure the tower's channels, before any training.

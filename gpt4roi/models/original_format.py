@@ -98,7 +98,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
     A delta in the original's format, as the released one, has a model's files; its weights tell it.
     """
-    found = identify(folder).require_model()
+    found = identify(folder).require_own_model()
     if found.kind == ORIGINAL and is_without_base(folder):
         replace(found, kind=DELTA).require_model()
     return found.config

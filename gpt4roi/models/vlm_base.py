@@ -10,12 +10,11 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -27,112 +26,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import read_json_object
+from gpt4roi.io.model_folders import REGION_FOLDER
+from gpt4roi.models.compat import CACHE, cached_length, execution_device_and_dtype
+from gpt4roi.models.frozen_prefix import ATTENTION_TYPES
 from gpt4roi.models.light_encoder import LightRegionEncoder, Standardise
 from gpt4roi.models.loss import cross_entropy, next_tokens
 from gpt4roi.models.placeholders import scatter, validate_unit_scale
-from gpt4roi.models.vlm_families import (
-    TOWERS,
-    WHOLE,
-    View,
-    blocks_of,
-    choose_views,
-    default_levels,
-    join_tiles,
-    require_known_family,
-    with_frames,
-)
-
-REGION_FOLDER = "region_encoder"
-"""Folder inside the base's, which holds the region encoder: loaders of the base do not look there."""
+from gpt4roi.models.view_encoder import Frames, RegionConfig, ViewRegionEncoder
+from gpt4roi.models.vlm_families import TOWERS, View, blocks_of, default_levels, require_known_family, with_frames
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
-@dataclass(frozen=True)
-class RegionConfig:
-    """What is added to a base.
-
-    Attributes:
-        region_token_id: Id of `<bbox>`.
-        levels: Which blocks of the vision tower give feature maps.
-        channels: Of these maps.
-        hidden_size: D, the width of the base's decoder.
-        tokens_per_region: k, the consecutive `<bbox>` tokens that one region takes.
-        roi_output_size, roi_sampling_ratio, roi_align_backend, pool_channels, pool_hidden_size: As of GPT4RoIConfig.
-    """
-
-    region_token_id: int
-    levels: tuple[int, ...]
-    channels: int
-    hidden_size: int
-    tokens_per_region: int = 1
-    roi_output_size: int = 4
-    roi_sampling_ratio: int = 2
-    roi_align_backend: str = "torchvision"
-    pool_channels: int = 128
-    pool_hidden_size: int = 512
-
-
-Frames = Sequence[torch.Tensor]
-"""Of each image, float[V_i, 4]: where its views lie in it, xyxy in sides of the image."""
-
-
-class ViewRegionEncoder(LightRegionEncoder):
-    """The light region encoder on the views of each image, of any number and size."""
-
-    def __init__(self, config: RegionConfig) -> None:
-        count = len(config.levels)
-        tower: Any = SimpleNamespace(image_size=1, level_strides=[1] * count, level_channels=[config.channels] * count)
-        own: Any = SimpleNamespace(
-            **asdict(config),
-            text_config=SimpleNamespace(hidden_size=config.hidden_size),
-            class_names=None,
-            region_shape="box",
-        )
-        super().__init__(own, tower)
-
-    def pyramid(self, feature_maps: Any) -> Any:
-        """Returns the standardised views of each image, tiles joined; list of K lists of View."""
-        return [
-            [View(self._standardised(view.levels), view.cells, view.frame) for view in join_tiles(views)]
-            for views in feature_maps
-        ]
-
-    def _standardised(self, levels: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [level[0] for level in super().pyramid([level[None] for level in levels])]
-
-    def embed_boxes(
-        self, pyramid: Any, boxes: list[torch.Tensor], masks: list[torch.Tensor] | None = None
-    ) -> torch.Tensor:
-        """Returns float[M * k, D] of boxes, list of K float[N_i, 4], xyxy in [0, 1] of the image; without masks."""
-        pooled = [self._pool_image(views, rows) for views, rows in zip(pyramid, boxes, strict=True) if len(rows)]
-        return self.embed(torch.cat(pooled)) + self.position(boxes)
-
-    def _pool_image(self, views: list[View], boxes: torch.Tensor) -> torch.Tensor:
-        """Pools each box of an image from the view that shows most of it; float[N, sum of C_l, s, s]."""
-        boxes = boxes.to(views[0].levels[0].device).float()
-        chosen, cells = choose_views(boxes, views)
-        rows = [(chosen == number).nonzero().flatten() for number in range(len(views))]
-        pooled = [
-            self._pool_levels([level[None] for level in view.levels], [cells[row]])
-            for view, row in zip(views, rows, strict=True)
-            if len(row)
-        ]
-        return torch.cat(pooled)[torch.argsort(torch.cat(rows))]
-
-    def empty_output(self) -> torch.Tensor:
-        """Returns a float[0, D] that depends on all parameters with gradient zero."""
-        if not self.uniform_forward:
-            return super().empty_output()
-        weight = self.reduce.weight
-        levels = [weight.new_zeros(channels, 1, 1) for channels, _ in self.level_shapes]
-        box = weight.new_tensor([WHOLE]).float()
-        return self([[View(levels, (1.0, 1.0), box[0])]], [box])[:0]
-
-    def calibrate(self, feature_maps: Any, boxes: list[torch.Tensor] | None = None) -> None:
-        """Measures the channels of each level, and the boxes; feature_maps: list of K lists of View."""
-        levels = zip(*(view.levels for views in feature_maps for view in views), strict=True)
-        super().calibrate([torch.cat([level.flatten(1).T for level in views]) for views in levels], boxes)
+"""Inside REGION_FOLDER, where loaders of the base do not look."""
 
 
 @dataclass
@@ -143,15 +47,46 @@ class _Run:
         states: Of the tower's blocks, by level, until the tower has ended.
         views: What the tower saw, of all images.
         features: float[M * k, D], once computed.
+        rows: What the decoder gets in place of the tokens' embeddings, as of RegionMixin.decode.
+        stops: Whether the run ends before the decoder, by raising _DecoderInputs.
     """
 
     model: Any
     boxes: list[torch.Tensor]
-    frames: Frames
+    frames: Frames = ()
+    masks: list[torch.Tensor] | None = None
+    rows: dict[str, Any] | None = None
+    stops: bool = False
     input_ids: torch.Tensor | None = None
     states: dict[int, torch.Tensor] = field(default_factory=dict)
     views: list[View] = field(default_factory=list)
     features: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ImageOutputs:
+    """What a base made of an image (its mm_encoder_outputs), and what else its forward wants to know about it."""
+
+    outputs: Any
+    inputs: dict[str, Any]
+
+
+@functools.cache
+def _base_parameters(base: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(base.forward).parameters)
+
+
+def _base_of(model: Any) -> Any:
+    """Returns the class of the base that a model was extended from."""
+    return type(model).__mro__[2]
+
+
+class _DecoderInputs(Exception):  # noqa: N818 (no error: the way out of a base's forward)
+    """What a base would have called its decoder with."""
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        super().__init__()
+        self.inputs = inputs
 
 
 _RUN: ContextVar[_Run | None] = ContextVar("gpt4roi_regions", default=None)
@@ -179,7 +114,8 @@ class RegionMixin:
         self.region_config = config
         self.region_encoder = ViewRegionEncoder(config)
         weight = base.get_input_embeddings().weight
-        self.region_encoder.init_output_rms(float(weight.detach().float().pow(2).mean().sqrt()))
+        if not weight.is_meta:
+            self.region_encoder.init_output_rms(float(weight.detach().float().pow(2).mean().sqrt()))
         self.region_encoder.to(weight.device, weight.dtype)
         tower = base.get_encoder("image")
         # Bound methods, so that a copy of the model gets hooks of its own.
@@ -195,7 +131,7 @@ class RegionMixin:
             cast(Any, super())._init_weights(module)
 
     def __reduce__(self) -> tuple:
-        return _blank, (type(self).__mro__[2],), self.__dict__  # the class itself can be found under no name
+        return _blank, (_base_of(self),), self.__dict__  # the class itself can be found under no name
 
     def _current_run(self) -> _Run | None:
         run = _RUN.get()
@@ -215,6 +151,10 @@ class RegionMixin:
     def _before_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
         """Puts the regions' embeddings in the place of `<bbox>`; a later step of a generation has none."""
         run = self._current_run()
+        if run is not None and run.stops:
+            raise _DecoderInputs(kwargs)
+        if run is not None and run.rows is not None:
+            return args, kwargs | run.rows
         if run is None or run.input_ids is None:
             return None
         embeds = kwargs["inputs_embeds"]
@@ -228,12 +168,13 @@ class RegionMixin:
 
     def _encode_regions(self, run: _Run) -> torch.Tensor:
         if not any(len(rows) for rows in run.boxes):
-            return self.region_encoder.empty_output()
+            return self.region_encoder([], [])
         validate_unit_scale(run.boxes)
-        boxes = [rows.to(self.region_encoder.place.weight.device) for rows in run.boxes]
+        device, _ = execution_device_and_dtype(self.region_encoder)
+        boxes = [rows.to(device) for rows in run.boxes]
         if len(run.frames) != len(boxes):
             raise InputError(f"{len(run.frames)} images but boxes for {len(boxes)}; give one tensor an image")
-        return self.region_encoder(cast(Any, with_frames(run.views, run.frames)), boxes)
+        return self.region_encoder(cast(Any, with_frames(run.views, run.frames)), boxes, run.masks)
 
     def _rows_in_order(self, run: _Run, mask: torch.Tensor) -> torch.Tensor:
         """Returns float[N, D], a row for each `<bbox>` of the batch; beams repeat the rows of their sample."""
@@ -259,18 +200,11 @@ class RegionMixin:
             labels = given.get("labels")
             answers = torch.zeros_like(is_image) if labels is None else (labels != IGNORE_INDEX).long().cumsum(1) > 0
             return {"token_type_ids": answers.long()}
-        names = inspect.signature(type(self).__mro__[2].forward).parameters  # type: ignore[attr-defined]
+        names = _base_parameters(_base_of(self))
         return {name: is_image for name in ("token_type_ids", "mm_token_type_ids") if name in names}
 
     @contextmanager
-    def regions(self, boxes: list[torch.Tensor], view_frames: Frames = ()) -> Iterator[_Run]:
-        """Within it, this model's `<bbox>` stand for these boxes.
-
-        Args:
-            boxes: list of K float[N_i, 4], xyxy in [0, 1]; row j belongs to the image's j-th region.
-            view_frames: Of the same K images.
-        """
-        run = _Run(self, list(boxes), view_frames)
+    def _running(self, run: _Run) -> Iterator[_Run]:
         token = _RUN.set(run)
         try:
             yield run
@@ -285,36 +219,157 @@ class RegionMixin:
         """
         base: Any = cast(Any, self).base_model
         known = inspect.signature(base.get_image_features).parameters
-        with self.regions([], view_frames) as run:
+        with self._running(_Run(self, [], view_frames)) as run:
             taken = {name: value for name, value in image_inputs.items() if name in known}
             outputs = base.get_image_features(**taken, return_dict=True)
         return outputs, with_frames(run.views, view_frames)
 
     def get_region_features(
-        self, pixel_values: torch.Tensor, boxes: list[torch.Tensor], view_frames: Frames, **image_inputs: Any
+        self,
+        pixel_values: torch.Tensor,
+        boxes: list[torch.Tensor],
+        masks: list[torch.Tensor] | None = None,
+        view_frames: Frames = (),
+        **image_inputs: Any,
     ) -> torch.Tensor:
         """Returns the embeddings of regions, float[M * k, D].
 
         Args:
             pixel_values: As the base's processor makes them.
             boxes: list of K float[N_i, 4], xyxy in [0, 1].
+            masks: As of GPT4RoIForConditionalGeneration.
             view_frames: As our processor makes them.
             **image_inputs: Further tensors of the base's processor about the images.
         """
         views = self.encode_views(view_frames, pixel_values=pixel_values, **image_inputs)[1]
-        return self.region_encoder(cast(Any, views), boxes)
+        return self.region_encoder(cast(Any, views), boxes, masks)
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether prompts that begin alike may share keys and values: not where a prompt is read in both directions."""
+        config: Any = cast(Any, self).config
+        kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+        return config.model_type != "paligemma" and kinds <= ATTENTION_TYPES
+
+    packs_sequences = False
+    """Whether tokens of several sequences may stand in one row of the decoder; see generation.packed."""
+
+    def encode_prepared(self, inputs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, list[list[View]]]]:
+        """Yields what the base made of each image, and its views; inputs: RegionProcessor.image_inputs of each."""
+        for one in inputs:
+            given = {name: value.to(cast(Any, self).device) for name, value in one.items() if name != "view_frames"}
+            if given["pixel_values"].is_floating_point():
+                given["pixel_values"] = given["pixel_values"].to(cast(Any, self).dtype)
+            outputs, views = self.encode_views([one["view_frames"]], **given)
+            pixels = ("pixel_values", "pixel_attention_mask")
+            yield ImageOutputs(outputs, {name: value for name, value in given.items() if name not in pixels}), views
+
+    def prompt_rows(self, input_ids: torch.Tensor, image: Any, region_features: torch.Tensor | None) -> torch.Tensor:
+        """Returns what the decoder reads of each token of a prompt, float32[T, R].
+
+        A row holds the embedding, the token's type, its three positions where the base counts in three, and what is
+        added to it in the first layers where the base does that. So whatever is cut, joined or cached of rows stays
+        complete.
+
+        Args:
+            input_ids: int64[T].
+            image: ImageOutputs, or None.
+            region_features: float[M * k, D].
+        """
+        base: Any = self
+        ids = input_ids[None].to(base.device)
+        given = {} if image is None else image.inputs | {"mm_encoder_outputs": {"image": image.outputs}}
+        given = self.token_types(ids, {}) | given
+        try:
+            with self._running(_Run(self, [], stops=True)):
+                _base_of(self).forward(self, input_ids=ids, use_cache=False, **given)
+        except _DecoderInputs as found:
+            inputs = found.inputs
+        embeds = inputs["inputs_embeds"]
+        if region_features is not None and len(region_features):
+            embeds = scatter(embeds, ids == self.region_token_id, region_features)
+        return torch.cat([embeds[0].float(), *self._further_columns(inputs, given, ids.shape[1])], dim=1)
+
+    def _further_columns(self, inputs: dict[str, Any], given: dict[str, Any], length: int) -> list[torch.Tensor]:
+        embeds = inputs["inputs_embeds"]
+        types = given.get("token_type_ids", embeds.new_zeros(1, length))
+        columns = [types[0, :, None].float()]
+        if self._counts_in_three:
+            positions = inputs.get("position_ids")
+            if positions is None or positions.ndim < 3:
+                positions = torch.arange(length, device=embeds.device).expand(3, 1, length)
+            columns.append(positions[-3:, 0].T.float())
+        if self._num_deepstack:
+            mask, added = inputs.get("visual_pos_masks"), inputs.get("deepstack_visual_embeds")
+            for level in range(self._num_deepstack):
+                column = torch.zeros_like(embeds[0], dtype=torch.float32)
+                if mask is not None and added is not None:
+                    column[mask[0]] = added[level].float()
+                columns.append(column)
+        return columns
+
+    @property
+    def _counts_in_three(self) -> bool:
+        rope = getattr(cast(Any, self).config.get_text_config(), "rope_parameters", None) or {}
+        return "mrope_section" in rope
+
+    @property
+    def _num_deepstack(self) -> int:
+        return len(getattr(cast(Any, self).config.vision_config, "deepstack_visual_indexes", None) or ())
+
+    def next_rows(self, tokens: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """Returns the rows float32[N, 1, R] of tokens int64[N] of answers; before: float32[N, R], the rows before."""
+        width = self.region_config.hidden_size
+        rows = torch.zeros_like(before)
+        rows[:, :width] = cast(Any, self).get_input_embeddings()(tokens).float()
+        rows[:, width] = float(cast(Any, self).config.model_type == "paligemma")
+        if self._counts_in_three:
+            rows[:, width + 1 : width + 4] = before[:, width + 1 : width + 4] + 1
+        return rows[:, None]
+
+    def decode(self, rows: torch.Tensor, cache: Any, logits_to_keep: int | torch.Tensor = 1) -> torch.Tensor:
+        """Returns the logits float[B, T', V] of tokens that follow what a cache holds, which grows by them.
+
+        Args:
+            rows: float32[B, T, R], as of prompt_rows and next_rows.
+            cache: A KV cache.
+            logits_to_keep: As of transformers' language models.
+        """
+        base, width = cast(Any, self), self.region_config.hidden_size
+        dtype = base.get_input_embeddings().weight.dtype
+        replaced: dict[str, Any] = {"inputs_embeds": rows[..., :width].to(dtype)}
+        given: dict[str, Any] = {}
+        if "token_type_ids" in _base_parameters(_base_of(self)) and not cached_length(cache):
+            given["token_type_ids"] = rows[..., width].long()
+        start = width + 1
+        if self._counts_in_three:
+            given["position_ids"] = rows[..., start : start + 3].permute(2, 0, 1).long()
+            start += 3
+        if self._num_deepstack:
+            levels = rows[..., start:].unflatten(2, (self._num_deepstack, width)).to(dtype)
+            mask = (levels != 0).flatten(2).any(2)
+            replaced["visual_pos_masks"] = mask
+            replaced["deepstack_visual_embeds"] = [levels[:, :, level][mask] for level in range(self._num_deepstack)]
+        ids = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
+        with self._running(_Run(self, [], rows=replaced)):
+            output = _base_of(self).forward(
+                self, input_ids=ids, use_cache=True, logits_to_keep=logits_to_keep, **{CACHE: cache}, **given
+            )
+        return output.logits
 
     @torch.no_grad()
     def calibrate(self, feature_maps: list[list[View]], boxes: list[torch.Tensor] | None = None) -> None:
         """Lets the region encoder measure the tower's channels and the boxes, before any training."""
         self.region_encoder.calibrate(feature_maps, boxes)
 
-    def generate(self, *args: Any, boxes: Any = None, view_frames: Frames = (), **kwargs: Any) -> Any:
-        """Generates as the base does; boxes and view_frames: as of `regions`."""
+    def generate(
+        self, *args: Any, boxes: Any = None, masks: Any = None, view_frames: Frames = (), **kwargs: Any
+    ) -> Any:
+        """Generates as the base does; boxes, masks and view_frames: as of get_region_features."""
         base: Any = super()
         if boxes is None:
             return base.generate(*args, **kwargs)
-        with self.regions(boxes, view_frames):
+        with self._running(_Run(self, list(boxes), view_frames, masks)):
             return base.generate(*args, **kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -344,6 +399,7 @@ def region_class(base: Any) -> Any:
         self: Any,
         *args: Any,
         boxes: list[torch.Tensor] | None = None,
+        masks: list[torch.Tensor] | None = None,
         view_frames: Frames = (),
         logits_at_targets_only: bool = False,
         num_items_in_batch: Any = None,
@@ -356,14 +412,12 @@ def region_class(base: Any) -> Any:
         if boxes is None and self.training and torch.is_grad_enabled():
             boxes = []  # a batch of text alone: the region encoder's gradients are zero, not missing
         if run is None and boxes is not None:
-            with self.regions(boxes, view_frames) as run:
-                return _run_base(base, self, run, args, kwargs, logits_at_targets_only, num_items_in_batch)
-        return _run_base(base, self, run, args, kwargs, logits_at_targets_only, num_items_in_batch)
+            run = _Run(self, list(boxes), view_frames, masks)
+        with self._running(run) if run is not None else nullcontext():
+            return _run_base(base, self, run, args, kwargs, logits_at_targets_only, num_items_in_batch)
 
-    own = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-        for name, default in (("boxes", None), ("view_frames", ()), ("logits_at_targets_only", False))
-    ]
+    added = {"boxes": None, "masks": None, "view_frames": (), "logits_at_targets_only": False}
+    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in added.items()]
     by_kind = [[p for p in known.parameters.values() if (p.kind is p.VAR_KEYWORD) == rest] for rest in (False, True)]
     cast(Any, forward).__signature__ = known.replace(parameters=[*by_kind[0], *own, *by_kind[1]])
     return type(base.__name__, (RegionMixin, base), {"__module__": base.__module__, "forward": forward})

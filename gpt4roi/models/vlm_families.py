@@ -131,11 +131,11 @@ FAMILIES = (
 """The model_type of the bases that regions were tried on."""
 
 
-def require_known_family(model_type: str, tower_type: str, name: str) -> None:
+def require_known_family(model_type: str, tower_type: str | None, name: str) -> None:
     """Raises InputError for a base that is not known, and says what is missing."""
     if model_type not in FAMILIES:
         missing = f"model_type {model_type!r} is no family that regions were tried on; known are {', '.join(FAMILIES)}"
-    elif tower_type not in TOWERS:
+    elif tower_type not in (*TOWERS, None):  # a folder need not write its family's own tower down
         missing = (
             f"how the patches of its vision tower ({tower_type!r}) lie in the image is not known; known towers are "
             f"{', '.join(TOWERS)}"

@@ -73,8 +73,11 @@ def pad_features(
     return batch
 
 
-OF_SAMPLE = ("input_ids", "labels", "boxes", "box_indices", "segment_ids", "position_ids", "text_ids")
-"""Tensors of a sample that are not about its image's pixels."""
+OF_SAMPLE = (
+    "input_ids", "labels", "boxes", "masks", "box_indices", "segment_ids", "position_ids", "text_ids",
+    "n_dropped_rounds", "n_cut_answers", "source",
+)  # fmt: skip
+"""What an encoded sample says beside its image's tensors."""
 
 
 def join_images(features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def join_images(features: list[dict[str, Any]]) -> dict[str, Any]:
     base's processor pads a batch, and the frames of views that are padded grow with them.
     """
     names = [
-        name for name, value in features[0].items() if isinstance(value, torch.Tensor) and name not in OF_SAMPLE
+        name for name in features[0] if name not in OF_SAMPLE
     ] if features else []  # fmt: skip
     joined: dict[str, Any] = {}
     for name in names:

@@ -135,6 +135,10 @@ class GPT4RoIProcessor(TransformersInterface):
         saved = {name: getattr(self, name) for name in SAVED_SETTINGS}
         return saved | {"processor_class": type(self).__name__, "auto_map": auto_map("AutoProcessor")}
 
+    def with_settings(self, **changes: Any) -> GPT4RoIProcessor:
+        """Returns a copy with some of its settings changed."""
+        return GPT4RoIProcessor(self.tokenizer, **{name: getattr(self, name) for name in SAVED_SETTINGS} | changes)
+
     @property
     def stop_strings(self) -> list[str]:
         """Texts that end an answer; what follows is not part of it."""

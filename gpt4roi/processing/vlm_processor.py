@@ -20,6 +20,7 @@ from transformers import AutoProcessor
 from gpt4roi.constants import IMAGE_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import read_json_object
+from gpt4roi.io.model_folders import REGION_FOLDER
 from gpt4roi.processing.dialogue import DialogueEncoder
 from gpt4roi.processing.images import read_header
 from gpt4roi.processing.processor import GPT4RoIProcessor
@@ -28,10 +29,10 @@ from gpt4roi.processing.templates import ChatTemplate, Prompt, Step
 from gpt4roi.processing.tokenizer import TextEncoder
 from gpt4roi.structures import Augmentation, ImagePipeline, RegionSample
 
-SETTINGS_FILE = "region_encoder/processor_config.json"
+SETTINGS_FILE = f"{REGION_FOLDER}/processor_config.json"
 """Inside the base's folder, beside the region encoder."""
 
-SETTINGS = ("model_max_length", "system_prompt", "tokens_per_region")
+SETTINGS = ("model_max_length", "system_prompt", "tokens_per_region", "region_shape")
 DEFAULT_MAX_LENGTH = 8192
 
 OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
@@ -142,12 +143,14 @@ class RegionProcessor(GPT4RoIProcessor):
     """Does with a base's processor what GPT4RoIProcessor does with our own images and prompts.
 
     Augmentations of a data set (shift and flip) are left out, of image and boxes alike: a base resizes as it likes.
+    Independent turns are trained as one conversation, in their order.
 
     Args:
         base: A processor of transformers; its tokenizer gets `<bbox>`, nothing else of it changes.
         model_max_length: Longer samples lose complete question-answer rounds.
         system_prompt: Instead of the chat template's own.
         tokens_per_region: How many `<bbox>` tokens a mention of a region becomes.
+        region_shape: As of GPT4RoIProcessor.
     """
 
     preamble = IMAGE_TOKEN
@@ -162,6 +165,7 @@ class RegionProcessor(GPT4RoIProcessor):
         model_max_length: int = DEFAULT_MAX_LENGTH,
         system_prompt: str | None = None,
         tokens_per_region: int = 1,
+        region_shape: str = "box",
     ) -> None:
         self.base, tokenizer = base, base.tokenizer
         if REGION_TOKEN not in tokenizer.get_vocab():
@@ -170,6 +174,7 @@ class RegionProcessor(GPT4RoIProcessor):
             tokenizer.pad_token = tokenizer.eos_token
         self.tokenizer, self.system_prompt = tokenizer, system_prompt
         self.model_max_length, self.tokens_per_region = model_max_length, tokens_per_region
+        self.region_shape, self.n_masks_left_out = region_shape, 0
         self.region_token_id = tokenizer.convert_tokens_to_ids(REGION_TOKEN)
         patch = getattr(base, "image_token_id", None)
         self.image_patch_token_id = tokenizer.convert_tokens_to_ids(base.image_token) if patch is None else patch
@@ -214,14 +219,14 @@ class RegionProcessor(GPT4RoIProcessor):
         self, sample: RegionSample, generation: bool = False, image_size: tuple[int, int] | None = None
     ) -> dict[str, Any]:
         """Does what encode does without the image's tensors; its header is read where no image_size is given."""
-        sample = dataclasses.replace(sample, augmentation=None)
+        # A base has its own attention, under which conversations that do not see each other cannot share a sequence.
+        apart = sample.independent_turns and generation
+        sample = dataclasses.replace(sample, augmentation=None, independent_turns=apart)
         if sample.image is None:
             return super().encode_text(sample, generation)
         if image_size is None:
             image_size = read_header(sample.image, sample.where).size_read_by(sample.image_pipeline)
-        layout = self.image_layout(*image_size)
-        encoded = super().encode_text(sample, generation, image_size)
-        return encoded | {"view_frames": layout.frames}
+        return super().encode_text(sample, generation, image_size)
 
     def _dialogues_of(self, image_size: tuple[int, int] | None) -> DialogueEncoder:
         return self._dialogues if image_size is None else self._encoder_of(self.image_layout(*image_size).text)
@@ -229,9 +234,13 @@ class RegionProcessor(GPT4RoIProcessor):
     def image_inputs(
         self, opened: Image.Image, pipeline: ImagePipeline = "dialogue", augmentation: Augmentation | None = None
     ) -> dict[str, Any]:
-        """Returns the tensors that the base's processor makes of an image that was opened, RGB."""
+        """Returns the tensors that the base's processor makes of an image that was opened, RGB, and view_frames.
+
+        view_frames: float32[V, 4], as of ImageLayout.
+        """
         made = self._call_base(opened)
-        return {name: value for name, value in made.items() if name not in (*OF_TEXT, *UNUSED)}
+        inputs = {name: value for name, value in made.items() if name not in (*OF_TEXT, *UNUSED)}
+        return inputs | {"view_frames": self.image_layout(opened.height, opened.width).frames}
 
     def image_layout(self, height: int, width: int) -> ImageLayout:
         """Returns what the base's processor makes of images of this size.

@@ -43,7 +43,7 @@ def prepare_upload(processor: Any, data: str, limits: Limits) -> PreparedImage:
     """Opens an image that came as base64 and prepares it; its size is that of the user's own, upright."""
     upload = open_upload(data, limits)
     width, height = upload.own_size
-    return PreparedImage(processor.to_pixel_values(upload.image, "dialogue"), (height, width))
+    return PreparedImage(processor.image_inputs(upload.image), (height, width))
 
 
 class ImageStore:

@@ -16,6 +16,7 @@ from gpt4roi import devices
 from gpt4roi.errors import InputError
 from gpt4roi.models.vision_tower import VisionTower
 from gpt4roi.train.arguments import DTYPES, AdapterArguments
+from gpt4roi.train.param_groups import module_of
 
 
 def check_adapters(given: AdapterArguments, modules: tuple[str, ...], from_checkpoint: bool) -> None:
@@ -87,14 +88,19 @@ def add_adapters(model: Any, given: AdapterArguments, modules: tuple[str, ...]) 
             f"--lora_target_modules: no {', '.join(unknown) or 'layer'} in the language model; it has "
             f"{', '.join(layers)}"
         )
+    own = hasattr(model, "language_model")  # a pretrained base has its decoder further inside
+    decoder = "language_model" if own else r"(.*\.)?(language_model|text_model)"
+    beside = [name for name in modules if name != "language_model"]
+    if not own and "mm_projector" in beside:
+        beside = [name for name in beside if name != "mm_projector"] + _projectors(model)
     alpha: Any = 2 * given.lora_r if given.lora_alpha is None else given.lora_alpha  # peft takes fractions too
     config = LoraConfig(
         r=given.lora_r,
         lora_alpha=alpha,
         lora_dropout=given.lora_dropout,
-        target_modules=rf"language_model\..*\.({'|'.join(asked)})",
+        target_modules=rf"{decoder}\..*\.({'|'.join(asked)})",
         fan_in_fan_out=bool(_linear_layers(model, Conv1D)),  # GPT-2's layers keep their weights transposed
-        modules_to_save=[name for name in modules if name != "language_model"] or None,
+        modules_to_save=beside or None,
     )
     return get_peft_model(model, config)
 
@@ -104,7 +110,22 @@ def _linear_layers(model: Any, kind: Any = (nn.Linear, Conv1D)) -> list[str]:
     output = model.get_output_embeddings()
     found = (
         name.rpartition(".")[2]
-        for name, module in model.language_model.named_modules()
+        for name, module in (getattr(model, "language_model", None) or model.get_decoder()).named_modules()
         if isinstance(module, kind) and module is not output
     )
     return list(dict.fromkeys(found))
+
+
+def _projectors(model: nn.Module) -> list[str]:
+    """Returns the last names of the modules that join a pretrained base's tower and decoder."""
+    found = [name for name, module in model.named_modules() if "." in name and _is_projector(name, module)]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in found if not _inside(name, found)))
+
+
+def _is_projector(name: str, module: nn.Module) -> bool:
+    own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+    return bool(own) and all(module_of(parameter) == "mm_projector" for parameter in own)
+
+
+def _inside(name: str, others: list[str]) -> bool:
+    return any(name.startswith(f"{other}.") for other in others)

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from gpt4roi.checkpoint.build import V1_FORMATS, build_from_parts, config_of_parts, decoder_config
 from gpt4roi.checkpoint.loading import (
     add_stop_tokens,
+    load_failure,
     load_model,
     load_processor,
     load_tokenizer,
@@ -21,12 +23,25 @@ from gpt4roi.checkpoint.loading import (
 )
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import read_json_object
-from gpt4roi.io.model_folders import ADAPTER, DELTA, UNFINISHED, identify, is_gpt4roi_folder, is_original
+from gpt4roi.io.model_folders import (
+    ADAPTER,
+    DELTA,
+    LLAVA,
+    REGIONS_ON_BASE,
+    UNFINISHED,
+    VISION_LANGUAGE,
+    identify,
+    is_gpt4roi_folder,
+    is_original,
+)
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
 from gpt4roi.models.classifier_head import read_classifier_head
 from gpt4roi.models.pretrained import find_tower
+from gpt4roi.models.vlm_base import add_regions
+from gpt4roi.models.vlm_families import require_known_family
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
+from gpt4roi.processing.vlm_processor import RegionProcessor
 from gpt4roi.train import work_dir
 from gpt4roi.train.adapters import check_adapters, quantization_config
 from gpt4roi.train.arguments import ModelArguments, RegionArguments, TrainingArguments
@@ -60,12 +75,52 @@ def open_model(
         )
     elif args.stage == 2:
         raise _not_a_start_of_stage_2(source)
+    elif is_pretrained_vlm(source):
+        model, processor = _add_regions(source, model_args)
     else:
         model, processor = _build(model_args)
     add_stop_tokens(model, processor)
     if args.device.type == "cpu" and not model_args.quantization:
         realign(model)
     return model, processor
+
+
+def is_pretrained_vlm(source: Path) -> bool:
+    """Tells whether a folder holds a vision-language model of transformers, for regions to be added to."""
+    return source.is_dir() and identify(source).kind in (LLAVA, VISION_LANGUAGE)
+
+
+def is_on_base(source: Path) -> bool:
+    """Tells whether a folder holds a pretrained vision-language model, with regions or without."""
+    return source.is_dir() and identify(source).kind in (LLAVA, VISION_LANGUAGE, REGIONS_ON_BASE)
+
+
+def meta_vlm(model_args: ModelArguments) -> Any:
+    """Builds a pretrained vision-language model with regions on the meta device; reads its configuration alone."""
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, trust_remote_code=False)
+    with torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(config)
+    shape = {"tokens_per_region": model_args.tokens_per_region, "region_shape": model_args.region_shape}
+    return add_regions(model, 0, **shape).train()
+
+
+def _add_regions(source: Path, model_args: ModelArguments) -> tuple[Any, GPT4RoIProcessor]:
+    """Opens a pretrained vision-language model and its processor, and adds a fresh region encoder."""
+    options = {"dtype": torch.float32, "attn_implementation": model_args.attn_implementation}
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(str(source), trust_remote_code=False, **given)
+        processor = RegionProcessor.from_pretrained(
+            source,
+            model_max_length=model_args.model_max_length,
+            system_prompt=model_args.system_prompt,
+            tokens_per_region=model_args.tokens_per_region,
+            region_shape=model_args.region_shape,
+        )
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{source}: cannot be opened ({load_failure(source, error)})") from None
+    shape = {"tokens_per_region": model_args.tokens_per_region, "region_shape": model_args.region_shape}
+    return add_regions(model, processor.region_token_id, **shape), processor
 
 
 def _not_a_start_of_stage_2(source: Path) -> InputError:
@@ -108,7 +163,8 @@ def _build(model_args: ModelArguments) -> tuple[Any, GPT4RoIProcessor]:
 def trainable_modules(model_args: ModelArguments, args: TrainingArguments) -> tuple[str, ...]:
     """Returns the modules to train: those asked for, and the projector where this run starts it untrained."""
     modules = parse_modules(args.trainable_modules)
-    is_new = not is_gpt4roi_folder(Path(model_args.model_name_or_path))
+    source = Path(model_args.model_name_or_path)
+    is_new = not (is_gpt4roi_folder(source) or is_pretrained_vlm(source))
     if is_new and model_args.pretrain_mm_mlp_adapter is None and "mm_projector" not in modules:
         logger.info("mm_projector starts untrained (no --pretrain_mm_mlp_adapter), so it is trained too")
         modules += ("mm_projector",)
@@ -134,11 +190,33 @@ def check_choices(arguments: Arguments, planning: bool = False) -> None:
         found.require_unquantized("trained")
         if args.stage == 2 and not found.is_model and not planning:
             raise _not_a_start_of_stage_2(source)
-        if not found.is_model and source.is_dir():  # one of the hub is looked at after the data
+        if is_pretrained_vlm(source):
+            require_known_family(str(found.config.get("model_type")), None, str(source))
+        elif not found.is_model and source.is_dir():  # one of the hub is looked at after the data
             decoder_config(source)
-    if not found.is_model:
+    if is_on_base(source):
+        _check_for_base(arguments)
+    elif not found.is_model:
         _check_new_parts(model_args, region_args)
     check_adapters(model_args, parse_modules(args.trainable_modules), found.is_model or planning)
+
+
+def _check_for_base(arguments: Arguments) -> None:
+    """Raises InputError for choices that a pretrained vision-language model leaves no room for."""
+    model_args, data_args, region_args, _ = arguments
+    for given, flag in (
+        (model_args.pretrain_mm_mlp_adapter, "pretrain_mm_mlp_adapter"),
+        (model_args.classifier_head, "classifier_head"),
+        (model_args.image_grid_size, "image_grid_size"),
+        (model_args.prompt_format not in (None, "chat"), f"prompt_format {model_args.prompt_format}"),
+        (data_args.feature_cache, "feature_cache"),
+        (region_args.align_regions or region_args.align_weight, "align_regions and --align_weight"),
+    ):
+        if given:
+            raise InputError(
+                f"--{flag}: {model_args.model_name_or_path} is a pretrained vision-language model, whose own tower, "
+                "projector, images and chat template are used; leave it out"
+            )
 
 
 def _check_new_parts(model_args: ModelArguments, region_args: RegionArguments) -> None:

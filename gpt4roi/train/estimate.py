@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,15 @@ from gpt4roi.models.placeholders import scatter
 from gpt4roi.train import sharding
 from gpt4roi.train.adapters import add_adapters, cast_frozen_parameters, fully_trained
 from gpt4roi.train.arguments import ModelArguments, TrainingArguments
-from gpt4roi.train.build_model import check_choices, meta_model, planned_config, runnable, trainable_modules
+from gpt4roi.train.build_model import (
+    check_choices,
+    is_on_base,
+    meta_model,
+    meta_vlm,
+    planned_config,
+    runnable,
+    trainable_modules,
+)
 from gpt4roi.train.command_line import parse_arguments
 from gpt4roi.train.param_groups import PARTS, module_of, set_trainable
 from gpt4roi.train.work_dir import Flags
@@ -101,13 +110,16 @@ class Estimate:
 
 def estimate_memory(model_args: ModelArguments, args: TrainingArguments, shape: Shape, gpus: int) -> Estimate:
     """Estimates the memory of the training that these arguments describe; raises InputError where it cannot."""
-    model = meta_model(planned_config(model_args), model_args.attn_implementation)
+    if is_on_base(Path(model_args.model_name_or_path)):
+        model: Any = meta_vlm(model_args)
+    else:
+        model = meta_model(planned_config(model_args), model_args.attn_implementation)
     modules = trainable_modules(model_args, args)
     set_trainable(model, fully_trained(modules, model_args))
     cast_frozen_parameters(model, model_args.frozen_dtype)
     trained = add_adapters(model, model_args, modules) if model_args.lora_r else model
     found = Estimate()
-    factors = sharding_factors(args, gpus, model.config.text_config.hidden_size)
+    factors = sharding_factors(args, gpus, model.config.get_text_config().hidden_size)
     count_parameters(found, trained, model_args, args, factors)
     with runnable(model):
         fsdp_config: Any = args.fsdp_config or {}
@@ -212,8 +224,8 @@ def activation_bytes(model: GPT4RoIForConditionalGeneration, shape: Shape, half:
         total = saved_bytes(lambda: _run(model, shape, prefix=not checkpointing), model)
     if not checkpointing:
         return total
-    layers = model.config.text_config.num_hidden_layers
-    hidden = shape.samples * shape.tokens * model.config.text_config.hidden_size * 4
+    text = model.config.get_text_config()
+    layers, hidden = text.num_hidden_layers, shape.samples * shape.tokens * text.hidden_size * 4
     return around + layers * hidden + (total - around) // layers
 
 
@@ -222,6 +234,8 @@ def _run(model: GPT4RoIForConditionalGeneration, shape: Shape, decoder: bool = T
 
     Without `decoder`, its layers are left out; with `prefix`, what precedes the regions may run without a graph.
     """
+    if hasattr(model, "region_config"):
+        return _run_base(model, shape, decoder)
     config, samples, tokens = model.config, shape.samples, shape.tokens
     weight = next(model.vision_tower.parameters())
     size, image_length = config.image_size, config.image_seq_length
@@ -253,6 +267,21 @@ def _regions(model: GPT4RoIForConditionalGeneration, maps: list[torch.Tensor], s
     return encoder.embed_boxes(encoder.pyramid(maps), boxes)
 
 
+def _run_base(model: Any, shape: Shape, decoder: bool) -> torch.Tensor:
+    """Does what `_run` does with a pretrained base, whose tower is frozen and saves nothing."""
+    encoder, samples, tokens = model.region_encoder, shape.samples, shape.tokens
+    encoder = getattr(encoder, "active_module", encoder)
+    channels, side = sum(count for count, _ in encoder.level_shapes), encoder.output_size
+    boxes = torch.zeros(samples * shape.regions, 4)
+    regions = encoder.embed(boxes.new_zeros(len(boxes), channels, side, side)) + encoder.position([boxes])
+    ids = torch.zeros(samples, tokens, dtype=torch.int64)
+    states = scatter(model.get_input_embeddings()(ids), ids.bool(), regions)
+    if decoder:
+        states = model.get_decoder()(inputs_embeds=states, use_cache=False).last_hidden_state
+    logits = model.get_output_embeddings()(states.flatten(0, 1)[: shape.supervised])
+    return F.cross_entropy(logits.float(), torch.zeros(shape.supervised, dtype=torch.int64))
+
+
 def estimate_from_flags(flags: Flags) -> str:
     """Estimates the training of a command line, which needs no --output_dir, and returns the table."""
     given = {name: values for name, values in flags.items() if name != "estimate"}
@@ -264,9 +293,10 @@ def estimate_from_flags(flags: Flags) -> str:
 def format_estimate(model_args: ModelArguments, args: TrainingArguments) -> str:
     """Estimates the training that the arguments describe and returns the table."""
     gpus = args.estimate_gpus or max(args.world_size, torch.cuda.device_count(), 1)
-    config = planned_config(model_args)
+    on_base = is_on_base(Path(model_args.model_name_or_path))
     tokens = args.estimate_tokens or model_args.model_max_length or 2048
-    with_image = config.image_seq_length or 0
+    # What an image takes of a base's prompt depends on the image: all of it counts as supervised.
+    with_image = 0 if on_base else planned_config(model_args).image_seq_length or 0
     if tokens <= with_image + 2:
         raise InputError(f"--estimate_tokens {tokens}: an image alone takes {with_image} tokens; give more")
     samples = args.per_device_train_batch_size

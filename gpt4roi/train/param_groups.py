@@ -45,9 +45,25 @@ def parse_rates(text: str | None, flag: str = "--learning_rates") -> dict[str, f
     return rates
 
 
+OF_BASES = {
+    "merger": "mm_projector",
+    "deepstack_merger_list": "mm_projector",
+    "visual": "vision_tower",
+    "vision_model": "vision_tower",
+    "text_model": "language_model",
+    "lm_head": "language_model",
+}
+"""What families of vision-language models call their parts; a merger lies inside of a tower, and goes before it."""
+
+
 def module_of(parameter: str) -> str:
-    """Returns which of PARTS a parameter belongs to, by its full name, also inside a peft model."""
-    return next((part for part in parameter.split(".") if part in PARTS), "")
+    """Returns which of PARTS a parameter belongs to, by its full name, also inside a peft model.
+
+    In a pretrained vision-language model, what is neither its tower nor its decoder is its projector.
+    """
+    path = parameter.split(".")
+    own = next((part for part in path if part in PARTS), None)
+    return own or next((OF_BASES[part] for part in OF_BASES if part in path), "mm_projector")
 
 
 def set_trainable(model: nn.Module, modules: Sequence[str]) -> None:
@@ -55,9 +71,11 @@ def set_trainable(model: nn.Module, modules: Sequence[str]) -> None:
 
     Raises InputError for a part that the model does not have.
     """
-    for name in PARTS:
-        getattr(model, name).requires_grad_(name in modules)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(module_of(name) in modules)
     for name in modules:
+        if "." not in name:
+            continue
         try:
             model.get_submodule(name).requires_grad_(True)
         except AttributeError as error:

@@ -54,7 +54,10 @@ def check_fit(processor: GPT4RoIProcessor, model: Any) -> None:
             f"the tokenizer numbers tokens up to {highest}, the model has {rows} rows; take the tokenizer that was "
             "saved with the weights"
         )
+    config = getattr(model, "region_config", config)  # a pretrained base decides about its images by itself
     for name in ("image_size", "image_seq_length", "tokens_per_region", "region_shape"):
+        if not hasattr(config, name):
+            continue
         ours, its = getattr(processor, name), getattr(config, name)
         if ours != its:
             raise InputError(f"{name} is {ours} for the processor and {its} for the model; open both from one folder")

@@ -52,14 +52,22 @@ def plan_shards(model: nn.Module) -> ShardPlan:
 
     Raises InputError where the language model does not name its layers.
     """
-    layers = set(getattr(model.language_model, "_no_split_modules", None) or ())
+    base: Any = model
+    own = hasattr(model, "language_model")  # a pretrained base has its decoder and its tower further inside
+    decoder, tower_module = (base.language_model, None) if own else (base.get_decoder(), base.get_encoder("image"))
+    layers = set(getattr(decoder, "_no_split_modules", None) or ())
     names = {name: type(module).__name__ for name, module in model.named_modules()}
-    units = [name for name, kind in names.items() if kind in layers and ".language_model." in f".{name}"]
+    inside = re.compile(r"\.(language|text)_model\.")
+    units = [name for name, kind in names.items() if kind in layers and inside.search(f".{name}")]
     if not units:
-        raise InputError(f"{type(model.language_model).__name__} does not name its layers, so it cannot be sharded")
+        raise InputError(f"{type(decoder).__name__} does not name its layers, so it cannot be sharded")
     # Adapters put a prefix before all names.
     units += [next(name for name in names if name.rpartition(".")[2] == "region_encoder")]
-    tower = next(name for name in names if name.rpartition(".")[2] == "vision_tower")
+    tower = next(
+        name
+        for name, module in model.named_modules()
+        if module is tower_module or (own and name.rpartition(".")[2] == "vision_tower")
+    )
     return ShardPlan(tuple(units), tuple(dict.fromkeys(names[name] for name in units)), (tower,))
 
 

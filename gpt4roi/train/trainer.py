@@ -90,8 +90,9 @@ class GPT4RoITrainer(NonFiniteGuardMixin, ResumableTrainer):
     def _prepare_input(self, data: Any) -> Any:
         """Moves a batch to the device; boxes keep their dtype where DeepSpeed's 16 bits would move their corners."""
         prepared: Any = super()._prepare_input(data)
-        if isinstance(data, Mapping) and "boxes" in data:
-            prepared["boxes"] = [rows.to(self.args.device) for rows in data["boxes"]]
+        for name in ("boxes", "view_frames") if isinstance(data, Mapping) else ():
+            if name in data:
+                prepared[name] = [rows.to(self.args.device) for rows in data[name]]
         return prepared
 
     def compute_loss(

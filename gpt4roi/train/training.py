@@ -18,7 +18,8 @@ from gpt4roi.distributed import main_process_first
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.io.model_folders import is_gpt4roi_folder
-from gpt4roi.processing.batch import RegionCollator
+from gpt4roi.models.light_encoder import LightRegionEncoder
+from gpt4roi.processing.batch import OF_SAMPLE, RegionCollator
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.train import saving, sharding, work_dir
 from gpt4roi.train.adapters import add_adapters, cast_frozen_parameters, fully_trained
@@ -129,7 +130,8 @@ class TrainingRun:
         with sharding.unsharded_while_opening(self.args):
             self.model, self.processor = open_model(self.checkpoint, self.model_args, self.args)
         check_fit(self.processor, self.model)
-        cast_frozen_parameters(self.model.vision_tower, self.model_args.frozen_dtype)
+        if not hasattr(self.model, "region_config"):  # a base's tower is frozen with the rest of the base
+            cast_frozen_parameters(self.model.vision_tower, self.model_args.frozen_dtype)
 
     def cache_features(self) -> None:
         """Encodes every image once, in the first process, where a feature cache is asked for."""
@@ -149,13 +151,13 @@ class TrainingRun:
                 "--align_regions and --align_weight need --region_encoder_type light and --feature_cache FOLDER"
             )
         adapted = bool(self.model_args.lora_r)
-        if aligned and adapted and config.class_names is not None:
+        if aligned and adapted and getattr(config, "class_names", None) is not None:
             raise InputError(
                 "--align_regions and --align_weight add texts to a model with class_names, and an adapter (--lora_r) "
                 "has no place for them; leave out one of the two"
             )
         # An encoder that compares regions with texts shall know those of this training too.
-        if aligned or (config.region_texts and not adapted):
+        if aligned or (getattr(config, "region_texts", None) and not adapted):
             with main_process_first("the texts that name regions are read"):
                 path = work_dir.region_texts_file(self.folder)
                 texts = load_region_texts(path, self.mixture, self.processor.tokenizer, self.model)
@@ -242,20 +244,29 @@ class TrainingRun:
 
 def calibrate(model: Any, dataset: EncodedDataset) -> None:
     """Measures the tower's channels and the boxes for the modules that standardise them, on the first images."""
-    if "light" not in (model.config.projector_type, model.config.region_encoder_type):
+    of_base = hasattr(model, "region_config")
+    if not of_base and "light" not in (model.config.projector_type, model.config.region_encoder_type):
         return
     samples = [dataset[index] for index in range(min(CALIBRATION_SAMPLES, len(dataset)))]
     boxes = [sample["boxes"] for sample in samples if len(sample.get("boxes", ()))]
     if isinstance(dataset.features, FeatureCache):
         maps = dataset.features.sample_maps(CALIBRATION_SAMPLES)
     else:
-        images = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
+        images = [
+            {name: value for name, value in sample.items() if name not in OF_SAMPLE}
+            for sample in samples
+            if "pixel_values" in sample
+        ]
         if not images:
             reasons = list(dict.fromkeys(sample.get("skipped", "it is text alone") for sample in samples))
             raise InputError(
                 f"none of the first {len(samples)} samples shows an image to measure by: {'; '.join(reasons[:2])}"
             )
-        maps = model.encode_image(torch.stack(images))[1]
+        with torch.no_grad():
+            if of_base:
+                maps = [views for _, views in model.encode_prepared(images)]
+            else:
+                maps = model.encode_image(torch.stack([image["pixel_values"] for image in images]))[1]
     model.calibrate(maps, boxes)
 
 
@@ -263,6 +274,6 @@ def set_regularisation(model: Any, mixup: float, noise: float) -> None:
     """Sets the light encoder's regularisation; raises InputError for an encoder that has none."""
     if not (mixup or noise):
         return
-    if model.config.region_encoder_type != "light":
+    if not isinstance(model.region_encoder, LightRegionEncoder):
         raise InputError("--region_mixup and --region_noise are for --region_encoder_type light")
     model.region_encoder.set_regularisation(noise=noise, mixup=mixup)

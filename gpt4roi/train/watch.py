@@ -19,6 +19,7 @@ from gpt4roi.generation.many import answer_all
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.io.atomic import atomic_write_text, written_together
 from gpt4roi.io.json_files import as_json
+from gpt4roi.processing.batch import OF_SAMPLE
 from gpt4roi.processing.images import load_image
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.report.drawing import draw_boxes, jpeg_data_url
@@ -125,7 +126,8 @@ def ask(model: Any, processor: GPT4RoIProcessor, samples: list[RegionSample]) ->
             except InputError as error:
                 answers[number] = f"[{error}]"
                 continue
-            (image,) = encode_images(model, [PreparedImage(encoded["pixel_values"], (1, 1))])
+            of_image = {name: value for name, value in encoded.items() if name not in OF_SAMPLE}
+            (image,) = encode_images(model, [PreparedImage(of_image, (1, 1))])
             prompts[number] = image.prompt(encoded, number)
         texts = answer_all(model, processor, list(prompts.values()), SamplingParams(MAX_NEW_TOKENS))
     finally:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_vlms import BUILDERS, COMMON, noise_image, tiny_vlm
 from transformers import AutoModelForImageTextToText
 from transformers.vision_utils import get_vision_window_index
 
@@ -18,7 +19,6 @@ from gpt4roi.models.vlm_base import add_regions, open_regions_vlm
 from gpt4roi.models.vlm_families import TOWERS, choose_views, join_tiles, require_known_family, with_frames
 from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.structures import RegionSample, Turn
-from tests.vlm.tiny_vlms import BUILDERS, COMMON, noise_image, tiny_vlm
 
 SIZES = [(60, 90), (120, 64)]
 BOXES = np.array([[3, 5, 40, 50], [30, 20, 60, 55]], dtype=float)
@@ -179,8 +179,10 @@ def test_what_changes_in_a_box_changes_most_in_its_own_cells(vlm, size):
 
     def views_of(image):
         inputs = vlm.processor.image_inputs(image)
-        frames = [vlm.processor.image_layout(height, width).frames]
-        return join_tiles(vlm.model.encode_views(frames, **inputs)[1][0])
+        ((_, (views,)),) = vlm.model.encode_prepared([inputs])
+        (kept,) = vlm.model.region_encoder.pyramid([views])
+        assert [view.tiles for view in kept] == [view.tiles for view in join_tiles(views)]
+        return join_tiles(views)
 
     grey = Image.new("RGB", (width, height), (90, 120, 150))
     before = views_of(grey)

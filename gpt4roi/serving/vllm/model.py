@@ -44,6 +44,8 @@ class GPT4RoIForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP,
     mm_projector: nn.Module
     region_encoder: nn.Module
     encode_image = modeling.GPT4RoIForConditionalGeneration.encode_image
+    encode_prepared = modeling.GPT4RoIForConditionalGeneration.encode_prepared
+    project_image_tokens = modeling.GPT4RoIForConditionalGeneration.project_image_tokens
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
@@ -106,7 +108,7 @@ class GPT4RoIForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP,
         keys = [row.numpy().tobytes() for row in digests.cpu()]
         rows = {key: row for row, key in enumerate(keys) if key not in self._images}
         height, width = pixel_values.shape[-2:]
-        prepared = (PreparedImage(pixel_values[row], (height, width)) for row in rows.values())
+        prepared = (PreparedImage({"pixel_values": pixel_values[row]}, (height, width)) for row in rows.values())
         self._images.update(zip(rows, encode_images(self, prepared), strict=True))
         images = [self._images[key] for key in keys]
         for key in keys:
