@@ -149,7 +149,7 @@ class RegionMixin:
             run.states, run.features = {}, None
 
     def _before_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
-        """Puts the regions' embeddings in the place of `<bbox>`; a later step of a generation has none."""
+        """Puts the regions' embeddings in the place of `<bbox>`."""
         run = self._current_run()
         if run is not None and run.stops:
             raise _DecoderInputs(kwargs)
@@ -159,8 +159,8 @@ class RegionMixin:
             return None
         embeds = kwargs["inputs_embeds"]
         mask = (run.input_ids == self.region_token_id).to(embeds.device)
-        training = torch.is_grad_enabled() and embeds.shape[1] > 1
-        if not training and not mask.any():
+        # A later step of a generation has no region, also where the model writes `<bbox>` of its own accord.
+        if embeds.shape[1] == 1 or not (mask.any() or torch.is_grad_enabled()):
             return None
         if run.features is None:
             run.features = self._encode_regions(run)
@@ -250,6 +250,9 @@ class RegionMixin:
         config: Any = cast(Any, self).config
         kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
         return config.model_type != "paligemma" and kinds <= ATTENTION_TYPES
+
+    accepts_loss_kwargs = True
+    """Whether the loss is divided by the targets of all micro-batches of a step, as the Trainer counts them."""
 
     packs_sequences = False
     """Whether tokens of several sequences may stand in one row of the decoder; see generation.packed."""
@@ -369,6 +372,9 @@ class RegionMixin:
         base: Any = super()
         if boxes is None:
             return base.generate(*args, **kwargs)
+        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        if ids is not None:  # the base counts positions from these before its first forward
+            kwargs = self.token_types(ids, {}) | kwargs
         with self._running(_Run(self, list(boxes), view_frames, masks)):
             return base.generate(*args, **kwargs)
 

@@ -264,7 +264,7 @@ def calibrate(model: Any, dataset: EncodedDataset) -> None:
             )
         with torch.no_grad():
             if of_base:
-                maps = [views for _, views in model.encode_prepared(images)]
+                maps = [views for _, (views,) in model.encode_prepared(images)]
             else:
                 maps = model.encode_image(torch.stack([image["pixel_values"] for image in images]))[1]
     model.calibrate(maps, boxes)
