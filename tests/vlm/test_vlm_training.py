@@ -65,7 +65,7 @@ def test_each_stage_trains_its_modules_of_a_base_and_a_run_resumes_to_the_bit(na
     shutil.copytree(one, again, ignore=shutil.ignore_patterns("checkpoint-4", "trained.json"))
     (again / "model.safetensors").unlink()
     shutil.rmtree(again / "region_encoder")
-    main(["--output_dir", str(again)])
+    main(["--stage", "1", "--output_dir", str(again)])
     resumed = load_file(again / "region_encoder" / "model.safetensors")
     assert not changed(load_file(one / "region_encoder" / "model.safetensors"), resumed)
     two = train(2, one, data, tmp_path / "two", "--max_steps", "1", "--warmup_steps", "0")
