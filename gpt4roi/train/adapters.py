@@ -117,15 +117,13 @@ def _linear_layers(model: Any, kind: Any = (nn.Linear, Conv1D)) -> list[str]:
 
 
 def _projectors(model: nn.Module) -> list[str]:
-    """Returns the last names of the modules that join a pretrained base's tower and decoder."""
+    """Returns the ends of the names of the modules that join a pretrained base's tower and decoder."""
     found = [name for name, module in model.named_modules() if "." in name and _is_projector(name, module)]
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in found if not _inside(name, found)))
+    outer = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    # One of a list is named with its list: peft wraps no list.
+    return list(dict.fromkeys(".".join(name.split(".")[-2 if name[-1].isdigit() else -1 :]) for name in outer))
 
 
 def _is_projector(name: str, module: nn.Module) -> bool:
     own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
-    return bool(own) and all(module_of(parameter) == "mm_projector" for parameter in own)
-
-
-def _inside(name: str, others: list[str]) -> bool:
-    return any(name.startswith(f"{other}.") for other in others)
+    return bool(own) and not isinstance(module, nn.ModuleList) and {*map(module_of, own)} == {"mm_projector"}
