@@ -479,7 +479,8 @@ def add_regions(model: Any, region_token_id: int, **settings: Any) -> Any:
 
 
 def _extended(model: Any, config: RegionConfig) -> Any:
-    model.__class__ = region_class(type(model))
+    kind: Any = type(model)
+    model.__class__ = region_class(kind)
     model.add_region_encoder(config)
     return model
 

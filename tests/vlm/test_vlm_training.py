@@ -73,6 +73,11 @@ def test_each_stage_trains_its_modules_of_a_base_and_a_run_resumes_to_the_bit(na
     tower = ("vision_tower", "visual.", "vision_model")
     assert any("layers" in each for each in trained)
     assert not [each for each in trained if any(part in each for part in tower) and "merger" not in each]
+
+
+@pytest.mark.slow
+def test_adapters_on_a_base_are_trained_and_opened_with_it(data, tmp_path):
+    one = train(1, base_folder("qwen2_5_vl", tmp_path / "base"), data, tmp_path / "one", "--max_steps", "1")
     adapted = train(2, one, data, tmp_path / "lora", "--max_steps", "1", "--warmup_steps", "0", "--lora_r", "2")
     chat = RegionChat.from_pretrained(adapted, device="cpu")
     assert isinstance(chat.describe(str(data.parent / "images" / "0.png"), BOX, max_new_tokens=2)[0], str)
