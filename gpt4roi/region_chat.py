@@ -26,8 +26,10 @@ from gpt4roi.generation.stopping import answer_text, stable_text, stopping_crite
 from gpt4roi.processing.mentions import as_plain_text, named_regions
 from gpt4roi.processing.user_input import (
     clean_question,
+    groups_of_regions,
     one_region_question,
     open_image,
+    pair_question,
     typed_box,
     validate_regions,
 )
@@ -277,9 +279,10 @@ class RegionChat:
         self,
         image: Any,
         boxes_px: Sequence | Regions,
-        question: str | None = None,
+        question: str | Sequence[str] | None = None,
         batch_size: int = 32,
         scores: bool = False,
+        pairs: Sequence[tuple[int, int]] | None = None,
         **sampling: Any,
     ) -> list[Any]:
         """Asks one question about each box by itself and returns one answer a box; the conversation is not touched.
@@ -287,20 +290,25 @@ class RegionChat:
         Args:
             image: As of set_image; None: the image of the conversation.
             boxes_px: N boxes, xyxy in pixels of the image, or masks, as of `ask`.
-            question: Mentions one region, `<region1>`; by default default_question.
+            question: Mentions one region, `<region1>`; by default default_question. Of several questions, a list of
+                answers is returned for each box.
             batch_size: Boxes answered at once; the answers do not depend on it.
             scores: Return a pair (text, score) in place of each text; the score is the mean probability of the answer's
                 tokens, its end included.
+            pairs: Numbers of two boxes each, counted from 1: the question, which mentions `<region1>` and `<region2>`,
+                is asked about each pair in place of each box.
             sampling: As of SamplingParams.
         """
-        if image is not None:
-            return next(self.describe_many([image], [boxes_px], question, batch_size, scores, **sampling))
-        params = SamplingParams(**sampling)
-        encoded = self._require_image().encoded
+        params, several = SamplingParams(**sampling), not (question is None or isinstance(question, str))
+        questions = [self._region_question(one, pairs) for one in (question if several else [question])]
+        encoded = self._encoded(image)
         regions = self._validated(boxes_px, encoded.size)
-        prompts = region_prompts(self.processor, encoded, regions, self._region_question(question))
+        groups = groups_of_regions(len(regions), pairs)
+        asked = (region_prompts(self.processor, encoded, regions, one, groups=groups) for one in questions)
         answer = scored_answers if scores else answer_all
-        return list(answer(self.model, self.processor, prompts, params, batch_size))
+        answers = answer(self.model, self.processor, [one for prompts in asked for one in prompts], params, batch_size)
+        of_group = [list(answers[number :: len(groups)]) for number in range(len(groups))]
+        return of_group if several else [one for (one,) in of_group]
 
     def classify(
         self,
@@ -309,6 +317,7 @@ class RegionChat:
         question: str | None = None,
         image: Any = None,
         batch_size: int = 64,
+        pairs: Sequence[tuple[int, int]] | None = None,
     ) -> list[dict[str, float]]:
         """Returns for each box the probability of every label, given that one of them is the answer.
 
@@ -320,10 +329,12 @@ class RegionChat:
             question: Mentions one region, `<region1>`; by default default_question.
             image: As of set_image; None: the image of the conversation.
             batch_size: Answers scored at once.
+            pairs: As of describe.
         """
-        asked, checked, encoded = self._region_question(question), check_labels(labels), self._encoded(image)
+        asked, checked = self._region_question(question, pairs), check_labels(labels)
+        encoded = self._encoded(image)
         regions = self._validated(boxes_px, encoded.size)
-        questions = [(regions[row : row + 1], asked) for row in range(len(regions))]
+        questions = [(regions.take(group), asked) for group in groups_of_regions(len(regions), pairs)]
         return choice_probabilities(self.model, self.processor, encoded, questions, checked, batch_size)
 
     def detect(
@@ -421,8 +432,9 @@ class RegionChat:
         asked = self._region_question(question)
         return describe_images(self.model, self.processor, prepared, asked, params, batch_size, scores)
 
-    def _region_question(self, question: str | None) -> str:
-        return one_region_question(self.default_question if question is None else question)
+    def _region_question(self, question: str | None, pairs: Any = None) -> str:
+        check = one_region_question if pairs is None else pair_question
+        return check(self.default_question if question is None else question)
 
     def _validated(self, boxes_px: Any, size: tuple[int, int], first_number: int = 1) -> Regions:
         return validate_regions(boxes_px, size, first_number, self.processor.region_shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -102,6 +102,10 @@ class Regions:
 
     def __getitem__(self, rows: slice) -> Regions:
         return Regions(self.boxes_px[rows], self.masks[rows])
+
+    def take(self, rows: Sequence[int]) -> Regions:
+        """Returns some regions, by their indices and in their order."""
+        return Regions(self.boxes_px[list(rows)], tuple(self.masks[row] for row in rows) if self.masks else ())
 
     def __add__(self, other: Regions) -> Regions:
         masks = (one.masks or (None,) * len(one) for one in (self, other))

@@ -546,3 +546,61 @@ def test_chats_over_one_worker_answer_as_each_by_itself():
     worker.close()
     assert found == [expected] * 3
     assert worker.counts["answers"] == 6
+
+
+def test_several_questions_about_the_same_boxes_compute_the_image_once():
+    chat, looks = chat_with("pyramid"), []
+    questions = [QUESTION, "Which colour is <region1>?"]
+    expected = [chat.describe(make_image(), BOXES, one, max_new_tokens=6) for one in questions]
+    chat.model.vision_tower.register_forward_hook(lambda *_: looks.append(1))
+    found = chat.describe(make_image(), BOXES, questions, max_new_tokens=6)
+    assert found == [list(answers) for answers in zip(*expected, strict=True)] and looks == [1]
+
+
+def test_a_pair_of_boxes_is_asked_about_as_a_conversation_with_these_two():
+    chat = chat_with("pyramid", image=True)
+    question, pairs = "Is <region1> left of <region2>?", [(1, 2), (2, 1), (5, 3)]
+    found = chat.describe(None, BOXES, question, pairs=pairs, max_new_tokens=8, batch_size=2)
+    turns = [Turn("user", question)]
+    assert found == [fresh_answer(chat, turns, [BOXES[a - 1], BOXES[b - 1]], 8) for a, b in pairs]
+    assert len(set(found)) == 3
+    both = chat.describe(None, BOXES, [question, "Why <region2>, <region1>?"], pairs=pairs, max_new_tokens=8)
+    assert [answers[0] for answers in both] == found and both[0][1] != both[1][1]
+    there, back = chat.classify(BOXES, ["yes", "no"], question, pairs=pairs[:2])
+    assert there["yes"] != back["yes"] and sum(there.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "question", "message"),
+    [
+        (
+            [(1, 2), (1, 6)],
+            "<region1> <region2>?",
+            r"pair 2: expected the numbers of two different regions, from 1 to 5",
+        ),
+        ([(2, 2)], "<region1> <region2>?", r"pair 1: .* got \(2, 2\)"),
+        ([(1, True)], "<region1> <region2>?", "pair 1: "),
+        ([(1, 2, 3)], "<region1> <region2>?", "pair 1: "),
+        ("12", "<region1> <region2>?", "pairs are a list of at most 1000 pairs of numbers, got '12'"),
+        ([(1, 2)], QUESTION, "a question about pairs mentions <region1> and <region2>"),
+        ([(1, 2)], "<region1> <region2> <region3>?", "and no other region; got"),
+    ],
+)
+def test_what_is_no_pair_is_refused(pairs, question, message):
+    with pytest.raises(InputError, match=message):
+        chat_with("pyramid", image=True).describe(None, BOXES, question, pairs=pairs)
+
+
+def test_an_answer_is_cancelled_from_another_thread_and_is_no_turn():
+    own = chat_with("pyramid", image=True)
+    worker = BatchingWorker(own.model, own.processor)
+    chat = RegionChat(own.model, own.processor, worker=worker)
+    chat.cancel()
+    chat.set_image(make_image())
+    pieces = chat.stream(QUESTION, BOXES[:1], max_new_tokens=3000)
+    threading.Timer(0.05, chat.cancel).start()
+    with pytest.raises(InputError, match="the answer was cancelled") as raised:
+        list(pieces)
+    assert raised.value.code == "cancelled" and chat.turns == ()
+    assert chat.ask(QUESTION, BOXES[:1], max_new_tokens=8) == own.ask(QUESTION, BOXES[:1], max_new_tokens=8)
+    worker.close()

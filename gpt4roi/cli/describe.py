@@ -31,6 +31,8 @@ EXAMPLE = """
   gpt4roi describe photo.jpg --box 40,30,210,190 --box 220,35,400,260 \\
       --question "Which is larger, <region1> or <region2>?"
   gpt4roi describe photo.jpg --box 40,30,210,190 --choices cat,dog,bird
+  gpt4roi describe photo.jpg --regions boxes.json --question "What is <region1>?" --question "What colour is <region1>?"
+  gpt4roi describe photo.jpg --regions boxes.json --pair 1,2 --pair 3,1 --question "Is <region1> left of <region2>?"
   gpt4roi describe photo.jpg --question "What is going on here?"
 """
 
@@ -42,15 +44,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--question",
         metavar="TEXT",
-        help="a question about <region1>, asked about each box by itself; or one that mentions several regions, asked "
-        "once about all boxes; or, without boxes, one about the image (default: the model's own about each box)",
+        action="append",
+        help="a question about <region1>, asked about each box by itself, and several if given several times; or one "
+        "that mentions several regions, asked once about all boxes; or, without boxes, one about the image (default: "
+        "the model's own about each box)",
+    )
+    parser.add_argument(
+        "--pair",
+        dest="pairs",
+        metavar="A,B",
+        action="append",
+        help="ask the question, about <region1> and <region2>, about these two boxes, by their numbers; once for each "
+        "pair",
     )
     parser.add_argument(
         "--choices",
         metavar="A,B,…",
         help="labels to choose from in place of a free answer; the likeliest is written, with its probability",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, in one line")
     parser.add_argument("--draw", metavar="FILE", help="also save the image with its numbered boxes")
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="boxes per batch (default: %(default)s)"
@@ -75,39 +87,57 @@ def run(args: argparse.Namespace) -> int:
     file = sys.stdin.buffer.read() if args.image == "-" else args.image
     image, regions = open_image(file), upright_regions(args, given, file)
     boxes_px = regions.boxes_px
-    question, together = _read_question(args.question, len(boxes_px))
-    labels = _read_labels(args.choices, together)
+    pairs = None if args.pairs is None else [_parse_pair(text) for text in args.pairs]
+    questions, together = _read_questions(args.question, len(boxes_px), pairs)
+    labels = _read_labels(args.choices, together, questions)
 
     chat = open_chat(args)
     if drawn_to is not None:
         save_drawing(image, boxes_px, drawn_to)
+    boxes, asked = boxes_px.tolist(), questions or [chat.default_question]
     if labels:
-        found = chat.classify(regions, labels, question, image)
-        _write_choices(args, question or chat.default_question, boxes_px.tolist(), found)
-    elif together and question is not None:
+        found = chat.classify(regions, labels, asked[0], image, pairs=pairs)
+        answers: list[dict[str, Any]] = [{"answer": max(one, key=one.__getitem__), "choices": one} for one in found]
+        _write_each(args, asked, boxes, pairs, answers)
+    elif together:
         chat.set_image(image)
-        _write_together(args, question, boxes_px.tolist(), chat.ask(question, regions, **settings))
+        _write_together(args, asked[0], boxes, chat.ask(asked[0], regions, **settings))
     else:
-        answers = chat.describe(image, regions, question, batch_size=args.batch_size, **settings)
-        _write_each(args, question or chat.default_question, boxes_px.tolist(), answers)
+        texts = chat.describe(image, regions, asked, batch_size=args.batch_size, pairs=pairs, **settings)
+        answers = [{"answer": row[0]} if len(asked) == 1 else {"answers": row} for row in texts]
+        _write_each(args, asked, boxes, pairs, answers)
     return 0
 
 
-def _read_question(text: str | None, num_boxes: int) -> tuple[str | None, bool]:
-    """Returns the question, and whether it is asked once about all boxes rather than about each."""
-    if text is None:
-        return None, False
+def _parse_pair(text: str) -> list[Any]:
+    parts = [part.strip() for part in text.split(",")]
+    return [int(part) if part.isascii() and part.isdigit() and len(part) < 9 else part for part in parts]
+
+
+def _read_questions(texts: list[str] | None, num_boxes: int, pairs: list[list[Any]] | None) -> tuple[list[str], bool]:
+    """Returns the questions, none for the model's own, and whether one is asked once about all boxes."""
     from gpt4roi.processing.mentions import number_boxes
-    from gpt4roi.processing.user_input import clean_question, mentioned_regions, one_region_question
+    from gpt4roi.processing.user_input import (
+        clean_question,
+        groups_of_regions,
+        mentioned_regions,
+        one_region_question,
+        pair_question,
+    )
 
-    question = clean_question(text)
-    if not num_boxes or mentioned_regions(question) not in ([], [1]):
-        number_boxes([question], num_boxes)
-        return question, True
-    return one_region_question(question), False
+    if pairs is not None:
+        groups_of_regions(num_boxes, pairs)
+        if texts is None:
+            raise InputError("--pair needs a --question about <region1> and <region2>")
+        return [pair_question(text) for text in texts], False
+    questions = [clean_question(text) for text in texts or []]
+    if len(questions) == 1 and (not num_boxes or mentioned_regions(questions[0]) not in ([], [1])):
+        number_boxes(questions, num_boxes)
+        return questions, True
+    return [one_region_question(question) for question in questions], False
 
 
-def _read_labels(text: str | None, together: bool) -> tuple[str, ...]:
+def _read_labels(text: str | None, together: bool, questions: list[str]) -> tuple[str, ...]:
     """Returns the labels of --choices; none where it was not given."""
     if text is None:
         return ()
@@ -115,41 +145,47 @@ def _read_labels(text: str | None, together: bool) -> tuple[str, ...]:
 
     if together:
         raise InputError("--choices are labels of one region; ask about <region1>, and give at least one box")
+    if len(questions) > 1:
+        raise InputError(f"--choices are labels for one question, got {len(questions)}; ask them one by one")
     return check_labels(text.split(","))
 
 
-def _fields(args: argparse.Namespace, question: str) -> dict[str, Any]:
-    return {"picture": args.image, "model": args.model, "question": question}
+def _fields(args: argparse.Namespace, questions: list[str]) -> dict[str, Any]:
+    asked = {"question": questions[0]} if len(questions) == 1 else {"questions": questions}
+    return {"picture": args.image, "model": args.model, **asked}
 
 
-def _write_each(args: argparse.Namespace, question: str, boxes: list[list[float]], answers: list[str]) -> None:
-    if args.json:
-        regions = [
-            {"region": number, "box": box, "answer": answer}
-            for number, (box, answer) in enumerate(zip(boxes, answers, strict=True), start=1)
-        ]
-        output.record({**_fields(args, question), "regions": regions})
-        return
-    for number, (box, answer) in enumerate(zip(boxes, answers, strict=True), start=1):
-        output.line(f"{number}\t{box_text(box)}\t{' '.join(answer.split())}")
-
-
-def _write_choices(
-    args: argparse.Namespace, question: str, boxes: list[list[float]], found: list[dict[str, float]]
+def _write_each(
+    args: argparse.Namespace,
+    questions: list[str],
+    boxes: list[list[float]],
+    pairs: list[list[int]] | None,
+    answers: list[dict[str, Any]],
 ) -> None:
-    regions = []
-    for number, (box, shares) in enumerate(zip(boxes, found, strict=True), start=1):
-        best = max(shares, key=shares.__getitem__)
-        regions.append({"region": number, "box": box, "answer": best, "choices": shares})
-        if not args.json:
-            output.line(f"{number}\t{box_text(box)}\t{best}\t{shares[best]:.3f}")
+    """Writes a line for each box or pair: number, box, answers; or one JSON object."""
+    about: list[dict[str, Any]]
+    if pairs is None:
+        about = [{"region": number, "box": box} for number, box in enumerate(boxes, start=1)]
+    else:
+        about = [{"pair": pair, "boxes": [boxes[number - 1] for number in pair]} for pair in pairs]
     if args.json:
-        output.record({**_fields(args, question), "regions": regions})
+        records = [{**one, **answer} for one, answer in zip(about, answers, strict=True)]
+        output.record({**_fields(args, questions), "regions" if pairs is None else "pairs": records}, indent=None)
+        return
+    for one, answer in zip(about, answers, strict=True):
+        head = [str(one["region"]), box_text(one["box"])] if pairs is None else _pair_text(one)
+        texts = [" ".join(text.split()) for text in answer.get("answers", [answer.get("answer", "")])]
+        shares = answer.get("choices")
+        output.line("\t".join([*head, *texts, *([f"{shares[answer['answer']]:.3f}"] if shares else [])]))
+
+
+def _pair_text(pair: dict[str, Any]) -> list[str]:
+    return [",".join(map(str, pair["pair"])), *map(box_text, pair["boxes"])]
 
 
 def _write_together(args: argparse.Namespace, question: str, boxes: list[list[float]], answer: str) -> None:
     if args.json:
         regions = [{"region": number, "box": box} for number, box in enumerate(boxes, start=1)]
-        output.record({**_fields(args, question), "regions": regions, "answer": answer})
+        output.record({**_fields(args, [question]), "regions": regions, "answer": answer}, indent=None)
     else:
         output.line(" ".join(answer.split()))

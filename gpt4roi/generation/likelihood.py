@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -56,6 +56,35 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     return cleaned
 
 
+class Choice(NamedTuple):
+    """The probability of every label, given that one of them is the answer; num_tokens: read to find them."""
+
+    probabilities: dict[str, float]
+    num_tokens: int
+
+
+def choose(
+    model: Any,
+    processor: Any,
+    image: EncodedImage,
+    questions: Sequence[tuple[np.ndarray | Regions, str]],
+    labels: Sequence[str],
+    batch_size: int = 64,
+) -> list[Choice]:
+    """Returns for each question how likely every label is.
+
+    questions: each with its regions of the image (boxes float[k, 4] in pixels, or Regions) and a text about them.
+    """
+    asked = [RegionSample("the image", (Turn("user", text),), cast(Any, regions)) for regions, text in questions]
+    answered = [[answered_prompt(processor, image, sample, label) for label in labels] for sample in asked]
+    found = []
+    for answers, row in zip(answered, log_likelihoods(model, answered, batch_size), strict=True):
+        shares = torch.tensor(row).softmax(dim=0).tolist()
+        lengths, shared = [len(one.prompt.input_ids) for one in answers], _shared_length(answers)
+        found.append(Choice(dict(zip(labels, shares, strict=True)), shared + sum(lengths) - shared * len(lengths)))
+    return found
+
+
 def choice_probabilities(
     model: Any,
     processor: Any,
@@ -64,14 +93,16 @@ def choice_probabilities(
     labels: Sequence[str],
     batch_size: int = 64,
 ) -> list[dict[str, float]]:
-    """Returns for each question the probability of every label, given that one of them is the answer.
+    """Returns the probabilities of `choose`."""
+    return [one.probabilities for one in choose(model, processor, image, questions, labels, batch_size)]
 
-    questions: each a region of the image (a box float[1, 4] in pixels, or Regions) and a text about `<region1>`.
-    """
-    asked = [RegionSample("the image", (Turn("user", text),), cast(Any, region)) for region, text in questions]
-    answered = [[answered_prompt(processor, image, sample, label) for label in labels] for sample in asked]
-    shares = [torch.tensor(found).softmax(dim=0).tolist() for found in log_likelihoods(model, answered, batch_size)]
-    return [dict(zip(labels, row, strict=True)) for row in shares]
+
+def _shared_length(answers: Sequence[AnsweredPrompt]) -> int:
+    """Returns how many tokens before the answers to a question are the same, and computed once; each has one more."""
+    rows = [one.prompt.input_ids.numpy() for one in answers]
+    # What answers begin with alike is not left out: the likelihood of an answer stands for itself.
+    begins = min(int(one.supervised.nonzero()[0]) for one in answers)
+    return min(common_prefix_length(rows), min(map(len, rows)) - 1, begins)
 
 
 @torch.inference_mode()
@@ -90,11 +121,7 @@ def log_likelihoods(
     results: list[list[float]] = [[] for _ in questions]
     by_length: dict[int, list[int]] = {}
     for number, answers in enumerate(questions):
-        rows = [one.prompt.input_ids.numpy() for one in answers]
-        # What answers begin with alike is not left out: the likelihood of an answer stands for itself.
-        begins = min(int(one.supervised.nonzero()[0]) for one in answers)
-        shared = min(common_prefix_length(rows), min(map(len, rows)) - 1, begins)
-        by_length.setdefault(shared, []).append(number)
+        by_length.setdefault(_shared_length(answers), []).append(number)
     for shared, members in sorted(by_length.items()):
         step = max(1, batch_size // max(len(questions[number]) for number in members))
         for start in range(0, len(members), step):

@@ -12,6 +12,7 @@ from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt
 from gpt4roi.generation.engine import generate_batches
 from gpt4roi.generation.sampling import SamplingParams, confidence
 from gpt4roi.generation.stopping import answer_text, stopping_criterion
+from gpt4roi.processing.user_input import groups_of_regions
 from gpt4roi.structures import Regions, RegionSample, Turn
 
 Item = TypeVar("Item")
@@ -77,14 +78,27 @@ def scored_answers(
 
 
 def region_prompts(
-    processor: Any, image: EncodedImage, regions: np.ndarray | Regions, question: str, number: int = 0
+    processor: Any,
+    image: EncodedImage,
+    regions: np.ndarray | Regions,
+    question: str,
+    number: int = 0,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> list[Prompt]:
-    """Writes a question about `<region1>` once for each region of an image, as a conversation of its own.
+    """Writes a question about each region of an image by itself, as a conversation of its own.
 
-    regions: Regions, or boxes float[N, 4] xyxy in pixels.
+    Args:
+        processor: Of the model.
+        image: The image.
+        regions: Regions, or boxes float[N, 4] xyxy in pixels.
+        question: Mentions them.
+        number: The image's, for Prompt.image.
+        groups: Indices of the regions that it is asked about together, `<region1>` the first of each; by default each
+            by itself.
     """
-    turns, rows = (Turn("user", question),), range(len(regions))
-    samples = [RegionSample("the image", turns, cast(Any, regions[row : row + 1])) for row in rows]
+    all_regions = regions if isinstance(regions, Regions) else Regions(regions)
+    turns, rows = (Turn("user", question),), groups_of_regions(len(regions)) if groups is None else groups
+    samples = [RegionSample("the image", turns, cast(Any, all_regions.take(row))) for row in rows]
     return image.prompts(processor, samples, number)
 
 

@@ -458,4 +458,33 @@ def one_region_question(question: Any) -> str:
     return asked
 
 
+def pair_question(question: Any) -> str:
+    """Returns a clean question about a pair, its regions called `<region1>` and `<region2>`; raises InputError."""
+    asked = clean_question(question)
+    if sorted(mentioned_regions(asked)) != [1, 2]:
+        raise InputError(
+            f"a question about pairs mentions <region1> and <region2>, the first and the second of each pair, and no "
+            f"other region; got {asked!r:.80}"
+        )
+    return asked
+
+
+def groups_of_regions(num_regions: int, pairs: Any = None) -> list[list[int]]:
+    """Returns which regions, by index, a question is asked about together: each by itself, or each pair.
+
+    pairs: numbers of two different regions each, counted from 1. Raises InputError where they are none.
+    """
+    if pairs is None:
+        return [[row] for row in range(num_regions)]
+    if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Sequence) or len(pairs) > MAX_BOXES:
+        raise InputError(f"pairs are a list of at most {MAX_BOXES} pairs of numbers, got {pairs!r:.60}")
+    known = range(1, num_regions + 1)
+    for number, pair in enumerate(pairs, start=1):
+        whole = isinstance(pair, (list, tuple)) and all(type(one) is int and one in known for one in pair)
+        if not whole or len(pair) != 2 or pair[0] == pair[1]:
+            expected = f"expected the numbers of two different regions, from 1 to {num_regions}"
+            raise InputError(f"pair {number}: {expected}, got {pair!r:.40}")
+    return [[one - 1 for one in pair] for pair in pairs]
+
+
 open_picture, check_boxes = open_image, validate_boxes_px  # names of version 0.1

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
@@ -24,10 +24,10 @@ from starlette.routing import Route
 from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import Answer, BatchingWorker
 from gpt4roi.generation.encoded_image import Prompt
-from gpt4roi.generation.likelihood import check_labels, choice_probabilities
+from gpt4roi.generation.likelihood import Choice, check_labels, choose
 from gpt4roi.generation.sampling import SamplingParams, confidence
 from gpt4roi.generation.stopping import answer_text
-from gpt4roi.processing.user_input import one_region_question, validate_regions
+from gpt4roi.processing.user_input import groups_of_regions, one_region_question, pair_question, validate_regions
 from gpt4roi.serving.images import ImageFetcher, ImageStore, OpenedImage
 from gpt4roi.serving.requests import (
     ChatRequest,
@@ -202,52 +202,49 @@ class ServingApp:
     async def _regions(self, request: Request) -> Response:
         asked = parse(await self._body(request), RegionsRequest)
         self._check_model(asked.model)
-        params, questions = (
-            asked.sampling(),
-            [one_region_question(q) for q in questions_of(asked, self.default_question)],
-        )
+        params, check = asked.sampling(), one_region_question if asked.pairs is None else pair_question
+        questions = [check(question) for question in questions_of(asked, self.default_question)]
         labels = None if asked.choices is None else check_labels(asked.choices)
         image = await self._open(asked.image)
         shape = self.processor.region_shape
-        regions_px = await run_in_threadpool(validate_regions, asked.boxes, image.size, region_shape=shape)
-        boxes = regions_px.boxes_px
-        tasks = [(number, question) for number in range(len(boxes)) for question in questions]
-        if labels is None:
-            found = self._free_answers(tasks, image, regions_px, params)
-        else:
-            found = self._choices(tasks, image, regions_px, labels)
+        regions = await run_in_threadpool(validate_regions, asked.boxes, image.size, region_shape=shape)
+        groups = groups_of_regions(len(regions), asked.pairs)
+        if not groups:
+            raise InputError("pairs: there is none", code="invalid_field")
+        tasks = [_Task(number, regions.take(group), one) for number, group in enumerate(groups) for one in questions]
+        found = self._free_answers(tasks, image, params) if labels is None else self._choices(tasks, image, labels)
         first = await anext(found)  # what is wrong with all of them shows before the response begins
         height, width = image.size
         head = {"object": "regions", "model": self.model_name, "image": {"width": width, "height": height}}
+        about = [_shown(group, regions.boxes_px) for group in groups]
         if asked.stream:
-            return StreamingResponse(_lines(first, found), media_type="application/x-ndjson")
-        regions = [{"region": number, "box": box, "answers": []} for number, box in enumerate(boxes.tolist(), start=1)]
+            return StreamingResponse(_lines(about, first, found), media_type="application/x-ndjson")
+        answered: list[dict[str, Any]] = [{**one, "answers": []} for one in about]
         usage = {"prompt_tokens": 0, "completion_tokens": 0}
         async with contextlib.aclosing(found):
-            record: dict[str, Any] | None = first
-            while record is not None:
+            latest: tuple[int, dict[str, Any]] | None = first
+            while latest is not None:
                 if await request.is_disconnected():
                     raise ClientDisconnect
-                used = record.pop("usage", {})
-                usage = {name: usage[name] + used.get(name, 0) for name in usage}
-                number = record.pop("region")
-                record.pop("box")
-                regions[number - 1]["answers"].append(record)
-                record = await anext(found, None)
+                number, record = latest
+                used = record.pop("usage")
+                usage = {name: usage[name] + used[name] for name in usage}
+                answered[number]["answers"].append(record)
+                latest = await anext(found, None)
         usage["total_tokens"] = sum(usage.values())
-        return JSONResponse({**head, "regions": regions, "usage": usage})
+        return JSONResponse({**head, "regions" if asked.pairs is None else "pairs": answered, "usage": usage})
 
     async def _free_answers(
-        self, tasks: list[tuple[int, str]], image: OpenedImage, regions: Regions, params: SamplingParams
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """Yields one record for each box and question, in their order; those behind are in the batch meanwhile."""
+        self, tasks: list[_Task], image: OpenedImage, params: SamplingParams
+    ) -> AsyncGenerator[tuple[int, dict[str, Any]], None]:
+        """Yields a record for each task, in their order, with its number; those behind are in the batch meanwhile."""
         news, pending = News(), list[Answer]()
         submitted = 0
         try:
-            for number, question in tasks:
+            for task in tasks:
                 while submitted < len(tasks) and len(pending) < WINDOW:
-                    box, text = tasks[submitted]
-                    conversation = Conversation((Turn("user", text),), boxes=regions[box : box + 1])
+                    turns = (Turn("user", tasks[submitted].question),)
+                    conversation = Conversation(turns, boxes=tasks[submitted].regions)
                     make_prompt, _ = await self._make_prompt(conversation, image)
                     try:
                         pending.append(self._submit(make_prompt, params, news, num_top=0))
@@ -262,42 +259,43 @@ class ServingApp:
                     raise_errors([answer])
                 finally:
                     answer.cancel()
-                text = answer_text(self.processor, answer.tokens, params.stop)
-                yield {
-                    "region": number + 1,
-                    "box": regions.boxes_px[number].tolist(),
-                    "question": question,
-                    "answer": text,
-                    "confidence": round(confidence(answer.log_probs), 4),
-                    "finish_reason": answer.finish_reason,
-                    "usage": {"prompt_tokens": answer.prompt_tokens, "completion_tokens": len(answer.tokens)},
-                }
+                yield (
+                    task.number,
+                    {
+                        "question": task.question,
+                        "answer": answer_text(self.processor, answer.tokens, params.stop),
+                        "confidence": round(confidence(answer.log_probs), 4),
+                        "finish_reason": answer.finish_reason,
+                        "usage": {"prompt_tokens": answer.prompt_tokens, "completion_tokens": len(answer.tokens)},
+                    },
+                )
         finally:
             for answer in pending:
                 answer.cancel()
 
     async def _choices(
-        self, tasks: list[tuple[int, str]], image: OpenedImage, regions: Regions, labels: tuple[str, ...]
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """Yields one record for each box and question with the probability of every label."""
+        self, tasks: list[_Task], image: OpenedImage, labels: tuple[str, ...]
+    ) -> AsyncGenerator[tuple[int, dict[str, Any]], None]:
+        """Yields a record for each task with the probability of every label; nothing is generated for it."""
         step = max(1, LABELS_AT_ONCE // len(labels))
         for start in range(0, len(tasks), step):
             some = tasks[start : start + step]
 
-            def work(some: list[tuple[int, str]] = some) -> list[dict[str, float]]:
-                encoded = self.images.encode(image)
-                asked = [(regions[number : number + 1], question) for number, question in some]
-                return choice_probabilities(self.worker.model, self.processor, encoded, asked, labels, LABELS_AT_ONCE)
+            def work(some: list[_Task] = some) -> list[Choice]:
+                encoded, asked = self.images.encode(image), [(task.regions, task.question) for task in some]
+                return choose(self.worker.model, self.processor, encoded, asked, labels, LABELS_AT_ONCE)
 
             found = await asyncio.wrap_future(self.worker.call(work))
-            for (number, question), shares in zip(some, found, strict=True):
-                yield {
-                    "region": number + 1,
-                    "box": regions.boxes_px[number].tolist(),
-                    "question": question,
-                    "answer": max(shares, key=shares.__getitem__),
-                    "choices": [{"choice": label, "probability": round(shares[label], 6)} for label in labels],
-                }
+            for task, (shares, num_tokens) in zip(some, found, strict=True):
+                yield (
+                    task.number,
+                    {
+                        "question": task.question,
+                        "answer": max(shares, key=shares.__getitem__),
+                        "choices": [{"choice": label, "probability": round(shares[label], 6)} for label in labels],
+                        "usage": {"prompt_tokens": num_tokens, "completion_tokens": 0},
+                    },
+                )
 
     async def _models(self, _request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._card()]})
@@ -317,12 +315,29 @@ class ServingApp:
         return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
 
 
-async def _lines(first: dict[str, Any], rest: Any) -> AsyncIterator[str]:
+class _Task(NamedTuple):
+    """A question about one region or a pair of them; number: of that in the response."""
+
+    number: int
+    regions: Regions
+    question: str
+
+
+def _shown(group: list[int], boxes: Any) -> dict[str, Any]:
+    """Returns a region or a pair as responses name it; boxes: float[N, 4], of all regions."""
+    numbers, found = [row + 1 for row in group], boxes[group].tolist()
+    return {"region": numbers[0], "box": found[0]} if len(group) == 1 else {"pair": numbers, "boxes": found}
+
+
+async def _lines(about: list[dict[str, Any]], first: tuple[int, dict[str, Any]], rest: Any) -> AsyncIterator[str]:
+    def line(number: int, record: dict[str, Any]) -> str:
+        return json.dumps({**about[number], **record}) + "\n"
+
     async with contextlib.aclosing(rest):
-        yield json.dumps(first) + "\n"
+        yield line(*first)
         try:
-            async for record in rest:
-                yield json.dumps(record) + "\n"
+            async for number, record in rest:
+                yield line(number, record)
         except InputError as error:
             yield json.dumps(error_body(400, str(error), error.code)) + "\n"
 

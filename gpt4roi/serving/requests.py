@@ -147,6 +147,8 @@ class RegionsRequest(_Fields):
         question: Mentions `<region1>`; by default "What is <region1>?".
         questions: Several, in place of one.
         choices: Labels whose probabilities are returned instead of a free answer.
+        pairs: Numbers of two boxes each: the questions, which mention `<region1>` and `<region2>`, are asked about each
+            pair instead of each box.
     """
 
     image: str
@@ -154,6 +156,7 @@ class RegionsRequest(_Fields):
     question: Text | None = None
     questions: list[Text] | None = Field(default=None, min_length=1, max_length=MAX_QUESTIONS)
     choices: list[Text] | None = Field(default=None, max_length=MAX_LABELS)
+    pairs: list[Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,35 @@ def test_a_question_about_several_regions_is_asked_once_about_all_boxes(describe
     assert describe("--question", question) == " ".join(answer.split()) + "\n"
 
 
+def test_several_questions_have_a_column_each_and_json_is_one_line(describe, chat, image):
+    questions = ["What is <region1>?", "Which colour is <region1>?"]
+    words = [word for one in questions for word in ("--question", one)]
+    expected = chat.describe(image, pixels(), questions, max_new_tokens=8)
+
+    lines = [line.split("\t") for line in describe(*words).splitlines()]
+    written = describe(*words, "--json")
+
+    assert [line[2:] for line in lines] == [[" ".join(text.split()) for text in row] for row in expected]
+    assert written.count("\n") == 1 and json.loads(written)["questions"] == questions
+    assert [region["answers"] for region in json.loads(written)["regions"]] == expected
+
+
+def test_pairs_are_asked_about_by_their_numbers(describe, chat, image):
+    question, pairs = "Is <region1> left of <region2>?", [[1, 2], [2, 1]]
+    words = ["--question", question, "--pair", "1,2", "--pair", "2,1"]
+    expected = chat.describe(image, pixels(), question, pairs=pairs, max_new_tokens=8)
+
+    lines = [line.split("\t") for line in describe(*words).splitlines()]
+    written = json.loads(describe(*words, "--json"))["pairs"]
+
+    assert [line[:3] for line in lines] == [["1,2", "5,5,40,30", "50,2,70,62"], ["2,1", "50,2,70,62", "5,5,40,30"]]
+    assert [line[3] for line in lines] == [" ".join(text.split()) for text in expected]
+    assert written[0] == {"pair": [1, 2], "boxes": pixels(), "answer": expected[0]}
+    shares = chat.classify(pixels(), ["yes", "no"], question, image, pairs=pairs)
+    chosen = json.loads(describe(*words, "--json", "--choices", "yes,no"))["pairs"]
+    assert [one["choices"] for one in chosen] == [pytest.approx(one) for one in shares]
+
+
 def test_the_drawing_shows_the_numbered_boxes(describe, tmp_path):
     describe("--draw", str(tmp_path / "out.png"))
 
@@ -122,9 +151,13 @@ def test_choices_are_answered_by_the_likeliest_with_its_probability(describe, ch
             ["--choices", "cat,dog", "--question", "Is <region1> left of <region2>?"],
             "--choices are labels of one region",
         ),
+        (["--choices", "a,b", "--question", "<region1>?", "--question", "<region1>!"], "for one question, got 2"),
+        (["--pair", "1,2"], "--pair needs a --question about <region1> and <region2>"),
+        (["--pair", "1,x", "--question", "<region1> <region2>"], "pair 1: expected the numbers of two different"),
+        (["--pair", "1,3", "--question", "<region1> <region2>"], "from 1 to 2, got [1, 3]"),
     ],
 )
-def test_choices_that_cannot_be_asked_about_are_refused_in_one_line(model_folder, image, capsys, words, message):
+def test_what_cannot_be_asked_about_is_refused_in_one_line(model_folder, image, capsys, words, message):
     boxes = [part for box in BOXES for part in ("--box", box)]
     assert main(["describe", str(image), *boxes, "--model", str(model_folder), *words]) == 2
     assert message in capsys.readouterr().err

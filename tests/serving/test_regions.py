@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import urllib.request
 
+import numpy as np
 import pytest
 from api_client import KEY, post
+
+from gpt4roi import RegionSample, Turn
 
 BOXES = [[5, 4, 40, 30], [20, 10, 55, 38], [0, 0, 25, 20]]
 
@@ -55,6 +58,32 @@ def test_choices_come_with_probabilities_that_are_those_of_classify(api, chat, p
         assert answer["answer"] == max(shares, key=shares.get)
 
 
+def test_choices_report_the_tokens_that_were_read_and_none_generated(api, chat, url):
+    labels, question = ["a cat", "a dog", "the sky"], "What is <region1>?"
+    _, found, _ = post(api, "/v1/regions", {"image": url, "boxes": BOXES, "choices": labels})
+    turns = [(Turn("user", question), Turn("assistant", label)) for label in labels]
+    samples = [RegionSample("the image", pair, np.array(BOXES[:1])) for pair in turns]
+    encoded = [chat.processor.encode_text(one, image_size=(40, 60)) for one in samples]
+    rows, begins = [one["input_ids"] for one in encoded], int((encoded[0]["labels"] != -100).nonzero()[0])
+    shared = min(begins, next(n for n, tokens in enumerate(zip(*rows, strict=False)) if len(set(map(int, tokens))) > 1))
+    read = 3 * (shared + sum(len(row) - shared for row in rows))
+    assert found["usage"] == {"prompt_tokens": read, "completion_tokens": 0, "total_tokens": read}
+
+
+def test_pairs_get_the_answers_of_describe_and_their_probabilities(api, chat, picture, url):
+    question, pairs = "Is <region1> left of <region2>?", [[1, 2], [3, 1]]
+    body = {"image": url, "boxes": BOXES, "question": question, "pairs": pairs}
+    status, found, _ = post(api, "/v1/regions", {**body, "max_tokens": 6})
+    expected = chat.describe(picture, BOXES, question, pairs=pairs, max_new_tokens=6)
+    assert status == 200 and "regions" not in found
+    assert [one["answers"][0]["answer"] for one in found["pairs"]] == expected
+    assert found["pairs"][1]["pair"] == [3, 1] and found["pairs"][1]["boxes"] == [BOXES[2], BOXES[0]]
+    _, chosen, _ = post(api, "/v1/regions", {**body, "choices": ["yes", "no"]})
+    shares = chat.classify(BOXES, ["yes", "no"], question, picture, pairs=pairs)
+    given = [one["answers"][0]["choices"][0]["probability"] for one in chosen["pairs"]]
+    assert given == pytest.approx([one["yes"] for one in shares], abs=1e-3)
+
+
 def test_a_stream_is_a_line_for_each_answer(api, url):
     body = {"image": url, "boxes": BOXES, "max_tokens": 5, "stream": True}
     headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
@@ -89,6 +118,12 @@ def test_more_boxes_than_questions_may_wait_are_answered_all_the_same(api, chat,
         ({"choices": ["cat"]}, "expected at least two labels, none empty or given twice, got ['cat']"),
         ({"choices": ["cat", "cat "]}, "expected at least two labels"),
         ({"image": None}, "image: input should be a valid string"),
+        ({"pairs": [[1, 4]]}, "a question about pairs mentions <region1> and <region2>"),
+        (
+            {"pairs": [[1, 4]], "question": "<region1> <region2>?"},
+            "pair 1: expected the numbers of two different regions",
+        ),
+        ({"pairs": [], "question": "<region1> <region2>?"}, "pairs: there is none"),
         ({"masks": []}, "masks: is no field of this request"),
     ],
 )
