@@ -90,6 +90,9 @@ def checkout(tmp_path_factory) -> Path:
         image.save(folder / name)
     boxes = [{"image_id": "photo.jpg", "bbox": [40, 30, 170, 160], "score": score} for score in (0.9, 0.1)]
     (folder / "detections.json").write_text(json.dumps(boxes))
+    annotations = [{"id": id, "image_id": 1, "bbox": [40 * id, 30, 100, 90]} for id in (1, 2, 3)]
+    table = {"images": [{"id": 1, "file_name": "photo.jpg", "width": 420, "height": 300}], "annotations": annotations}
+    (folder / "instances.json").write_text(json.dumps(table))
     coco = {"annotations": [{"id": 1, "attributes": {"caption": "a red apple"}}]}
     (folder / "instances_default.json").write_text(json.dumps(coco))
     model = tiny_model("pyramid")
