@@ -142,7 +142,7 @@ def hostile(known: Known) -> Iterator[tuple[str, dict | bytes]]:
         [],
         [[1, 2, 3]],
         [[9, 9, 2, 2]],
-        [["1", 2, 3, 4]],
+        [["one", 2, 3, 4]],
         [[0, 0, 1e308, 1e308]],
         [known.box] * 5000,
         [[[]]],
