@@ -560,12 +560,14 @@ def test_several_questions_about_the_same_boxes_compute_the_image_once():
 def test_a_pair_of_boxes_is_asked_about_as_a_conversation_with_these_two():
     chat = chat_with("pyramid", image=True)
     question, pairs = "Is <region1> left of <region2>?", [(1, 2), (2, 1), (5, 3)]
-    found = chat.describe(None, BOXES, question, pairs=pairs, max_new_tokens=8, batch_size=2)
+    found = chat.describe(None, BOXES, question, pairs=pairs, max_new_tokens=8, batch_size=2, scores=True)
     turns = [Turn("user", question)]
-    assert found == [fresh_answer(chat, turns, [BOXES[a - 1], BOXES[b - 1]], 8) for a, b in pairs]
-    assert len(set(found)) == 3
-    both = chat.describe(None, BOXES, [question, "Why <region2>, <region1>?"], pairs=pairs, max_new_tokens=8)
-    assert [answers[0] for answers in both] == found and both[0][1] != both[1][1]
+    assert [one.text for one in found] == [fresh_answer(chat, turns, [BOXES[a - 1], BOXES[b - 1]], 8) for a, b in pairs]
+    assert len({one.score for one in found}) == 3
+    other = "Why <region2>, <region1>?"
+    both = chat.describe(None, BOXES, [question, other], pairs=pairs, max_new_tokens=8)
+    second = chat.describe(None, BOXES, other, pairs=pairs, max_new_tokens=8)
+    assert both == [[one.text, answer] for one, answer in zip(found, second, strict=True)]
     there, back = chat.classify(BOXES, ["yes", "no"], question, pairs=pairs[:2])
     assert there["yes"] != back["yes"] and sum(there.values()) == pytest.approx(1)
 
