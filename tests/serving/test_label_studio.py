@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -23,7 +24,7 @@ BOXES = [[5, 4, 40, 30], [20, 10, 55, 38]]
 def program():
     spec = importlib.util.spec_from_file_location("label_studio_backend", FOLDER / "backend.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for its names
     spec.loader.exec_module(module)
     return module
 
