@@ -299,8 +299,9 @@ class RegionChat:
                 is asked about each pair in place of each box.
             sampling: As of SamplingParams.
         """
-        params, several = SamplingParams(**sampling), not (question is None or isinstance(question, str))
-        questions = [self._region_question(one, pairs) for one in (question if several else [question])]
+        params = SamplingParams(**sampling)
+        given = [question] if question is None or isinstance(question, str) else list(question)
+        questions = [self._region_question(one, pairs) for one in given]
         encoded = self._encoded(image)
         regions = self._validated(boxes_px, encoded.size)
         groups = groups_of_regions(len(regions), pairs)
@@ -308,7 +309,7 @@ class RegionChat:
         answer = scored_answers if scores else answer_all
         answers = answer(self.model, self.processor, [one for prompts in asked for one in prompts], params, batch_size)
         of_group = [list(answers[number :: len(groups)]) for number in range(len(groups))]
-        return of_group if several else [one for (one,) in of_group]
+        return [one for (one,) in of_group] if question is None or isinstance(question, str) else of_group
 
     def classify(
         self,
