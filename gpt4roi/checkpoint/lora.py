@@ -71,7 +71,7 @@ def merge(adapted: Any) -> Any:
         inner[1].weight = nn.Parameter(inner[1].weight.detach().clone())
     merged = adapted.merge_and_unload()
     config = merged.config
-    if config.text_config.tie_word_embeddings and len(embedding_tables(merged)) == 2:
+    if getattr(config.text_config, "tie_word_embeddings", False) and len(embedding_tables(merged)) == 2:
         config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
     return merged
 
