@@ -126,7 +126,6 @@ TOWERS: Mapping[str, Layout] = {
 FAMILIES = (
     "llava", "vipllava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v",
     "idefics2", "idefics3", "smolvlm", "internvl", "gemma3", "paligemma", "mistral3", "aya_vision", "cohere2_vision",
-    "lfm2_vl",
 )  # fmt: skip
 """The model_type of the bases that regions were tried on."""
 

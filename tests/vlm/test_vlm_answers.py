@@ -39,8 +39,6 @@ def test_the_engine_answers_token_by_token_as_the_base_generates(vlm):
     chat.set_image(image)
     text = chat.ask("What are <region1> and <region2>?", BOXES[:2], max_new_tokens=6)
     assert text == vlm.processor.decode(expected)
-    marks = set(vlm.processor.base.tokenizer.get_added_vocab().values())
-    assert marks & set(expected.tolist()) or len(text) > 1
 
 
 @families

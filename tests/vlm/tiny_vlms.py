@@ -307,30 +307,12 @@ def cohere2_vision() -> tuple:
     return T.Cohere2VisionForConditionalGeneration(config), T.Cohere2VisionProcessor(images, tokenizer)
 
 
-def lfm2_vl() -> tuple:
-    named = {
-        "image_token": "<image>", "image_start_token": "<|image_start|>", "image_end_token": "<|image_end|>",
-        "image_thumbnail": "<|img_thumbnail|>",
-    }  # fmt: skip
-    tokenizer = _tokenizer([*named.values()], named)
-    text = _text(tokenizer, layer_types=["conv", "full_attention"])
-    text.pop("head_dim")
-    config = T.Lfm2VlConfig(
-        vision_config=T.Siglip2VisionConfig(**TOWER, num_patches=64, patch_size=16, vision_use_head=False),
-        text_config=T.Lfm2Config(**text), image_token_id=tokenizer.image_token_id, projector_hidden_size=32,
-    )  # fmt: skip
-    images = T.Lfm2VlImageProcessor(
-        do_image_splitting=False, min_image_tokens=4, max_image_tokens=16, encoder_patch_size=16
-    )
-    return T.Lfm2VlForConditionalGeneration(config), T.Lfm2VlProcessor(images, tokenizer)
-
-
 BUILDERS: dict[str, Callable[[], tuple]] = {
     build.__name__: build
     for build in (
         llava, llava_padded, vipllava, llava_pixtral, mistral3, llava_next, llava_onevision, llava_onevision_odd,
         qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, glm4v, idefics2, idefics3, smolvlm, smolvlm_whole, internvl,
-        gemma3, paligemma, aya_vision, cohere2_vision, lfm2_vl,
+        gemma3, paligemma, aya_vision, cohere2_vision,
     )
 }  # fmt: skip
 
