@@ -51,7 +51,7 @@ class Round:
     model_answer: str | None = None
 
 
-def masks_of(drawn_px: Sequence) -> list[Any]:
+def masks_of(drawn_px: Sequence | np.ndarray) -> list[Any]:
     """Returns the mask of each region as the page sends them; None of one that is a box."""
     return [one.get("mask") if isinstance(one, dict) else None for one in drawn_px]
 
