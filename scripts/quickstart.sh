@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a region-level model that answers: environment, data, alignment, stage 1, stage 2, evaluation, report.
 #   bash scripts/quickstart.sh [FOLDER] [--recipe FILE] [--seed N]      default: exp/quickstart, recipe_one_token.json, 0
-# quickstart/recipe.json trains on photographs too. Interrupted and run again, it goes on where it stopped.
+# quickstart/recipe.json names photographs, too. Interrupted and run again, it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=exp/quickstart recipe=quickstart/recipe_one_token.json seed=0

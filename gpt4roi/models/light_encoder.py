@@ -40,6 +40,10 @@ SHARPNESS = 2.0
 POSITION_SCALE = 4.0
 """Of the position in a token of its own, in root mean squares of a word: a language model compares boxes earlier."""
 
+POSITION_LIMIT = 2.5
+"""Standard deviations that a measure of a box approaches there: boxes larger than those of the training would
+otherwise be so far from any word that the name beside them is not read."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -291,8 +295,10 @@ class LightRegionEncoder(RegionEncoderBase):
     def position(self, boxes: list[torch.Tensor], cells: torch.Tensor | None = None) -> torch.Tensor:
         """Embeds where each box is, and what its mask leaves out of it; float[M * k, D] in batch order."""
         device, dtype = execution_device_and_dtype(self.place)
-        facts = self.standardise_box(center_size_features(torch.cat(boxes).to(device))).to(dtype)
-        rows = self.place(facts)
+        facts = self.standardise_box(center_size_features(torch.cat(boxes).to(device)))
+        if self.tokens_per_region > 1:
+            facts = POSITION_LIMIT * torch.tanh(facts / POSITION_LIMIT)
+        rows = self.place(facts.to(dtype))
         if cells is not None and self.shape_embedding is not None:
             rows = rows + self.shape_embedding((1 - cells).flatten(1).to(dtype))
         return rearrange(rows, "m (k d) -> (m k) d", d=self.width)

@@ -99,7 +99,9 @@ def load_region_texts(path: Path, mixture: Mixture, tokenizer: Any, model: Any) 
     return made
 
 
-def alignment_loss(model: Any, texts: RegionTexts, tokenizer: Any, head_weight: float) -> AlignmentLoss:
+def alignment_loss(
+    model: Any, texts: RegionTexts, tokenizer: Any, head_weight: float, outlier_weight: float = 0.0
+) -> AlignmentLoss:
     """Makes the loss, and gives the texts to an encoder with a classifier head, which compares regions with them."""
     config = model.config
     if config.class_names is None:
@@ -109,7 +111,7 @@ def alignment_loss(model: Any, texts: RegionTexts, tokenizer: Any, head_weight: 
     model.region_encoder.set_texts(embed_texts(ids, table, config.tokens_per_region, tokenizer.eos_token_id))
     config.region_texts = texts.texts
     class_texts = torch.tensor([texts.index.get(name, -1) for name in config.class_names])
-    return AlignmentLoss(texts.targets, texts.centre, class_texts, head_weight)
+    return AlignmentLoss(texts.targets, texts.centre, class_texts, head_weight, outlier_weight)
 
 
 class AlignmentLoss(nn.Module):
@@ -122,6 +124,8 @@ class AlignmentLoss(nn.Module):
         centre: Of RegionTexts.
         class_texts: int64[N], the text that each class of the head is called; -1 where it names no region.
         head_weight: How much more a region that the head names right counts in whom to trust.
+        outlier_weight: Of drawing what such a region is compared with to all texts alike, so that the learned part is
+            sure of nothing that it was not shown (outlier exposure, Hendrycks et al., 2019).
     """
 
     targets: torch.Tensor
@@ -134,12 +138,14 @@ class AlignmentLoss(nn.Module):
         centre: torch.Tensor | None = None,
         class_texts: torch.Tensor | None = None,
         head_weight: float = 1.0,
+        outlier_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_buffer("targets", targets, persistent=False)
         self.register_buffer("centre", centre, persistent=False)
         self.register_buffer("class_texts", class_texts, persistent=False)
-        self.head_weight, self.count = head_weight, 1 if centre is None else len(centre)
+        self.head_weight, self.outlier_weight = head_weight, outlier_weight
+        self.count = 1 if centre is None else len(centre)
         self.read_box = nn.Linear(targets.shape[1] // self.count, 5)
 
     def forward(
@@ -161,7 +167,8 @@ class AlignmentLoss(nn.Module):
             weights = torch.where(named, self.head_weight, 1.0)[known]
             right = (~named)[known].float()
             trust = F.binary_cross_entropy_with_logits(judgement.trust[known].float(), right, weights, reduction="sum")
-            return contrastive + trust / weights.sum().clamp(min=1)
+            uniform = -judgement.of_texts[named].clamp(min=1e-12).log().mean(1).sum() / known.sum().clamp(min=1)
+            return contrastive + trust / weights.sum().clamp(min=1) + self.outlier_weight * uniform
         known = text_ids >= 0
         if known.sum() < 2:
             return content.sum() * 0

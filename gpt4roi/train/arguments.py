@@ -200,6 +200,10 @@ class RegionArguments:
     align_head_weight: Annotated[float, Min(0)] = _argument(
         4.0, "with a classifier head: how much more a region that it names right counts in whom to trust"
     )
+    align_outlier_weight: Annotated[float, Min(0)] = _argument(
+        0.0,
+        "with a classifier head: weight of a loss by which regions that it names right resemble no text of the data",
+    )
     region_mixup: Annotated[float, Min(0)] = _argument(
         0.0, "light: largest fraction of another region's features mixed in while training"
     )

@@ -164,8 +164,8 @@ class TrainingRun:
         index = texts.index if texts and aligned else None
         self.dataset = EncodedDataset(self.mixture, self.processor, self.args.seed, self.features, index)
         if texts is not None:
-            weight = self.region_args.align_head_weight
-            loss = alignment_loss(self.model, texts, self.processor.tokenizer, weight)
+            weights = self.region_args.align_head_weight, self.region_args.align_outlier_weight
+            loss = alignment_loss(self.model, texts, self.processor.tokenizer, *weights)
             self.alignment = loss if aligned else None
 
     def initialize_region_encoder(self) -> None:

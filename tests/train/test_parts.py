@@ -130,6 +130,19 @@ def test_a_region_that_the_head_names_right_only_trains_whom_to_trust():
     )
 
 
+def test_what_the_head_names_right_can_be_drawn_to_all_texts_alike():
+    judgement = Judgement(
+        torch.zeros(2), torch.tensor([[0.8, 0.1, 0.1], [0.9, 0.05, 0.05]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    )
+    content, right, classes = torch.eye(3)[:2], torch.tensor([2, 1]), torch.tensor([2, -1])
+    without, with_it = (
+        AlignmentLoss(torch.eye(3), None, classes, outlier_weight=weight)(content, right, judgement)
+        for weight in (0, 3)
+    )
+    of_first = -torch.tensor([0.8, 0.1, 0.1]).log().mean()
+    torch.testing.assert_close(with_it - without, 3 * of_first / 2)
+
+
 def test_the_head_counts_more_in_whom_to_trust():
     targets = torch.nn.functional.normalize(torch.eye(3) - 1 / 3, dim=-1)
     content, right = torch.eye(3), torch.tensor([0, 1, 2])
