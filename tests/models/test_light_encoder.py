@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from gpt4roi.models.light_encoder import BOX_MEAN, Standardise
+from gpt4roi.models.light_encoder import BOX_MEAN, POSITION_LIMIT, Standardise
 
 BOXES = [torch.tensor([[0.1, 0.1, 0.5, 0.9], [0.3, 0.0, 1.0, 0.4]]), torch.tensor([[0.5, 0.5, 0.9, 0.8]])]
 
@@ -66,6 +66,18 @@ def test_the_same_box_elsewhere_has_the_same_content_in_a_uniform_image(pyramid_
         position = pyramid_model.region_encoder.position(boxes)
     torch.testing.assert_close(content[0], content[1], atol=1e-5, rtol=0)
     assert (position[0] - position[1]).abs().max() > 0.1
+
+
+def test_a_position_beside_words_is_bounded_and_keeps_the_order_of_sizes():
+    encoder = tiny_model("pyramid", tokens_per_region=2).region_encoder
+    encoder.standardise_box.std.fill_(0.05)
+    with torch.no_grad():
+        encoder.place.weight.zero_()[-1, 2] = 1  # the width alone
+        widths = torch.tensor([0.3, 0.4, 0.6, 1.0])
+        boxes = torch.stack([torch.zeros(4), torch.zeros(4), widths, torch.ones(4)], dim=1)
+        position = encoder.position([boxes]).unflatten(0, (4, 2))[:, -1, -1]
+    assert (position.diff() > 0).all() and position[-1] < POSITION_LIMIT
+    torch.testing.assert_close(position, 2.5 * torch.tanh((widths - 0.3) / 0.05 / 2.5), atol=1e-5, rtol=0)
 
 
 def test_calibration_is_saved_with_the_model(pyramid_model, maps, tmp_path):
