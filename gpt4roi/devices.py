@@ -109,9 +109,11 @@ def move_for_inference(model: Any, device: torch.device, dtype: torch.dtype) -> 
     are quicker and exact in float32.
     """
     if device.type == "cpu":
-        whole = hasattr(model, "region_config")  # a base of another kind computes in one dtype
-        (model if whole else model.float().language_model).to(dtype)
-        model.region_encoder.float()
+        if hasattr(model, "region_config"):  # a base of another kind computes in one dtype
+            model.to(dtype).region_encoder.float()
+            return model
+        for name, part in model.named_children():  # never the language model in float32, which may not fit
+            part.to(dtype if name == "language_model" else torch.float32)
         return model
     return model.to(device, dtype)
 

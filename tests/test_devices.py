@@ -8,10 +8,11 @@ import pytest
 import torch
 from test_region_chat import BOXES, chat_with, make_image
 from tiny import tiny_model, tiny_processor, tiny_text_config
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt4roi import InputError, RegionChat
 from gpt4roi.checkpoint.loading import open_model
-from gpt4roi.devices import choose_dtype, compile_model
+from gpt4roi.devices import choose_dtype, compile_model, move_for_inference
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +85,22 @@ def test_a_compiled_model_gives_the_same_answers():
     for boxes in (BOXES, BOXES[:2]):
         answers = compiled.describe(make_image(), boxes, max_new_tokens=8)
         assert answers == chat.describe(make_image(), boxes, max_new_tokens=8)
+
+
+def test_a_language_model_in_16_bits_is_never_copied_to_float32():
+    float32 = set()
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.dtype == torch.float32:
+                float32.add(tuple(result.shape))
+            return result
+
+    model = tiny_model("pyramid").half()
+    with Copies():
+        move_for_inference(model, torch.device("cpu"), torch.bfloat16)
+
+    assert model.language_model.dtype == torch.bfloat16
+    assert tuple(model.region_encoder.hidden.weight.shape) in float32
+    assert tuple(model.language_model.get_input_embeddings().weight.shape) not in float32

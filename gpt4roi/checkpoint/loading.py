@@ -30,7 +30,7 @@ from gpt4roi.devices import (
     quantization_config,
 )
 from gpt4roi.errors import InputError
-from gpt4roi.io.hub import local_folder
+from gpt4roi.io.hub import ACCESS, local_folder
 from gpt4roi.io.json_files import read_json_object
 from gpt4roi.io.model_folders import ADAPTER, OUR_MODEL_TYPE, REGIONS_ON_BASE, identify, is_original
 from gpt4roi.models import GPT4RoIForConditionalGeneration
@@ -58,8 +58,11 @@ def load_model(path: str | Path, **kwargs: Any) -> GPT4RoIForConditionalGenerati
         InputError: The folder cannot be used.
     """
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
-    if identify(local_folder(path, weights=False)).kind == REGIONS_ON_BASE:
-        return open_regions_vlm(local_folder(path), **kwargs)
+    place = {name: value for name, value in kwargs.items() if name in (*ACCESS, "subfolder")}
+    if identify(local_folder(path, weights=False, **place)).kind == REGIONS_ON_BASE:
+        return open_regions_vlm(
+            local_folder(path, **place), **{name: value for name, value in kwargs.items() if name not in place}
+        )
     return GPT4RoIForConditionalGeneration.from_pretrained(path, **kwargs)
 
 

@@ -25,6 +25,8 @@ def test_one_line_names_what_was_written_and_the_progress_goes_elsewhere(tmp_pat
         "left": 400,
         "above": 400,
         "count": 0,
+        "animals": 220,
+        "which": 220,
     }
     assert manifest["splits"]["test"]["regions"] >= 400
     assert manifest["splits"]["test_unseen"]["regions"] >= 100

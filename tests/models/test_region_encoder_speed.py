@@ -39,6 +39,7 @@ def build(case: str, backend: str = "torchvision", dtype: torch.dtype = torch.fl
         roi_align_backend=backend,
         position_hidden_size=8,
         tokens_per_region=1,
+        region_shape="box",
         text_config=SimpleNamespace(hidden_size=12, initializer_range=0.05),
     )
     tower = SimpleNamespace(

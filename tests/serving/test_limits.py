@@ -90,7 +90,7 @@ def test_too_many_questions_are_refused_with_the_time_to_come_back(api, url, mon
 
 
 def test_a_defect_says_nothing_about_the_server(api, url, monkeypatch, caplog):
-    monkeypatch.setattr("gpt4roi.serving.requests.validate_boxes_px", lambda *_: 1 // 0)
+    monkeypatch.setattr("gpt4roi.serving.requests.validate_regions", lambda *_, **__: 1 // 0)
     status, found, _ = ask(api, url)
     assert status == 500 and found["error"]["message"] == "something went wrong; the log of the server says what"
     assert "ZeroDivisionError" in caplog.text
