@@ -67,7 +67,9 @@ def test_without_the_box_in_its_digest_a_region_gets_the_answer_of_another(opene
     assert second != [expected[1]]
 
 
-def test_tokens_are_equal_in_two_processes_of_tensor_parallelism(opened):
+def test_tokens_are_equal_in_two_processes_of_tensor_parallelism(opened, monkeypatch):
+    # By itself, vLLM wants a NUMA node for each process on a CPU.
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     chat = tiny_chat("clip")
     llm = opened(chat, tensor_parallel_size=2)
     assert vllm_tokens(llm, vllm_prompts(chat, IMAGE, BOXES))[0] == own_tokens(chat, IMAGE, BOXES)
