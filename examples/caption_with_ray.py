@@ -92,12 +92,14 @@ def main() -> None:
     parser.add_argument("--num-gpus", type=float, default=0, help="of each worker")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     args = parser.parse_args()
-    rows = ray.data.from_items(read_rows(args.annotations, args.images.resolve()))
+    images = read_rows(args.annotations, args.images.resolve())
+    rows = ray.data.from_items(images, override_num_blocks=min(4 * args.workers, len(images)))
     model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
-    captions = rows.repartition(4 * args.workers).map_batches(
+    captions = rows.map_batches(
         Captioner,
         fn_constructor_args=(model, args.engine, args.dtype, args.question, SamplingParams(args.max_new_tokens)),
         batch_size=IMAGES_AT_ONCE,
+        num_cpus=0.5,  # as many workers as cores must leave some for reading and writing, or nothing goes on
         num_gpus=args.num_gpus or None,
         compute=ray.data.ActorPoolStrategy(size=args.workers),
     )
