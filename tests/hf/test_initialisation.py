@@ -34,7 +34,8 @@ def check_drawn(model, fresh, names):
         (mean, std), (fresh_mean, fresh_std) = statistics(ours[name]), statistics(theirs[name])
         spread = max(fresh_std, 1e-6)
         assert ours[name].isfinite().all(), name
-        assert abs(mean - fresh_mean) <= 5 * spread / ours[name].numel() ** 0.5 + 1e-6, name
+        # The difference of two drawn means deviates by sqrt(2) of what one does.
+        assert abs(mean - fresh_mean) <= 5 * 2**0.5 * spread / ours[name].numel() ** 0.5 + 1e-6, name
         assert std == pytest.approx(fresh_std, rel=1.0 if ours[name].numel() < 60 else 0.3, abs=1e-6), name
 
 
@@ -68,7 +69,6 @@ def test_missing_tensors_are_drawn_for_those_who_ask_and_an_error_for_others(kin
 
 
 def test_a_model_made_of_a_configuration_and_no_tensor_at_all_is_drawn_whole():
-    torch.manual_seed(0)  # a tensor of 16 numbers may have any deviation
     model = Model.from_pretrained(None, config=tiny_config(), state_dict={})
     check_drawn(model, tiny_model(seed=1), list(model.state_dict()))
 
