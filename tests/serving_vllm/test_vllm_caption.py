@@ -20,16 +20,23 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def job(tmp_path):
-    """The words of the command without --out: seven boxes on three images."""
+    """The words of the command without --out: eight boxes on three images."""
+    return job_of(tmp_path, "box")
+
+
+def job_of(tmp_path: Path, region_shape: str) -> list[str]:
+    """The same over a model of boxes or of masks; every box has a triangle inside it as its mask."""
     annotations = []
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 12, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((96, 64), Image.Resampling.NEAREST).save(tmp_path / f"{number}.png")
         for box in ([3, 4, 40, 30], [50, 20, 30, 40], [0, 0, 96, 64])[: 3 - number % 2]:
-            annotations.append({"id": len(annotations), "image_id": number, "bbox": box})
+            x, y, width, height = box
+            mask = [[x, y, x + width, y, x, y + height]]
+            annotations.append({"id": len(annotations), "image_id": number, "bbox": box, "segmentation": mask})
     images = [{"id": number, "file_name": f"{number}.png"} for number in range(3)]
     (tmp_path / "ann.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    model = save(tiny_chat("pyramid"), tmp_path / "model")
+    model = save(tiny_chat("pyramid", region_shape=region_shape), tmp_path / "model")
     words = ["caption", tmp_path / "ann.json", "--images", tmp_path, "--model", model, "--device", "cpu"]
     return [str(word) for word in [*words, "--dtype", "float32", "--max-new-tokens", "24", "--batch-size", "3"]]
 
@@ -38,7 +45,9 @@ def texts(file: Path) -> list[str]:
     return [row.get("caption") for row in json.loads(file.read_text())["annotations"]]
 
 
-def test_vllm_resumes_a_job_of_our_own_engine_and_writes_the_same_bytes(job, tmp_path, capsys):
+@pytest.mark.parametrize("region_shape", ["box", "mask"])
+def test_vllm_resumes_a_job_of_our_own_engine_and_writes_the_same_bytes(region_shape, tmp_path, capsys):
+    job = job_of(tmp_path, region_shape)
     expected, found = tmp_path / "expected.json", tmp_path / "found.json"
     assert main([*job, "--out", str(expected)]) == 0
     assert None not in texts(expected) and len(set(texts(expected))) > 4

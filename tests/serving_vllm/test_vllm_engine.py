@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from vllm_models import BOXES, IMAGE, NUM_TOKENS, own_tokens, save, tiny_chat, vllm_prompts, vllm_tokens
+from vllm_models import BOXES, IMAGE, MASKS, NUM_TOKENS, own_tokens, save, tiny_chat, vllm_prompts, vllm_tokens
 
 from gpt4roi import RegionChat
 from gpt4roi.serving.vllm.items import RegionItem
@@ -55,6 +55,28 @@ def test_tokens_of_the_papers_encoder_are_equal_and_the_image_is_cached_without_
 def test_tokens_of_the_light_encoder_are_equal_with_several_tokens_a_region(opened):
     chat = tiny_chat("pyramid", tokens_per_region=3)
     assert vllm_tokens(opened(chat), vllm_prompts(chat, IMAGE, BOXES))[0] == own_tokens(chat, IMAGE, BOXES)
+
+
+@pytest.mark.parametrize("kind", ["clip", "pyramid"])
+def test_tokens_about_masks_are_equal_and_another_mask_of_the_same_box_is_another_region(opened, kind):
+    chat = tiny_chat(kind, tokens_per_region=2, region_shape="mask")
+    llm, expected = opened(chat), own_tokens(chat, IMAGE, MASKS)
+    assert len({tuple(tokens) for tokens in expected}) == len(MASKS)
+    alone = [vllm_tokens(llm, vllm_prompts(chat, IMAGE, [mask]))[0][0] for mask in MASKS[:3]]
+    assert alone == expected[:3]  # one after the other: left half, right half and all of a box
+    found, cached = vllm_tokens(llm, vllm_prompts(chat, IMAGE, MASKS))
+    assert found == expected
+    assert min(cached[:3]) >= max(cached[3:]) > 0  # what was asked before, and the image alone
+
+
+def test_without_the_mask_in_its_digest_a_region_gets_the_answer_of_another(opened, monkeypatch):
+    chat = tiny_chat("clip", region_shape="mask")
+    llm, expected = opened(chat), own_tokens(chat, IMAGE, MASKS[:2])
+    digest = RegionItem.digest.func
+    boxed = property(lambda item: digest(RegionItem(item.image, {"boxes": item.fields["boxes"]})))
+    monkeypatch.setattr(RegionItem, "digest", boxed)
+    found = [vllm_tokens(llm, vllm_prompts(chat, IMAGE, [mask]))[0][0] for mask in MASKS[:2]]
+    assert found == [expected[0], expected[0]] != expected
 
 
 def test_without_the_box_in_its_digest_a_region_gets_the_answer_of_another(opened, monkeypatch):

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from vllm_models import BOXES, IMAGE, QUESTION, save, tiny_chat
+from vllm_models import BOXES, IMAGE, MASKS, QUESTION, save, tiny_chat
+from vllm_servers import message, own_serving, post, vllm_serving
 
 pytest.importorskip("vllm")
-START_SECONDS = 400
-
-
-def data_url() -> str:
-    file = io.BytesIO()
-    IMAGE.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-URL = data_url()
-
-
-def message(text: str, url: str = URL) -> dict:
-    return {
-        "role": "user",
-        "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}],
-    }
 
 
 @pytest.fixture(scope="module")
@@ -44,42 +17,23 @@ def chat():
 
 
 @pytest.fixture(scope="module")
-def server(chat, tmp_path_factory):
+def log(tmp_path_factory):
+    """What the server says."""
+    return tmp_path_factory.mktemp("log") / "server.txt"
+
+
+@pytest.fixture(scope="module")
+def server(chat, tmp_path_factory, log):
     """The address of `vllm serve` over the chat's model."""
-    folder = save(chat, tmp_path_factory.mktemp("model"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--dtype", "float32", "--max-model-len", "1024", "--block-size", "32", "--enforce-eager"]
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", folder, "--tokenizer-mode", "gpt4roi"]
-    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), *options]
-    environment = os.environ | {"VLLM_PLUGINS": "gpt4roi", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    log = tmp_path_factory.mktemp("log") / "server.txt"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-        address, end = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5)
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < end, log.read_text()[-4000:]
-                time.sleep(1)
+    with vllm_serving(save(chat, tmp_path_factory.mktemp("model")), log) as address:
         yield address
-        process.terminate()
-        process.wait(60)
 
 
 @pytest.fixture(scope="module")
 def own_server(chat):
     """The address of our own API over the same model."""
-    from gpt4roi.serving.server import RunningApi, ServingOptions
-
-    running = RunningApi(chat, "tiny", ServingOptions(port=0))
-    thread = running.start()
-    yield running.url
-    running.close()
-    thread.join(30)
+    with own_serving(chat) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +70,12 @@ def test_texts_are_those_of_our_own_engine_in_each_form_of_a_region(client, chat
     assert found[0].usage.completion_tokens == 32 and found[0].choices[0].finish_reason == "length"
 
 
+def test_a_model_of_boxes_takes_a_mask_as_its_box_and_says_so(client, chat, log):
+    found = ask(client, QUESTION, extra_body={"boxes": MASKS[:1]})
+    assert found.choices[0].message.content == texts(chat)[0]
+    assert "masks became their bounding boxes: region 1: 5,6,30,38" in log.read_text()
+
+
 def test_a_stream_shows_the_same_text(client, chat):
     events = list(ask(client, QUESTION, extra_body={"boxes": BOXES[:1]}, stream=True))
     assert "".join(one.choices[0].delta.content or "" for one in events if one.choices) == texts(chat)[0]
@@ -141,16 +101,6 @@ def test_a_conversation_goes_on_as_in_region_chat(client, chat):
         assert found.choices[0].message.content == shown(expected)
         messages.append({"role": "assistant", "content": expected})
     chat.reset()
-
-
-def post(address: str, body: object) -> tuple[int, dict]:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(f"{address}/v1/chat/completions", data, {"content-type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as found:
-            return found.status, json.loads(found.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
 
 
 FAULTS = [

@@ -19,7 +19,7 @@ from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.generation.stopping import answer_text
 from gpt4roi.serving.vllm import MODE
 from gpt4roi.serving.vllm.items import image_item, tokens_prompt
-from gpt4roi.structures import RegionSample, Turn
+from gpt4roi.structures import Regions, RegionSample, Turn
 
 TORCHRUN = (
     "RANK",
@@ -53,12 +53,12 @@ class VllmEngine:
 
     def describe_images(
         self,
-        images: Iterable[tuple[PreparedImage, np.ndarray]],
+        images: Iterable[tuple[PreparedImage, np.ndarray | Regions]],
         question: str,
         params: SamplingParams,
         batch_size: int = 0,
     ) -> Iterator[list[str]]:
-        """Asks a question about every box of every image, as generation.many.describe_images does.
+        """Asks a question about every region of every image, as generation.many.describe_images does.
 
         batch_size: not needed; vLLM makes its batches of all that it is given.
         """

@@ -56,8 +56,6 @@ class GPT4RoIForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP,
                 f"(in Python tokenizer_mode={MODE!r})"
             )
         self.config, self.dtype = settings.hf_config, settings.dtype
-        if self.config.region_shape != "box":
-            raise InputError(f"{settings.model}: it reads masks, which vLLM does not serve yet; use gpt4roi serve")
         text_config = self.config.text_config
         interface: Any = self  # what vLLM's bases bring has no types without vLLM
         placeholders = [self.config.image_token_id, self.config.region_token_id]

@@ -22,6 +22,7 @@ from gpt4roi.checkpoint.loading import load_processor
 from gpt4roi.constants import IMAGE_PATCH_TOKEN, REGION_TOKEN
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.serving.vllm.items import ImageItem, RegionItem
+from gpt4roi.structures import MASK_SIZE
 
 MAX_REGIONS = 256
 """Mentions of regions in one prompt; each is an item that brings its image's pixels."""
@@ -95,10 +96,12 @@ class DummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> dict[str, Any]:
         """Returns grey images and regions of them."""
-        side = self.info.processor.image_size
-        image = ImageItem(torch.zeros(3, side, side))
-        region = RegionItem(image, {"boxes": torch.tensor([0.1, 0.1, 0.9, 0.9])})
-        item = {"image": image, "region": region}
+        processor = self.info.processor
+        image = ImageItem(torch.zeros(3, processor.image_size, processor.image_size))
+        fields = {"boxes": torch.tensor([0.1, 0.1, 0.9, 0.9])}
+        if processor.region_shape == "mask":
+            fields["masks"] = torch.ones(MASK_SIZE, MASK_SIZE)
+        item = {"image": image, "region": RegionItem(image, fields)}
         return {modality: [item[modality]] * count for modality, count in mm_counts.items()}
 
 
