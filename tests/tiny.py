@@ -137,11 +137,11 @@ def tiny_processor(config: GPT4RoIConfig | None = None, prompt_format: str = "ch
     )
 
 
-def region_sensitive_chat():
+def region_sensitive_chat(**changes: object):
     """A RegionChat over a tiny model whose answers depend on the region: its encoder's weights are enlarged."""
     from gpt4roi import RegionChat
 
-    model = tiny_model("pyramid")
+    model = tiny_model("pyramid", **changes)
     with torch.no_grad():
         for weight in model.region_encoder.parameters():
             weight.mul_(8 if weight.ndim > 1 else 1)

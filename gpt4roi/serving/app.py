@@ -118,15 +118,10 @@ class ServingApp:
                 if path.startswith("/v1/"):
                     self._check_key(request)
                 response = await handler(request)
-            except RefusedError as error:
-                response = error_response(error.status, str(error), error.code)
-            except InputError as error:
-                response = error_response(429 if error.code == "overloaded" else 400, str(error), error.code)
             except ClientDisconnect:
                 response = Response(status_code=499)
-            except Exception:
-                logger.exception("a request could not be answered")
-                response = error_response(500, "something went wrong; the log of the server says what")
+            except Exception as error:
+                response = error_response(*_fault(error))
             self._requests.labels(path, str(response.status_code)).inc()
             self._seconds.labels(path).observe(time.monotonic() - begun)
             return response
@@ -338,8 +333,18 @@ async def _lines(about: list[dict[str, Any]], first: tuple[int, dict[str, Any]],
         try:
             async for number, record in rest:
                 yield line(number, record)
-        except InputError as error:
-            yield json.dumps(error_body(400, str(error), error.code)) + "\n"
+        except Exception as error:  # the status is sent already
+            yield json.dumps(error_body(*_fault(error))) + "\n"
+
+
+def _fault(error: Exception) -> tuple[int, str, str | None]:
+    """Returns status, message and code of what ended a request."""
+    if isinstance(error, RefusedError):
+        return error.status, str(error), error.code
+    if isinstance(error, InputError):
+        return 429 if error.code == "overloaded" else 400, str(error), error.code
+    logger.error("a request could not be answered", exc_info=error)
+    return 500, "something went wrong; the log of the server says what", None
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

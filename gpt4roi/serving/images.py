@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import ipaddress
@@ -21,7 +22,9 @@ from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, encode
 from gpt4roi.processing.uploads import Limits, open_upload
 
 FETCH_SECONDS = 10
-"""How long a host may take to connect, and to send each part of an image."""
+"""How long a host may take to connect, and from then on until the whole image is here."""
+
+_UNICAST = ipaddress.ip_network("2000::/3")
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,13 @@ class ImageFetcher:
         hosts: Iterable[str] = (),
         max_bytes: int = Limits.max_bytes,
         context: ssl.SSLContext | None = None,
-        is_public: Callable[[str], bool] = lambda address: ipaddress.ip_address(address).is_global,
+        is_public: Callable[[str], bool] | None = None,
         option: str = "--allow-image-host",
     ) -> None:
         """context, is_public: as tests need them, whose server is on this machine; option: which allows hosts."""
         self.hosts = frozenset(host.lower() for host in hosts)
         self.max_bytes = max_bytes
-        self._context, self._is_public = context or ssl.create_default_context(), is_public
+        self._context, self._is_public = context or ssl.create_default_context(), is_public or _is_public
         self._option = option
 
     def data_of(self, url: str) -> str:
@@ -111,25 +114,32 @@ class ImageFetcher:
 
     def fetch(self, url: str) -> str:
         """Returns an image's file as base64 text; raises InputError where it may not be fetched, or cannot."""
-        parts = urlsplit(url)
-        host = (parts.hostname or "").lower()
+        url = " ".join(url.split())  # in the one line of an error too
+        try:
+            parts = urlsplit(url)
+            host, port = (parts.hostname or "").lower(), parts.port or 443
+        except ValueError as error:  # half an address in brackets, say
+            raise InputError(f"{url:.80}: this is no address: {error}") from None
         if host not in self.hosts or parts.scheme != "https" or parts.username is not None:
             raise InputError(
                 f"{url:.80}: this server fetches no image from there; send it as data:image/png;base64,… (who runs "
                 f"the server allows hosts with {self._option})"
             )
+        connection = _Connection(host, port, self._context, partial(self._public_address, host, port))
         try:
-            connection = _Connection(host, parts.port or 443, context=self._context, timeout=FETCH_SECONDS)
-            connection.connect_to = partial(self._public_address, host, parts.port or 443)
-            try:
-                connection.request("GET", f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}")
-                return self._read(url, connection.getresponse())
-            finally:
-                connection.close()
+            connection.request("GET", f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}")
+            found = self._read(url, connection.getresponse())
+            if connection.is_late:  # what was read is the beginning
+                raise TimeoutError
+            return found
         except (OSError, ValueError, http.client.HTTPException) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{url:.80}: the image could not be fetched: {error}") from None
+            why = f"it took more than {FETCH_SECONDS} seconds" if connection.is_late else error
+            raise InputError(f"{url:.80}: the image could not be fetched: {why}") from None
+        finally:
+            connection.timer.cancel()
+            connection.close()
 
     def _read(self, url: str, response: http.client.HTTPResponse) -> str:
         if response.status != 200:
@@ -148,17 +158,35 @@ class ImageFetcher:
         return sorted(found)[0], port
 
 
+def _is_public(address: str) -> bool:
+    found = ipaddress.ip_address(address)
+    # Of IPv6 only what holds no IPv4 address, which could be a private one.
+    plain = isinstance(found, ipaddress.IPv4Address) or (found in _UNICAST and found.sixtofour is None)
+    return found.is_global and plain and not found.is_multicast
+
+
 class _Connection(http.client.HTTPSConnection):
-    """Connects to an address that was resolved and checked before, and checks the certificate for the host."""
+    """Connects to an address that was resolved and checked before, and checks the certificate for the host.
 
-    connect_to: Callable[[], tuple[str, int]]
-    context: ssl.SSLContext
+    Attributes:
+        timer: Shuts the socket once the time is over: many slow parts are each in time.
+        is_late: Whether it did.
+    """
 
-    def __init__(self, host: str, port: int, *, context: ssl.SSLContext, timeout: float) -> None:
-        super().__init__(host, port, context=context, timeout=timeout)
-        self.context = context
+    def __init__(self, host: str, port: int, context: ssl.SSLContext, find: Callable[[], tuple[str, int]]) -> None:
+        super().__init__(host, port, context=context, timeout=FETCH_SECONDS)
+        self.context, self.find = context, find
+        self.timer, self.is_late = threading.Timer(FETCH_SECONDS, self._shut), False
 
     def connect(self) -> None:
         """Opens the socket."""
-        plain = socket.create_connection(self.connect_to(), self.timeout)
-        self.sock = self.context.wrap_socket(plain, server_hostname=self.host)
+        plain = socket.create_connection(self.find(), self.timeout)
+        self.opened = self.context.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
+        self.sock = self.opened
+        self.timer.start()
+        self.opened.do_handshake()
+
+    def _shut(self) -> None:
+        self.is_late = True
+        with contextlib.suppress(OSError):  # it is closed already
+            socket.socket.shutdown(self.opened, socket.SHUT_RDWR)

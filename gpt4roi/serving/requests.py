@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.generation.sampling import SamplingParams
 from gpt4roi.processing.mentions import as_plain_text
-from gpt4roi.processing.user_input import clean_question, mentioned_regions, validate_regions
+from gpt4roi.processing.user_input import MAX_BOXES, clean_question, mentioned_regions, validate_regions
 from gpt4roi.structures import Regions, RegionSample, Turn
 
 MAX_CHOICES = 16
@@ -25,7 +25,7 @@ MAX_TEXT = 100_000
 MAX_LABELS = 256
 MAX_QUESTIONS = 64
 
-_BOX = re.compile(r"<box>(.*?)</box>", re.DOTALL)
+_BOX = re.compile(r"<box>([^<]*)</box>")
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Request = TypeVar("Request", bound=BaseModel)
 
@@ -73,6 +73,13 @@ class _Part(BaseModel):
     type: Literal["text", "image_url"]
     text: Text | None = None
     image_url: _ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _check_content(self) -> _Part:
+        other = "image_url" if self.type == "text" else "text"
+        if getattr(self, self.type) is None or getattr(self, other) is not None:
+            raise ValueError(f"a part of type {self.type} has {self.type}, and no {other}")
+        return self
 
 
 class _Message(BaseModel):
@@ -122,6 +129,12 @@ class ChatRequest(_Fields):
     prompt_cache_key: Any = None
     frequency_penalty: Literal[0, None] = None
     presence_penalty: Literal[0, None] = None
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> ChatRequest:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream: true")
+        return self
 
     @field_validator("frequency_penalty", "presence_penalty", mode="before")
     @classmethod
@@ -186,7 +199,11 @@ def validated(content: Any, kind: type[Request]) -> Request:
         first = max(error.errors(include_url=False), key=lambda fault: len(fault["loc"]))
         place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "constrained", "_")))
         got = "" if first["type"] in ("missing", "extra_forbidden") else f", got {first['input']!r:.60}"
-        what = "is no field of this request" if first["type"] == "extra_forbidden" else first["msg"]
+        what = (
+            "is no field of this request"
+            if first["type"] == "extra_forbidden"
+            else first["msg"].removeprefix("Value error, ")
+        )
         raise InputError(f"{place or 'the body'}: {what[:1].lower()}{what[1:]}{got}", code="invalid_field") from None
 
 
@@ -212,11 +229,11 @@ def conversation_of(request: ChatRequest) -> Conversation:
         where = f"messages.{index}"
         parts = message.content if isinstance(message.content, list) else []
         text = message.content if isinstance(message.content, str) else "".join(part.text or "" for part in parts)
+        found = [part.image_url.url for part in parts if part.image_url is not None]
         if message.role in ("system", "developer"):
-            if text.strip():
+            if text.strip() or found:
                 raise InputError(f"{where}: this model takes no system message; write it into the user's first")
             continue
-        found = [part.image_url.url for part in parts if part.image_url is not None]
         if found and message.role == "assistant":
             raise InputError(f"{where}: an assistant's message holds no image")
         urls.update(dict.fromkeys(found))
@@ -230,7 +247,7 @@ def conversation_of(request: ChatRequest) -> Conversation:
         raise InputError(f"messages: a conversation is about one image, got {len(urls)}")
     if boxes and not any(mentioned_regions(turn.text) or REGION_TOKEN in turn.text for turn in turns):
         raise InputError(f"boxes: {len(boxes)} given but no message mentions one; write <region1> where it is meant")
-    return Conversation(tuple(turns), next(iter(urls), None), [*boxes, *typed.boxes])
+    return Conversation(tuple(turns), next(iter(urls), None), [*boxes, *map(list, typed.boxes)])
 
 
 def encode_conversation(
@@ -271,22 +288,26 @@ class _TypedBoxes:
     """Boxes written in texts, numbered in the order of their first mention."""
 
     def __init__(self) -> None:
-        self.first, self.boxes = 1, list[list[float]]()
+        self.first, self.boxes = 1, dict[tuple[float, ...], int]()
 
     def number(self, text: str) -> int:
+        box: tuple[float, ...]
         try:
-            box = [float(part) for part in text.split(",")]
+            box = tuple(float(part) for part in text.split(","))
         except ValueError:
-            box = []
+            box = ()
         if len(box) != 4:
             raise InputError(f"<box> holds four numbers x1,y1,x2,y2 in pixels of the image, got {text!r:.60}")
-        if box not in self.boxes:
-            self.boxes.append(box)
-        return self.first + self.boxes.index(box)
+        if len(self.boxes) > MAX_BOXES:
+            raise InputError(f"more than {MAX_BOXES} boxes in the text")
+        return self.first + self.boxes.setdefault(box, len(self.boxes))
 
 
 def _user_turn(text: str, typed: _TypedBoxes) -> Turn:
-    return Turn("user", clean_question(_BOX.sub(lambda found: f"<region{typed.number(found[1])}>", text)))
+    written = _BOX.sub(lambda found: f"<region{typed.number(found[1])}>", text)
+    if "<box>" in written or "</box>" in written:
+        raise InputError("a region in the text is <box>x1,y1,x2,y2</box>, got only one end of it")
+    return Turn("user", clean_question(written))
 
 
 def questions_of(request: RegionsRequest, default: str) -> Sequence[str]:

@@ -7,7 +7,7 @@ import time
 
 import openai
 import pytest
-from api_client import question
+from api_client import post, question
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.model import Model
 
@@ -197,6 +197,8 @@ FAULTS = [
     ({"boxes": [BOX]}, "What is <region2>?", "<region2> but 1 box in the image|<region2> but 1 box", None),
     ({"boxes": [BOX]}, "What is it?", "boxes: 1 given but no message mentions one; write <region1>", None),
     ({}, "What is <box>1,2,3</box>?", "<box> holds four numbers x1,y1,x2,y2 in pixels of the image, got '1,2,3'", None),
+    ({}, "What is <box>1,2,3,4?", "a region in the text is <box>x1,y1,x2,y2</box>, got only one end of it", None),
+    ({}, "What is 1,2,3,4</box>?", "a region in the text is <box>x1,y1,x2,y2</box>, got only one end of it", None),
     ({}, "   ", "the question is empty", None),
     ({"boxes": [BOX], "boxs": []}, WHAT, "boxs: is no field of this request", "invalid_field"),
     ({"boxes": [BOX], "chat_template_kwargs": {"boxes": [BOX]}}, WHAT, "boxes: given twice", None),
@@ -226,6 +228,9 @@ def test_faults_of_messages_are_named(client, url):
             client.chat.completions.create(model="tiny", messages=list(messages))
         return refused.value.body["message"]
 
+    def part(**content) -> dict:
+        return {"role": "user", "content": [{"type": "text", "text": "Hello?"}, content]}
+
     answer = {"role": "assistant", "content": "yes"}
     assert "takes no system message" in refusal({"role": "system", "content": "Be brief."}, question("Hi?"))
     assert "messages.1: user and assistant must alternate; expected assistant" in refusal(
@@ -238,6 +243,16 @@ def test_faults_of_messages_are_named(client, url):
     assert "messages.0.content.0.type: input should be 'text' or 'image_url'" in refusal(
         {"role": "user", "content": [{"type": "input_audio", "text": "x"}]}
     )
+    one_kind = "messages.0.content.1: a part of type image_url has image_url, and no text"
+    assert one_kind in refusal(part(type="image_url"))
+    assert one_kind in refusal(part(type="image_url", image_url={"url": url}, text="Hello?"))
+    assert "takes no system message" in refusal({**part(type="image_url", image_url={"url": url}), "role": "system"})
+
+
+def test_stream_options_without_a_stream_are_refused(api):
+    body = {"messages": [question("Hello?")], "stream_options": {"include_usage": True}}
+    status, found, _ = post(api, "/v1/chat/completions", body)
+    assert status == 400 and found["error"]["message"].startswith("the body: stream_options needs stream: true")
 
 
 def test_models_are_listed_and_others_are_not_found(client):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import ssl
@@ -36,6 +37,10 @@ def ask(api, url: str, **change) -> tuple[int, dict, dict]:
         ("http://127.0.0.1:1/x.png", "this server fetches no image from there; send it as data:image/png;base64"),
         ("https://169.254.169.254/latest/meta-data", "this server fetches no image from there"),
         ("HTTPS://example.com/x.png", "this server fetches no image from there"),
+        ("https://2130706433/x.png", "this server fetches no image from there"),
+        ("https://[::ffff:127.0.0.1]/x.png", "this server fetches no image from there"),
+        ("https://[::1/x.png", "this is no address: Invalid IPv6 URL"),
+        ("https://localhost:port/x.png", "this is no address: Port could not be cast to integer"),
         ("data:image/png;base64,AAAA", "no image that can be read"),
         ("data:image/svg+xml;base64,PHN2Zz48L3N2Zz4=", "SVG, which cannot be read here"),
         ("data:text/plain;base64,aGVsbG8=", "not base64 text"),
@@ -154,11 +159,17 @@ def image_host(tmp_path_factory, picture):
 
     class Host(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status = {"/image.png": 200, "/large.png": 200, "/moved.png": 302}.get(self.path, 404)
+            status = {"/image.png": 200, "/large.png": 200, "/slow.png": 200, "/moved.png": 302}.get(self.path, 404)
             self.send_response(status)
             if status == 302:
                 self.send_header("location", "https://169.254.169.254/")
             self.end_headers()
+            if self.path == "/slow.png":  # each byte in time
+                with contextlib.suppress(OSError):
+                    for _ in range(100):
+                        self.wfile.write(b".")
+                        time.sleep(0.1)
+                return
             self.wfile.write(content if self.path == "/image.png" else bytes(5000))
 
         def log_message(self, *_args) -> None:
@@ -185,6 +196,26 @@ def test_an_allowed_host_is_fetched_from_within_its_limits(image_host, picture):
         ImageFetcher(["localhost"], 100, trust, is_public=lambda _: True).fetch(f"{root}/large.png")
     with pytest.raises(InputError, match=r"could not be fetched: .*certificate"):
         ImageFetcher(["localhost"], is_public=lambda _: True).fetch(f"{root}/image.png")
+
+
+def test_a_host_that_sends_byte_after_byte_is_left_when_the_time_is_over(image_host, monkeypatch):
+    root, trust = image_host
+    monkeypatch.setattr("gpt4roi.serving.images.FETCH_SECONDS", 0.5)
+    with pytest.raises(InputError, match=r"slow\.png: the image could not be fetched: it took more than 0\.5 seconds"):
+        ImageFetcher(["localhost"], context=trust, is_public=lambda _: True).fetch(f"{root}/slow.png")
+
+
+PRIVATE = ["127.0.0.1", "10.0.0.1", "169.254.169.254", "224.0.0.1", "::1", "fe80::1", "ff02::1", "fec0::1"]
+HOLD_PRIVATE = ["::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"]
+
+
+@pytest.mark.parametrize("address", [*PRIVATE, *HOLD_PRIVATE])
+def test_an_allowed_name_at_a_private_address_is_not_connected_to(address, monkeypatch):
+    found = [(0, 0, 0, "", (one, 443)) for one in ("8.8.8.8", "2001:4860:4860::8888", address)]
+    monkeypatch.setattr("gpt4roi.serving.images.socket.getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr("gpt4roi.serving.images.socket.create_connection", lambda *_: pytest.fail("connected"))
+    with pytest.raises(InputError, match=r"example\.com is at no public address"):
+        ImageFetcher(["example.com"]).fetch("https://example.com/x.png")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,10 @@ import urllib.request
 
 import numpy as np
 import pytest
+import torch
 from api_client import KEY, post
+from api_client import question as message
+from tiny import region_sensitive_chat
 
 from gpt4roi import RegionSample, Turn
 
@@ -95,6 +98,46 @@ def test_a_stream_is_a_line_for_each_answer(api, url):
     assert kind.startswith("application/x-ndjson")
     assert [line["region"] for line in lines] == [1, 2, 3]
     assert [line["answer"] for line in lines] == [region["answers"][0]["answer"] for region in whole["regions"]]
+
+
+def test_a_stream_that_cannot_go_on_ends_with_an_error(api, chat, url, monkeypatch, caplog):
+    encode, calls = chat.processor.encode_text, []
+
+    def fail_later(*args, **kwargs):
+        calls.append(args)
+        return encode(*args, **kwargs) if len(calls) < 2 else 1 // 0
+
+    monkeypatch.setattr("gpt4roi.serving.app.WINDOW", 1)
+    monkeypatch.setattr(chat.processor, "encode_text", fail_later)
+    body = {"image": url, "boxes": BOXES, "max_tokens": 2, "stream": True}
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(f"{api.url}/v1/regions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        first, last = [json.loads(line) for line in response]
+    assert first["region"] == 1
+    assert last["error"]["type"] == "server_error"
+    assert last["error"]["message"] == "something went wrong; the log of the server says what"
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_model_of_masks_reads_them(api, picture, url):
+    from gpt4roi.serving.server import RunningApi, ServingOptions
+
+    chat = region_sensitive_chat(region_shape="mask")
+    shape = chat.model.region_encoder.shape_embedding
+    torch.nn.init.normal_(shape.weight, std=8, generator=torch.Generator().manual_seed(1))
+    running = RunningApi(chat, "tiny", ServingOptions(port=0))
+    serving = running.start()
+    regions = [{"box": BOXES[0], "mask": [[5, 4, 40, 4, 5, 30]]}, BOXES[0], {"point": [30, 20], "radius": 8}]
+    _, found, _ = post(running, "/v1/regions", {"image": url, "boxes": regions, "max_tokens": 16})
+    asked = {"messages": [message("What is <region1>?", url)], "max_tokens": 16}
+    talks = [post(running, "/v1/chat/completions", {**asked, "boxes": [one]})[1] for one in regions]
+    running.close()
+    serving.join(60)
+    expected = chat.describe(picture, regions, max_new_tokens=16)
+    assert len(set(expected)) == 3
+    assert [one["answers"][0]["answer"] for one in found["regions"]] == expected
+    assert [one["choices"][0]["message"]["content"] for one in talks] == expected
 
 
 def test_more_boxes_than_questions_may_wait_are_answered_all_the_same(api, chat, picture, url, monkeypatch):
