@@ -16,6 +16,7 @@ from gpt4roi.geometry.boxes import center_size_features, to_rois
 from gpt4roi.models.classifier_head import TEMPERATURE, ClassifierHead
 from gpt4roi.models.compat import execution_device_and_dtype
 from gpt4roi.models.configuration import GPT4RoIConfig
+from gpt4roi.models.discriminant import LinearDiscriminant
 from gpt4roi.models.kernels.roi_align import roi_align
 from gpt4roi.models.region_encoder_base import RegionEncoderBase
 from gpt4roi.models.vision_tower import VisionTower
@@ -30,19 +31,25 @@ BOX_MEAN, BOX_STD = (0.5, 0.5, 0.3, 0.3, 0.3), (0.25, 0.25, 0.2, 0.2, 0.2)
 TEXT_TEMPERATURE = 0.07
 """Of the softmax over texts, in alignment too."""
 
+DISCRIMINANT_TEMPERATURE = 0.025
+"""Of the softmax over texts, for the cosines of LinearDiscriminant."""
+
+DISCRIMINANT_SIDE = 2
+"""Cells along each side of a box that it reads."""
+
 TRUST_SCALES = (0.4, 1.0, 0.5, 0.2, 0.4, 0.8)
 """What the gate reads is divided by these: the head's highest probability and entropy; the cosine of the nearest text,
 its lead over the second, the highest probability of a text, and their entropy."""
 
-SHARPNESS = 2.0
-"""Of the gate where it mixes: a half of each would be no word at all."""
+SHARPNESS = 4.0
+"""Power to which probabilities are raised where words are mixed: a half of each would be no word at all."""
 
 POSITION_SCALE = 4.0
 """Of the position in a token of its own, in root mean squares of a word: a language model compares boxes earlier."""
 
-POSITION_LIMIT = 2.5
-"""Standard deviations that a measure of a box approaches there: boxes larger than those of the training would
-otherwise be so far from any word that the name beside them is not read."""
+POSITION_LINEAR, POSITION_LIMIT = 1.5, 3.0
+"""Standard deviations up to which a measure of a box is linear, and which it approaches: boxes larger than those of the
+training would otherwise be so far from any word that the name beside them is not read."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,17 @@ def text_directions(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     centre = embeddings.mean(0)
     # What all texts have in common is rounding once the centre is off, and no direction.
     return F.normalize(embeddings - centre, dim=-1, eps=1e-4).flatten(1), centre
+
+
+def _sharpened(probabilities: torch.Tensor) -> torch.Tensor:
+    return (SHARPNESS * probabilities.clamp(min=1e-9).log()).softmax(-1)
+
+
+def _bounded(facts: torch.Tensor) -> torch.Tensor:
+    """Keeps measures up to POSITION_LINEAR, and draws those beyond towards POSITION_LIMIT, without a bend."""
+    room = POSITION_LIMIT - POSITION_LINEAR
+    beyond = facts.abs() - POSITION_LINEAR
+    return torch.where(beyond > 0, facts.sign() * (POSITION_LINEAR + room * torch.tanh(beyond / room)), facts)
 
 
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
@@ -155,7 +173,10 @@ class LightRegionEncoder(RegionEncoderBase):
             width = self.tokens_per_region * self.width
             self.head = ClassifierHead(tower.level_channels[-1], *kind, len(config.class_names), width)
             self.gate = nn.Linear(len(TRUST_SCALES), 1)
-            self.register_buffer("texts", torch.zeros(len(config.region_texts or ()), width))
+            texts = len(config.region_texts or ())
+            self.register_buffer("texts", torch.zeros(texts, width))
+            channels = sum(tower.level_channels) * min(self.output_size, DISCRIMINANT_SIDE) ** 2
+            self.discriminant = LinearDiscriminant(channels, texts)
         self.standardise_box = Standardise(5)
         self.place = nn.Linear(5, self.tokens_per_region * self.width, bias=False)
         self.shape_embedding: nn.Linear | None = None
@@ -239,8 +260,8 @@ class LightRegionEncoder(RegionEncoderBase):
         if judgement is None or self.head is None or len(self.texts) < 2:
             return rows
         share = torch.sigmoid(SHARPNESS * judgement.trust)[:, None].to(self.texts.dtype)
-        words = share * (judgement.of_texts.to(self.texts.dtype) @ self.texts)
-        words = words + (1 - share) * self.head.mix(judgement.of_classes)
+        words = share * (_sharpened(judgement.of_texts).to(self.texts.dtype) @ self.texts)
+        words = words + (1 - share) * self.head.mix(_sharpened(judgement.of_classes))
         return self.norm(words.unflatten(1, (-1, self.width)).flatten(0, 1).to(self.norm.weight.dtype))
 
     def learned(self, pooled: torch.Tensor, cells: torch.Tensor | None = None) -> tuple[torch.Tensor, Judgement | None]:
@@ -257,10 +278,17 @@ class LightRegionEncoder(RegionEncoderBase):
         rows = self.norm(output.to(self.norm.weight.dtype))
         if logits is None or len(self.texts) < 2:
             return rows, None
-        return rows, self._judge(rows, logits)
+        return rows, self._judge(rows, logits, self.discriminant(self.coarse(pooled)))
 
-    def _judge(self, rows: torch.Tensor, logits: torch.Tensor) -> Judgement:
-        """Compares how sure the head is with how near to a text of the training the learned embedding lies."""
+    def coarse(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Returns what `discriminant` reads of pooled boxes, float[M, F]."""
+        return F.adaptive_avg_pool2d(pooled.float(), min(self.output_size, DISCRIMINANT_SIDE)).flatten(1)
+
+    def _judge(self, rows: torch.Tensor, logits: torch.Tensor, of_means: torch.Tensor) -> Judgement:
+        """Compares how sure the head is with how near to a text of the training the learned embedding lies.
+
+        of_means: float32[M, T], cosines of `discriminant`, which tell texts better apart than they tell the unknown.
+        """
         with torch.autocast(rows.device.type, enabled=False):
             targets, centre = text_directions(self.texts.float().unflatten(1, (-1, self.width)))
             cosines = directions(rows, self.tokens_per_region, centre) @ targets.T
@@ -271,11 +299,15 @@ class LightRegionEncoder(RegionEncoderBase):
                 facts += [of_texts.amax(1), _entropy(of_texts)]
                 scaled = torch.stack(facts, dim=1) / torch.tensor(TRUST_SCALES, device=rows.device)
             trust = F.linear(scaled, self.gate.weight.float(), self.gate.bias.float())[:, 0]
+            of_texts = (cosines / TEXT_TEMPERATURE + of_means / DISCRIMINANT_TEMPERATURE).softmax(-1)
         return Judgement(trust, of_texts, of_classes)
 
     def set_texts(self, embeddings: torch.Tensor) -> None:
         """Takes the texts that regions are compared with, in tokens: float[T, k, D]."""
         self.texts = embeddings.flatten(1).to(self.norm.weight)
+        means = self.discriminant.prototypes
+        if len(means) != len(self.texts):  # others, or more than before: it has to be fitted to them
+            self.discriminant.prototypes = means.new_zeros(len(self.texts), means.shape[1])
 
     def _last_level(self, pooled: torch.Tensor) -> torch.Tensor:
         """Returns the pooled cells of the last map as the tower made them."""
@@ -297,7 +329,7 @@ class LightRegionEncoder(RegionEncoderBase):
         device, dtype = execution_device_and_dtype(self.place)
         facts = self.standardise_box(center_size_features(torch.cat(boxes).to(device)))
         if self.tokens_per_region > 1:
-            facts = POSITION_LIMIT * torch.tanh(facts / POSITION_LIMIT)
+            facts = _bounded(facts)
         rows = self.place(facts.to(dtype))
         if cells is not None and self.shape_embedding is not None:
             rows = rows + self.shape_embedding((1 - cells).flatten(1).to(dtype))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,23 @@ def align_regions(
     return facts
 
 
+@torch.no_grad()
+def fit_discriminant(encoder: Any, loss: AlignmentLoss, batches: Sequence[dict], device: torch.device) -> None:
+    """Fits the encoder's `discriminant` to all regions that its head does not name; batches as of align_regions."""
+
+    def regions() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in batches:
+            boxes, text_ids = [rows.to(device) for rows in batch["boxes"]], batch["text_ids"].to(device)
+            pooled = encoder.pool([level.to(device, torch.float32) for level in batch["feature_maps"]], boxes)
+            cells = encoder.mask_cells(boxes, batch.get("masks"), encoder.output_size)
+            _, judgement = encoder.learned(pooled, cells)
+            named = loss._named(text_ids, judgement)
+            yield encoder.coarse(pooled if cells is None else pooled * cells), text_ids.masked_fill(named, -1)
+
+    encoder.eval()
+    encoder.discriminant.fit(regions(), len(loss.targets))
+
+
 def align_once(
     model: Any, loss: AlignmentLoss, dataset: EncodedDataset, options: RegionArguments, device: torch.device, seed: int
 ) -> None:
@@ -277,4 +294,6 @@ def align_once(
                 batches = [batch for batch in batches if "feature_maps" in batch]
                 epochs, rate = options.align_regions, options.align_learning_rate
                 align_regions(model, loss.to(device), batches, epochs, rate, generator)
+                if loss.class_texts is not None:
+                    fit_discriminant(encoder, loss, batches, device)
         broadcast_parameters([*encoder.parameters(), *encoder.buffers()], device)

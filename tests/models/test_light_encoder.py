@@ -77,7 +77,9 @@ def test_a_position_beside_words_is_bounded_and_keeps_the_order_of_sizes():
         boxes = torch.stack([torch.zeros(4), torch.zeros(4), widths, torch.ones(4)], dim=1)
         position = encoder.position([boxes]).unflatten(0, (4, 2))[:, -1, -1]
     assert (position.diff() > 0).all() and position[-1] < POSITION_LIMIT
-    torch.testing.assert_close(position, 2.5 * torch.tanh((widths - 0.3) / 0.05 / 2.5), atol=1e-5, rtol=0)
+    beyond = torch.tensor([0.5, 4.5, 12.5]) / 1.5
+    expected = torch.cat([torch.zeros(1), 1.5 + 1.5 * torch.tanh(beyond)])
+    torch.testing.assert_close(position, expected, atol=1e-5, rtol=0)
 
 
 def test_calibration_is_saved_with_the_model(pyramid_model, maps, tmp_path):

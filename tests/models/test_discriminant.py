@@ -1,0 +1,64 @@
+"""LinearDiscriminant, and what the light encoder makes of it."""
+
+from __future__ import annotations
+
+import torch
+from tiny import tiny_model
+
+from gpt4roi.models.discriminant import LinearDiscriminant
+from gpt4roi.models.light_encoder import DISCRIMINANT_TEMPERATURE
+
+
+def features_of_two_classes(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns float[2 count, 3] whose second channel tells classes, int64[2 count]; the first varies a lot in both."""
+    noise = torch.randn(2 * count, 3, generator=torch.Generator().manual_seed(seed))
+    of_class = torch.arange(2 * count) % 2
+    return noise * torch.tensor([30.0, 0.2, 1.0]) + of_class[:, None] * torch.tensor([0.0, 2.0, 0.0]) + 5, of_class
+
+
+def test_what_varies_within_classes_does_not_hide_what_tells_them_apart():
+    discriminant = LinearDiscriminant(3, 0)
+    discriminant.fit([features_of_two_classes(100)], 2)
+    others, of_class = features_of_two_classes(100, seed=1)
+    assert (discriminant(others).argmax(1) == of_class).float().mean() > 0.95
+    means = torch.stack([features_of_two_classes(100)[0][number::2].mean(0) for number in (0, 1)])
+    assert (torch.cdist(others, means).argmin(1) == of_class).float().mean() < 0.7
+
+
+def test_batches_are_as_good_as_all_at_once_and_the_unknown_is_left_out():
+    features, of_class = features_of_two_classes(20)
+    whole, pieces = LinearDiscriminant(3, 2), LinearDiscriminant(3, 2)
+    whole.fit([(features, of_class)], 2)
+    unknown = torch.full((4, 3), 1e4), torch.full((4,), -1)
+    pieces.fit([(features[:7], of_class[:7]), unknown, (features[7:], of_class[7:])], 2)
+    torch.testing.assert_close(pieces(features), whole(features))
+
+
+def test_a_class_without_features_is_near_to_nothing_and_all_are_before_the_fit():
+    features, of_class = features_of_two_classes(20)
+    discriminant = LinearDiscriminant(3, 3)
+    assert torch.equal(discriminant(features), torch.zeros(40, 3))
+    discriminant.fit([(features, 2 * of_class)], 3)
+    cosines = discriminant(features)
+    assert not cosines[:, 1].any() and cosines[:, [0, 2]].abs().min() > 0
+    torch.testing.assert_close(discriminant.prototypes.norm(dim=1), torch.tensor([1.0, 0.0, 1.0]))
+
+
+def test_the_encoder_weighs_texts_by_it_and_trusts_as_before():
+    names = ["a fox", "a hen"]
+    encoder = tiny_model("pyramid", tokens_per_region=2, class_names=names).region_encoder
+    generator = torch.Generator().manual_seed(0)
+    encoder.set_texts(torch.randn(3, 2, 32, generator=generator))
+    torch.nn.init.ones_(encoder.gate.weight)
+    pooled = torch.randn(6, 168, 4, 4, generator=generator)
+    with torch.no_grad():
+        _, before = encoder.learned(pooled)
+        encoder.discriminant.fit([(encoder.coarse(pooled), torch.arange(6) % 3)], 3)
+        _, after = encoder.learned(pooled)
+        cosines = encoder.discriminant(encoder.coarse(pooled))
+    expected = (before.of_texts.log() + cosines / DISCRIMINANT_TEMPERATURE).softmax(-1)
+    torch.testing.assert_close(after.of_texts, expected)
+    assert torch.equal(after.trust, before.trust)
+    assert torch.equal(after.of_texts.argmax(1), torch.arange(6) % 3)
+    encoder.set_texts(torch.randn(4, 2, 32, generator=generator))
+    assert not encoder.discriminant.prototypes.any() and len(encoder.discriminant.prototypes) == 4
