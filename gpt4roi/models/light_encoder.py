@@ -31,15 +31,15 @@ BOX_MEAN, BOX_STD = (0.5, 0.5, 0.3, 0.3, 0.3), (0.25, 0.25, 0.2, 0.2, 0.2)
 TEXT_TEMPERATURE = 0.07
 """Of the softmax over texts, in alignment too."""
 
-DISCRIMINANT_TEMPERATURE = 0.025
-"""Of the softmax over texts, for the cosines of LinearDiscriminant."""
+DISCRIMINANT_WEIGHT = 2.8
+"""Of the cosines of LinearDiscriminant beside those of the learned embedding."""
 
 DISCRIMINANT_SIDE = 2
 """Cells along each side of a box that it reads."""
 
-TRUST_SCALES = (0.4, 1.0, 0.5, 0.2, 0.4, 0.8)
-"""What the gate reads is divided by these: the head's highest probability and entropy; the cosine of the nearest text,
-its lead over the second, the highest probability of a text, and their entropy."""
+TRUST_SCALES = (0.4, 1.0, 1.0, 0.4, 0.4, 0.8)
+"""What the gate reads is divided by these: the head's highest probability and entropy; the similarity of the nearest
+text, its lead over the second, the highest probability of a text, and their entropy."""
 
 SHARPNESS = 4.0
 """Power to which probabilities are raised where words are mixed: a half of each would be no word at all."""
@@ -57,11 +57,13 @@ class Judgement:
     """Whether what is learned of each box is to be trusted, or the head.
 
     Attributes:
+        facts: float32[M, 6], what the gate reads, over TRUST_SCALES.
         trust: float32[M], the log-odds that the learned part knows better.
         of_texts: float32[M, T], probabilities of the texts of the training, by the learned part.
         of_classes: float32[M, N], probabilities of the head's classes.
     """
 
+    facts: torch.Tensor
     trust: torch.Tensor
     of_texts: torch.Tensor
     of_classes: torch.Tensor
@@ -285,22 +287,21 @@ class LightRegionEncoder(RegionEncoderBase):
         return F.adaptive_avg_pool2d(pooled.float(), min(self.output_size, DISCRIMINANT_SIDE)).flatten(1)
 
     def _judge(self, rows: torch.Tensor, logits: torch.Tensor, of_means: torch.Tensor) -> Judgement:
-        """Compares how sure the head is with how near to a text of the training the learned embedding lies.
+        """Compares how sure the head is with how near to a text of the training a region lies.
 
-        of_means: float32[M, T], cosines of `discriminant`, which tell texts better apart than they tell the unknown.
+        of_means: float32[M, T], cosines of `discriminant`.
         """
         with torch.autocast(rows.device.type, enabled=False):
             targets, centre = text_directions(self.texts.float().unflatten(1, (-1, self.width)))
-            cosines = directions(rows, self.tokens_per_region, centre) @ targets.T
-            of_texts, of_classes = (cosines / TEXT_TEMPERATURE).softmax(-1), (logits / TEMPERATURE).softmax(-1)
+            near = directions(rows, self.tokens_per_region, centre) @ targets.T + DISCRIMINANT_WEIGHT * of_means
+            of_texts, of_classes = (near / TEXT_TEMPERATURE).softmax(-1), (logits / TEMPERATURE).softmax(-1)
             with torch.no_grad():
-                first, second = cosines.topk(2).values.unbind(1)
+                first, second = near.topk(2).values.unbind(1)
                 facts = [of_classes.amax(1), _entropy(of_classes), first, first - second]
                 facts += [of_texts.amax(1), _entropy(of_texts)]
                 scaled = torch.stack(facts, dim=1) / torch.tensor(TRUST_SCALES, device=rows.device)
             trust = F.linear(scaled, self.gate.weight.float(), self.gate.bias.float())[:, 0]
-            of_texts = (cosines / TEXT_TEMPERATURE + of_means / DISCRIMINANT_TEMPERATURE).softmax(-1)
-        return Judgement(trust, of_texts, of_classes)
+        return Judgement(scaled, trust, of_texts, of_classes)
 
     def set_texts(self, embeddings: torch.Tensor) -> None:
         """Takes the texts that regions are compared with, in tokens: float[T, k, D]."""

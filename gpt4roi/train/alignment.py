@@ -35,6 +35,9 @@ from gpt4roi.train.saving import save_tensors
 logger = logging.getLogger(__name__)
 
 
+GATE_DECAY = 1e-3
+"""Of the gate's weights, where all regions of one kind would make them infinite."""
+
 SURE = 0.5
 """Probability from which a head that is right is left to speak."""
 
@@ -161,14 +164,12 @@ class AlignmentLoss(nn.Module):
             judgement: Where there is a head.
         """
         if judgement is not None:
-            named = self._named(text_ids, judgement)
+            named = self.named(text_ids, judgement)
             contrastive = self(content, text_ids.masked_fill(named, -1))
             known = text_ids >= 0
-            weights = torch.where(named, self.head_weight, 1.0)[known]
-            right = (~named)[known].float()
-            trust = F.binary_cross_entropy_with_logits(judgement.trust[known].float(), right, weights, reduction="sum")
+            trust = self.trust_loss(judgement.trust[known], named[known])
             uniform = -judgement.of_texts[named].clamp(min=1e-12).log().mean(1).sum() / known.sum().clamp(min=1)
-            return contrastive + trust / weights.sum().clamp(min=1) + self.outlier_weight * uniform
+            return contrastive + trust + self.outlier_weight * uniform
         known = text_ids >= 0
         if known.sum() < 2:
             return content.sum() * 0
@@ -176,7 +177,13 @@ class AlignmentLoss(nn.Module):
         right = cosine.gather(1, text_ids[known][:, None]).squeeze(1)
         return F.cross_entropy(cosine / TEXT_TEMPERATURE, text_ids[known]) + (1 - right / self.count).mean()
 
-    def _named(self, text_ids: torch.Tensor, judgement: Judgement) -> torch.Tensor:
+    def trust_loss(self, trust: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
+        """Returns the binary cross-entropy of log-odds, float[M], that a region is none of those `named`, bool[M]."""
+        weights = torch.where(named, self.head_weight, 1.0)
+        entropy = F.binary_cross_entropy_with_logits(trust.float(), (~named).float(), weights, reduction="sum")
+        return entropy / weights.sum().clamp(min=1)
+
+    def named(self, text_ids: torch.Tensor, judgement: Judgement) -> torch.Tensor:
         """Tells which regions, bool[M], the head calls by their text, and is sure of it."""
         assert self.class_texts is not None
         highest, classes = judgement.of_classes.max(1)
@@ -207,7 +214,7 @@ class AlignmentLoss(nn.Module):
             return 0
         hits = (self._directions(content, known) @ self.targets.T).argmax(1) == text_ids[known]
         if judgement is not None:
-            hits |= self._named(text_ids, judgement)[known]
+            hits |= self.named(text_ids, judgement)[known]
         return int(hits.sum())
 
 
@@ -258,21 +265,39 @@ def align_regions(
     return facts
 
 
-@torch.no_grad()
-def fit_discriminant(encoder: Any, loss: AlignmentLoss, batches: Sequence[dict], device: torch.device) -> None:
-    """Fits the encoder's `discriminant` to all regions that its head does not name; batches as of align_regions."""
+def fit_in_closed_form(encoder: Any, loss: AlignmentLoss, batches: Sequence[dict], device: torch.device) -> None:
+    """Fits the encoder's `discriminant` to all regions that its head does not name, and then its gate to all.
 
-    def regions() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    The gate sees disturbed regions, as the discriminant is surer of those that it was fitted to than of others.
+    Batches are as of align_regions.
+    """
+
+    def regions(training: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Judgement]]:
         for batch in batches:
             boxes, text_ids = [rows.to(device) for rows in batch["boxes"]], batch["text_ids"].to(device)
             pooled = encoder.pool([level.to(device, torch.float32) for level in batch["feature_maps"]], boxes)
             cells = encoder.mask_cells(boxes, batch.get("masks"), encoder.output_size)
-            _, judgement = encoder.learned(pooled, cells)
-            named = loss._named(text_ids, judgement)
-            yield encoder.coarse(pooled if cells is None else pooled * cells), text_ids.masked_fill(named, -1)
+            _, judgement = encoder.train(training).learned(pooled, cells)
+            coarse = encoder.coarse(pooled if cells is None else pooled * cells)
+            yield coarse, text_ids, loss.named(text_ids, judgement), judgement
 
-    encoder.eval()
-    encoder.discriminant.fit(regions(), len(loss.targets))
+    with torch.no_grad():
+        seen = ((coarse, ids.masked_fill(named, -1)) for coarse, ids, named, _ in regions(training=False))
+        encoder.discriminant.fit(seen, len(loss.targets))
+        judged = [(judgement.facts[ids >= 0], named[ids >= 0]) for _, ids, named, judgement in regions(training=True)]
+    facts, named = (torch.cat(rows) for rows in zip(*judged, strict=True))
+    optimizer = torch.optim.LBFGS(encoder.gate.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss.trust_loss(encoder.gate(facts)[:, 0], named) + GATE_DECAY * encoder.gate.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    logger.info(
+        "Regions: the gate tells %.3f of them right", float(((encoder.gate(facts)[:, 0] < 0) == named).float().mean())
+    )
 
 
 def align_once(
@@ -295,5 +320,5 @@ def align_once(
                 epochs, rate = options.align_regions, options.align_learning_rate
                 align_regions(model, loss.to(device), batches, epochs, rate, generator)
                 if loss.class_texts is not None:
-                    fit_discriminant(encoder, loss, batches, device)
+                    fit_in_closed_form(encoder, loss, batches, device)
         broadcast_parameters([*encoder.parameters(), *encoder.buffers()], device)

@@ -6,7 +6,7 @@ import torch
 from tiny import tiny_model
 
 from gpt4roi.models.discriminant import LinearDiscriminant
-from gpt4roi.models.light_encoder import DISCRIMINANT_TEMPERATURE
+from gpt4roi.models.light_encoder import DISCRIMINANT_WEIGHT, TEXT_TEMPERATURE
 
 
 def features_of_two_classes(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,21 +44,20 @@ def test_a_class_without_features_is_near_to_nothing_and_all_are_before_the_fit(
     torch.testing.assert_close(discriminant.prototypes.norm(dim=1), torch.tensor([1.0, 0.0, 1.0]))
 
 
-def test_the_encoder_weighs_texts_by_it_and_trusts_as_before():
+def test_the_encoder_weighs_texts_by_it_and_trusts_itself_more_where_both_agree():
     names = ["a fox", "a hen"]
     encoder = tiny_model("pyramid", tokens_per_region=2, class_names=names).region_encoder
     generator = torch.Generator().manual_seed(0)
     encoder.set_texts(torch.randn(3, 2, 32, generator=generator))
-    torch.nn.init.ones_(encoder.gate.weight)
+    torch.nn.init.constant_(encoder.gate.weight[:, 2], 1)  # the similarity of the nearest text
     pooled = torch.randn(6, 168, 4, 4, generator=generator)
     with torch.no_grad():
         _, before = encoder.learned(pooled)
         encoder.discriminant.fit([(encoder.coarse(pooled), torch.arange(6) % 3)], 3)
         _, after = encoder.learned(pooled)
-        cosines = encoder.discriminant(encoder.coarse(pooled))
-    expected = (before.of_texts.log() + cosines / DISCRIMINANT_TEMPERATURE).softmax(-1)
-    torch.testing.assert_close(after.of_texts, expected)
-    assert torch.equal(after.trust, before.trust)
+        weighed = DISCRIMINANT_WEIGHT / TEXT_TEMPERATURE * encoder.discriminant(encoder.coarse(pooled))
+    torch.testing.assert_close(after.of_texts, (before.of_texts.log() + weighed).softmax(-1))
     assert torch.equal(after.of_texts.argmax(1), torch.arange(6) % 3)
+    assert (after.trust > before.trust).all()
     encoder.set_texts(torch.randn(4, 2, 32, generator=generator))
     assert not encoder.discriminant.prototypes.any() and len(encoder.discriminant.prototypes) == 4

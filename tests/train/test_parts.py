@@ -113,7 +113,9 @@ def test_several_tokens_are_aligned_to_the_words_themselves_and_saved_with_their
 
 
 def judged(trust: list[float], of_classes: list[list[float]]) -> Judgement:
-    return Judgement(torch.tensor(trust), torch.zeros(len(trust), 3), torch.tensor(of_classes))
+    return Judgement(
+        torch.zeros(len(trust), 6), torch.tensor(trust), torch.zeros(len(trust), 3), torch.tensor(of_classes)
+    )
 
 
 def test_a_region_that_the_head_names_right_only_trains_whom_to_trust():
@@ -132,7 +134,10 @@ def test_a_region_that_the_head_names_right_only_trains_whom_to_trust():
 
 def test_what_the_head_names_right_can_be_drawn_to_all_texts_alike():
     judgement = Judgement(
-        torch.zeros(2), torch.tensor([[0.8, 0.1, 0.1], [0.9, 0.05, 0.05]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        torch.zeros(2, 6),
+        torch.zeros(2),
+        torch.tensor([[0.8, 0.1, 0.1], [0.9, 0.05, 0.05]]),
+        torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
     )
     content, right, classes = torch.eye(3)[:2], torch.tensor([2, 1]), torch.tensor([2, -1])
     without, with_it = (

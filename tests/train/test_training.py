@@ -185,6 +185,8 @@ def test_several_tokens_a_region_and_a_classifier_head_are_trained_and_saved(par
         model.region_encoder.head.names / model.region_encoder.head.names[0, 0], expected / expected[0, 0]
     )
     assert model.region_encoder.gate.weight.abs().max() > 0
+    lengths = model.region_encoder.discriminant.prototypes.norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(3), atol=0.01, rtol=0)
 
 
 def test_a_classifier_head_is_for_the_light_encoder(parts, tmp_path):
