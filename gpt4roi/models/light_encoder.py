@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -16,9 +15,17 @@ from gpt4roi.geometry.boxes import center_size_features, to_rois
 from gpt4roi.models.classifier_head import TEMPERATURE, ClassifierHead
 from gpt4roi.models.compat import execution_device_and_dtype
 from gpt4roi.models.configuration import GPT4RoIConfig
-from gpt4roi.models.discriminant import LinearDiscriminant
 from gpt4roi.models.kernels.roi_align import roi_align
 from gpt4roi.models.region_encoder_base import RegionEncoderBase
+from gpt4roi.models.region_texts import (
+    DISCRIMINANT_WEIGHT,
+    TRUST_SCALES,
+    Judgement,
+    LinearDiscriminant,
+    directions,
+    judge,
+    text_directions,
+)
 from gpt4roi.models.vision_tower import VisionTower
 
 CALIBRATION_BATCH = 64
@@ -27,19 +34,8 @@ CALIBRATION_BATCH = 64
 BOX_MEAN, BOX_STD = (0.5, 0.5, 0.3, 0.3, 0.3), (0.25, 0.25, 0.2, 0.2, 0.2)
 """Of center_size_features of objects in everyday images, until boxes are measured."""
 
-
-TEXT_TEMPERATURE = 0.07
-"""Of the softmax over texts, in alignment too."""
-
-DISCRIMINANT_WEIGHT = 2.8
-"""Of the cosines of LinearDiscriminant beside those of the learned embedding."""
-
 DISCRIMINANT_SIDE = 2
 """Cells along each side of a box that it reads."""
-
-TRUST_SCALES = (0.4, 1.0, 1.0, 0.4, 0.4, 0.8)
-"""What the gate reads is divided by these: the head's highest probability and entropy; the similarity of the nearest
-text, its lead over the second, the highest probability of a text, and their entropy."""
 
 SHARPNESS = 4.0
 """Power to which probabilities are raised where words are mixed: a half of each would be no word at all."""
@@ -52,42 +48,6 @@ POSITION_LINEAR, POSITION_LIMIT = 1.5, 3.0
 training would otherwise be so far from any word that the name beside them is not read."""
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Whether what is learned of each box is to be trusted, or the head.
-
-    Attributes:
-        facts: float32[M, 6], what the gate reads, over TRUST_SCALES.
-        trust: float32[M], the log-odds that the learned part knows better.
-        of_texts: float32[M, T], probabilities of the texts of the training, by the learned part.
-        of_classes: float32[M, N], probabilities of the head's classes.
-    """
-
-    facts: torch.Tensor
-    trust: torch.Tensor
-    of_texts: torch.Tensor
-    of_classes: torch.Tensor
-
-
-def directions(rows: torch.Tensor, count: int, centre: torch.Tensor | None = None) -> torch.Tensor:
-    """Returns float32[M, k * D] of float[M * k, D]: each token centred (by default among all rows) and of unit length.
-
-    Args:
-        rows: Embeddings of regions.
-        count: k.
-        centre: float[k, D].
-    """
-    tokens = rows.unflatten(0, (-1, count)).float()
-    return F.normalize(tokens - (tokens.mean(0) if centre is None else centre), dim=-1).flatten(1)
-
-
-def text_directions(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns what `directions` are compared with, float[T, k * D] of float[T, k, D], and the centre float[k, D]."""
-    centre = embeddings.mean(0)
-    # What all texts have in common is rounding once the centre is off, and no direction.
-    return F.normalize(embeddings - centre, dim=-1, eps=1e-4).flatten(1), centre
-
-
 def _sharpened(probabilities: torch.Tensor) -> torch.Tensor:
     return (SHARPNESS * probabilities.clamp(min=1e-9).log()).softmax(-1)
 
@@ -97,10 +57,6 @@ def _bounded(facts: torch.Tensor) -> torch.Tensor:
     room = POSITION_LIMIT - POSITION_LINEAR
     beyond = facts.abs() - POSITION_LINEAR
     return torch.where(beyond > 0, facts.sign() * (POSITION_LINEAR + room * torch.tanh(beyond / room)), facts)
-
-
-def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    return -(probabilities * probabilities.clamp(min=1e-9).log()).sum(-1)
 
 
 class Standardise(nn.Module):
@@ -280,28 +236,15 @@ class LightRegionEncoder(RegionEncoderBase):
         rows = self.norm(output.to(self.norm.weight.dtype))
         if logits is None or len(self.texts) < 2:
             return rows, None
-        return rows, self._judge(rows, logits, self.discriminant(self.coarse(pooled)))
+        with torch.autocast(rows.device.type, enabled=False):
+            targets, centre = text_directions(self.texts.float().unflatten(1, (-1, self.width)))
+            near = directions(rows, self.tokens_per_region, centre) @ targets.T
+            near = near + DISCRIMINANT_WEIGHT * self.discriminant(self.coarse(pooled))
+            return rows, judge(near, logits / TEMPERATURE, self.gate)
 
     def coarse(self, pooled: torch.Tensor) -> torch.Tensor:
         """Returns what `discriminant` reads of pooled boxes, float[M, F]."""
         return F.adaptive_avg_pool2d(pooled.float(), min(self.output_size, DISCRIMINANT_SIDE)).flatten(1)
-
-    def _judge(self, rows: torch.Tensor, logits: torch.Tensor, of_means: torch.Tensor) -> Judgement:
-        """Compares how sure the head is with how near to a text of the training a region lies.
-
-        of_means: float32[M, T], cosines of `discriminant`.
-        """
-        with torch.autocast(rows.device.type, enabled=False):
-            targets, centre = text_directions(self.texts.float().unflatten(1, (-1, self.width)))
-            near = directions(rows, self.tokens_per_region, centre) @ targets.T + DISCRIMINANT_WEIGHT * of_means
-            of_texts, of_classes = (near / TEXT_TEMPERATURE).softmax(-1), (logits / TEMPERATURE).softmax(-1)
-            with torch.no_grad():
-                first, second = near.topk(2).values.unbind(1)
-                facts = [of_classes.amax(1), _entropy(of_classes), first, first - second]
-                facts += [of_texts.amax(1), _entropy(of_texts)]
-                scaled = torch.stack(facts, dim=1) / torch.tensor(TRUST_SCALES, device=rows.device)
-            trust = F.linear(scaled, self.gate.weight.float(), self.gate.bias.float())[:, 0]
-        return Judgement(scaled, trust, of_texts, of_classes)
 
     def set_texts(self, embeddings: torch.Tensor) -> None:
         """Takes the texts that regions are compared with, in tokens: float[T, k, D]."""

@@ -26,7 +26,7 @@ from gpt4roi.devices import moved_to
 from gpt4roi.distributed import broadcast_parameters, main_process_first
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.boxes import center_size_features
-from gpt4roi.models.light_encoder import TEXT_TEMPERATURE, Judgement, directions, text_directions
+from gpt4roi.models.region_texts import TEXT_TEMPERATURE, Judgement, directions, text_directions
 from gpt4roi.models.vocabulary import embed_texts
 from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.train.arguments import RegionArguments

@@ -9,7 +9,7 @@ from tiny import tiny_config, tiny_model
 
 from gpt4roi.errors import InputError
 from gpt4roi.models.classifier_head import TEMPERATURE, ClassifierHead, read_classifier_head, save_classifier_head
-from gpt4roi.models.light_encoder import TRUST_SCALES
+from gpt4roi.models.region_texts import TRUST_SCALES
 from gpt4roi.train.param_groups import set_trainable
 
 NAMES = ["a fox", "a hen", "a red bus", "a bus"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gpt4roi.errors import InputError
-from gpt4roi.models.light_encoder import Judgement
+from gpt4roi.models.region_texts import Judgement
 from gpt4roi.models.vocabulary import embed_texts
 from gpt4roi.train.alignment import AlignmentLoss, RegionTexts
 from gpt4roi.train.param_groups import param_groups, parse_modules, parse_rates, set_trainable, trainable_table

@@ -1,12 +1,11 @@
-"""LinearDiscriminant, and what the light encoder makes of it."""
+"""Which text a region is nearest to: LinearDiscriminant, and what the light encoder makes of it."""
 
 from __future__ import annotations
 
 import torch
 from tiny import tiny_model
 
-from gpt4roi.models.discriminant import LinearDiscriminant
-from gpt4roi.models.light_encoder import DISCRIMINANT_WEIGHT, TEXT_TEMPERATURE
+from gpt4roi.models.region_texts import DISCRIMINANT_WEIGHT, TEXT_TEMPERATURE, LinearDiscriminant
 
 
 def features_of_two_classes(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
