@@ -30,8 +30,7 @@ from gpt4roi import GPT4RoIConfig, GPT4RoIForConditionalGeneration, GPT4RoIProce
 from gpt4roi.checkpoint.loading import load_model, load_processor
 from gpt4roi.generation.encoded_image import PreparedImage, Prompt, encode_images, prepare_image
 from gpt4roi.generation.engine import generate, stream
-from gpt4roi.generation.sampling import SamplingParams
-from gpt4roi.generation.stopping import stopping_criterion
+from gpt4roi.generation.sampling import SamplingParams, stopping_criterion
 from gpt4roi.structures import MASK_SIZE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

@@ -35,8 +35,7 @@ from gpt4roi import RegionChat
 from gpt4roi.generation.batching import BatchingWorker
 from gpt4roi.generation.encoded_image import encode_images, prepare_image
 from gpt4roi.generation.many import region_prompts
-from gpt4roi.generation.sampling import SamplingParams
-from gpt4roi.generation.stopping import answer_text
+from gpt4roi.generation.sampling import SamplingParams, answer_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from tiny import tiny_model, tiny_processor

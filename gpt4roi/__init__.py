@@ -44,7 +44,7 @@ __version__ = "0.2.0"
 
 # fmt: off
 _MOVED = {
-    "answers": "generation.stopping", "auto": "checkpoint.auto_classes", "boxes": "geometry.boxes",
+    "answers": "generation.sampling", "auto": "checkpoint.auto_classes", "boxes": "geometry.boxes",
     "captioning.journal": "io.journal", "checkpoint.comparison": "checkpoint.compare",
     "checkpoint.folder_plan": "checkpoint.writer", "checkpoint.layout": "checkpoint.convert",
     "checkpoint.legacy": "models.original_format", "checkpoint.numbers": "io.digests",
@@ -62,7 +62,7 @@ _MOVED = {
     "datasets.vcr_tags": "data.readers.vcr", "datasets.vg": "data.readers.vg", "decoding": "generation.engine",
     "describing": "generation.many", "doctor": "data_check", "doctor.common": "data_check.duplicates",
     "doctor.page": "data_check.html_report", "doctor.pictures": "data_check.images", "drawing": "report.drawing",
-    "encoded_picture": "generation.encoded_image", "encoding": "processing.dialogue",
+    "encoded_picture": "generation.encoded_image", "encoding": "processing.tokenizer",
     "evaluation.answering": "evaluation.predictions", "evaluation.asking": "evaluation.predictor",
     "evaluation.benchmarks._categories": "evaluation.benchmarks.categories",
     "evaluation.benchmarks._expressions": "evaluation.benchmarks.referring_expressions",
@@ -89,7 +89,7 @@ _MOVED = {
     "models.sparse_roi_align": "models.kernels.sparse_roi_align", "models.splice": "models.placeholders",
     "models.vision": "models.vision_tower", "models.winograd": "models.kernels.winograd",
     "padding": "processing.batch", "pictures": "processing.images", "processor": "processing.processor",
-    "prompts": "processing.prompts", "ranks": "distributed", "recall": "generation.prompt_cache",
+    "prompts": "processing.prompts", "ranks": "distributed", "recall": "generation.engine",
     "regions_file": "processing.user_input", "report_gallery": "report.report", "report_style": "report.rendering",
     "sampling": "generation.sampling", "serve": "demo", "serve.gate": "demo.request_filter",
     "tokenization": "processing.tokenizer", "train.checks": "train.sanity_checks",

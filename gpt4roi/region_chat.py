@@ -16,13 +16,11 @@ from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import Answer, BatchingWorker
 from gpt4roi.generation.detect import Detection, check_queries, query_scores, select
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images, prepare_image
-from gpt4roi.generation.engine import stream
+from gpt4roi.generation.engine import PromptCache, stream
 from gpt4roi.generation.explain import Explanation, explain
 from gpt4roi.generation.likelihood import check_labels, choice_probabilities
 from gpt4roi.generation.many import answer_all, describe_images, region_prompts, scored_answers
-from gpt4roi.generation.prompt_cache import PromptCache
-from gpt4roi.generation.sampling import SamplingParams
-from gpt4roi.generation.stopping import answer_text, stable_text, stopping_criterion
+from gpt4roi.generation.sampling import SamplingParams, answer_text, stable_text, stopping_criterion
 from gpt4roi.processing.mentions import as_plain_text, named_regions
 from gpt4roi.processing.user_input import (
     clean_question,

@@ -157,7 +157,7 @@ class RegionSample:
         if not np.isfinite(boxes).all():
             raise InputError(f"boxes must be finite numbers, got {boxes.tolist()}{self.where}")
         object.__setattr__(self, "boxes_px", boxes)
-        object.__setattr__(self, "masks", self._checked_masks())
+        object.__setattr__(self, "masks", self._checked_masks() if len(self.masks) else ())
         object.__setattr__(self, "turns", tuple(self.turns))
         object.__setattr__(self, "image_pipeline", as_image_pipeline(self.image_pipeline))
         if self.box_frame not in ("pixels", "unit"):
@@ -166,7 +166,7 @@ class RegionSample:
             object.__setattr__(self, "image", str(self.image))
 
     def _checked_masks(self) -> tuple[np.ndarray | None, ...]:
-        if len(self.masks) not in (0, len(self.boxes_px)):
+        if len(self.masks) != len(self.boxes_px):
             raise InputError(f"{len(self.masks)} masks for {len(self.boxes_px)} boxes{self.where}; give None for a box")
         masks = tuple(None if mask is None else np.asarray(mask, dtype=np.float32) for mask in self.masks)
         for number, mask in enumerate(masks, start=1):

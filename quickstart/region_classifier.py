@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gpt4roi.geometry.boxes import to_rois
+from gpt4roi.geometry.boxes import boxes_in_frame, to_rois
 from gpt4roi.models.kernels.roi_align import roi_align
-from gpt4roi.processing.images import boxes_in_frame, to_pixel_values
+from gpt4roi.processing.images import to_pixel_values
 from quickstart.parts import TOWER_MEAN, TOWER_SIZE, TOWER_STD
 
 CELLS, SAMPLES = 4, 2

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from gpt4roi.constants import (
     IMAGE_TOKEN,
     REGION_TOKEN,
 )
-from gpt4roi.data.base import Drop
 from gpt4roi.data.columns import text_column
 from gpt4roi.io.coco import InvalidAnnotationError
 from gpt4roi.processing.mentions import MENTION
@@ -25,7 +23,7 @@ MAX_NAME_LENGTH = 255
 """Characters of a file's name with its folders, which are few in annotation files."""
 
 _RESERVED = (IMAGE_TOKEN, REGION_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN)
-_PATH = "\ue000"
+PATH_MARK = "\ue000"
 """Stands for the file's path in what an index keeps, which is the same wherever the file lies."""
 
 
@@ -94,44 +92,14 @@ class Drops:
             self._faults.append(error.fault)
         detail = str(error) if error.fault and str(error) != reason else ""
         if path is not None:
-            detail = detail.replace(str(path), _PATH)
+            detail = detail.replace(str(path), PATH_MARK)
         self._rows.append((section, position, self._reasons[reason], detail))
 
     def columns(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Returns the arrays and metadata that `count_drops` and `iter_drops` read."""
+        """Returns the arrays and metadata that IndexedDataset reads."""
         rows = sorted(self._rows)
         arrays = {"drops": np.asarray([row[:3] for row in rows], dtype=np.int64).reshape(-1, 3)}
         if any(row[3] for row in rows):
             arrays |= text_column("drop_detail", [row[3] for row in rows])
         metadata = {"drop_reasons": list(self._reasons), "drop_faults": self._faults, "drop_sections": self.sections}
         return arrays, metadata
-
-
-def count_drops(rows: np.ndarray, metadata: Mapping[str, Any]) -> Counter[str]:
-    """Returns reason -> number of drops."""
-    reasons = metadata["drop_reasons"]
-    counts = np.bincount(rows[:, 2], minlength=len(reasons)).tolist() if len(rows) else []
-    return Counter(dict(zip(reasons, counts, strict=False)))
-
-
-def iter_drops(
-    rows: np.ndarray, details: Sequence[str], metadata: Mapping[str, Any], files: Sequence[Path]
-) -> Iterator[Drop]:
-    """Yields every drop with its location; details: the message of each, or none."""
-    for number, (section, position, kind) in enumerate(rows.tolist()):
-        reason, place = metadata["drop_reasons"][kind], metadata["drop_sections"][section]
-        where = location(files, place, position)
-        detail = (details[number] if details else "") or reason
-        detail = detail.replace(_PATH, str(files[place[0]])) if detail.startswith(_PATH) else f"{where}: {detail}"
-        yield Drop(reason, where, detail if metadata["drop_faults"][kind] else "")
-
-
-def location(files: Sequence[Path], section: Sequence, position: int) -> str:
-    """Writes a place in a file: `file#section[position]`, or `file#position` in files of lines."""
-    file, name = section
-    return f"{files[file]}#{name}[{position}]" if name else f"{files[file]}#{position}"
-
-
-def summary(dropped: Counter[str]) -> str:
-    """Says in one line what was dropped."""
-    return "; ".join(f"{reason}: {count}" for reason, count in dropped.most_common()) or "nothing was dropped"

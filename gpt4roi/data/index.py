@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt4roi.data.annotations import Drops, count_drops, iter_drops, location, summary
+from gpt4roi.data.annotations import PATH_MARK, Drops
 from gpt4roi.data.base import Drop, RegionDataset
 from gpt4roi.data.columns import Columns, ColumnsError, text_column
 from gpt4roi.errors import InputError
@@ -75,11 +75,15 @@ class IndexedDataset(RegionDataset):
         self.img_prefix = str(img_prefix)
         self.name = str(files[0])
         self.columns = open_index(self.files, Recipe(type(self).__name__, self.version, options), self.build)
-        self.dropped: Counter[str] = count_drops(self.columns["drops"], self.columns.metadata)
+        reasons, kinds = self.columns.metadata["drop_reasons"], self.columns["drops"][:, 2]
+        counts = np.bincount(kinds, minlength=len(reasons)).tolist()
+        self.dropped: Counter[str] = Counter(dict(zip(reasons, counts, strict=True)))
         if not len(self):
             first = next(self.drops(), None)
             at = f"; the first: {first.detail or first.where}" if first else ""
-            raise InputError(f"{self.name}: no {self.what} can be used; left out: {summary(self.dropped)}{at}")
+            counted = "; ".join(f"{reason}: {count}" for reason, count in self.dropped.most_common())
+            lost = counted or "nothing was dropped"
+            raise InputError(f"{self.name}: no {self.what} can be used; left out: {lost}{at}")
 
     def build(self, contents: list[bytes]) -> Columns:
         """Makes the index of what the files hold."""
@@ -90,8 +94,13 @@ class IndexedDataset(RegionDataset):
 
     def drops(self) -> Iterator[Drop]:
         """Lists what was dropped, in the order of the files."""
-        details = self.columns.all_texts("drop_detail")
-        return iter_drops(self.columns["drops"], details, self.columns.metadata, self.files)
+        metadata, details = self.columns.metadata, self.columns.all_texts("drop_detail")
+        for number, (section, position, kind) in enumerate(self.columns["drops"].tolist()):
+            reason, where = metadata["drop_reasons"][kind], self.location(position, section)
+            detail = (details[number] if details else "") or reason
+            path = str(self.files[metadata["drop_sections"][section][0]])
+            detail = detail.replace(PATH_MARK, path) if detail.startswith(PATH_MARK) else f"{where}: {detail}"
+            yield Drop(reason, where, detail if metadata["drop_faults"][kind] else "")
 
     def faults(self) -> tuple[int, int]:
         """Returns how many annotations were dropped because they are wrong in themselves, and how many there were."""
@@ -100,12 +109,13 @@ class IndexedDataset(RegionDataset):
         return wrong, len(self) + len(self.columns.get("boxes", ())) + len(rows)
 
     def location(self, position: int, section: int = 0) -> str:
-        """Returns the place of something in the files, as `Drop.where`."""
-        return location(self.files, self.columns.metadata["drop_sections"][section], position)
+        """Returns a place in a file: `file#section[position]`, or `file#position` in files of lines."""
+        file, name = self.columns.metadata["drop_sections"][section]
+        return f"{self.files[file]}#{name}[{position}]" if name else f"{self.files[file]}#{position}"
 
     def source(self, index: int) -> str:
         """Returns the place of an item, as `Drop.where`."""
-        return location(self.files, self.columns.metadata["drop_sections"][0], int(self.columns["position"][index]))
+        return self.location(int(self.columns["position"][index]))
 
     def image(self, index: int, column: str = "image") -> str:
         """Returns the path of an item's image."""

@@ -63,7 +63,8 @@ class EncodedDataset(Dataset):
         """Returns one encoded sample, or `skipped` with the reason when what it was drawn from cannot be used."""
         try:
             sample = self._sample(index)
-            encoded = self._encode(sample)
+            cached = None if sample.image is None else self.features
+            encoded = self.processor.encode(sample) if cached is None else self._encode_cached(sample, cached)
         except InputError as error:
             return {"skipped": str(error)}
         if self.text_index is not None:
@@ -83,14 +84,12 @@ class EncodedDataset(Dataset):
     def _sample(self, index: int) -> RegionSample:
         return self.mixture.sample(index, np.random.default_rng([self.seed, self.epoch, index]))
 
-    def _encode(self, sample: RegionSample) -> dict[str, Any]:
-        if self.features is None or sample.image is None:
-            return self.processor.encode(sample)
-        if sample.image not in self.features:
+    def _encode_cached(self, sample: RegionSample, features: CachedFeatures) -> dict[str, Any]:
+        if sample.image not in features:
             self.processor.encode(sample)  # says what is wrong, as it does where nothing is cached
             raise InputError(
                 f"image {sample.image!r} in {sample.source} was unreadable when features were cached but is "
                 "readable now; restart the training to include it"
             )
-        size = self.features.image_size(sample.image)
-        return self.processor.encode_text(sample, image_size=size) | self.features.get(sample.image)
+        size = features.image_size(sample.image)
+        return self.processor.encode_text(sample, image_size=size) | features.get(sample.image)

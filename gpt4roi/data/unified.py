@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,10 +15,11 @@ from gpt4roi.data.annotations import Drops
 from gpt4roi.data.base import Item
 from gpt4roi.data.columns import Columns, make_offsets
 from gpt4roi.data.index import IndexedDataset, make_columns
-from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
+from gpt4roi.data.unified_object import BadObjectError, check_object
 from gpt4roi.errors import InputError
 from gpt4roi.geometry.masks import to_raster
 from gpt4roi.io.json_files import kind_of, parse_json, parse_jsonl, read_bytes
+from gpt4roi.processing.mentions import MENTION
 from gpt4roi.structures import ImagePipeline, RegionSample, Turn, accepts_old_names, as_image_pipeline
 
 logger = logging.getLogger(__name__)
@@ -147,16 +148,13 @@ class UnifiedDataset(IndexedDataset):
         """Returns what the file says about object `index`."""
         entry, source = self.entry(index), self.source(index)
         return Item(
-            image=self._path(entry),
+            image=self.image_path(entry["image"]) if entry["image"] else None,
             boxes_px=entry["boxes"],
             image_size=entry["image_size"],
-            region_texts=_text_per_box(entry),
+            region_texts=texts_of(entry),
             box_sources=(source,) * len(entry["boxes"]),
             source=source,
         )
-
-    def _path(self, entry: Mapping[str, Any]) -> str | None:
-        return self.image_path(entry["image"]) if entry["image"] else None
 
     def sample(self, index: int, rng: np.random.Generator) -> RegionSample:
         """Draws item `index`; which pairs are asked, and their order, come from `rng` where pairs_per_epoch is set."""
@@ -165,19 +163,19 @@ class UnifiedDataset(IndexedDataset):
         if self.pairs_per_epoch and entry["tasks"]:
             turns = self._draw_pairs(turns, entry["tasks"], rng)
         return RegionSample(
-            image=self._path(entry),
+            image=self.image_path(entry["image"]) if entry["image"] else None,
             turns=tuple(turns),
             boxes_px=entry["boxes"],
             masks=tuple(map(to_raster, entry["masks"], entry["boxes"])) if entry["masks"] else (),
             image_pipeline=entry["image_pipeline"] or self.image_pipeline,
             independent_turns=entry["independent"],
-            region_texts=_text_per_box(entry),
+            region_texts=texts_of(entry),
             source=self.source(index),
         )
 
     def region_texts(self, index: int) -> dict[int, str]:
         """Returns what the boxes are called (box number from 0 -> text), as far as the object says so."""
-        return texts_of(self.entry(index))
+        return {box: text for box, text in enumerate(texts_of(self.entry(index))) if text}
 
     def _draw_pairs(self, turns: list[Turn], tasks: list[str], rng: np.random.Generator) -> list[Turn]:
         of_task: dict[str, list[int]] = {}
@@ -196,8 +194,20 @@ def _checked(item: Any, source: str) -> dict[str, Any]:
     return check_object(item, source)
 
 
-def _text_per_box(entry: dict[str, Any]) -> tuple[str, ...]:
-    texts = texts_of(entry)
+def texts_of(entry: dict[str, Any]) -> tuple[str, ...]:
+    """Returns what each box of a checked object is called, "" where it does not say so.
+
+    That is its `region_texts`, or else the first answer to a question about exactly that region; where there are tasks,
+    only `caption` ones count.
+    """
+    if entry["texts"]:
+        return tuple(entry["texts"])
+    texts: dict[int, str] = {}
+    for step, ((asker, question), (_, answer)) in enumerate(pairwise(entry["conversations"])):
+        mentioned = set(MENTION.findall(question))
+        is_caption = not entry["tasks"] or entry["tasks"][step // 2] == "caption"
+        if asker == "user" and len(mentioned) == 1 and is_caption:
+            texts.setdefault(int(mentioned.pop()) - 1, answer)
     return tuple(texts.get(box, "") for box in range(len(entry["boxes"])))
 
 

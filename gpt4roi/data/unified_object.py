@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,23 +74,6 @@ def check_object(item: Any, source: str) -> dict[str, Any]:
         "image_pipeline": _pipeline(item, source),
         "masks": given_masks,
     }
-
-
-def texts_of(entry: dict[str, Any]) -> dict[int, str]:
-    """Returns what the boxes of a checked object are called, by their number from 0, as far as it says so.
-
-    That is its `region_texts`, or else the first answer to a question about exactly that region; where there are tasks,
-    only `caption` ones count.
-    """
-    if entry["texts"]:
-        return {box: text for box, text in enumerate(entry["texts"]) if text}
-    texts: dict[int, str] = {}
-    for step, ((asker, question), (_, answer)) in enumerate(pairwise(entry["conversations"])):
-        mentioned = set(MENTION.findall(question))
-        is_caption = not entry["tasks"] or entry["tasks"][step // 2] == "caption"
-        if asker == "user" and len(mentioned) == 1 and is_caption:
-            texts.setdefault(int(mentioned.pop()) - 1, answer)
-    return texts
 
 
 def _image(item: dict[str, Any], source: str) -> str | None:

@@ -20,10 +20,8 @@ import torch
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import Prompt
 from gpt4roi.generation.engine import max_answer_tokens
-from gpt4roi.generation.packed import KeyValues, PackedDecoder, SingleDecoder, packed_decoder
-from gpt4roi.generation.prompt_cache import PrefixCache
-from gpt4roi.generation.sampling import SamplingParams
-from gpt4roi.generation.stopping import stopping_criterion
+from gpt4roi.generation.packed import KeyValues, PackedDecoder, PrefixCache, SingleDecoder, packed_decoder
+from gpt4roi.generation.sampling import SamplingParams, stopping_criterion
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from gpt4roi.models.compat import execution_device_and_dtype
+from gpt4roi.processing.tokenizer import common_prefix_length
 from gpt4roi.structures import RegionSample
 
 IMAGE_BATCH_SIZE = 8
@@ -44,6 +46,18 @@ class Prompt:
     def embed(self, model: Any) -> torch.Tensor:
         """Returns float[T, R], what the language model reads of each token, with image and regions in their places."""
         return model.prompt_rows(self.input_ids, self.image_features, self.region_features)
+
+    def common_length(self, later: Prompt, region_token_id: int) -> int:
+        """Returns how many tokens two prompts begin with alike, the embeddings at their placeholders included."""
+        if self.image_features is not later.image_features:
+            return 0
+        ids = later.input_ids.numpy()
+        common = common_prefix_length([self.input_ids.numpy(), ids])
+        ours, theirs = self.region_features, later.region_features
+        for number, position in enumerate(np.flatnonzero(ids[:common] == region_token_id).tolist()):
+            if ours is None or theirs is None or not torch.equal(ours[number], theirs[number]):
+                return position
+        return common
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Generation engine: batched and streaming decoding with a KV cache and shared-prefix prefill.
+"""Generation engine: batched and streaming decoding, shared-prefix prefill, and PromptCache, the KV cache of a chat.
 
 Prompts about one image share a prefix (instructions, image tokens, the preamble). It goes through the language model
 once for each image; its keys and values are then expanded to every prompt about the image. What remains is batched
@@ -7,20 +7,71 @@ with prompts of the same length, so nothing is padded and no answer depends on i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import Prompt
-from gpt4roi.generation.prompt_cache import PromptCache, copy_cache
-from gpt4roi.generation.sampling import Sampler, SamplingParams
-from gpt4roi.processing.dialogue import common_prefix_length
+from gpt4roi.generation.sampling import Sampler, SamplingParams, StoppingCriterion
+from gpt4roi.processing.tokenizer import common_prefix_length
 
-StoppingCriterion = Callable[[list[int]], bool]
-"""Tells from the new tokens of an answer whether it is complete."""
+
+class PromptCache:
+    """Keys and values of the last prompt and its answer.
+
+    A later prompt about the same image reuses them as far as it begins with the same tokens and regions. Layers grow
+    by new tensors, never in place, so a copy shares its memory with the original and leaves it as it is.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._region_token_id: int = model.region_token_id
+        self._shares: bool = model.shares_prefix
+        self._config = model.config.get_text_config()
+        self._ids: list[int] = []
+        self._prompt: Prompt | None = None
+        self.cache = DynamicCache(config=self._config)
+
+    def __len__(self) -> int:
+        """How many tokens the cache holds."""
+        return self.cache.get_seq_length()
+
+    def copy(self) -> PromptCache:
+        """Returns one that may grow by itself."""
+        other = copy.copy(self)
+        other._ids = list(self._ids)
+        other.cache = copy_cache(self.cache)
+        return other
+
+    def reuse_prefix(self, prompt: Prompt) -> int:
+        """Crops the cache to what it has in common with a prompt; returns the number of those tokens.
+
+        At least the prompt's last token is left to be read, because its logits give the answer's first.
+        """
+        common = self._common_length(prompt)
+        if common < len(self):
+            # Layers that forget (sliding windows, states) cannot be cropped.
+            if common and all(type(layer) is DynamicLayer for layer in self.cache.layers):
+                self.cache.crop(common - len(self))
+            else:
+                common, self.cache = 0, DynamicCache(config=self._config)
+        self._ids, self._prompt = prompt.input_ids.tolist(), prompt
+        return common
+
+    def append_token(self, token: int) -> None:
+        """Notes a token of the answer; it is in the cache once the next one was computed."""
+        self._ids.append(token)
+
+    def _common_length(self, prompt: Prompt) -> int:
+        if self._prompt is None or not self._shares:
+            return 0
+        before = replace(self._prompt, input_ids=torch.tensor(self._ids))
+        return min(before.common_length(prompt, self._region_token_id), len(self), len(prompt.input_ids) - 1)
 
 
 @torch.inference_mode()
@@ -157,6 +208,13 @@ def _prefill_shared_prefixes(
         prefixes = torch.stack([prompts[index].embed(model)[:shared] for index in first_of.values()])
         model.decode(prefixes, cache)
     return cache, {image: row for row, image in enumerate(first_of)}
+
+
+def copy_cache(cache: DynamicCache) -> DynamicCache:
+    """Returns a cache with the same keys and values that may grow by itself."""
+    other = copy.copy(cache)
+    other.layers = [copy.copy(layer) for layer in cache.layers]
+    return other
 
 
 def expand_cache(model: Any, cache: DynamicCache, rows: list[int]) -> DynamicCache:

@@ -19,7 +19,7 @@ from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import EncodedImage, Prompt
 from gpt4roi.generation.engine import expand_cache
-from gpt4roi.processing.dialogue import common_prefix_length
+from gpt4roi.processing.tokenizer import common_prefix_length
 from gpt4roi.structures import Regions, RegionSample, Turn
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images
 from gpt4roi.generation.engine import generate_batches
-from gpt4roi.generation.sampling import SamplingParams, confidence
-from gpt4roi.generation.stopping import answer_text, stopping_criterion
+from gpt4roi.generation.sampling import SamplingParams, answer_text, confidence, stopping_criterion
 from gpt4roi.processing.user_input import groups_of_regions
 from gpt4roi.structures import Regions, RegionSample, Turn
 

@@ -1,4 +1,4 @@
-"""Packed decoding: tokens of many sequences in one row without padding, each with keys and values of its own.
+"""Packed decoding of many sequences in one row without padding, and PrefixCache of what later prompts begin with.
 
 A batch of prompts and half-written answers has all lengths. Here their new tokens stand one after the other in one row
 of the language model; only attention tells them apart. So nothing is padded, a prompt may be read while others are
@@ -17,6 +17,8 @@ from torch import nn
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from gpt4roi.generation.encoded_image import Prompt
 
 ATTENTION = "gpt4roi_packed"
 PROBE_TOKENS = (5, 3)
@@ -172,3 +174,45 @@ def packed_decoder(model: Any) -> PackedDecoder | None:
     plain = single.logits([(single.new(0), torch.cat([first, second])), (single.new(0), first)])
     close = (found - plain).abs().max() <= TOLERANCE * plain.abs().max()
     return decoder if close else None
+
+
+class PrefixCache:
+    """Keys and values of prompts and answers that later prompts may begin with, the one used last at the end."""
+
+    def __init__(self, region_token_id: int) -> None:
+        self._region_token_id = region_token_id
+        self._entries: list[tuple[Prompt, KeyValues]] = []
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all entries."""
+        return sum(cache.capacity for _, cache in list(self._entries))
+
+    def common_length(self, before: Prompt, now: Prompt) -> int:
+        """Returns how many tokens two prompts begin with alike, but for the second's last, whose logits are needed."""
+        return min(before.common_length(now, self._region_token_id), len(now.input_ids) - 1)
+
+    def longest(self, prompt: Prompt, limit: int) -> tuple[KeyValues | None, int]:
+        """Returns the entry that has most in common with a prompt, and how many tokens, `limit` at most."""
+        lengths = [min(self.common_length(entry, prompt), limit) for entry, _ in self._entries]
+        best = max(lengths, default=0)
+        if not best:
+            return None, 0
+        used = self._entries.pop(lengths.index(best))
+        self._entries.append(used)
+        return used[1], best
+
+    def add(self, prompt: Prompt, cache: KeyValues) -> None:
+        """Adds an entry in place of those that it begins with."""
+
+        def is_prefix(entry: Prompt) -> bool:
+            length = len(entry.input_ids)
+            return entry.common_length(prompt, self._region_token_id) == length
+
+        self._entries = [one for one in self._entries if not is_prefix(one[0])]
+        self._entries.append((prompt, cache))
+
+    def shrink(self, num_tokens: int) -> None:
+        """Drops entries, the one used longest ago first, until they hold no more tokens than this."""
+        while self._entries and self.num_tokens > num_tokens:
+            self._entries.pop(0)

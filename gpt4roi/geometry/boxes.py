@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from gpt4roi.structures import Augmentation, ImagePipeline, as_image_pipeline
+
 if TYPE_CHECKING:
     import torch
 
@@ -64,6 +66,41 @@ def clip(boxes_px: Boxes, image_size: tuple[int, int]) -> Boxes:
 def keep_valid(boxes_px: Boxes, min_side: float = 0.0) -> Boxes:
     """Returns bool[N]: true where width and height are both greater than min_side (same units as the boxes)."""
     return ((boxes_px[..., 2] - boxes_px[..., 0]) > min_side) & ((boxes_px[..., 3] - boxes_px[..., 1]) > min_side)
+
+
+def boxes_in_frame(
+    boxes_px: np.ndarray,
+    image_size: tuple[int, int],
+    pipeline: ImagePipeline,
+    size: int,
+    augmentation: Augmentation | None = None,
+) -> np.ndarray:
+    """Moves boxes of the user's image into the square that the model sees.
+
+    Args:
+        boxes_px: float[N, 4], xyxy in pixels of the user's image.
+        image_size: (height, width) of the image as its pipeline opens it.
+        pipeline: As of processing.images.load_image.
+        size: Side of the square.
+        augmentation: As applied to the image.
+
+    Returns:
+        float64[N, 4] xyxy in pixels of the square (divide by size for the model): scaled per axis, shifted and flipped
+        with the image, clipped if `detection`.
+    """
+    frame, pipeline = (size, size), as_image_pipeline(pipeline)
+    moved = normalize(np.asarray(boxes_px, dtype=np.float64), image_size) * size
+    if pipeline == "detection":
+        moved = clip(moved, frame)
+    if augmentation is None:
+        return moved
+    dx, dy = augmentation.shift
+    moved = moved + np.asarray([dx, dy, dx, dy], dtype=np.float64)
+    if pipeline == "detection":
+        moved = clip(moved, frame)
+    if augmentation.flip:
+        moved = np.stack([size - moved[:, 2], moved[:, 1], size - moved[:, 0], moved[:, 3]], axis=1)
+    return moved
 
 
 def to_rois(boxes: list[torch.Tensor], image_size: tuple[int, int]) -> torch.Tensor:

@@ -40,6 +40,7 @@ CROWD, IGNORED = "box of a crowd", "box marked ignore"
 _KIND = "a file in COCO's form"
 _WHOLE = re.compile(r"\s*(-?\d{1,18})(?:\.0*)?\s*$", re.ASCII)
 _NO = ("", "0", "0.0", "false", "f", "no", "n", "none", "null")
+_FORMAT_KEYS = frozenset(FORMAT_KEYS)
 _CATEGORY_NAMES = ("category_name", "category", "label", "class_name")
 
 
@@ -69,7 +70,9 @@ class CocoTables:
         for position, annotation in enumerate(self.annotations):
             if _is_row(annotation):
                 _write_ids(annotation, self.categories, numbers)
-                _write_box(annotation, form, f"{path}#annotations[{position}]")
+                bbox = annotation.get("bbox")
+                if form or isinstance(bbox, dict) or not _FORMAT_KEYS.isdisjoint(annotation):  # hardly any file's
+                    _write_box(annotation, form, f"{path}#annotations[{position}]")
         self._first: dict[Id, int] = {}
         self._unclear: set[Id] = set()
         for position, image in enumerate(self.images):
@@ -175,15 +178,13 @@ def stated_category(annotation: Mapping[str, Any]) -> str:
 
 def _write_box(annotation: dict[str, Any], form: str, where: str) -> None:
     """Writes the box of an annotation as x, y, width, height, whatever format it or its file states; or by names."""
-    bbox = annotation.get("bbox")
-    if form or isinstance(bbox, dict) or any(key in annotation for key in FORMAT_KEYS):
-        form = box_format(annotation, where, form or "xywh")
-        if bbox and (form != "xywh" or isinstance(bbox, dict)):
-            with contextlib.suppress(InputError):  # what is no box stays, and is counted with the others
-                x1, y1, x2, y2 = corners(bbox, form, where)
-                annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-        for key in FORMAT_KEYS:
-            annotation.pop(key, None)
+    bbox, form = annotation.get("bbox"), box_format(annotation, where, form or "xywh")
+    if bbox and (form != "xywh" or isinstance(bbox, dict)):
+        with contextlib.suppress(InputError):  # what is no box stays, and is counted with the others
+            x1, y1, x2, y2 = corners(bbox, form, where)
+            annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+    for key in FORMAT_KEYS:
+        annotation.pop(key, None)
 
 
 def with_unique_ids(annotations: Sequence[Any]) -> int:

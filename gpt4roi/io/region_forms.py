@@ -11,6 +11,8 @@ from gpt4roi.errors import InputError
 MAX_COORDINATE = 1e7
 """No pixel of an image lies further out; larger numbers are faults, and would overflow later."""
 
+_NUMBERS = frozenset((float, int))
+
 LISTS = ("regions", "annotations", "boxes", "bboxes", "masks", "detections", "predictions")
 """Under which a file lists its regions."""
 
@@ -157,9 +159,8 @@ def parse_floats(value: Any, count: int) -> list[float]:
         value = value.strip("[]() ").replace(",", " ").split()
     if not isinstance(value, (list, tuple)) or len(value) != count:
         raise InvalidAnnotationError(f"box that is not {count} numbers")
-    numbers = [one for one in value if type(one) in (float, int) and -MAX_COORDINATE <= one <= MAX_COORDINATE]
-    if len(numbers) == count:  # as nearly every file has it: a call for each of millions of numbers takes long
-        return list(map(float, numbers))
+    if _NUMBERS.issuperset(map(type, value)) and sum(map(abs, value)) <= MAX_COORDINATE:  # as nearly every file has it
+        return list(map(float, value))
     return [parse_float(one, "box with a value that is not a number of an image's size") for one in value]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 
 from gpt4roi.constants import IGNORE_INDEX
@@ -34,24 +36,14 @@ def pad_features(
         (neither where there is none), and masks, a list of K float32[M_k, r, r], where they have them; segment_ids and
         position_ids int64[B, T] where any sample has them.
     """
-    length = max(len(feature["input_ids"]) for feature in features)
-
-    def join(rows: list[torch.Tensor], fill: int) -> torch.Tensor:
-        joined = torch.full((len(rows), length), fill, dtype=torch.int64)
-        for target, row in zip(joined, rows, strict=True):
-            if side == "right":
-                target[: len(row)] = row
-            else:
-                target[length - len(row) :] = row
-        return joined
-
+    join = functools.partial(pad_sequence, batch_first=True, padding_side=side)
     ids = [feature["input_ids"] for feature in features]
     batch: dict[str, Any] = {
-        "input_ids": join(ids, pad_token_id),
-        "attention_mask": join([torch.ones_like(row) for row in ids], 0),
+        "input_ids": join(ids, padding_value=pad_token_id),
+        "attention_mask": join([torch.ones_like(row) for row in ids]),
     }
     if all("labels" in feature for feature in features):
-        batch["labels"] = join([feature["labels"] for feature in features], IGNORE_INDEX)
+        batch["labels"] = join([feature["labels"] for feature in features], padding_value=IGNORE_INDEX)
     if any("segment_ids" in feature for feature in features):
         # A sample of one conversation is all prefix: it sees itself causally.
         segments = [
@@ -60,8 +52,8 @@ def pad_features(
         positions = [
             feature.get("position_ids", torch.arange(len(row))) for feature, row in zip(features, ids, strict=True)
         ]
-        batch["segment_ids"] = join(segments, 0)
-        batch["position_ids"] = join(positions, 0)
+        batch["segment_ids"] = join(segments)
+        batch["position_ids"] = join(positions)
     with_image = [feature for feature in features if "pixel_values" in feature]
     if any("view_frames" in feature for feature in features):
         batch |= join_images(with_image)

@@ -8,6 +8,13 @@ dialogue (also inference): the stored pixels, not rotated; CLIP's resize (bicubi
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
+import io
+import re
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,10 +23,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch.nn import functional as F
 
 from gpt4roi.errors import InputError
-from gpt4roi.geometry import boxes as box_ops
 from gpt4roi.geometry.frames import ImageHeader
-from gpt4roi.geometry.masks import cut_raster
-from gpt4roi.processing.image_files import open_file, quiet_pillow, unreadable_kind
 from gpt4roi.structures import Augmentation, ImagePipeline, as_image_pipeline
 
 MAX_PIXELS = 178_956_970
@@ -37,6 +41,24 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_HOLDS_ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0\0")
+_MAX_TEXT = 2**16
+
+_HEAD = 256
+_SAVE_AS = "save it as JPEG or PNG first"
+_KINDS = (
+    (rb".{4}ftyp.{0,40}avi[fs]", "AVIF", f"{_SAVE_AS}, or install Pillow 11.3 or later"),
+    (rb".{4}ftyp.{0,40}(hei[cxms]|hev[cxms]|mif1|msf1)", "HEIC", _SAVE_AS),
+    (rb".{4}ftyp", "a video", "save a frame of it as JPEG or PNG first"),
+    (rb"\xff\n|.{4}JXL ", "JPEG XL", _SAVE_AS),
+    (rb"\s*(<\?xml.*)?<svg", "SVG", _SAVE_AS),
+    (rb"%PDF", "a PDF", _SAVE_AS),
+    (rb"version https://git-lfs", "a pointer of Git LFS", "fetch the image with `git lfs pull`"),
+    (rb"\s*<(!doctype html|html)", "a web page", "download the image itself"),
+)
+"""Files that people give as images and Pillow does not read: their first bytes, name and what to do."""
 
 
 def load_image(
@@ -124,6 +146,72 @@ def _orientation(image: Image.Image) -> Any:
         return None
 
 
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Keeps Pillow's warnings, which name no file, from the user's terminal; errors of ours say what matters."""
+    _quiet_libtiff()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@functools.cache
+def _quiet_libtiff() -> None:
+    """Keeps the messages of libtiff, which it writes past Python, from the terminal, where Pillow's can be reached."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(Image.core.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
+
+
+def open_file(file: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Opens an image file, a path or bytes, without decoding it; formats: those that are tried, all by default.
+
+    PNGs are opened without the texts and the colour profile that Pillow would unpack first, and refuse when long.
+    """
+    if isinstance(file, (bytes, bytearray, memoryview)):
+        data = bytes(file)
+    else:
+        with open(file, "rb") as stream:
+            head = stream.read(len(_PNG))
+            if head != _PNG and stream.seekable():
+                return Image.open(file, formats=formats)
+            data = head + stream.read()
+    if not data.startswith(_PNG):
+        return Image.open(io.BytesIO(data), formats=formats)
+    image = Image.open(io.BytesIO(_without_texts(data)), formats=formats)
+    depth, key = data[24], image.info.get("transparency")
+    if depth in (2, 4) and isinstance(key, int):  # Pillow scales the greys to 8 bits, but not the transparent one
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+    elif depth == 16 and isinstance(key, tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in key)
+    return image
+
+
+def _without_texts(png: bytes) -> bytes:
+    kept, start = [_PNG], len(_PNG)
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4], "big")
+        is_text, body = png[start + 4 : start + 8] in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"), png[start + 8 : end]
+        if not is_text or (body.startswith(_HOLDS_ORIENTATION) and len(body) <= _MAX_TEXT):
+            kept.append(png[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def unreadable_kind(file: Any) -> tuple[str, str]:
+    """Returns what a file that is no readable image is by its first bytes, and what to do; empty where unknown."""
+    head = file
+    if not isinstance(file, (bytes, bytearray, memoryview)):
+        try:
+            with open(file, "rb") as stream:
+                head = stream.read(_HEAD)
+        except (OSError, TypeError):
+            return "", ""
+    known = (one for one in _KINDS if re.match(one[0], bytes(head[:_HEAD]), re.DOTALL | re.IGNORECASE))
+    return next(known, (b"", "", ""))[1:]
+
+
 def _to_rgb(image: Image.Image, ignore_alpha: bool) -> Image.Image:
     transparent = image.has_transparency_data and not ignore_alpha
     if image.mode.startswith("I") or image.mode == "F":  # PIL would cut these greys off at 255
@@ -174,8 +262,11 @@ def to_pixel_values(
     offset = np.asarray(mean, dtype=np.float32)[:, None, None]
     scale = np.asarray(std, dtype=np.float32)[:, None, None]
     pipeline = as_image_pipeline(pipeline)
-    resize = _resize_bilinear if pipeline == "detection" else _resize_shorter_side
-    resized = resize(image, size)
+    if pipeline == "detection":
+        resized = _resize_bilinear(image, size)
+    else:  # CLIP's way: the shorter side gets the size, and the longer one is rounded down
+        width, height = (int(size * side / min(image.size)) for side in image.size)
+        resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     values = (np.ascontiguousarray(resized.transpose(2, 0, 1)).astype(np.float32) / 255 - offset) / scale
     if pipeline == "dialogue" and values.shape[1:] != (size, size):
         stretched = F.interpolate(
@@ -209,14 +300,6 @@ def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, tuple[n
     return index.clip(0, length - 1), (index + 1).clip(0, length - 1), (low, high)
 
 
-def _resize_shorter_side(image: Image.Image, size: int) -> np.ndarray:
-    """Resizes with PIL's bicubic filter so that the shorter side has the size; the longer one is rounded down."""
-    width, height = image.size
-    shorter = min(width, height)
-    new = (int(size * width / shorter), int(size * height / shorter))
-    return np.asarray(image.resize(new, Image.Resampling.BICUBIC))
-
-
 def _augment(values: np.ndarray, augmentation: Augmentation, black: np.ndarray) -> np.ndarray:
     dx, dy = augmentation.shift
     height, width = values.shape[1:]
@@ -228,46 +311,3 @@ def _augment(values: np.ndarray, augmentation: Augmentation, black: np.ndarray) 
             ]
         values = moved
     return values[:, :, ::-1] if augmentation.flip else values
-
-
-def boxes_in_frame(
-    boxes_px: np.ndarray,
-    image_size: tuple[int, int],
-    pipeline: ImagePipeline,
-    size: int,
-    augmentation: Augmentation | None = None,
-) -> np.ndarray:
-    """Moves boxes of the user's image into the square that the model sees.
-
-    Args:
-        boxes_px: float[N, 4], xyxy in pixels of the user's image.
-        image_size: (height, width) of the image as its pipeline opens it.
-        pipeline: As of load_image.
-        size: Side of the square.
-        augmentation: As applied to the image.
-
-    Returns:
-        float64[N, 4] xyxy in pixels of the square (divide by size for the model): scaled per axis, shifted and flipped
-        with the image, clipped if `detection`.
-    """
-    frame, pipeline = (size, size), as_image_pipeline(pipeline)
-    moved = box_ops.denormalize(box_ops.normalize(np.asarray(boxes_px, dtype=np.float64), image_size), frame)
-    if pipeline == "detection":
-        moved = box_ops.clip(moved, frame)
-    if augmentation is None:
-        return moved
-    dx, dy = augmentation.shift
-    moved = moved + np.asarray([dx, dy, dx, dy], dtype=np.float64)
-    if pipeline == "detection":
-        moved = box_ops.clip(moved, frame)
-    if augmentation.flip:
-        moved = np.stack([size - moved[:, 2], moved[:, 1], size - moved[:, 0], moved[:, 3]], axis=1)
-    return moved
-
-
-def mask_in_frame(mask: np.ndarray, whole: np.ndarray, moved: np.ndarray, augmentation: Augmentation | None) -> Any:
-    """Returns a mask, as of Regions, of a box as boxes_in_frame moved it: mirrored, and cut, where the box was.
-
-    whole: the box as it would be without being clipped, float[4]. moved: the box as it is.
-    """
-    return cut_raster(mask[:, ::-1] if augmentation is not None and augmentation.flip else mask, whole, moved)

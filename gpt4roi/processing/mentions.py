@@ -65,19 +65,16 @@ def write_mentions(texts: Sequence[str], bare_boxes: Sequence[Sequence[int]]) ->
     """
     boxes: list[int] = []
     introduced: set[int] = set()
-
-    def write(match: re.Match[str]) -> str:
-        number = int(match.group(1))
-        if number in introduced:
-            return f"region{number}"
-        introduced.add(number)
-        boxes.append(number - 1)
-        return f"region{number} {REGION_TOKEN}"
-
     written = []
     for text, bare in zip(texts, bare_boxes, strict=True):
         boxes.extend(bare)
-        written.append(MENTION.sub(write, text))
+        parts = MENTION.split(text)  # text, number, text, number, ..., text
+        for place in range(1, len(parts), 2):
+            number = int(parts[place])
+            parts[place] = f"region{number}" if number in introduced else f"region{number} {REGION_TOKEN}"
+            boxes.extend([] if number in introduced else [number - 1])
+            introduced.add(number)
+        written.append("".join(parts))
     return written, boxes
 
 

@@ -21,14 +21,14 @@ from gpt4roi.constants import (
     REGION_TOKEN,
 )
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.boxes import far_outside
+from gpt4roi.geometry.boxes import boxes_in_frame, far_outside
+from gpt4roi.geometry.masks import cut_raster
 from gpt4roi.io.auto_map import auto_map
 from gpt4roi.processing import images
-from gpt4roi.processing.dialogue import DialogueEncoder, DialogueStep
 from gpt4roi.processing.mentions import number_boxes
 from gpt4roi.processing.prompts import IMAGE_PREAMBLE
 from gpt4roi.processing.templates import TEMPLATES, V0, ChatTemplate, PromptTemplate
-from gpt4roi.processing.tokenizer import TextEncoder, is_llama_style
+from gpt4roi.processing.tokenizer import DialogueEncoder, DialogueStep, TextEncoder, is_llama_style
 from gpt4roi.processing.transformers_interface import TransformersInterface
 from gpt4roi.structures import MASK_SIZE, Augmentation, ImagePipeline, RegionSample
 
@@ -248,7 +248,7 @@ class GPT4RoIProcessor(TransformersInterface):
             image_size = (1, 1)
         if image_size is None:
             raise InputError(f"boxes in pixels need the image's size{where}; pass image_size=(height, width)")
-        moved = images.boxes_in_frame(boxes, image_size, sample.image_pipeline, self.image_size, sample.augmentation)
+        moved = boxes_in_frame(boxes, image_size, sample.image_pipeline, self.image_size, sample.augmentation)
         far = np.flatnonzero(far_outside(moved / self.image_size))
         if len(far):  # the model refuses it
             number = order[far[0]] + 1
@@ -257,12 +257,13 @@ class GPT4RoIProcessor(TransformersInterface):
             )
         regions = {"boxes": torch.tensor(moved / self.image_size, dtype=torch.float32)}
         if self.region_shape == "mask":
-            whole = images.boxes_in_frame(boxes, image_size, "dialogue", self.image_size, sample.augmentation)
+            whole = boxes_in_frame(boxes, image_size, "dialogue", self.image_size, sample.augmentation)
             masks = np.ones((len(order), MASK_SIZE, MASK_SIZE), dtype=np.float32)
             for row, number in enumerate(order if sample.masks else ()):
                 mask = sample.masks[number]
                 if mask is not None:
-                    masks[row] = images.mask_in_frame(mask, whole[row], moved[row], sample.augmentation)
+                    is_mirrored = sample.augmentation is not None and sample.augmentation.flip
+                    masks[row] = cut_raster(mask[:, ::-1] if is_mirrored else mask, whole[row], moved[row])
             regions["masks"] = torch.from_numpy(masks)
         elif any(mask is not None for mask in sample.masks):
             self._leave_out_masks(sample)
@@ -282,7 +283,8 @@ class GPT4RoIProcessor(TransformersInterface):
         self, opened: Image.Image, pipeline: ImagePipeline = "dialogue", augmentation: Augmentation | None = None
     ) -> dict[str, Any]:
         """Returns the model's inputs about an image that was opened, RGB: pixel_values float32[3, S, S]."""
-        return {"pixel_values": self.to_pixel_values(opened, pipeline, augmentation)}
+        side, mean, std = self.image_size, self.image_mean, self.image_std
+        return {"pixel_values": images.to_pixel_values(opened, pipeline, side, mean, std, augmentation)}
 
     def load_image(self, image: Any, pipeline: ImagePipeline = "dialogue") -> Image.Image:
         """Opens a path, PIL image or uint8 array as RGB; rotated by its EXIF data for `detection`."""
@@ -298,7 +300,7 @@ class GPT4RoIProcessor(TransformersInterface):
         self, opened: Image.Image, pipeline: ImagePipeline = "dialogue", augmentation: Augmentation | None = None
     ) -> torch.Tensor:
         """Turns an image that was opened, RGB, into float32[3, image_size, image_size]."""
-        return images.to_pixel_values(opened, pipeline, self.image_size, self.image_mean, self.image_std, augmentation)
+        return self.image_inputs(opened, pipeline, augmentation)["pixel_values"]
 
     def supervision_spans(self, ids: Any, labels: Any, segment_ids: Any = None) -> list[tuple[str, bool]]:
         """Decodes an encoded sample (input_ids, labels and segment_ids, int64[T]) for display.
@@ -361,22 +363,23 @@ def _first_shows(steps: list[DialogueStep], sample: RegionSample, preamble: str)
     if sample.image is None or any(IMAGE_TOKEN in step.text for step in steps):
         return steps
     first = next((index for index, step in enumerate(steps) if step.role == "user"), 0)
-    return [_shows(step, preamble) if index == first else step for index, step in enumerate(steps)]
+    shown = dataclasses.replace(steps[first], text=preamble + steps[first].text, preamble=len(preamble))
+    return [*steps[:first], shown, *steps[first + 1 :]]
 
 
 def _each_shows(steps: list[DialogueStep], sample: RegionSample, where: str, default: str) -> list[DialogueStep]:
     """Puts the image before every question, as the first one has it or else with the default preamble."""
     if sample.image is None:
         return steps
-    preamble = next((text for text in (IMAGE_PREAMBLE, f"{IMAGE_TOKEN}\n") if steps[0].text.startswith(text)), "")
-    steps = [dataclasses.replace(steps[0], text=steps[0].text.removeprefix(preamble)), *steps[1:]]
+    begins = next((text for text in (IMAGE_PREAMBLE, f"{IMAGE_TOKEN}\n") if steps[0].text.startswith(text)), "")
+    steps = [dataclasses.replace(steps[0], text=steps[0].text.removeprefix(begins)), *steps[1:]]
+    preamble = begins or default
     if any(IMAGE_TOKEN in step.text for step in steps):
         raise InputError(f"independent turns may show <image> only on a line of its own, at the very start{where}")
-    return [_shows(step, preamble or default) if step.role == "user" else step for step in steps]
-
-
-def _shows(step: DialogueStep, preamble: str) -> DialogueStep:
-    return dataclasses.replace(step, text=preamble + step.text, preamble=len(preamble))
+    return [
+        dataclasses.replace(step, text=preamble + step.text, preamble=len(preamble)) if step.role == "user" else step
+        for step in steps
+    ]
 
 
 # Saved processors are found by their name; the configuration's class belongs to models, which is not imported here.

@@ -239,7 +239,10 @@ class ChatTemplate:
 
     def render(self, steps: Sequence[Step], generation: bool = False) -> Prompt:
         """Renders the steps; raises InputError where the template refuses the order of the roles."""
-        literals, keeps_blanks = self._skeleton(tuple(role for role, _ in steps), generation)
+        key = tuple(role for role, _ in steps), generation
+        if key not in self._skeletons:
+            self._skeletons[key] = self._skeleton(*key)
+        literals, keeps_blanks = self._skeletons[key]
         written = literals[0]
         spans: list[Span] = []
         for (role, text), literal in zip(steps, literals[1:], strict=True):
@@ -256,18 +259,16 @@ class ChatTemplate:
 
     def _skeleton(self, roles: tuple[str, ...], generation: bool) -> tuple[list[str], bool]:
         """Returns what the template writes before, between and after the texts, and whether it keeps their blanks."""
-        if (roles, generation) not in self._skeletons:
-            marks = [_TEXT_MARK.format(index) for index in range(len(roles))]
-            written = self._apply(roles, [f" {mark} " for mark in marks], generation)
-            keeps_blanks = all(f" {mark} " in written for mark in marks)
-            literals = []
-            for mark in marks:
-                before, found, written = written.partition(f" {mark} " if keeps_blanks else mark)
-                if not found:
-                    raise InputError(f"the chat template leaves out or reorders texts of {', '.join(roles)}")
-                literals.append(before)
-            self._skeletons[roles, generation] = ([*literals, written], keeps_blanks)
-        return self._skeletons[roles, generation]
+        marks = [_TEXT_MARK.format(index) for index in range(len(roles))]
+        written = self._apply(roles, [f" {mark} " for mark in marks], generation)
+        keeps_blanks = all(f" {mark} " in written for mark in marks)
+        literals = []
+        for mark in marks:
+            before, found, written = written.partition(f" {mark} " if keeps_blanks else mark)
+            if not found:
+                raise InputError(f"the chat template leaves out or reorders texts of {', '.join(roles)}")
+            literals.append(before)
+        return [*literals, written], keeps_blanks
 
     def _apply(self, roles: tuple[str, ...], texts: list[str], generation: bool) -> str:
         messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]

@@ -17,11 +17,11 @@ from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TO
 from gpt4roi.errors import InputError
 from gpt4roi.io.auto_map import InPackage, write_auto_file
 from gpt4roi.processing.batch import RegionBatch, pad_features
-from gpt4roi.processing.dialogue import DialogueEncoder
 from gpt4roi.processing.images import to_pixel_values
 from gpt4roi.processing.mentions import number_boxes
 from gpt4roi.processing.messages import Conversation, align_boxes, align_images, read_conversation, replaced_by_masks
 from gpt4roi.processing.templates import ChatTemplate, PromptTemplate, user_heading
+from gpt4roi.processing.tokenizer import DialogueEncoder
 from gpt4roi.processing.user_input import open_image, validate_regions
 from gpt4roi.structures import Regions, RegionSample, Turn
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from gpt4roi.errors import InputError
-from gpt4roi.processing.image_files import open_file, quiet_pillow, unreadable_kind
+from gpt4roi.processing.images import open_file, quiet_pillow, unreadable_kind
 from gpt4roi.processing.user_input import decode_base64, open_image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")

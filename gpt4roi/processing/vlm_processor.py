@@ -21,12 +21,11 @@ from gpt4roi.constants import IMAGE_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import read_json_object
 from gpt4roi.io.model_folders import REGION_FOLDER
-from gpt4roi.processing.dialogue import DialogueEncoder
 from gpt4roi.processing.images import read_header
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.processing.prompts import IMAGE_PREAMBLE
 from gpt4roi.processing.templates import ChatTemplate, Prompt, Step
-from gpt4roi.processing.tokenizer import TextEncoder
+from gpt4roi.processing.tokenizer import DialogueEncoder, TextEncoder
 from gpt4roi.structures import Augmentation, ImagePipeline, RegionSample
 
 SETTINGS_FILE = f"{REGION_FOLDER}/processor_config.json"

@@ -25,8 +25,7 @@ from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import Answer, BatchingWorker
 from gpt4roi.generation.encoded_image import Prompt
 from gpt4roi.generation.likelihood import Choice, check_labels, choose
-from gpt4roi.generation.sampling import SamplingParams, confidence
-from gpt4roi.generation.stopping import answer_text
+from gpt4roi.generation.sampling import SamplingParams, answer_text, confidence
 from gpt4roi.processing.user_input import groups_of_regions, one_region_question, pair_question, validate_regions
 from gpt4roi.serving.images import ImageFetcher, ImageStore, OpenedImage
 from gpt4roi.serving.requests import (

@@ -17,8 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from gpt4roi.generation.batching import Answer
-from gpt4roi.generation.sampling import SamplingParams
-from gpt4roi.generation.stopping import answer_text, stable_text
+from gpt4roi.generation.sampling import SamplingParams, answer_text, stable_text
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt4roi.processing.images import boxes_in_frame, load_image, to_pixel_values
+from gpt4roi.geometry.boxes import boxes_in_frame
+from gpt4roi.processing.images import load_image, to_pixel_values
 from gpt4roi.processing.mentions import number_boxes, write_mentions
 from gpt4roi.processing.processor import CLIP_MEAN, CLIP_STD
 

@@ -16,8 +16,7 @@ from gpt4roi.generation.batching import STEP_TOKENS, BatchingWorker
 from gpt4roi.generation.encoded_image import EncodedImage, encode_images, prepare_image
 from gpt4roi.generation.engine import stream
 from gpt4roi.generation.packed import PackedDecoder, SingleDecoder, packed_decoder
-from gpt4roi.generation.sampling import SamplingParams
-from gpt4roi.generation.stopping import stopping_criterion
+from gpt4roi.generation.sampling import SamplingParams, stopping_criterion
 from gpt4roi.processing.user_input import open_image
 from gpt4roi.structures import RegionSample, Turn
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from gpt4roi.generation.engine import Prompt, SamplingParams, generate, generate_batches, shared_prefix_length, stream
-from gpt4roi.generation.stopping import stopping_criterion
+from gpt4roi.generation.sampling import stopping_criterion
 from gpt4roi.region_chat import RegionChat
 from gpt4roi.structures import Turn
 

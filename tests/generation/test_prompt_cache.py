@@ -8,8 +8,7 @@ from test_region_chat import BOXES, QUESTION, make_image
 from tiny import tiny_model, tiny_processor, tiny_text_config
 
 from gpt4roi import RegionChat
-from gpt4roi.generation.engine import Prompt, stream
-from gpt4roi.generation.prompt_cache import PromptCache
+from gpt4roi.generation.engine import Prompt, PromptCache, stream
 from gpt4roi.generation.sampling import SamplingParams
 
 

@@ -16,10 +16,9 @@ from transformers import AutoTokenizer
 from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.errors import InputError
 from gpt4roi.processing.batch import pad_features
-from gpt4roi.processing.dialogue import DialogueStep
 from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.processing.templates import role_of_speaker
-from gpt4roi.processing.tokenizer import TextEncoder, add_special_tokens
+from gpt4roi.processing.tokenizer import DialogueStep, TextEncoder, add_special_tokens
 from gpt4roi.structures import RegionSample, Turn
 
 HERE = Path(__file__).parent

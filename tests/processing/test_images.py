@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin, features
 
 from gpt4roi.errors import InputError
-from gpt4roi.processing.images import boxes_in_frame, load_image, read_header, to_pixel_values
+from gpt4roi.geometry.boxes import boxes_in_frame
+from gpt4roi.processing.images import load_image, read_header, to_pixel_values
 from gpt4roi.structures import Augmentation
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

@@ -11,7 +11,8 @@ import numpy as np
 
 from gpt4roi.data.annotations import require_text
 from gpt4roi.data.convert.objects import Conversion, caption_fields, frame_fields, with_masks
-from gpt4roi.data.unified_object import BadObjectError, check_object, texts_of
+from gpt4roi.data.unified import texts_of
+from gpt4roi.data.unified_object import BadObjectError, check_object
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_path
 from gpt4roi.io.coco import (
@@ -163,9 +164,7 @@ class _CocoFile:
         if entry["image"] is None:
             return
         image = self._image(entry)
-        texts = texts_of(entry)
-        for number, (x1, y1, x2, y2) in enumerate(entry["boxes"].tolist()):
-            called = texts.get(number, "")
+        for called, (x1, y1, x2, y2) in zip(texts_of(entry), entry["boxes"].tolist(), strict=True):
             category = called if self.labels and called else "region"
             annotation = {
                 "id": len(self.annotations) + 1,

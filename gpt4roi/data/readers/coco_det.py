@@ -29,6 +29,8 @@ class CocoDetection(CocoStyleDataset):
         ann_file, img_prefix, max_gt_per_img: See CocoStyleDataset.
     """
 
+    index_depends_on = "own_categories"
+
     def __init__(
         self,
         ann_file: str | Path,
@@ -38,10 +40,10 @@ class CocoDetection(CocoStyleDataset):
         own_categories: bool = False,
         as_released: bool = False,
     ) -> None:
-        self.own_categories, self.as_released = own_categories, as_released
+        self.own_categories = own_categories
         if test_mode:
             ann_file, img_prefix = (str(path).replace("train2017", "val2017") for path in (ann_file, img_prefix))
-        super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode, f"own_categories={own_categories}")
+        super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode, as_released)
         known = self.columns.metadata["classes"] if own_categories else coco_names().values()
         self.instruction = DETECTION_INSTRUCTION.format(names=", ".join(known))
 

@@ -59,6 +59,7 @@ class CocoStyleDataset(IndexedDataset):
         img_prefix: The folder of the images.
         max_gt_per_img: How many boxes one sample takes at most, of those in their drawn order.
         test_mode: No augmentation (only coco_det has any).
+        as_released: Samples are as the released weights saw them.
 
     Raises:
         InputError: The file is not of this form, or nothing of it can be used.
@@ -69,14 +70,20 @@ class CocoStyleDataset(IndexedDataset):
     """Whether boxes marked `iscrowd` are taken."""
     captions = False
     """Whether an image has a caption, without which it is left out."""
-    as_released = False
-    """Whether samples are as the released weights saw them."""
+    index_depends_on: str | None = None
+    """The argument that changes what is indexed."""
 
     def __init__(
-        self, ann_file: str | Path, img_prefix: str | Path, max_gt_per_img: int, test_mode: bool, options: str = ""
+        self,
+        ann_file: str | Path,
+        img_prefix: str | Path = "",
+        max_gt_per_img: int = 15,
+        test_mode: bool = False,
+        as_released: bool = False,
     ) -> None:
-        super().__init__([ann_file], img_prefix, options)
-        self.max_gt_per_img, self.test_mode = max_gt_per_img, test_mode
+        self.max_gt_per_img, self.test_mode, self.as_released = max_gt_per_img, test_mode, as_released
+        name = self.index_depends_on
+        super().__init__([ann_file], img_prefix, f"{name}={getattr(self, name)}" if name else "")
 
     def file_name(self, name: str) -> str:
         """Returns the name an image has in the folder."""
@@ -205,7 +212,7 @@ class _Regions:
         image = self.images.by_id.get(self.tables.annotation_image(annotation))
         if image is None:
             return  # the image was left out, and is counted
-        if is_marked(annotation, "ignore"):
+        if "ignore" in annotation and is_marked(annotation, "ignore"):
             raise FilteredOutError(IGNORED)
         box = self._box(annotation, *self.images.sizes[image])
         category = ""
@@ -214,7 +221,7 @@ class _Regions:
             if not is_id(number) or number not in self.categories:
                 raise FilteredOutError("box of an unknown category")
             category = self.categories[number]
-        if is_crowd(annotation) and not self.reader.crowds:
+        if annotation.get("iscrowd") and is_crowd(annotation) and not self.reader.crowds:
             raise FilteredOutError(CROWD)
         called = self.reader.region_text(annotation, self.images.captions[image], category)
         self.images_of.append(image)
@@ -224,7 +231,7 @@ class _Regions:
 
     def _box(self, annotation: dict, height: int, width: int) -> list[float]:
         x, y, w, h = annotation_xywh(annotation, (height, width))
-        if max(0.0, min(x + w, width) - max(x, 0)) * max(0.0, min(y + h, height) - max(y, 0)) == 0:
+        if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
             raise FilteredOutError("box outside the image or without area")
         area = annotation.get("area")
         if area is None or (annotation.get("segmentation") and is_placeholder(annotation.get("bbox"))):

@@ -26,6 +26,7 @@ class Flickr30k(CocoStyleDataset):
     """
 
     captions = True
+    index_depends_on = "as_released"
 
     def __init__(
         self,
@@ -35,8 +36,7 @@ class Flickr30k(CocoStyleDataset):
         test_mode: bool = False,
         as_released: bool = False,
     ) -> None:
-        self.as_released = as_released
-        super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode, f"as_released={as_released}")
+        super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode, as_released)
 
     def categories(self, names: dict[Id, str] | None) -> dict[Id, str] | None:
         return names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,17 +29,7 @@ class RefCOCO(CocoStyleDataset):
 
     captions = True
     crowds = True
-
-    def __init__(
-        self,
-        ann_file: str | Path,
-        img_prefix: str | Path = "",
-        max_gt_per_img: int = 15,
-        test_mode: bool = False,
-        as_released: bool = False,
-    ) -> None:
-        self.as_released = as_released
-        super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode, f"as_released={as_released}")
+    index_depends_on = "as_released"
 
     def file_name(self, name: str) -> str:
         return name.split("_")[-1]

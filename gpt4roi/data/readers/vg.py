@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from gpt4roi.data.annotations import require_text
@@ -21,17 +19,6 @@ class VisualGenome(CocoStyleDataset):
         as_released: Transparent pixels have the colours that the file holds for them.
         ann_file, img_prefix, max_gt_per_img, test_mode: See CocoStyleDataset.
     """
-
-    def __init__(
-        self,
-        ann_file: str | Path,
-        img_prefix: str | Path = "",
-        max_gt_per_img: int = 15,
-        test_mode: bool = False,
-        as_released: bool = False,
-    ) -> None:
-        self.as_released = as_released
-        super().__init__(ann_file, img_prefix, max_gt_per_img, test_mode)
 
     def categories(self, names: dict[Id, str] | None) -> dict[Id, str] | None:
         return names

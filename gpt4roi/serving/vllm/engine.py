@@ -15,8 +15,7 @@ from vllm.platforms import current_platform
 
 from gpt4roi.checkpoint.loading import load_processor
 from gpt4roi.generation.encoded_image import PreparedImage
-from gpt4roi.generation.sampling import SamplingParams
-from gpt4roi.generation.stopping import answer_text
+from gpt4roi.generation.sampling import SamplingParams, answer_text
 from gpt4roi.serving.vllm import MODE
 from gpt4roi.serving.vllm.items import image_item, tokens_prompt
 from gpt4roi.structures import Regions, RegionSample, Turn
