@@ -238,7 +238,8 @@ def _merge(
     images = [dict(image) for image in source.content["images"]]
     annotations = [dict(annotation) for annotation in source.content["annotations"]]
     categories = [row for row in source.content.get("categories") or [] if isinstance(row, dict)]
-    region = next(_free(_values(categories, "id") | _values(annotations, "category_id")))
+    taken = _values(categories, "id") | _values(annotations, "category_id")
+    region = next(number for number in count(1) if number not in taken)
     _add_missing_fields(images, annotations, region)
     failed = list(source.failed)
     frames = FrameCounts()
@@ -310,7 +311,3 @@ def _categories(
 
 def _values(rows: Sequence[dict[str, Any]], name: str) -> set[Any]:
     return {row.get(name) for row in rows if isinstance(row.get(name), Hashable)} - {None}
-
-
-def _free(taken: set[Any]) -> Iterator[int]:
-    return (number for number in count(1) if number not in taken)

@@ -97,7 +97,8 @@ def export_folder(
     if found.kind == ORIGINAL and is_without_base(folder):
         found = replace(found, kind=DELTA)
     opens = found.is_model and _add_tower(copy, found, vision_tower)
-    left = [path for path in sorted(folder.iterdir()) if path.name not in _first_names(copy)]
+    taken = {name.split("/")[0] for name in (*copy.small, *copy.large)}
+    left = [path for path in sorted(folder.iterdir()) if path.name not in taken]
     _make_portable(copy, found)
     check_space(target, copy.size)
     with staged_folder(target, None) as staged:
@@ -120,10 +121,6 @@ def _weights(found: ModelFolder) -> tuple[Path, ...]:
         return find_weight_files(found.path, found.kind if found.kind == DELTA else "model")[0]
     check_adapter_folder(found.path)
     return tuple(found.path / name for name in ADAPTER_WEIGHTS if (found.path / name).is_file())[:1]
-
-
-def _first_names(copy: _Copy) -> set[str]:
-    return {name.split("/")[0] for name in (*copy.small, *copy.large)}
 
 
 def _add_tower(copy: _Copy, found: ModelFolder, wanted: str | None) -> bool:

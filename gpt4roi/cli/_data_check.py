@@ -91,13 +91,9 @@ def _check_numbers(args: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if args.show < 0:
         raise InputError(f"--show must be at least 0, got {args.show}")
-    if args.html and (args.html.is_dir() or not _nearest_folder(args.html).is_dir()):
+    above = next(path for path in args.html.absolute().parents if path.exists()) if args.html else None
+    if above is not None and (args.html.is_dir() or not above.is_dir()):
         raise InputError(f"--html {args.html}: give a file to write, in a folder")
-
-
-def _nearest_folder(path: Path) -> Path:
-    """Returns the first thing above a path that is there."""
-    return next(above for above in path.absolute().parents if above.exists())
 
 
 def _role(entry: Any) -> str:

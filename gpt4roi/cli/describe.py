@@ -173,14 +173,11 @@ def _write_each(
         output.record({**_fields(args, questions), "regions" if pairs is None else "pairs": records}, indent=None)
         return
     for one, answer in zip(about, answers, strict=True):
-        head = [str(one["region"]), box_text(one["box"])] if pairs is None else _pair_text(one)
+        numbers, areas = ([one["region"]], [one["box"]]) if pairs is None else (one["pair"], one["boxes"])
+        head = [",".join(map(str, numbers)), *map(box_text, areas)]
         texts = [" ".join(text.split()) for text in answer.get("answers", [answer.get("answer", "")])]
         shares = answer.get("choices")
         output.line("\t".join([*head, *texts, *([f"{shares[answer['answer']]:.3f}"] if shares else [])]))
-
-
-def _pair_text(pair: dict[str, Any]) -> list[str]:
-    return [",".join(map(str, pair["pair"])), *map(box_text, pair["boxes"])]
 
 
 def _write_together(args: argparse.Namespace, question: str, boxes: list[list[float]], answer: str) -> None:

@@ -102,19 +102,14 @@ def _findings(page: Report, results: Sequence[SetResult]) -> None:
         page.text("No fault was found.", "Findings")
         return
     rows = [
-        [_tag(kind), kind_of(kind).title, count, listed[0].message, kind_of(kind).advice]
-        for kind, count, listed in findings
+        [Tag(known.severity, _TONES[known.severity]), known.title, count, listed[0].message, known.advice]
+        for known, count, listed in ((kind_of(kind), count, listed) for kind, count, listed in findings)
     ]
     page.table("Findings", ["", "what", "how many", "the first", "what to do"], rows)
     lines = [[kind_of(kind).title, finding.message] for kind, _, listed in findings for finding in listed[:_LISTED]]
     total = sum(count for _, count, _ in findings)
     more = f"{len(lines):,} of {total:,}; --json lists more." if total > len(lines) else ""
     page.table(f"Every finding ({total:,})", ["what", "where, and how"], lines, more, folded=True)
-
-
-def _tag(kind: str) -> Tag:
-    severity = kind_of(kind).severity
-    return Tag(severity, _TONES[severity])
 
 
 def _faulty(results: Sequence[SetResult], per_kind: int) -> Iterator[GalleryItem]:
@@ -124,7 +119,8 @@ def _faulty(results: Sequence[SetResult], per_kind: int) -> Iterator[GalleryItem
             opening = ((finding, _opened(finding)) for finding in listed)
             for finding, image in islice(((finding, image) for finding, image in opening if image), per_kind):
                 remark = Answer(kind_of(kind).title, finding.message, task=kind_of(kind).title)
-                yield _card(image, [_upright(box) for box in finding.boxes_px], _short(finding), answers=[remark])
+                boxes = [_upright(box) for box in finding.boxes_px]
+                yield _card(image, boxes, Path(finding.where).name, answers=[remark])
 
 
 def _card(image: Image.Image, boxes_px: Sequence[Sequence[float]] | np.ndarray, title: str, **more: Any) -> GalleryItem:
@@ -139,10 +135,6 @@ def _upright(box: Sequence[float]) -> tuple[float, ...]:
     """Returns a box with its corners in order, so that it can be drawn."""
     x1, y1, x2, y2 = box
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
-
-
-def _short(finding: Finding) -> str:
-    return Path(finding.where).name
 
 
 def _opened(finding: Finding) -> Image.Image | None:

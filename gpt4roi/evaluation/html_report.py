@@ -45,7 +45,9 @@ def write_page(
     for note in [*metrics.get("data_notes", []), *metrics["notes"]]:
         page.text(note)
     if metrics.get("phases"):
-        _phases(page, metrics["phases"] | {"this evaluation": metrics["seconds"] / 60})
+        minutes = metrics["phases"] | {"this evaluation": metrics["seconds"] / 60}
+        rows = [[name, round(one, 1)] for name, one in (minutes | {"all": sum(minutes.values())}).items()]
+        page.table("Phases", ["phase", "minutes"], rows)
     (benchmark.tables or _tables)(page, metrics)
     if metrics.get("compared"):
         _comparison(page, metrics["compared"])
@@ -77,11 +79,6 @@ def _key_figures(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
             (name, f"{100 * one['value']:.1f}", f"{100 * one['low']:.1f}–{100 * one['high']:.1f}, n={one['n']}")
         )
     return tiles
-
-
-def _phases(page: Report, phases: dict[str, float]) -> None:
-    rows = [[name, round(minutes, 1)] for name, minutes in phases.items()]
-    page.table("Phases", ["phase", "minutes"], [*rows, ["all", round(sum(phases.values()), 1)]])
 
 
 def _tables(page: Report, metrics: dict[str, Any]) -> None:

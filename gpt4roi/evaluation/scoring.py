@@ -223,11 +223,9 @@ def score_choices(items: Sequence[Item], source: Source | None = None, parse: Pa
     chance = sum(1 / len(item.options) for item in items) / max(len(items), 1)
     per_item = [{name: float(right[row]) for name, right in ways.items()} for row in range(len(items))]
     right = next(iter(ways.values()))
-    return Scores(measures, per_item, list(right), by_task, _missing(ways), {"chance": round(chance, 4)}, tuple(ways))
-
-
-def _missing(ways: dict[str, list[bool]]) -> list[str]:
-    return [] if LIKELIHOOD in ways else ["no likelihoods: this predictor gives none, so only parsed answers count"]
+    missing = "no likelihoods: this predictor gives none, so only parsed answers count"
+    notes = [] if LIKELIHOOD in ways else [missing]
+    return Scores(measures, per_item, list(right), by_task, notes, {"chance": round(chance, 4)}, tuple(ways))
 
 
 def rows_by_task(items: Sequence[Item]) -> dict[str, list[int]]:

@@ -145,7 +145,8 @@ class TransformersInterface(InPackage, ProcessorMixin):
         options = _flat(options)
         if isinstance(text, bool):  # processor(samples, generation)
             text, generation = None, text
-        if samples is None and _are_samples(images):
+        listed = list(images) if isinstance(images, (list, tuple)) else [images]
+        if samples is None and listed and all(isinstance(one, RegionSample) for one in listed):
             samples = images
         if samples is not None:
             listed = [samples] if isinstance(samples, RegionSample) else list(samples)
@@ -269,11 +270,6 @@ class TransformersInterface(InPackage, ProcessorMixin):
             return MultiModalData()
         count = len(image_sizes)
         return MultiModalData(num_image_tokens=[self.image_seq_length] * count, num_image_patches=[1] * count)
-
-
-def _are_samples(given: Any) -> bool:
-    listed = list(given) if isinstance(given, (list, tuple)) else [given]
-    return bool(listed) and all(isinstance(one, RegionSample) for one in listed)
 
 
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:

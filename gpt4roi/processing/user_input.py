@@ -147,7 +147,8 @@ def validate_regions(
         raise InputError(f"expected a list of boxes [x1, y1, x2, y2], got {boxes_px!r:.80}")
     if len(boxes_px) > MAX_BOXES:
         raise InputError(f"{len(boxes_px)} boxes for one image, expected {MAX_BOXES} at most; give them in portions")
-    _refuse_a_single_box(boxes_px)
+    if len(boxes_px) == 4 and all(isinstance(value, Real) for value in boxes_px):
+        raise InputError(f"expected a list of boxes, got one box {_as_text(boxes_px)}; write [[x1, y1, x2, y2]]")
     regions = [_without_strokes(one, number, image_size) for number, one in enumerate(boxes_px, start=first_number)]
     rows = [_as_box(region, number, image_size) for number, region in enumerate(regions, start=first_number)]
     for number, box in enumerate(rows, start=first_number):
@@ -187,11 +188,6 @@ def _as_raster(mask: Any, box: list[float]) -> np.ndarray | None:
     if mask is None:
         return None
     return to_raster(_as_array(mask) if hasattr(mask, "shape") else mask, box)
-
-
-def _refuse_a_single_box(boxes_px: Sequence) -> None:
-    if len(boxes_px) == 4 and all(isinstance(value, Real) for value in boxes_px):
-        raise InputError(f"expected a list of boxes, got one box {_as_text(boxes_px)}; write [[x1, y1, x2, y2]]")
 
 
 def _mask_of(region: Any) -> Any:
@@ -428,14 +424,9 @@ def clean_question(question: Any) -> str:
     """
     if not isinstance(question, str) or not question.strip():
         raise InputError('the question is empty; ask something, for example "What is <region1>?"')
-    if not _is_text(question):
+    if any("\ud800" <= character <= "\udfff" for character in question):  # bytes that Python could not decode
         raise InputError(f"the question is not UTF-8 text: {question.strip()!a:.80}; set the terminal or file to UTF-8")
     return _SHORT_MENTION.sub(r"<region\1>", question.strip()).replace("<>", REGION_TOKEN)
-
-
-def _is_text(text: str) -> bool:
-    """Tells whether a text is without the halves of characters as which Python keeps bytes that it cannot decode."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def one_region_question(question: Any) -> str:

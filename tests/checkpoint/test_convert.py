@@ -56,6 +56,7 @@ def ours(tmp_path) -> Path:
     return tmp_path / "ours"
 
 
+@pytest.mark.heavy
 def test_our_folder_goes_to_the_originals_with_its_tower_beside_and_back_bit_for_bit(tmp_path, ours):
     plan_convert(ours, tmp_path / "original", "original").write()
     (tower,) = [path for path in (tmp_path / "original").iterdir() if path.is_dir()]
@@ -116,6 +117,7 @@ def chat(tmp_path) -> Path:
     return save_chat_model(tmp_path / "chat")
 
 
+@pytest.mark.heavy
 def test_a_folder_in_the_originals_format_keeps_how_it_was_prompted(tmp_path, chat, capsys):
     assert main(["convert", str(chat), str(tmp_path / "o"), "--to", "original", "--check"]) == 0
     assert "the same question has the same token ids, stops and answer in both" in capsys.readouterr().err
@@ -124,6 +126,7 @@ def test_a_folder_in_the_originals_format_keeps_how_it_was_prompted(tmp_path, ch
     assert second.to_dict() == first.to_dict() and second.stop_token_ids == first.stop_token_ids
 
 
+@pytest.mark.heavy
 def test_check_refuses_a_folder_that_asks_the_same_question_otherwise(tmp_path, chat, capsys):
     plan_convert(chat, tmp_path / "o", "original").write()
     (tmp_path / "o/processor_config.json").unlink()
@@ -131,6 +134,7 @@ def test_check_refuses_a_folder_that_asks_the_same_question_otherwise(tmp_path, 
         compare_models(chat, tmp_path / "o")
 
 
+@pytest.mark.heavy
 def test_check_refuses_a_folder_that_ends_its_answers_otherwise(tmp_path, chat):
     plan_convert(chat, tmp_path / "o", "original").write()
     (tmp_path / "o/generation_config.json").write_text('{"eos_token_id": 7}')

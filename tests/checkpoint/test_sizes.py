@@ -31,6 +31,7 @@ def original_shapes(width: int, inner: int, layers: int, rows: int) -> dict[str,
     return shapes
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("side", [224, 336])
 @pytest.mark.parametrize("size", SIZES)
 def test_names_and_shapes_fit_the_model_that_is_built_from_them(size, side):

@@ -129,6 +129,7 @@ def test_damaged_weights_of_our_folder_are_one_line(tmp_path, model, content, me
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.heavy
 def test_what_is_saved_names_no_folder_of_this_machine(tmp_path):
     shutil.copytree(RECORDED, tmp_path / "in")
     shutil.move(tmp_path / "in/clip", tmp_path / "tower")

@@ -68,6 +68,7 @@ def test_json_is_one_object_and_nothing_else_is_on_stdout(describe, model_folder
     assert [region["region"] for region in written["regions"]] == [1, 2]
 
 
+@pytest.mark.heavy
 def test_another_question_about_one_region_is_asked_about_each_box(describe, chat, image):
     question = "Name <1>!"
 

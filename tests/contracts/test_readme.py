@@ -141,6 +141,7 @@ def test_the_readme_shows_commands_of_every_kind():
     assert {"describe", "demo", "evaluate", "train_stage1.sh", "train_stage2.sh", "scripts/quickstart.sh"} <= shown
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("page", "number"), PYTHON)
 def test_the_python_of_a_page_runs_as_it_stands(page, number, checkout, monkeypatch):
     monkeypatch.chdir(checkout)

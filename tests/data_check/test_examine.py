@@ -215,6 +215,7 @@ def test_links_to_one_file_are_one_image_and_flat_images_are_not_compared(tmp_pa
     assert not list(duplicates(facts))
 
 
+@pytest.mark.heavy
 def test_damaged_files_never_end_an_examination(tmp_path, estimator):
     content = [
         line("0.png", answer="a thing", tasks=["x"], independent=True),
@@ -292,6 +293,7 @@ def test_the_page_of_a_check_has_filters_of_a_check(tmp_path):
     assert 'data-row="finding" data-card="image"' in page and 'data-row="" data-card="sample"' in page
 
 
+@pytest.mark.heavy
 def test_boxes_stand_on_the_page_where_they_are_in_an_image_of_any_size(tmp_path):
     photograph(0, 1200, 900).save(tmp_path / "0.png")
     (tmp_path / "t.jsonl").write_text(json.dumps(line("0.png", [[120, 90, 600, 450]])))

@@ -24,6 +24,7 @@ def test_what_the_browser_sends_with_an_event_is_read_whatever_it_is(sent, value
     assert gradio_compat.event_value(event, "image") == value
 
 
+@pytest.mark.heavy
 def test_an_answer_that_ends_while_it_is_cancelled_is_no_error(running):
     """Gradio deletes its iterator at both; the second deletion would be an error of the server in the browser."""
     answers = running.page.app.iterators

@@ -345,6 +345,7 @@ def benchmark_of_the_documentation() -> str:
     return next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "BENCHMARK" in code)
 
 
+@pytest.mark.heavy
 def test_a_benchmark_from_a_file_runs_as_the_documentation_shows_it(tmp_path):
     (tmp_path / "animals.py").write_text(benchmark_of_the_documentation(), encoding="utf-8")
     boxes = [{"image": f"{n}.png", "box": [2, 3, 40, 50], "name": name} for n, name in enumerate(["cat", "cow"])]

@@ -142,6 +142,7 @@ def limited_run(queries: list[Query], model: ModelPredictor, folder: Path, num_b
         return told.read()
 
 
+@pytest.mark.heavy
 def test_a_full_disk_is_told_in_one_line_and_what_was_answered_stays(tmp_path, model):
     queries = queries_about(tmp_path, 13)
     whole = predict_all(queries, model, tmp_path / "whole", {}, image_batch_size=4)

@@ -74,6 +74,7 @@ def test_fused_pyramid_equals_the_recording(pyramid, recorded, level):
     assert_close(pyramid[level][:, ::4, ::step, ::step], recorded[f"fuse_out{level}_slice"])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("level", range(4))
 def test_boxes_pooled_from_each_level_equal_the_recording(narrow, pooled, recorded, level):
     assert_close(pooled[level], recorded[f"roi{level}"])
@@ -106,6 +107,7 @@ def test_logits_and_loss_equal_the_recording(step, recorded, facts):
     assert step[0].loss.item() == pytest.approx(facts["loss"], abs=1e-6)
 
 
+@pytest.mark.heavy
 def test_every_gradient_norm_equals_the_recording_and_the_tower_has_none(step, facts):
     norms = {original_format.to_original(name): value.norm().item() for name, value in step[1].items()}
     assert norms == pytest.approx(facts["grad_norms"], rel=1e-3)

@@ -40,6 +40,7 @@ def without(inputs, *names):
     return {name: value for name, value in inputs.items() if name not in names}
 
 
+@pytest.mark.heavy
 def test_a_folder_is_opened_by_the_name_of_the_argument(model, tmp_path):
     model.save_pretrained(tmp_path)
     for name in ("pretrained_model_name_or_path", "path"):

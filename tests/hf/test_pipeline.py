@@ -46,6 +46,7 @@ def pipe(folder):
     return pipe
 
 
+@pytest.mark.heavy
 def test_a_question_an_image_and_boxes_are_answered(pipe, folder, image):
     (said,) = pipe(images=image, text=QUESTION, boxes=BOXES, **SETTINGS)
     assert said["generated_text"] == answer(folder, image)

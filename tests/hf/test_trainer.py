@@ -15,6 +15,7 @@ from gpt4roi.models import GPT4RoIForConditionalGeneration
 from gpt4roi.structures import RegionSample, Turn
 
 
+@pytest.mark.heavy
 def test_the_labels_of_the_model_are_found():
     assert find_labels(GPT4RoIForConditionalGeneration) == ["labels"]
 

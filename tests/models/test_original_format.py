@@ -183,6 +183,7 @@ def test_a_plain_llava_folder_is_refused_with_the_missing_region_tensors(folder)
         load_model(folder)
 
 
+@pytest.mark.heavy
 def test_without_added_tokens_the_last_rows_are_taken_in_the_original_s_order(folder):
     (folder / "added_tokens.json").unlink()
     config = load_model(folder).config

@@ -274,6 +274,7 @@ def large_text(compress):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "chunk",
     [

@@ -137,6 +137,7 @@ def test_a_perfect_model_is_right_everywhere_and_the_controls_agree(data, tmp_pa
     assert summary["captions_n"] == 18
 
 
+@pytest.mark.heavy
 def test_a_model_that_does_not_look_at_boxes_is_caught_by_every_control(data, tmp_path):
     summary = evaluate_answerer(Reader(data), data, tmp_path / "out")["summary"]
 

@@ -116,6 +116,7 @@ def test_training_regions_are_read_as_captions_of_the_unified_format(toy_source,
     ]
 
 
+@pytest.mark.heavy
 def test_the_same_seed_draws_the_same_regions_and_a_finished_file_is_left_alone(toy_source, tmp_path, head):
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         photographs.write_training(tmp_path / out, toy_source, head, seed, [])

@@ -117,6 +117,7 @@ def test_health_and_metrics_are_open_and_count(api, url):
     assert json.load(urllib.request.urlopen(f"{api.url}/health", timeout=30)) == {"status": "ok"}
 
 
+@pytest.mark.heavy
 def test_a_server_that_ends_completes_the_answers_that_it_has_begun(chat, url):
     from gpt4roi.serving.server import RunningApi, ServingOptions
 

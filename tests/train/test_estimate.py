@@ -188,6 +188,7 @@ def test_deepspeed_is_planned_where_its_package_is_missing(folders, monkeypatch)
         estimated_for([*given, "--deepspeed", "zero3", "--fsdp"])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("words", [["--estimate"], ["--estimate", "true"], ["--estimate=True"]])
 def test_an_estimate_is_asked_for_by_a_switch(folders, words, capsys):
     given = ["--stage", "2", "--model_name_or_path", str(folders / "clip"), "--estimate_tokens", "60"]

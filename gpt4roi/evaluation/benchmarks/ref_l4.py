@@ -33,7 +33,8 @@ QUESTION = "Describe <region1> in detail, so that it cannot be taken for anythin
 def load(source: Source) -> list[Item]:
     """Returns one item for each box, its references all captions of the box."""
     split = source.split or SPLITS[0]
-    paths = [find_annotations(source, (f"ref-l4-{name}.parquet",)) for name in _files_of(split)]
+    names = ("val", "test") if split == "all" else (split,)
+    paths = [find_annotations(source, (f"ref-l4-{name}.parquet",)) for name in names]
     find = find_images(source, (paths[0].parent / "images", paths[0].parent))
     of_image: dict[str, dict[str, Item]] = {}
     for path in dict.fromkeys(paths):
@@ -53,10 +54,6 @@ def load(source: Source) -> list[Item]:
                 query = Query(image, source.question or QUESTION, box[None], id=name)
                 found[name] = Item(name, query, (str(caption),), clues=frame_clues(record))
     return [item for found in source.choose(list(of_image.values())) for item in found.values()]
-
-
-def _files_of(split: str) -> tuple[str, ...]:
-    return ("val", "test") if split == "all" else (split,)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict]]:
