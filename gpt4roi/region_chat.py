@@ -18,7 +18,7 @@ from gpt4roi.generation.detect import Detection, check_queries, query_scores, se
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images, prepare_image
 from gpt4roi.generation.engine import PromptCache, stream
 from gpt4roi.generation.explain import Explanation, explain
-from gpt4roi.generation.likelihood import check_labels, choice_probabilities
+from gpt4roi.generation.likelihood import check_labels, choose
 from gpt4roi.generation.many import answer_all, describe_images, region_prompts, scored_answers
 from gpt4roi.generation.sampling import SamplingParams, answer_text, stable_text, stopping_criterion
 from gpt4roi.processing.mentions import as_plain_text, named_regions
@@ -334,7 +334,8 @@ class RegionChat:
         encoded = self._encoded(image)
         regions = self._validated(boxes_px, encoded.size)
         questions = [(regions.take(group), asked) for group in groups_of_regions(len(regions), pairs)]
-        return choice_probabilities(self.model, self.processor, encoded, questions, checked, batch_size)
+        found = choose(self.model, self.processor, encoded, questions, checked, batch_size)
+        return [one.probabilities for one in found]
 
     def detect(
         self,

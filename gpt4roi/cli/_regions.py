@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,14 @@ def upright_regions(
     if counts.counts:
         logger.info("%s", counts.text())
     return found
+
+
+def open_with_regions(args: argparse.Namespace, groups: list[tuple[list[Any], FrameClues]]) -> tuple[Any, Regions]:
+    """Opens the image, of stdin where its path is `-`, and returns it with its regions, as of upright_regions."""
+    from gpt4roi.processing.user_input import open_image
+
+    file = sys.stdin.buffer.read() if args.image == "-" else args.image
+    return open_image(file), upright_regions(args, groups, file)
 
 
 def parse_region(text: str, number: int) -> Any:

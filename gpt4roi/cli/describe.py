@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from gpt4roi.cli import output
@@ -19,8 +18,8 @@ from gpt4roi.cli._regions import (
     box_text,
     drawing_target,
     given_regions,
+    open_with_regions,
     save_drawing,
-    upright_regions,
 )
 from gpt4roi.errors import InputError
 
@@ -82,10 +81,7 @@ def run(args: argparse.Namespace) -> int:
     check_model_folder(args.model)
     settings = sampling_settings(args)
 
-    from gpt4roi.processing.user_input import open_image
-
-    file = sys.stdin.buffer.read() if args.image == "-" else args.image
-    image, regions = open_image(file), upright_regions(args, given, file)
+    image, regions = open_with_regions(args, given)
     boxes_px = regions.boxes_px
     pairs = None if args.pairs is None else [_parse_pair(text) for text in args.pairs]
     questions, together = _read_questions(args.question, len(boxes_px), pairs)

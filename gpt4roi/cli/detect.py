@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from gpt4roi.cli import output
@@ -13,8 +12,8 @@ from gpt4roi.cli._regions import (
     box_text,
     drawing_target,
     given_regions,
+    open_with_regions,
     save_drawing,
-    upright_regions,
 )
 from gpt4roi.errors import InputError
 
@@ -68,11 +67,9 @@ def run(args: argparse.Namespace) -> int:
     from gpt4roi.generation.detect import check_queries, coco_results
     from gpt4roi.io.atomic import atomic_write_text
     from gpt4roi.io.json_files import as_json
-    from gpt4roi.processing.user_input import open_image
 
     queries = check_queries(args.queries)
-    file = sys.stdin.buffer.read() if args.image == "-" else args.image
-    image, regions = open_image(file), upright_regions(args, proposals, file)
+    image, regions = open_with_regions(args, proposals)
     found = open_chat(args).detect(regions, queries, args.question, image, args.threshold, args.nms, args.batch_size)
     name = Path(args.image).stem if args.image_id is None else args.image_id
     results = coco_results(found, queries, int(name) if name.isdecimal() else name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from gpt4roi.cli import output
@@ -14,7 +13,7 @@ from gpt4roi.cli._model import (
     open_chat,
     sampling_settings,
 )
-from gpt4roi.cli._regions import add_region_arguments, drawing_target, given_regions, save_drawing, upright_regions
+from gpt4roi.cli._regions import add_region_arguments, drawing_target, given_regions, open_with_regions, save_drawing
 from gpt4roi.errors import InputError
 
 HELP = "show where an answer looked"
@@ -67,10 +66,7 @@ def run(args: argparse.Namespace) -> int:
     settings: dict[str, Any] = sampling_settings(args)
     methods = [name.strip() for name in args.methods.split(",")]
 
-    from gpt4roi.processing.user_input import open_image
-
-    file = sys.stdin.buffer.read() if args.image == "-" else args.image
-    image, regions = open_image(file), upright_regions(args, given, file)
+    image, regions = open_with_regions(args, given)
     chat = open_chat(args)
     if "attention" in methods:  # no other implementation gives its weights
         chat.model.language_model.set_attn_implementation("eager")

@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms
 
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import EncodedImage
-from gpt4roi.generation.likelihood import answered_prompt, choice_probabilities, log_likelihoods
+from gpt4roi.generation.likelihood import answered_prompt, choose, log_likelihoods
 from gpt4roi.processing.mentions import as_plain_text
 from gpt4roi.structures import Regions, RegionSample, Turn
 
@@ -61,8 +61,8 @@ def query_scores(
     each = [regions[row : row + 1] for row in range(len(regions))]
     if "{}" in question:
         asked = [(region, question.replace("{}", query)) for region in each for query in queries]
-        found = choice_probabilities(model, processor, image, asked, YES_OR_NO, batch_size)
-        return np.array([shares["yes"] for shares in found]).reshape(len(regions), len(queries))
+        found = choose(model, processor, image, asked, YES_OR_NO, batch_size)
+        return np.array([one.probabilities["yes"] for one in found]).reshape(len(regions), len(queries))
     samples = [RegionSample("the image", (Turn("user", question),), cast(Any, region)) for region in each]
     answered = [[answered_prompt(processor, image, sample, query) for query in queries] for sample in samples]
     return np.exp(np.array(log_likelihoods(model, answered, batch_size))).reshape(len(regions), len(queries))

@@ -85,18 +85,6 @@ def choose(
     return found
 
 
-def choice_probabilities(
-    model: Any,
-    processor: Any,
-    image: EncodedImage,
-    questions: Sequence[tuple[np.ndarray | Regions, str]],
-    labels: Sequence[str],
-    batch_size: int = 64,
-) -> list[dict[str, float]]:
-    """Returns the probabilities of `choose`."""
-    return [one.probabilities for one in choose(model, processor, image, questions, labels, batch_size)]
-
-
 def _shared_length(answers: Sequence[AnsweredPrompt]) -> int:
     """Returns how many tokens before the answers to a question are the same, and computed once; each has one more."""
     rows = [one.prompt.input_ids.numpy() for one in answers]
