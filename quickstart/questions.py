@@ -1,9 +1,9 @@
 """Questions about a scene whose answers follow from its boxes and captions.
 
 Tasks: `caption`, `larger`, `left`, `above`, `near` (left or above, of near pairs), `count` (all things of the picture),
-`animals` (how many of some regions are animals), `which` (which of them are: an answer that names regions). Regions
-are named by their 0-based index here and as <region1>, … in the text. A pair of regions is only asked about where the
-answer is plain (see `is_plain`).
+`animals` (how many of some regions are animals), `which` (which of them show animals, or one thing: an answer that
+names regions). Regions are named by their 0-based index here and as <region1>, … in the text. A pair of regions is only
+asked about where the answer is plain (see `is_plain`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WORDING = {
     "above": "Is {0} above {1}?",
     "count": "How many things are in the picture?",
     "animals": "How many of {0} and {1} are animals?",
-    "which": "Which of {0} and {1} are animals?",
+    "which": "Which of {0} and {1} show {2}?",
 }
 RELATIONS = ("larger", "left", "above")
 
@@ -166,24 +166,34 @@ def draw_relations(
     return drawn
 
 
-def draw_counts(rng: np.random.Generator, kinds: Sequence[str], task: str = "animals") -> list[Question]:
-    """Asks how many (or `which`) of two to four regions are animals, each number that there is equally often.
+def draw_counts(
+    rng: np.random.Generator, labels: Sequence[str], counted: str = COUNTED_KIND, task: str = "animals"
+) -> Question:
+    """Asks how many (or `which`) of two to four regions have a label, each number that there is equally often.
 
-    kinds: of all regions of the scene.
+    Args:
+        rng: Draws the regions.
+        labels: Kinds, or captions, of all regions of the scene.
+        counted: The label.
+        task: `animals` or `which`.
     """
-    of_kind = [
-        [region for region, kind in enumerate(kinds) if (kind == COUNTED_KIND) == wanted] for wanted in (True, False)
+    having = [
+        [region for region, label in enumerate(labels) if (label == counted) == wanted] for wanted in (True, False)
     ]
-    drawn = []
-    for _ in range(COUNTS_PER_SCENE):
-        asked = int(rng.integers(2, min(MOST_COUNTED, len(kinds)) + 1))
-        counted = int(rng.integers(max(0, asked - len(of_kind[1])), min(asked, len(of_kind[0])) + 1))
-        parts = zip(of_kind, (counted, asked - counted), strict=True)
-        chosen = [int(region) for regions, number in parts for region in rng.permutation(regions)[:number]]
-        *others, last = (mention(int(region)) for region in rng.permutation(chosen))
-        text = name_regions([region + 1 for region in chosen[:counted]]) if task == "which" else str(counted)
-        drawn.append(Question(task, WORDING[task].format(", ".join(others), last), text))
-    return drawn
+    asked = int(rng.integers(2, min(MOST_COUNTED, len(labels)) + 1))
+    number = int(rng.integers(max(0, asked - len(having[1])), min(asked, len(having[0])) + 1))
+    parts = zip(having, (number, asked - number), strict=True)
+    chosen = [int(region) for regions, share in parts for region in rng.permutation(regions)[:share]]
+    order = sorted(chosen) if task == "which" else rng.permutation(chosen)
+    *others, last = (mention(int(region)) for region in order)
+    text = name_regions([region + 1 for region in chosen[:number]]) if task == "which" else str(number)
+    return Question(task, WORDING[task].format(", ".join(others), last, counted), text)
+
+
+def draw_which(rng: np.random.Generator, kinds: Sequence[str], captions: Sequence[str]) -> list[Question]:
+    """Asks which regions show animals, and which show one thing of the scene, which may not be among them."""
+    thing = captions[int(rng.integers(len(captions)))]
+    return [draw_counts(rng, kinds, task="which"), draw_counts(rng, captions, thing, "which")]
 
 
 def draw_near(

@@ -19,7 +19,7 @@ from gpt4roi.io.atomic import atomic_write_text
 from quickstart import questions, scenes
 from quickstart.library import Photograph, Stamp
 
-FORMAT = 5
+FORMAT = 6
 """Bump when the same arguments give other files."""
 SEEDS = {"train": 0, "val": 1, "test": 2, "test_unseen": 3}
 PHOTOGRAPHS = ("train_photographs", "test_photographs")
@@ -140,7 +140,8 @@ def _records(split: str, arguments: StampArguments, laid: Sequence[scenes.Scene]
             asked.append(questions.ask("count", boxes, captions))
             asked += questions.draw_near(near, boxes, captions, unit)
         kinds = [stamps[o.stamp].kind for o in scene.objects]
-        asked += questions.draw_counts(counts, kinds) + questions.draw_counts(which, kinds, "which")
+        asked += [questions.draw_counts(counts, kinds) for _ in range(questions.COUNTS_PER_SCENE)]
+        asked += questions.draw_which(which, kinds, captions)
         records.append(_record(split, scene, stamps, asked))
     return records
 

@@ -147,26 +147,40 @@ def test_near_pairs_are_asked_about_once_for_each_axis_on_which_they_are_near():
 def test_animals_are_counted_among_two_to_four_regions_and_every_number_comes_about():
     rng, kinds = np.random.default_rng(0), ["animals", "food", "animals", "town", "animals"]
     tally = Counter()
-    for _ in range(100):
-        for asked in questions.draw_counts(rng, kinds):
-            regions = [int(number) - 1 for number in re.findall(r"<region(\d)>", asked.question)]
-            assert re.fullmatch(
-                r"How many of (<region\d>, ){0,2}<region\d> and <region\d> are animals\?", asked.question
-            )
-            assert len(set(regions)) == len(regions) in (2, 3, 4)
-            assert asked.answer == str(sum(kinds[region] == "animals" for region in regions))
-            tally[asked.answer] += 1
+    for _ in range(200):
+        asked = questions.draw_counts(rng, kinds)
+        regions = [int(number) - 1 for number in re.findall(r"<region(\d)>", asked.question)]
+        assert re.fullmatch(r"How many of (<region\d>, ){0,2}<region\d> and <region\d> are animals\?", asked.question)
+        assert len(set(regions)) == len(regions) in (2, 3, 4)
+        assert asked.answer == str(sum(kinds[region] == "animals" for region in regions))
+        tally[asked.answer] += 1
     assert set(tally) == {"0", "1", "2", "3"} and max(tally.values()) < 0.4 * tally.total()
 
 
-def test_which_regions_are_animals_is_answered_by_their_names():
+def test_which_regions_show_animals_is_answered_by_their_names():
     rng, kinds = np.random.default_rng(0), ["animals", "food", "animals", "town", "animals"]
     sizes = Counter()
-    for _ in range(100):
-        for asked in questions.draw_counts(rng, kinds, "which"):
-            regions = [int(number) for number in re.findall(r"<region(\d)>", asked.question)]
-            assert asked.task == "which" and asked.question.startswith("Which of <region")
-            animals = [f"region{region}" for region in sorted(regions) if kinds[region - 1] == "animals"]
-            assert asked.answer == (", ".join(animals) or "none")
-            sizes[len(animals)] += 1
+    for _ in range(200):
+        asked = questions.draw_counts(rng, kinds, task="which")
+        regions = [int(number) for number in re.findall(r"<region(\d)>", asked.question)]
+        assert asked.task == "which" and regions == sorted(regions)
+        assert re.fullmatch(r"Which of (<region\d>, ){0,2}<region\d> and <region\d> show animals\?", asked.question)
+        animals = [f"region{region}" for region in regions if kinds[region - 1] == "animals"]
+        assert asked.answer == (", ".join(animals) or "none")
+        sizes[len(animals)] += 1
     assert set(sizes) == {0, 1, 2, 3} and max(sizes.values()) < 0.4 * sizes.total()
+
+
+def test_which_regions_show_one_thing_names_it_or_none_where_it_is_not_among_those_asked_about():
+    rng, captions = np.random.default_rng(0), ["a lion", "a wheel", "a cup", "a bus"]
+    answers = Counter()
+    for _ in range(200):
+        of_kind, of_thing = questions.draw_which(rng, ["animals", "vehicles", "household", "vehicles"], captions)
+        assert "show animals?" in of_kind.question
+        thing = of_thing.question.rpartition(" show ")[2].rstrip("?")
+        asked = [int(number) for number in re.findall(r"<region(\d)>", of_thing.question)]
+        region = captions.index(thing) + 1
+        assert of_thing.answer == (f"region{region}" if region in asked else "none")
+        answers[of_thing.answer] += 1
+    assert 0.25 < answers["none"] / answers.total() < 0.5
+    assert {answer for answer, count in answers.items() if count > 10} == {*map("region{}".format, range(1, 5)), "none"}
