@@ -78,7 +78,8 @@ class Api:
     ) -> Iterator[str]:
         """Asks the next question and streams the answer. boxes: the new ones, [x1, y1, x2, y2] in pixels.
 
-        Of a model that reads masks also `{"box": [x1, y1, x2, y2], "mask": {"size": [height, width], "counts": …}}`.
+        Of a model that reads masks also `{"box": [x1, y1, x2, y2], "mask": {"size": [height, width], "counts": …}}`, or
+        polygons [[x1, y1, x2, y2, …], …] in pixels as the mask.
         """
         with one_line_errors():
             session = self._session(request)

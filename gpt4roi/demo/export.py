@@ -77,7 +77,8 @@ def _with_shapes(session: Session) -> Image.Image:
     photograph = session.image.convert("RGB") if session.image else Image.new("RGB", (1, 1))
     for index, mask in enumerate(session.masks):
         if mask is not None:
-            shape = Image.fromarray(to_pixels(mask, (photograph.height, photograph.width)) * np.uint8(110))
+            own, size = session.size[::-1], (photograph.height, photograph.width)
+            shape = Image.fromarray(to_pixels(mask, size, own) * np.uint8(110))
             photograph.paste(region_color(index), mask=shape)
     return photograph
 

@@ -90,7 +90,8 @@ class Session:
     def _begin(self) -> None:
         self.boxes_px: list[list[float]] = []
         self.masks: list[Any] = []
-        """Of each box the mask that was drawn inside it, run lengths of the image at any size; None of all of it."""
+        """Of each box the mask that was drawn inside it, run lengths of the image at any size, or polygons in pixels of
+        the user's own image; None of all of it."""
         self.rounds: list[Round] = []
         self.names.begin(self._chat)
         self.asking = ""
@@ -287,8 +288,9 @@ class Session:
             if mask is None:
                 rasters.append(None)
                 continue
-            if not isinstance(mask, Mapping):
-                raise InputError(f"the mask of a drawn region is run lengths {{size, counts}}, got {mask!r:.60}")
+            if not (isinstance(mask, Mapping) or (isinstance(mask, list) and size_of(mask) is None)):
+                forms = "run lengths {size, counts} or polygons [[x1, y1, x2, y2, …], …]"
+                raise InputError(f"the mask of a drawn region is {forms}, got {mask!r:.60}")
             to_box(mask)  # refuses damaged ones
             rows, columns = size_of(mask) or (height, width)
             rasters.append(to_raster(mask, box * ([columns / width, rows / height] * 2)))
@@ -357,7 +359,8 @@ class Session:
         for number, (box, mask) in enumerate(zip([*self.boxes_px, *drawn], masks, strict=True), start=1):
             name, corrected = names.get(tuple(box), ("", False))
             said: dict[str, Any] = {"name": name, "corrected": corrected} if name else {}
-            said |= {} if mask is None else {"mask": to_runs(to_pixels(mask, (height, width)))}
+            if mask is not None:
+                said["mask"] = to_runs(to_pixels(mask, (height, width))) if isinstance(mask, Mapping) else mask
             regions.append({"region": number, "box": [round(value, 2) for value in box], **said})
         return {
             "picture": {"width": width, "height": height} if self.image is not None else None,

@@ -59,7 +59,7 @@ def to_raster(mask: Any, box: Any, where: str = "") -> np.ndarray:
         (x1, y1, x2, y2), side = (float(value) for value in box), _POLYGON_GRID
         scale = side / np.maximum([x2 - x1, y2 - y1], 1e-9)
         drawn = [((corners - (x1, y1)) * scale).ravel().tolist() for corners in _polygons(mask, where)]
-        pixels, box = _decoded_polygons(drawn, side), (0, 0, side, side)
+        pixels, box = _decoded_polygons(drawn, side, side), (0, 0, side, side)
     raster = _covered(pixels, box)
     if not raster.any():
         raise _empty(where)
@@ -111,8 +111,14 @@ def _shares(low: float, high: float, length: int) -> np.ndarray:
     return overlap.clip(min=0) / max(high - low, 1e-9) * MASK_SIZE
 
 
-def to_pixels(mask: Any, size: tuple[int, int]) -> np.ndarray:
-    """Returns run lengths of any size as the pixels of an image of this (height, width), uint8[height, width]."""
+def to_pixels(mask: Any, size: tuple[int, int], drawn_on: tuple[int, int] | None = None) -> np.ndarray:
+    """Returns run lengths of any size, or polygons, as pixels of an image, uint8[height, width].
+
+    size: (height, width) of the image. drawn_on: the same of the one that polygons are pixels of, where it is another.
+    """
+    if not _runs(mask):
+        scale = np.divide(size, drawn_on or size)[::-1]
+        return _decoded_polygons([(one * scale).ravel().tolist() for one in _polygons(mask, "")], *size)
     pixels = np.maximum.reduce([_decoded(one, "") for one in _runs(mask)])
     rows, columns = (np.arange(side) * own // side for side, own in zip(size, pixels.shape, strict=True))
     return pixels[rows][:, columns]
@@ -216,11 +222,11 @@ def _decoded(mask: Mapping[str, Any], where: str) -> np.ndarray:
     return coco.decode(_coco_runs(mask, where))
 
 
-def _decoded_polygons(polygons: Sequence[Sequence[float]], side: int) -> np.ndarray:
-    """Returns the pixels of a square inside any of some polygons, uint8[side, side]."""
+def _decoded_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """Returns the pixels inside any of some polygons, uint8[height, width]."""
     from pycocotools import mask as coco
 
-    return coco.decode(coco.merge(coco.frPyObjects(list(polygons), side, side)))
+    return coco.decode(coco.merge(coco.frPyObjects(list(polygons), height, width)))
 
 
 def _coco_runs(mask: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Regions of any shape in the page: brush, eraser, outline and point, with mouse, finger and keyboard."""
+"""Regions of any shape in the page: brush, eraser, outline, polygon and point, with mouse, finger and keyboard."""
 
 from __future__ import annotations
 
@@ -134,3 +134,99 @@ def test_a_finger_paints_on_a_phone(open_page, running, tmp_path):  # noqa: F811
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     assert len(columns) == pytest.approx(0.3 * WIDTH + 64, abs=8)
     assert len(rows) == pytest.approx(0.3 * HEIGHT + 64, abs=8)
+
+
+def click_corners(page, *places: tuple[float, float]) -> None:
+    for place in places:
+        page.page.mouse.click(*page.at(*place))
+
+
+def corners_of(mask) -> np.ndarray:
+    """The corners of a polygon's mask, in shares of the image."""
+    (polygon,) = mask
+    return np.reshape(polygon, (-1, 2)) / (WIDTH, HEIGHT)
+
+
+TRIANGLE = [(0.2, 0.2), (0.6, 0.3), (0.3, 0.7)]
+
+
+def test_a_polygon_is_clicked_and_stays_a_polygon_in_chips_python_and_what_is_saved(page, running, screenshots):
+    choose(page, "polygon")
+    click_corners(page, *TRIANGLE[:2])
+    page.page.mouse.dblclick(*page.at(*TRIANGLE[2]))
+    page.wait_for_regions(1)
+    click_corners(page, (0.7, 0.1), (0.9, 0.1))
+    page.page.screenshot(path=screenshots / "polygon.png")
+    click_corners(page, (0.9, 0.4), (0.7, 0.1))  # on the first corner
+    page.wait_for_regions(2)
+    shapes = page.page.locator(".chip-shape")
+    assert [shapes.nth(row).get_attribute("title") for row in (0, 1)] == [
+        "Region 1 is a polygon of 3 corners",
+        "Region 2 is a polygon of 3 corners",
+    ]
+
+    page.page.keyboard.press("ArrowDown")  # moves the second by a hundredth of the longer side
+    page.ask("Is <region1> beside <region2>?")
+    session = the_session(running, "Is <region1> beside <region2>?")
+    assert corners_of(session.masks[0]) == pytest.approx(np.asarray(TRIANGLE), abs=0.004)
+    moved = np.add([(0.7, 0.1), (0.9, 0.1), (0.9, 0.4)], (0, WIDTH / HEIGHT / 100))
+    assert corners_of(session.masks[1]) == pytest.approx(moved, abs=0.004)
+    assert session._chat.regions.masks[0].mean() == pytest.approx(0.475, abs=0.02)  # 0.095 of 0.4 x 0.5 of the image
+
+    with page.page.expect_download() as saved:
+        page.page.click("#save-json")
+    regions = json.loads(saved.value.path().read_text())["regions"]
+    assert [region["mask"] for region in regions] == session.masks
+    assert covered(regions[0]["mask"]).sum() == pytest.approx(0.095 * WIDTH * HEIGHT, rel=0.02)
+    with page.page.expect_download():
+        page.page.click("#save-image")
+
+
+def test_escape_cancels_a_polygon_and_the_keyboard_alone_draws_one(page, running):
+    choose(page, "polygon")
+    click_corners(page, *TRIANGLE)
+    page.page.keyboard.press("Escape")
+    page.page.keyboard.press("Enter")  # nothing to close
+    assert page.regions() == 0
+
+    page.page.focus(".stage-frame")
+    page.page.keyboard.press(" ")
+    for key in ("ArrowRight", "ArrowDown"):
+        for _ in range(20):
+            page.page.keyboard.press(key)
+        page.page.keyboard.press(" ")
+    page.page.keyboard.press("Backspace")
+    page.page.keyboard.press("Enter")  # two corners are too few
+    assert page.regions() == 0
+    page.page.keyboard.press(" ")
+    page.page.keyboard.press("Enter")
+    page.wait_for_regions(1)
+    page.ask("Is <region1> a triangle?")
+    (mask,) = the_session(running, "Is <region1> a triangle?").masks
+    start = np.asarray(corners_of(mask)[0])
+    down = 0.2 * WIDTH / HEIGHT
+    assert corners_of(mask) - start == pytest.approx(np.asarray([(0, 0), (0.2, 0), (0.2, down)]), abs=1e-3)
+
+    page.page.keyboard.press("Tab")
+    choose(page, "brush", 3)
+    paint(page, (start[0] + 0.15, start[1] + 0.03), (start[0] + 0.15, start[1] + 0.05))
+    page.wait_for_regions(2)  # what was asked about stays: a region of its own
+
+
+def test_taps_draw_a_polygon_on_a_phone_and_a_brush_makes_it_a_painted_region(open_page, running, tmp_path):  # noqa: F811
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page.upload(save_noise(tmp_path / "noise.png", (WIDTH, HEIGHT)))
+    choose(page, "polygon")
+    for place in (*TRIANGLE, TRIANGLE[-1]):  # the last one twice closes it
+        page.touch("touchStart", page.at(*place))
+        page.touch("touchEnd")
+    page.wait_for_regions(1)
+    assert page.page.locator(".chip-shape").get_attribute("title") == "Region 1 is a polygon of 3 corners"
+    choose(page, "brush", 4)
+    page.touch("touchStart", page.at(0.35, 0.4))
+    page.touch("touchMove", page.at(0.8, 0.4))
+    page.touch("touchEnd")
+    page.ask("What is <region1> here?")
+    (mask,) = the_session(running, "What is <region1> here?").masks
+    inside = covered(mask)
+    assert inside[int(0.4 * HEIGHT), int(0.8 * WIDTH)] and inside[int(0.6 * HEIGHT), int(0.3 * WIDTH)]

@@ -405,6 +405,17 @@ def test_a_painted_region_keeps_its_shape_in_question_record_and_sheet():
         assert first["mask"] == third["mask"] and "mask" not in second
         assert np.array_equal(to_pixels(first["mask"], (64, 96)), mask.repeat(2, 0).repeat(2, 1))
         photograph = np.asarray(conversation_image(session))
+        polygon = [[10.0, 10.0, 40.0, 10.0, 10.0, 30.0]]
+        drawn = {"box": [10, 10, 40, 30], "mask": polygon}
+        assert session.as_record([drawn])["regions"][2]["mask"] == polygon
+        assert session.regions(np.asarray([[10, 10, 40, 30]]), [polygon]).masks[0].mean() == pytest.approx(
+            0.5, abs=0.02
+        )
+        session.masks[0] = polygon
+        assert (photograph != np.asarray(conversation_image(session))).any(2).sum() > 100
+        for wrong in ("all of it", [[0, 1, 1], [1, 0, 1]], [[10, 10, 40, 10]]):
+            with pytest.raises(InputError, match=r"run lengths .* or polygons|a polygon needs three corners"):
+                session.as_record([{"box": [10, 10, 40, 30], "mask": wrong}])
         session.masks[0] = None
         assert (photograph != np.asarray(conversation_image(session))).any(2).sum() > 100
         with pytest.raises(InputError, match="the mask is empty"):

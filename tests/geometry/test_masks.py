@@ -6,7 +6,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.masks import size_of, size_of_runs, to_box, to_boxes
+from gpt4roi.geometry.masks import size_of, size_of_runs, to_box, to_boxes, to_pixels, to_runs
 
 
 def blob(seed, height=24, width=36):
@@ -132,3 +132,13 @@ def test_a_soft_mask_that_is_nowhere_likely_is_empty(value):
     with pytest.raises(InputError, match="the mask is empty"):
         to_box(mask)
     assert to_box(mask / mask.max()).tolist() == [2, 1, 4, 3]
+
+
+def test_polygons_and_run_lengths_become_the_pixels_of_an_image_of_any_size():
+    triangle = [[0.0, 0.0, 40.0, 0.0, 0.0, 20.0]]
+    small, large = to_pixels(triangle, (20, 40)), to_pixels(triangle, (40, 80), drawn_on=(20, 40))
+
+    assert small.shape == (20, 40) and small.mean() == pytest.approx(0.5, abs=0.05)
+    assert large.shape == (40, 80) and large[2, 2] and not large[38, 78]
+    assert large.mean() == pytest.approx(0.5, abs=0.03)
+    assert np.array_equal(to_pixels(to_runs(small), (40, 80)), small.repeat(2, 0).repeat(2, 1))

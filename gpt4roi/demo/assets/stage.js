@@ -4,7 +4,8 @@
 // younger than what Python knew. This side writes `value` whenever the boxes drawn since change, with `names`: of each box
 // {text, corrected} or null. It asks for the names of boxes by the event "drawn", each time with a higher `order`, and
 // Python gives them as `names` {order, names: [[box, text]], ended}; with `naming` false it does not ask.
-// With `masks` regions can be painted too: `value` then has `masks`, of each box run lengths {size, counts} or null.
+// With `masks` regions can be painted too: `value` then has `masks`, of each box run lengths {size, counts}, a polygon
+// [[x1, y1, x2, y2, …]] in the image's pixels, or null.
 const { color, make, chip, insertMention, renumberQuestion, place } = window.gpt4roi;
 const find = (selector) => element.querySelector(selector);
 const frame = find('.stage-frame'), view = find('.stage-image'), layer = find('.stage-boxes');
@@ -18,9 +19,11 @@ let image = null, boxes = [], fixed = 0, selected = -1, drag = null;
 const names = new Map(), naming = find('.naming');
 let waiting = new Set(), order = 0, soon = 0;
 
-// Shapes by the box around them, as names are: canvases of the whole image, at most SHAPE_SIDE pixels a side.
+// Shapes by the box around them, as names are: canvases of the whole image, at most SHAPE_SIDE pixels a side; those of
+// polygons have `corners` too, [x, y] in the image's pixels.
 const shapes = new Map(), overlay = find('.stage-shapes'), SHAPE_SIDE = 512;
 const tool = () => (props.masks ? find('.stage-paint input:checked').value : 'box');
+let corners = [], aim = null; // of the polygon being drawn: its corners so far, and where the next one would be
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const ordered = ([x1, y1, x2, y2]) => [Math.min(x1, x2), Math.min(y1, y2), Math.max(x1, x2), Math.max(y1, y2)];
@@ -34,7 +37,7 @@ const say = (text, wrong = false) => {
 
 const publish = () => {
   const named = boxes.map((box) => names.get(keyOf(box)) || null);
-  const masks = props.masks ? { masks: boxes.map((box) => runsOf(shapes.get(keyOf(box)))) } : {};
+  const masks = props.masks ? { masks: boxes.map((box) => maskOf(shapes.get(keyOf(box)))) } : {};
   props.value = { image: image ? image.id : '', boxes: boxes.map(rounded), fixed, names: named, ...masks };
   clearTimeout(soon);
   soon = setTimeout(wantNames, 120); // a key held down moves a box many times
@@ -138,7 +141,7 @@ const wantNames = () => {
   if (open.length === waiting.size && open.every((box) => waiting.has(String(box)))) return;
   waiting = new Set(open.map(String));
   order += 1;
-  const asked = open.map((box) => (shapes.has(String(box)) ? { box, mask: runsOf(shapes.get(String(box))) } : box));
+  const asked = open.map((box) => (shapes.has(String(box)) ? { box, mask: maskOf(shapes.get(String(box))) } : box));
   trigger('drawn', { image: image.id, boxes: asked, order });
   showNames();
 };
@@ -262,15 +265,26 @@ const pixelsOf = (shape) => {
   return { counts, box: [box[0] * across, box[1] * down, box[2] * across, box[3] * down] };
 };
 
-const runsOf = (shape) => {
+const maskOf = (shape) => {
   if (!shape) return null;
+  if (shape.corners) return [rounded(shape.corners.flat())];
   shape.runs = shape.runs || { size: [shape.height, shape.width], counts: pixelsOf(shape).counts };
   return shape.runs;
 };
 
+const boxAround = (places) => [Math.min, Math.max].flatMap((most) => [0, 1].map((axis) => most(...places.map((one) => one[axis]))));
+
+const filled = (places) => {
+  const shape = newShape(), context = pen(shape);
+  context.beginPath();
+  for (const place of places) context.lineTo(...onShape(shape, place));
+  context.fill();
+  return shape;
+};
+
 // Gives a region its shape, and the box around it; a shape of nothing is no region. Returns whether there is one.
 const setShape = (index, shape, before) => {
-  const { box } = pixelsOf(shape);
+  const box = pixelsOf(shape).box && (shape.corners ? boxAround(shape.corners) : pixelsOf(shape).box);
   if (before) shapes.delete(keyOf(before));
   if (!box) return boxes.splice(index, 1), (selected = -1), false;
   while (boxes.some((other, at) => at !== index && keyOf(other) === keyOf(box))) box[2] -= 0.01; // names go by the box
@@ -285,8 +299,14 @@ const setShape = (index, shape, before) => {
 const carryShape = (before, after) => {
   const held = shapes.get(keyOf(before));
   if (!held) return after;
-  const shape = newShape();
-  drawInto(pen(shape), held, before, after);
+  const along = (value, axis) => {
+    const part = (value - before[axis]) / (before[axis + 2] - before[axis]);
+    return after[axis] + part * (after[axis + 2] - after[axis]);
+  };
+  const carried = held.corners && held.corners.map((place) => place.map(along));
+  const shape = carried ? filled(carried) : newShape();
+  if (carried) shape.corners = carried;
+  else drawInto(pen(shape), held, before, after);
   shapes.delete(keyOf(before));
   shapes.set(keyOf(after), shape);
   return after;
@@ -315,12 +335,29 @@ const renderShapes = () => {
     context.globalAlpha = index === selected ? 0.55 : 0.4;
     context.drawImage(tinted, 0, 0);
   });
+  context.globalAlpha = 1;
+  if (corners.length || aim) drawCorners(context);
+};
+
+const drawCorners = (context) => {
+  const unit = overlay.width / view.getBoundingClientRect().width; // a pixel of the screen
+  const places = corners.map((place) => onShape(overlay, place));
+  context.strokeStyle = context.fillStyle = color(boxes.length + 1);
+  context.lineWidth = 2 * unit;
+  context.beginPath();
+  for (const place of aim ? [...places, onShape(overlay, aim)] : places) context.lineTo(...place);
+  context.stroke();
+  for (const [x, y] of places) context.fillRect(x - 3 * unit, y - 3 * unit, 6 * unit, 6 * unit);
+  if (!aim) return;
+  const [x, y] = onShape(overlay, aim);
+  context.strokeRect(x - 4 * unit, y - 4 * unit, 8 * unit, 8 * unit);
 };
 
 const shapeIcon = (index) => {
-  const icon = make('span', 'chip-shape', '◍');
+  const polygon = shapes.get(keyOf(boxes[index])).corners;
+  const icon = make('span', 'chip-shape', polygon ? '⬠' : '◍');
   icon.style.color = color(index + 1);
-  icon.title = `Region ${index + 1} is painted`;
+  icon.title = polygon ? `Region ${index + 1} is a polygon of ${polygon.length} corners` : `Region ${index + 1} is painted`;
   icon.setAttribute('aria-label', icon.title);
   return icon;
 };
@@ -362,19 +399,58 @@ const paint = (event) => {
 };
 
 const endPainting = () => {
-  const { shape, path, before, index } = drag;
-  if (drag.tool === 'outline') {
-    const context = pen(shape);
-    context.beginPath();
-    for (const place of path) context.lineTo(...onShape(shape, place));
-    context.fill();
-  }
+  const { path, before, index } = drag;
+  const shape = drag.tool === 'outline' ? filled(path) : drag.shape;
   drag = null;
   if (!setShape(index, shape, before)) say('Nothing is left of the region.');
   render();
   publish();
   if (selected >= 0) layer.children[selected].focus({ preventScroll: true });
 };
+
+// A polygon: each click is a corner; one on the first or the last corner, so also a double click or tap, closes it.
+const addCorner = (place) => {
+  const area = view.getBoundingClientRect(), unit = image.width / area.width;
+  const at = (corner) => Boolean(corner) && Math.hypot(place[0] - corner[0], place[1] - corner[1]) < 10 * unit;
+  if (corners.length > 2 && (at(corners[0]) || at(corners.at(-1)))) return closePolygon();
+  if (!at(corners.at(-1))) corners.push(place);
+  const next = corners.length > 2 ? 'Enter or a double click closes the polygon' : 'Three at least are needed';
+  say(`Corner ${corners.length} at ${corners.at(-1).map(Math.round).join(', ')}. ${next}; Backspace takes back, Escape cancels.`);
+  renderShapes();
+};
+
+const endPolygon = () => {
+  [corners, aim] = [[], null];
+  renderShapes();
+};
+
+const closePolygon = () => {
+  if (corners.length < 3) return say('A polygon has three corners or more.');
+  const shape = filled(corners);
+  shape.corners = corners;
+  addBox([0, 0, 0, 0]);
+  endPolygon();
+  if (!setShape(selected, shape, null)) say('Nothing lies inside of the polygon.');
+  render();
+  publish();
+  layer.children[selected]?.focus({ preventScroll: true });
+};
+
+// On the image itself: the arrows aim, Space adds a corner there.
+frame.onkeydown = (event) => {
+  if (!image || tool() !== 'polygon' || event.target !== frame) return;
+  const { width, height } = image, step = event.altKey || event.ctrlKey ? 1 : Math.max(width, height) / 100;
+  const arrows = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+  const move = arrows[event.key], [x, y] = aim || corners.at(-1) || [width / 2, height / 2];
+  if (move) (aim = [clamp(x + move[0], 0, width), clamp(y + move[1], 0, height)]), renderShapes();
+  else if (event.key === ' ') addCorner([x, y]);
+  else if (event.key === 'Enter' && corners.length) closePolygon();
+  else if (event.key === 'Backspace' && corners.length) corners.pop(), renderShapes();
+  else if (event.key === 'Escape') endPolygon(), say('');
+  else return;
+  event.preventDefault();
+};
+for (const choice of element.querySelectorAll('.stage-paint input[type=radio]')) choice.onchange = endPolygon;
 
 // The keyboard's brush: a painted region grows, or shrinks, by the brush's size all around.
 const growShape = (index, grows) => {
@@ -410,7 +486,9 @@ frame.onpointerdown = (event) => {
   if (tool() !== 'box' && !(region && event.target !== region && event.target.classList.contains('region-tag'))) {
     event.preventDefault();
     frame.setPointerCapture(event.pointerId);
-    return startPainting(event, start);
+    if (tool() !== 'polygon') return startPainting(event, start);
+    drag = { id: event.pointerId, corner: true, index: -1 };
+    return frame.focus({ preventScroll: true });
   }
   const index = region && event.target !== region ? Number(region.dataset.index) : -1;
   event.preventDefault();
@@ -427,7 +505,8 @@ frame.onpointerdown = (event) => {
 };
 
 frame.onpointermove = (event) => {
-  if (!drag || drag.id !== event.pointerId) return;
+  if (image && tool() === 'polygon' && corners.length) (aim = point(event)), renderShapes();
+  if (!drag || drag.id !== event.pointerId || drag.corner) return;
   if (drag.shape) return paint(event);
   const [x, y] = point(event), [x0, y0] = drag.start;
   if (drag.before && drag.side) boxes[drag.index] = resized(drag.before, drag.side, x - x0, y - y0);
@@ -448,8 +527,9 @@ const largeEnough = (box) => {
 frame.onpointerup = (event) => {
   if (!drag || drag.id !== event.pointerId) return;
   if (drag.shape) return endPainting();
-  const { index, before, start } = drag;
+  const { index, before, start, corner } = drag;
   drag = null;
+  if (corner) return addCorner(point(event));
   if (index < 0) {
     select(boxAt(start));
     if (selected >= 0) layer.children[selected].focus({ preventScroll: true });
@@ -568,6 +648,7 @@ const load = () => {
   const next = props.image && props.image.src ? props.image : null;
   const changed = (next && next.id) !== (image && image.id);
   if (changed) {
+    [corners, aim] = [[], null];
     image = next;
     if (image) view.src = image.src;
     else view.removeAttribute('src');
