@@ -46,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shuffle", type=int, metavar="SEED", help="sample the N images instead of taking the first")
     parser.add_argument("--question", metavar="TEXT", help="ask this about every region instead of the usual question")
     parser.add_argument("--compare", metavar="FILE", help="metrics.json of another run: paired differences")
+    parser.add_argument(
+        "--explain", type=int, metavar="N", help="show in the report where the N worst answers looked (slow)"
+    )
     parser.add_argument("--sentence-model", metavar="DIR", help="folder of all-MiniLM-L6-v2 (default: the package's)")
     group = parser.add_argument_group("judge", "of CLAIR and of the benchmarks that another model judges")
     group.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint, such as http://localhost:8000/v1")
@@ -111,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
             context=context,
             fresh=args.fresh,
             items=items,
+            explain=args.explain or 0,
         )
     if metrics is None:
         return 0
@@ -144,7 +148,7 @@ def open_judge(args: argparse.Namespace) -> Any:
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Checks what is quick to check and returns what belongs into the report."""
     open_benchmark(args.benchmark)
-    for name in ("limit", "batch_size", "max_new_tokens", "judge_concurrency"):
+    for name in ("limit", "batch_size", "max_new_tokens", "judge_concurrency", "explain"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -164,6 +168,8 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
     if args.model.endswith(".py"):
         if not Path(args.model).is_file():
             raise InputError(f"--model {args.model}: no such file")
+        if args.explain is not None:
+            raise InputError("--explain looks into GPT4RoI's own models; leave it out for a Python file")
     else:
         check_model_folder(args.model)
     return metadata
@@ -202,7 +208,7 @@ def command_line(args: argparse.Namespace) -> str:
     words = ["gpt4roi", "evaluate", "--benchmark", args.benchmark]
     names = (
         "model", "vision_tower", "data", "images", "split", "out", "limit", "shuffle", "question", "sentence_model",
-        "max_new_tokens", "batch_size", "compare", "judge", "judge_model", "judge_key_file",
+        "max_new_tokens", "batch_size", "compare", "explain", "judge", "judge_model", "judge_key_file",
         "judge_prompt", "device", "dtype", "quantize",
     )  # fmt: skip
     for name in names:

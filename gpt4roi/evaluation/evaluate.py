@@ -18,7 +18,7 @@ from gpt4roi.distributed import DistributedContext
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation.benchmarks import benchmark_name, open_benchmark
 from gpt4roi.evaluation.compare import compare_runs, read_run
-from gpt4roi.evaluation.html_report import write_page
+from gpt4roi.evaluation.html_report import worst_heatmaps, write_page
 from gpt4roi.evaluation.items import Benchmark, Item, Scores, Source, count_references
 from gpt4roi.evaluation.metrics import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED
 from gpt4roi.evaluation.predictions import KEPT, predict_all
@@ -50,6 +50,7 @@ def evaluate(
     context: DistributedContext | None = None,
     fresh: bool = False,
     items: list[Item] | None = None,
+    explain: int = 0,
 ) -> dict[str, Any] | None:
     """Asks everything, writes the files into out_dir and returns the metrics; None in all processes but the first.
 
@@ -66,6 +67,7 @@ def evaluate(
         context: The processes that share the work.
         fresh: Asks again what was answered before.
         items: What read_items returned, where it was called before.
+        explain: The report shows where so many of the worst answers looked; the predictor then has `explain`.
 
     Raises:
         InputError: The data cannot be used.
@@ -97,10 +99,13 @@ def evaluate(
     metrics |= file | {"seconds": round(time.monotonic() - started, 1), "processes": context.size, **(metadata or {})}
     if other is not None:
         metrics["compared"] = compare_runs(benchmark, source, items, other)
+    heatmaps, failed = worst_heatmaps(items, scores, predictor, explain)
+    if failed:
+        metrics["notes"].append(f"{len(failed)} answers could not be explained: {failed[0]}")
     with written_together():
         write_predictions(out_dir / "predictions.jsonl", items, scores)
         write_json(out_dir / "metrics.json", metrics, 1, KEPT)
-        write_page(out_dir / "report.html", benchmark, metrics, items, scores, other)
+        write_page(out_dir / "report.html", benchmark, metrics, items, scores, other, heatmaps)
     for note in metrics["notes"]:
         logger.warning("%s", note)
     logger.info("%d questions in %.0f s; see %s", len(items), metrics["seconds"], out_dir / "report.html")

@@ -6,15 +6,20 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpt4roi.errors import InputError
 from gpt4roi.evaluation.compare import OtherRun
 from gpt4roi.evaluation.items import Benchmark, Item, Scores
 from gpt4roi.evaluation.metrics import words
 from gpt4roi.evaluation.predictions import KEPT
+from gpt4roi.evaluation.predictor import Predictor
+from gpt4roi.processing.user_input import open_image
+from gpt4roi.report.drawing import draw_heatmaps
 from gpt4roi.report.report import Answer, Bin, Estimate, GalleryItem, Report
 
 WORST, BEST, BETWEEN = 90, 30, 30
@@ -34,8 +39,11 @@ def write_page(
     items: Sequence[Item],
     scores: Scores,
     other: OtherRun | None = None,
+    heatmaps: Sequence[GalleryItem] = (),
 ) -> None:
     """Writes the report; a benchmark's own `key_figures`, `tables` and `galleries` replace the common ones.
+
+    heatmaps: What worst_heatmaps returned, where it was called.
 
     Raises:
         InputError: It cannot be written.
@@ -52,6 +60,9 @@ def write_page(
     if metrics.get("compared"):
         _comparison(page, metrics["compared"])
     page.histograms("Where the answers are good", histograms(items, scores), "n: answers; mean: of right or score.")
+    if heatmaps:
+        note = "Red: what the answer depends on, by occlusion (gpt4roi explain); the worst answers."
+        page.gallery("Where answers looked", heatmaps, note)
     if benchmark.galleries is not None:
         for title, cards, note in benchmark.galleries(items, scores, other):
             page.gallery(title, cards, note)
@@ -59,6 +70,35 @@ def write_page(
         page.gallery("Answers", *gallery(items, scores, other))
     page.table("How it was measured", ["", ""], _provenance(metrics), folded=True)
     page.write(path, KEPT)
+
+
+def worst_heatmaps(
+    items: Sequence[Item], scores: Scores, predictor: Predictor, count: int
+) -> tuple[list[GalleryItem], list[str]]:
+    """Returns cards of where the worst answers about regions looked, and why some could not be explained.
+
+    count: At most so many; controls and empty answers are left out.
+    """
+    asked = [
+        row
+        for row, item in enumerate(items)
+        if item.answer.strip() and len(item.query.boxes_px) and not item.metadata.get("control")
+    ]
+    cards, failed = [], []
+    for row in sorted(asked, key=lambda row: quality(scores, row))[:count]:
+        item = items[row]
+        try:
+            found = predictor.explain(item.query, item.answer)  # type: ignore[attr-defined]
+        except InputError as error:
+            failed.append(f"{item.id}: {error}")
+            continue
+        drawn = draw_heatmaps(open_image(item.query.image), item.query.boxes_px, found.heatmaps)
+        parts = found.inside("occlusion")
+        part = max(parts) if item.shown is None else parts[item.shown]
+        answer = to_answer(item, scores, row, None, None)
+        scored = replace(answer, region=None, scores={**answer.scores, "inside the region": part})
+        cards.append(GalleryItem(drawn, (), item.id, [scored]))
+    return cards, failed
 
 
 def figure(name: str, estimate: dict[str, Any]) -> Estimate:

@@ -12,6 +12,7 @@ import torch
 
 from gpt4roi.errors import InputError
 from gpt4roi.generation.encoded_image import EncodedImage, Prompt, encode_images, prepare_image
+from gpt4roi.generation.explain import Explanation, explain
 from gpt4roi.generation.likelihood import AnsweredPrompt, answered_prompt, log_likelihoods
 from gpt4roi.generation.many import answer_batches
 from gpt4roi.generation.sampling import SamplingParams
@@ -55,7 +56,8 @@ class Predictor(Protocol):
     """Answers every query, in order. Anything that can be called like this can be evaluated.
 
     It may also have a method `likelihoods(queries)`, which returns for each query the log-likelihood of each of its
-    choices (up to a constant); without it multiple choice is scored by parsing the answer alone.
+    choices (up to a constant); without it multiple choice is scored by parsing the answer alone. With a method
+    `explain(query, answer)` the report can show where answers looked.
     """
 
     def __call__(self, queries: Sequence[Query]) -> list[str]:
@@ -99,6 +101,11 @@ class ModelPredictor:
         self._encode([query.image for query in queries])
         questions = [[self._answered(query, choice) for choice in query.choices] for query in queries]
         return log_likelihoods(self.model, questions, self.batch_size)
+
+    def explain(self, query: Query, answer: str) -> Explanation:
+        """Returns which cells of the image an answer depends on, by occlusion."""
+        prepared = prepare_image(self.processor, open_image(query.image))
+        return explain(self.model, self.processor, prepared, query.sample(), answer, ["occlusion"])
 
     def _answered(self, query: Query, choice: str) -> AnsweredPrompt:
         where = f"{query.id or query.image}: "

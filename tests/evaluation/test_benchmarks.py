@@ -12,13 +12,17 @@ from official import CAPTIONS, QUESTIONS, write_image
 from official import WRITERS as UNJUDGED
 from official_judged import JUDGED, gar_bench, impartial
 from stub_judge import StubJudge
+from tiny import tiny_model, tiny_processor
 
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
 from gpt4roi.evaluation import captions
 from gpt4roi.evaluation.benchmarks import BENCHMARKS, open_benchmark
 from gpt4roi.evaluation.captions import has_java
+from gpt4roi.evaluation.evaluate import evaluate, read_items
+from gpt4roi.evaluation.html_report import worst_heatmaps
 from gpt4roi.evaluation.items import Source
+from gpt4roi.evaluation.predictor import ModelPredictor
 from gpt4roi.io.atomic import only_writer
 
 ORACLE = """
@@ -364,6 +368,65 @@ def test_a_benchmark_from_a_file_runs_as_the_documentation_shows_it(tmp_path):
     report = (tmp_path / "out" / "report.html").read_text()
     assert "<h1>Animals" in report and "What animal is" in report
     assert main(["evaluate", *words, "--compare", str(tmp_path / "out")]) == 0
+
+
+class SaysCat(ModelPredictor):
+    """A model whose answers are given; explanations are its own."""
+
+    def in_batches(self, queries, selects):
+        yield list(range(len(queries))), ["Cat."] * len(queries), [0.5] * len(queries)
+
+
+def test_the_report_shows_where_the_worst_answers_looked(tmp_path):
+    (tmp_path / "animals.py").write_text(benchmark_of_the_documentation(), encoding="utf-8")
+    names = ["cat", "cow", "cat", "dog"]
+    boxes = [{"image": f"{n}.png", "box": [2, 3, 40, 50], "name": name} for n, name in enumerate(names)]
+    (tmp_path / "boxes.jsonl").write_text("\n".join(map(json.dumps, boxes)))
+    for number in range(len(names)):
+        write_image(tmp_path / f"{number}.png", number)
+    model = tiny_model("pyramid")
+    predictor = SaysCat(model, tiny_processor(model.config), max_new_tokens=4)
+    source, benchmark, out = Source(tmp_path / "boxes.jsonl"), str(tmp_path / "animals.py"), tmp_path / "out"
+
+    metrics = evaluate(benchmark, predictor, source, out, explain=3)
+
+    page = (out / "report.html").read_text()
+    assert "Where answers looked" in page and metrics["notes"] == []
+    shown = re.findall(r'data-name="inside the region" data-value="([^"]*)"', page)
+    assert len(shown) == 3 and all(0 <= float(share) <= 1 for share in shown)
+    explained = page[page.index("Where answers looked") : page.index("<h2>Answers")]
+    assert explained.count("truth: <b>c") + explained.count("truth: <b>d") == 2  # the two wrong ones, and one more
+    items = [replace(item, answer="Cat.") for item in read_items(benchmark, source)]
+    _, failed = worst_heatmaps(items, open_benchmark(benchmark).score(items, source), Refusing(), 1)
+    assert len(failed) == 1 and "the question is too long" in failed[0]
+    assert "Where answers looked" not in page_without(benchmark, predictor, source, out)
+
+
+class Refusing:
+    """Explains nothing."""
+
+    def explain(self, query, answer):
+        raise InputError("the question is too long")
+
+
+def page_without(benchmark, predictor, source, out) -> str:
+    evaluate(benchmark, predictor, source, out)
+    return (out / "report.html").read_text()
+
+
+def test_a_python_file_cannot_be_explained(tmp_path, capsys):
+    for name in ("model.py", "data.json"):
+        (tmp_path / name).write_text(CONSTANT)
+    words = [
+        "--data",
+        str(tmp_path / "data.json"),
+        "--model",
+        str(tmp_path / "model.py"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(["evaluate", "--benchmark", "vg", *words, "--explain", "3"]) == 2
+    assert "--explain looks into GPT4RoI's own models; leave it out for a Python file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
