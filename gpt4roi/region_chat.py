@@ -402,7 +402,7 @@ class RegionChat:
             shown, said = dialogue.image, last.text if answer is None else as_plain_text(answer).strip()
         else:
             shown = self._require_image().image if image is None else open_image(image)
-            regions = self._validated(boxes_px, (shown.height, shown.width))
+            regions = validate_regions(boxes_px, (shown.height, shown.width))  # with masks, where the model reads none
             turns = (Turn("user", clean_question(self.default_question if question is None else question)),)
             said = as_plain_text(answer or "").strip()
         sample = RegionSample("the image", turns, regions.boxes_px, masks=regions.masks)

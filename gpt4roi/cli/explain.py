@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
         output.record({"picture": args.image, "model": args.model, **found.as_record()}, indent=None)
         return 0
     output.line(" ".join(found.answer.split()))
-    for method, heat in found.heatmaps.items():
-        for number, box in enumerate(found.boxes_px, start=1):
-            output.line(f"{method}\t{number}\t{heat.share_inside(box):.3f}")
+    for method in found.heatmaps:
+        for number, share in enumerate(found.inside(method), start=1):
+            output.line(f"{method}\t{number}\t{share:.3f}")
     return 0
 
 
@@ -93,8 +93,8 @@ def _write_report(args: argparse.Namespace, image: Any, found: Any) -> None:
     items, rows = [], []
     for method, heat in found.heatmaps.items():
         items.append(GalleryItem(draw_heatmaps(image, found.boxes_px, {method: heat}), (), method, said))
-        rows += [[method, number, round(heat.share_inside(box), 3)] for number, box in enumerate(found.boxes_px, 1)]
+        rows += [[method, number, round(share, 3)] for number, share in enumerate(found.inside(method), 1)]
     page = Report("Where an answer looked", f"{args.image}, {args.model}").gallery("Heatmaps", items)
     if rows:
-        page.table("Part of each heatmap inside of each box", ["method", "region", "part"], rows)
+        page.table("Part of each heatmap inside of each region", ["method", "region", "part"], rows)
     page.write(args.report)

@@ -25,6 +25,8 @@ from gpt4roi.structures import RegionSample, Turn
 METHODS = ("occlusion", "gradient", "attention")
 CELLS_IN_A_BOX = 4
 """Cells that a box is wide and high at least, so that there is something to see inside of it."""
+PARTS_OF_A_CELL = 7
+"""Parts that a cell of a masked region is wide and high: windows end at the mask's edge."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Explanation:
         tokens: The answer's tokens as text, T of them.
         boxes_px: float64[N, 4], the regions of the question.
         heatmaps: By method.
+        masks: Of the boxes, as of structures.Regions.
     """
 
     question: str
@@ -88,13 +91,21 @@ class Explanation:
     tokens: tuple[str, ...]
     boxes_px: np.ndarray
     heatmaps: dict[str, Heatmap]
+    masks: tuple[np.ndarray | None, ...] = ()
+
+    def inside(self, method: str) -> list[float]:
+        """Returns the part of a method's heatmap, in [0, 1], that lies inside of each region: its mask, or its box."""
+        heat, masks = self.heatmaps[method], self.masks or (None,) * len(self.boxes_px)
+        size = int(heat.y[-1].round()), int(heat.x[-1].round())
+        pairs = zip(self.boxes_px, masks, strict=True)
+        return [heat.share_inside(box if mask is None else _pixels(box, mask, size)) for box, mask in pairs]
 
     def as_record(self) -> dict[str, Any]:
-        """Returns it as JSON can hold it; `inside`: the share of the heatmap in each region's box."""
+        """Returns it as JSON can hold it; `inside`: the share of the heatmap in each region."""
         boxes = self.boxes_px.tolist()
         maps = {
             method: {
-                "inside": [round(heat.share_inside(box), 4) for box in boxes],
+                "inside": [round(share, 4) for share in self.inside(method)],
                 **({"regions": _rounded(np.asarray(heat.regions))} if heat.regions else {}),
                 "x": _rounded(heat.x),
                 "y": _rounded(heat.y),
@@ -154,7 +165,8 @@ def explain(
         model: A GPT4RoI model.
         processor: Its processor.
         image: The prepared image.
-        question: A conversation up to the question, with the image's boxes in pixels.
+        question: A conversation up to the question, with the image's boxes in pixels; with their masks, windows of
+            occlusion end at these, whether the model reads masks or not.
         answer: The answer to explain, the model's own or any other.
         methods: Some of METHODS; by default all that the model can be asked for.
         cells: Occluded cells along each side of the image, about; a box is CELLS_IN_A_BOX wide at least.
@@ -178,7 +190,7 @@ def explain(
     asked = _Asked(image, {**encoded, "input_ids": last}, last[supervised], supervised - 1)
     plain = _log_probabilities(model, asked, [image.pixel_values])[0]
     compute = {
-        "occlusion": lambda: _occlusion(model, asked, plain, cells, batch_size),
+        "occlusion": lambda: _occlusion(model, asked, question.masks, plain, cells, batch_size),
         "gradient": lambda: _gradient(model, asked),
         "attention": lambda: _attention(model, asked, len(question.boxes_px)),
     }
@@ -189,6 +201,7 @@ def explain(
         tokens=tuple(processor.tokenizer.decode([token]) for token in asked.targets.tolist()),
         boxes_px=np.asarray(question.boxes_px),
         heatmaps={method: compute[method]() for method in chosen},
+        masks=question.masks,
     )
 
 
@@ -209,24 +222,75 @@ def _of_targets(model: Any, asked: _Asked, embedded: torch.Tensor) -> torch.Tens
     return logits.gather(2, targets[None, :, None].expand(len(logits), -1, 1))[..., 0] - logits.logsumexp(-1)
 
 
-def _occlusion(model: Any, asked: _Asked, plain: np.ndarray, cells: int, batch_size: int) -> Heatmap:
-    pixels, boxes = asked.image.pixel_values, asked.encoded["boxes"].numpy()
+def _occlusion(
+    model: Any, asked: _Asked, masks: Sequence[np.ndarray | None], plain: np.ndarray, cells: int, batch_size: int
+) -> Heatmap:
+    pixels = asked.image.pixel_values
     side = pixels.shape[-1]
-    (x, across), (y, down) = (_cells(boxes[:, [axis, axis + 2]] * side, side, cells) for axis in (0, 1))
-    windows = [(rows, columns) for rows in down for columns in across]
+    boxes = asked.encoded["boxes"].numpy() * side
+    shown = [masks[number] if masks else None for number in asked.encoded["box_indices"].tolist()]
+    (x, across), (y, down) = (_cells(boxes[:, [axis, axis + 2]], side, cells) for axis in (0, 1))
+    if any(mask is not None for mask in shown):
+        (x, across), (y, down) = _divided(x, across), _divided(y, down)
+    windows = _windows(down, across, _inside(boxes, shown, x, y))
     totals, count = np.zeros((len(plain), len(y) - 1, len(x) - 1)), np.zeros((len(y) - 1, len(x) - 1))
-    areas, mean = np.outer(np.diff(y), np.diff(x)), pixels.mean(dim=(1, 2), keepdim=True)
+    areas, mean = np.outer(np.diff(y), np.diff(x)), pixels.mean(dim=(1, 2))[:, None]
     for start in range(0, len(windows), batch_size):
         batch = windows[start : start + batch_size]
         occluded = [pixels.clone() for _ in batch]
-        for one, (rows, columns) in zip(occluded, batch, strict=True):
-            one[:, y[rows.start] : y[rows.stop], x[columns.start] : x[columns.stop]] = mean
+        for one, window in zip(occluded, batch, strict=True):
+            one[:, torch.from_numpy(window.repeat(np.diff(y), 0).repeat(np.diff(x), 1))] = mean
         for window, found in zip(batch, _log_probabilities(model, asked, occluded), strict=True):
-            part = areas[window] / areas[window].sum()
-            totals[:, window[0], window[1]] += (plain - found)[:, None, None] * part
-            count[window] += 1
+            part = areas * window
+            totals += (plain - found)[:, None, None] * (part / part.sum())
+            count += window
     drops = totals / count
     return Heatmap(drops.sum(0), *_in_image(asked, x, y, side), drops)
+
+
+def _windows(down: Sequence[slice], across: Sequence[slice], inside: np.ndarray) -> list[np.ndarray]:
+    """Returns what is occluded at once, bool[H, W] of cells each: no window is inside of a mask in part only."""
+    found = []
+    for rows in down:
+        for columns in across:
+            window = np.zeros_like(inside)
+            window[rows, columns] = True
+            found += [piece for piece in (window & inside, window & ~inside) if piece.any()]
+    return found
+
+
+def _divided(edges: np.ndarray, windows: Sequence[slice]) -> tuple[np.ndarray, list[slice]]:
+    """Returns edges of the parts of cells, a pixel wide at least, and the same windows over them."""
+    parts = [np.linspace(low, high, PARTS_OF_A_CELL + 1).round() for low, high in pairwise(edges)]
+    finer = np.unique(np.concatenate(parts)).astype(int)
+    places = np.searchsorted(finer, edges).tolist()
+    return finer, [slice(places[window.start], places[window.stop]) for window in windows]
+
+
+def _inside(boxes: np.ndarray, masks: Sequence[np.ndarray | None], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns which cells lie inside of a mask, bool[H, W] by their middles; edges and boxes in the same pixels."""
+    inside = np.zeros((len(y) - 1, len(x) - 1), dtype=bool)
+    for box, mask in zip(boxes, masks, strict=True):
+        if mask is not None:
+            (columns, across), (rows, down) = (
+                _places((edges[1:] + edges[:-1]) / 2, box[axis], box[axis + 2], mask.shape[1 - axis])
+                for axis, edges in ((0, x), (1, y))
+            )
+            inside[np.ix_(rows, columns)] |= mask[np.ix_(down, across)] >= mask.max() / 2
+    return inside
+
+
+def _places(middles: np.ndarray, low: float, high: float, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which of some places lie between low and high, int[K], and in which of `length` equal steps."""
+    steps = np.floor((middles - low) / max(high - low, 1e-9) * length).astype(int)
+    (within,) = np.nonzero((steps >= 0) & (steps < length))
+    return within, steps[within]
+
+
+def _pixels(box: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns the pixels inside of a box's mask, bool[H, W] of an image of this (height, width)."""
+    height, width = size
+    return _inside(box[None], [mask], np.arange(width + 1), np.arange(height + 1))
 
 
 def _cells(spans: np.ndarray, side: int, cells: int) -> tuple[np.ndarray, list[slice]]:

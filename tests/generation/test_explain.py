@@ -37,10 +37,9 @@ class Patches(nn.Module):
         return SimpleNamespace(feature_maps=maps)
 
 
-@pytest.fixture(scope="module")
-def chat() -> RegionChat:
+def blind_elsewhere(**changes) -> RegionChat:
     """A model to which nothing but a region's own pixels makes a difference: its image tokens are always the same."""
-    model = tiny_model("pyramid", roi_output_size=7, roi_sampling_ratio=1)
+    model = tiny_model("pyramid", roi_output_size=7, roi_sampling_ratio=1, **changes)
     model.language_model.set_attn_implementation("eager")
     tower = model.vision_tower
     tower.backbone = Patches(tower.level_channels, tower.level_strides)
@@ -50,6 +49,12 @@ def chat() -> RegionChat:
         for weight in model.region_encoder.parameters():
             weight.mul_(4 if weight.ndim > 1 else 1)
     return RegionChat(model, tiny_processor(model.config))
+
+
+@pytest.fixture(scope="module")
+def chat() -> RegionChat:
+    """It reads boxes."""
+    return blind_elsewhere()
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,24 @@ def test_what_an_answer_depends_on_lies_inside_of_the_box_and_moves_with_it(expl
         assert right.heatmaps[method].share_inside(RIGHT) > 0.99
         assert left.heatmaps[method].share_inside(RIGHT) < 0.01
     assert left.heatmaps["occlusion"].values.max() > 1e-3  # in units of log-likelihood, beside rounding errors
+
+
+def test_of_a_mask_the_windows_end_at_its_edge_and_a_model_of_boxes_looks_beyond_it(chat, image):
+    shape = np.zeros((64, 128), dtype=np.uint8)
+    shape[16:44, :24] = shape[32:44, :56] = 1  # an L, in whole cells of the box LEFT
+    settings = {"image": image, "answer": "a cat", "cells": 2, "methods": ["occlusion"]}
+
+    of_mask = blind_elsewhere(region_shape="mask").explain([shape], **settings)
+    of_box = chat.explain([shape], **settings)
+
+    assert of_mask.boxes_px.tolist() == of_box.boxes_px.tolist() == [LEFT]
+    assert of_mask.inside("occlusion")[0] > 0.99
+    assert of_mask.as_record()["heatmaps"]["occlusion"]["inside"] == [round(of_mask.inside("occlusion")[0], 4)]
+    assert 0.3 < of_box.inside("occlusion")[0] < 0.9
+    heat = of_box.heatmaps["occlusion"]
+    assert heat.share_inside(LEFT) > 0.99 and heat.share_inside(shape > 0) == pytest.approx(
+        of_box.inside("occlusion")[0], abs=1e-6
+    )
 
 
 def test_the_same_box_is_not_where_a_model_looks_that_sees_image_tokens_alone(image):

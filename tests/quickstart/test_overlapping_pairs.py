@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import tiny_model, tiny_processor
 
+from gpt4roi import RegionChat
 from gpt4roi.data.unified import UnifiedDataset
 from gpt4roi.evaluation.items import Source
 from gpt4roi.geometry.masks import to_box, to_pixels
-from quickstart import overlapping, shapes
+from quickstart import occlusion, overlapping, shapes
 from quickstart.benchmark.items import OVERLAPPING, load_items
 from quickstart.benchmark.scores import figures
 from quickstart.make import DRAWN
 from quickstart.splits import Material, StampArguments
 
 pytestmark = pytest.mark.heavy
+EMBEDDED = Path(__file__).parents[2] / "exp" / "quickstart"
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +63,35 @@ def test_the_benchmark_tells_the_thing_itself_from_the_other_of_its_pair(data):
     ]
     found = figures(answered, {})["overlapping"]
     assert (found["asked"]["value"], found["given"]["value"], found["asked"]["n"]) == (0.75, 0.25, 8)
+
+
+def test_occlusion_is_told_apart_between_the_two_things_of_a_pair(data):
+    model = tiny_model("pyramid", region_shape="mask")
+    chat = RegionChat(model, tiny_processor(model.config))
+    records = [json.loads(line) for line in (data / "test_overlapping.jsonl").read_text().splitlines()]
+
+    rows = occlusion.shares(chat, data / "test_overlapping.jsonl", 2, cells=1)
+
+    assert [row["caption"] for row in rows] == [records[number]["objects"][number]["caption"] for number in (0, 1)]
+    for number, row in enumerate(rows):
+        own, other = (to_pixels(records[number]["masks"][one], (128, 128)) > 0 for one in (number, number ^ 1))
+        found = chat.explain([records[number]["masks"][number]], image=data / row["image"], answer=row["answer"],
+                             methods=["occlusion"], cells=1)  # fmt: skip
+        heat = found.heatmaps["occlusion"]
+        assert row["region"] == pytest.approx(heat.share_inside(own), abs=0.05)
+        assert row["other"] == pytest.approx(heat.share_inside(other), abs=1e-6) and row["region"] <= row["box"] + 0.05
+
+
+@pytest.mark.slow
+def test_the_embedded_model_of_masks_looks_at_the_region_that_is_asked_about():
+    config = EMBEDDED / "stage2" / "config.json"
+    if (
+        not (EMBEDDED / "data" / "test_overlapping.jsonl").exists()
+        or '"region_shape": "mask"' not in config.read_text()
+    ):
+        pytest.skip("no embedded model of masks: bash scripts/quickstart.sh --recipe quickstart/recipe_masks.json")
+    chat = RegionChat.from_pretrained(str(EMBEDDED / "stage2"), "cpu")
+    rows = occlusion.shares(chat, EMBEDDED / "data" / "test_overlapping.jsonl", 10)
+
+    inside, other = (np.median([row[name] for row in rows]) for name in ("region", "other"))
+    assert inside >= 0.8 and other <= 0.1
