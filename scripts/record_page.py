@@ -3,20 +3,26 @@
     python scripts/record_page.py --model exp/quickstart/stage2 [--out figs]
 
 Serves the page, draws with the mouse on photographs that scikit-image carries, asks, and writes demo1.gif (one
-region), demo2.gif (several regions), fig1.png (several rounds) and parts.png (the parts of the page, numbered).
+region), demo2.gif (several regions), fig1.png (several rounds) and parts.png (the parts of the page, numbered); with a
+model that reads masks, only masks.png: two things on each other in a scene (--scene), one under the brush, one in a
+polygon, and below where the answer looked.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, sync_playwright
+
+from gpt4roi.geometry.masks import to_pixels
 
 SIZE = {"width": 1120, "height": 720}
 GIF_WIDTH = 800
@@ -84,6 +90,21 @@ class Recorder:
             "![...document.querySelectorAll('.chip-name')].some(one => one.textContent === '…')"
         )
         self.keep(700)
+
+    def upload(self, path: Path) -> None:
+        """Shows an image of one's own."""
+        self.page.set_input_files(".stage input[type=file]", path)
+        self.page.wait_for_selector(".stage.has-image")
+        self.page.wait_for_function("document.querySelector('.stage-image').complete")
+
+    def tool(self, name: str) -> None:
+        """Chooses what is drawn."""
+        self.page.check(f".stage-paint input[value={name}]")
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Returns the place on the screen of a place in the image, in shares."""
+        area = self.page.locator(".stage-image").bounding_box()
+        return area["x"] + x * area["width"], area["y"] + y * area["height"]
 
     def type(self, question: str) -> None:
         """Types a question; each <regionN> is put in by a click on its chip."""
@@ -178,11 +199,50 @@ def parts(page: Recorder) -> str:
     return "numbers"
 
 
+def masks(page: Recorder, scene: Path) -> str:
+    """Paints one thing of a pair, clicks a polygon around the other, and asks about the first and where it looked."""
+    record = next(
+        one
+        for one in map(json.loads, (scene.parents[2] / f"{scene.parent.name}.jsonl").read_text().splitlines())
+        if Path(one["image"]).name == scene.name
+    )
+    width, height = Image.open(scene).size
+    page.upload(scene)
+    below, above = (to_pixels(mask, (height, width)) > 0 for mask in record["masks"][:2])
+    page.tool("brush")
+    page.page.locator(".brush-size").fill("2")
+    path = []
+    for row in np.flatnonzero(below.any(1))[6:-6:8]:  # to and fro along each row's longest run
+        columns = np.flatnonzero(below[row])
+        run = max(np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1), key=len)
+        if len(run) > 15:
+            path += [(column, row) for column in (run[6], run[-6])][:: 1 if len(path) % 4 else -1]
+    page.page.mouse.move(*page.at(path[0][0] / width, path[0][1] / height))
+    page.page.mouse.down()
+    for column, row in path:
+        page.page.mouse.move(*page.at(column / width, row / height), steps=3)
+    page.page.mouse.up()
+    page.tool("polygon")
+    rows = np.flatnonzero(above.any(1))
+    down = rows[:: max(1, len(rows) // 7)]
+    edges = [(np.flatnonzero(above[row])[[0, -1]], row) for row in down]
+    corners = [(ends[0], row) for ends, row in edges] + [(ends[1], row) for ends, row in reversed(edges)]
+    for column, row in (*corners, corners[-1]):
+        page.page.mouse.click(*page.at(column / width, row / height))
+    page.type("What is <region1>?")
+    said = page.ask()
+    page.click("#explain")
+    page.page.wait_for_selector("#explained img", timeout=600_000)
+    return f"{said}; {record['objects'][0]['caption']}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="exp/quickstart/stage2", metavar="DIR")
     parser.add_argument("--only", metavar="NAME", help="record one of the files, such as parts.png")
     parser.add_argument("--out", type=Path, default=Path("figs"), metavar="DIR")
+    scene = Path("exp/quickstart/data/images/test_overlapping/000000.png")
+    parser.add_argument("--scene", type=Path, default=scene, metavar="FILE", help="for a model of masks")
     args = parser.parse_args()
 
     from gpt4roi import RegionChat
@@ -190,13 +250,16 @@ def main() -> int:
     from gpt4roi.models.model_card import limitations
 
     options = ServerOptions(limitations=limitations(Path(args.model)))
-    running = serve(RegionChat.from_pretrained(args.model), Path(args.model).name, options)
+    chat = RegionChat.from_pretrained(args.model)
+    running = serve(chat, Path(args.model).name, options)
     plays: dict[str, Callable[[Recorder], str]] = {
         "demo1.gif": one_region,
         "demo2.gif": several_regions,
         "fig1.png": several_rounds,
         "parts.png": parts,
     }
+    if chat.processor.region_shape == "mask":
+        plays = {"masks.png": lambda page: masks(page, args.scene)}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, play in plays.items():
