@@ -272,7 +272,8 @@ const maskOf = (shape) => {
   return shape.runs;
 };
 
-const boxAround = (places) => [Math.min, Math.max].flatMap((most) => [0, 1].map((axis) => most(...places.map((one) => one[axis]))));
+const boxAround = (places) =>
+  [Math.min, Math.max].flatMap((most) => [0, 1].map((axis) => most(...places.map((place) => place[axis]))));
 
 const filled = (places) => {
   const shape = newShape(), context = pen(shape);
@@ -284,7 +285,7 @@ const filled = (places) => {
 
 // Gives a region its shape, and the box around it; a shape of nothing is no region. Returns whether there is one.
 const setShape = (index, shape, before) => {
-  const box = pixelsOf(shape).box && (shape.corners ? boxAround(shape.corners) : pixelsOf(shape).box);
+  const covered = pixelsOf(shape).box, box = covered && shape.corners ? boxAround(shape.corners) : covered;
   if (before) shapes.delete(keyOf(before));
   if (!box) return boxes.splice(index, 1), (selected = -1), false;
   while (boxes.some((other, at) => at !== index && keyOf(other) === keyOf(box))) box[2] -= 0.01; // names go by the box
@@ -357,7 +358,7 @@ const shapeIcon = (index) => {
   const polygon = shapes.get(keyOf(boxes[index])).corners;
   const icon = make('span', 'chip-shape', polygon ? '⬠' : '◍');
   icon.style.color = color(index + 1);
-  icon.title = polygon ? `Region ${index + 1} is a polygon of ${polygon.length} corners` : `Region ${index + 1} is painted`;
+  icon.title = `Region ${index + 1} is ${polygon ? `a polygon of ${polygon.length} corners` : 'painted'}`;
   icon.setAttribute('aria-label', icon.title);
   return icon;
 };
@@ -415,7 +416,8 @@ const addCorner = (place) => {
   if (corners.length > 2 && (at(corners[0]) || at(corners.at(-1)))) return closePolygon();
   if (!at(corners.at(-1))) corners.push(place);
   const next = corners.length > 2 ? 'Enter or a double click closes the polygon' : 'Three at least are needed';
-  say(`Corner ${corners.length} at ${corners.at(-1).map(Math.round).join(', ')}. ${next}; Backspace takes back, Escape cancels.`);
+  const where = corners.at(-1).map(Math.round).join(', ');
+  say(`Corner ${corners.length} at ${where}. ${next}; Backspace takes back, Escape cancels.`);
   renderShapes();
 };
 
