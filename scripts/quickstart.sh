@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # From nothing to a region-level model that answers: environment, data, alignment, stage 1, stage 2, evaluation, report.
-#   bash scripts/quickstart.sh [FOLDER] [--recipe FILE] [--seed N]      default: exp/quickstart, recipe_one_token.json, 0
-# quickstart/recipe.json names photographs, too. Interrupted and run again, it goes on where it stopped.
+#   bash scripts/quickstart.sh [FOLDER] [--recipe FILE] [--seed N]      default: exp/quickstart, quickstart/recipe.json, 0
+# quickstart/recipe_one_token.json is that of version 0.1, without photographs. Interrupted and run again, it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-folder=exp/quickstart recipe=quickstart/recipe_one_token.json seed=0
+folder=exp/quickstart recipe=quickstart/recipe.json seed=0
 while [[ $# -gt 0 ]]; do
     case $1 in
         --recipe) recipe=${2:?--recipe needs a file} && shift 2 ;;

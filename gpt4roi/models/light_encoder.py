@@ -33,6 +33,8 @@ CALIBRATION_BATCH = 64
 
 BOX_MEAN, BOX_STD = (0.5, 0.5, 0.3, 0.3, 0.3), (0.25, 0.25, 0.2, 0.2, 0.2)
 """Of center_size_features of objects in everyday images, until boxes are measured."""
+LOG_SIZE_MEAN, LOG_SIZE_STD = -1.3, 0.6
+"""Of the logarithms of the sizes, which the position in a token of its own holds."""
 
 DISCRIMINANT_SIDE = 2
 """Cells along each side of a box that it reads."""
@@ -43,7 +45,7 @@ SHARPNESS = 4.0
 POSITION_SCALE = 4.0
 """Of the position in a token of its own, in root mean squares of a word: a language model compares boxes earlier."""
 
-POSITION_LINEAR, POSITION_LIMIT = 1.5, 3.0
+POSITION_LINEAR, POSITION_LIMIT = 1.5, 2.5
 """Standard deviations up to which a measure of a box is linear, and which it approaches: boxes larger than those of the
 training would otherwise be so far from any word that the name beside them is not read."""
 
@@ -153,8 +155,11 @@ class LightRegionEncoder(RegionEncoderBase):
         if self.shape_embedding is not None:
             nn.init.zeros_(self.shape_embedding.weight)
         # This copy leaves alone what came from a file.
-        initialization.copy_(self.standardise_box.mean, torch.tensor(BOX_MEAN))
-        initialization.copy_(self.standardise_box.std, torch.tensor(BOX_STD))
+        mean, std = torch.tensor(BOX_MEAN), torch.tensor(BOX_STD)
+        if self.tokens_per_region > 1:
+            mean[2:], std[2:] = LOG_SIZE_MEAN, LOG_SIZE_STD
+        initialization.copy_(self.standardise_box.mean, mean)
+        initialization.copy_(self.standardise_box.std, std)
         self.init_output_rms(1.0)
 
     def set_regularisation(self, noise: float = 0.0, mixup: float = 0.0) -> None:
@@ -180,7 +185,17 @@ class LightRegionEncoder(RegionEncoderBase):
         for standardise, level in zip(self.standardise, feature_maps, strict=True):
             standardise.calibrate(level)
         if boxes:
-            self.standardise_box.calibrate(center_size_features(torch.cat(boxes)))
+            self.standardise_box.calibrate(self.measures(torch.cat(boxes)))
+
+    def measures(self, boxes: torch.Tensor) -> torch.Tensor:
+        """Returns center_size_features, float[M, 5], of several tokens with the logarithms of sizes: those have ratios.
+
+        boxes: float[M, 4], xyxy in [0, 1].
+        """
+        facts = center_size_features(boxes)
+        if self.tokens_per_region > 1:
+            facts[:, 2:] = facts[:, 2:].clamp(min=1e-3).log()
+        return facts
 
     def content(self, feature_maps: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
         """Embeds what each box shows; float[M * k, D] in batch order."""
@@ -271,7 +286,7 @@ class LightRegionEncoder(RegionEncoderBase):
     def position(self, boxes: list[torch.Tensor], cells: torch.Tensor | None = None) -> torch.Tensor:
         """Embeds where each box is, and what its mask leaves out of it; float[M * k, D] in batch order."""
         device, dtype = execution_device_and_dtype(self.place)
-        facts = self.standardise_box(center_size_features(torch.cat(boxes).to(device)))
+        facts = self.standardise_box(self.measures(torch.cat(boxes).to(device)))
         if self.tokens_per_region > 1:
             facts = _bounded(facts)
         rows = self.place(facts.to(dtype))

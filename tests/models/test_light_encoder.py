@@ -68,18 +68,19 @@ def test_the_same_box_elsewhere_has_the_same_content_in_a_uniform_image(pyramid_
     assert (position[0] - position[1]).abs().max() > 0.1
 
 
-def test_a_position_beside_words_is_bounded_and_keeps_the_order_of_sizes():
+def test_a_position_beside_words_is_bounded_and_tells_ratios_of_sizes():
     encoder = tiny_model("pyramid", tokens_per_region=2).region_encoder
-    encoder.standardise_box.std.fill_(0.05)
+    assert encoder.standardise_box.mean.tolist() == pytest.approx([0.5, 0.5, -1.3, -1.3, -1.3])
+    encoder.standardise_box.mean.fill_(-2)
+    encoder.standardise_box.std.fill_(0.5)
+    widths = torch.tensor([-2.0, -1.5, -1.25, -1.0, 0.0]).exp()
     with torch.no_grad():
         encoder.place.weight.zero_()[-1, 2] = 1  # the width alone
-        widths = torch.tensor([0.3, 0.4, 0.6, 1.0])
-        boxes = torch.stack([torch.zeros(4), torch.zeros(4), widths, torch.ones(4)], dim=1)
-        position = encoder.position([boxes]).unflatten(0, (4, 2))[:, -1, -1]
-    assert (position.diff() > 0).all() and position[-1] < POSITION_LIMIT
-    beyond = torch.tensor([0.5, 4.5, 12.5]) / 1.5
-    expected = torch.cat([torch.zeros(1), 1.5 + 1.5 * torch.tanh(beyond)])
-    torch.testing.assert_close(position, expected, atol=1e-5, rtol=0)
+        boxes = torch.stack([torch.zeros(5), torch.zeros(5), widths, torch.ones(5)], dim=1)
+        position = encoder.position([boxes]).unflatten(0, (5, 2))[:, -1, -1]
+    beyond = 1.5 + torch.tanh(torch.tensor([0.5, 2.5]))
+    torch.testing.assert_close(position, torch.cat([torch.tensor([0.0, 1.0, 1.5]), beyond]), atol=1e-5, rtol=0)
+    assert position[-1] < POSITION_LIMIT
 
 
 def test_calibration_is_saved_with_the_model(pyramid_model, maps, tmp_path):
