@@ -29,7 +29,7 @@ OLD_NAMES = """
     _refuse_strangers thin_out save_whole KeptFeatures keep_features keep_frozen UnusableError LeftOutError
     _spelt _there FEWEST_WORDS LOWEST_SCORE SMALLEST_SIDE too_many_lost Ruler ENDLESS sideways UnclearError
     PUT_AWAY TAKES_MORE _say_what_became_of_masks take_over n_dropped_turns passages PictureFeatures
-    picture_pipeline PicturePipeline pairs_per_visit role_of_speaker default_question held_out
+    picture_pipeline PicturePipeline pairs_per_visit held_out
 """
 """Identifiers of TERMS.md that nothing else would use: looked for everywhere in gpt4roi/."""
 
