@@ -207,6 +207,7 @@ class Encoded:
     cut: bool = False
 
 
+@dataclass(frozen=True)
 class DialogueEncoder:
     """Encodes dialogues in one format, with one tokenizer and its limits.
 
@@ -214,23 +215,14 @@ class DialogueEncoder:
     `<bbox>` becomes tokens_per_region.
     """
 
-    def __init__(
-        self,
-        template: PromptTemplate,
-        text_encoder: TextEncoder,
-        image_text: str,
-        patch_id: int,
-        region_id: int,
-        image_seq_length: int,
-        max_length: int,
-        tokens_per_region: int = 1,
-    ) -> None:
-        self.template = template
-        self.text_encoder = text_encoder
-        self.image_text = image_text
-        self.patch_id, self.region_id = patch_id, region_id
-        self.image_seq_length, self.max_length = image_seq_length, max_length
-        self.tokens_per_region = tokens_per_region
+    template: PromptTemplate
+    text_encoder: TextEncoder
+    image_text: str
+    patch_id: int
+    region_id: int
+    image_seq_length: int
+    max_length: int
+    tokens_per_region: int = 1
 
     def dialogue(self, steps: Sequence[DialogueStep], generation: bool, where: str) -> Encoded:
         """Encodes one conversation, without its last rounds where it is too long.
