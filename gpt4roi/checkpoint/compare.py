@@ -45,8 +45,12 @@ def observe(model: Any, processor: Any) -> Observation:
     pixels = np.random.default_rng(_SEED).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
     sample = RegionSample(image=pixels, boxes_px=np.array(_BOXES), turns=(Turn("user", _QUESTION),))
     encoded = processor(sample, generation=True)
-    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask", "pixel_values", "boxes")}
+    inputs = {name: encoded[name] for name in encoded if name != "masks"}
     output = model.eval()(**inputs)
+    regions = output.get("region_features")
+    if regions is None:  # a pretrained base returns what its class returns
+        of_image = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        regions = model.get_region_features(**of_image)
     settings = model.generation_config
     tokens = model.generate(**inputs, do_sample=False, max_new_tokens=_ANSWER_TOKENS)
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
@@ -54,7 +58,7 @@ def observe(model: Any, processor: Any) -> Observation:
         input_ids=encoded["input_ids"][0].tolist(),
         stops=[processor.stop_strings, processor.stop_token_ids, ends],
         logits=output.logits[0].float(),
-        region_features=output.region_features.float(),
+        region_features=regions.float(),
         answer=processor.decode(tokens[0, encoded["input_ids"].shape[1] :]),
     )
 

@@ -4,7 +4,18 @@ What work of this kind trains on, as far as its files are public: Osprey (its Os
 and PACO objects, referring expressions, region captions). Licences differ and images have terms of their own; read each
 before training what is to be given away.
 
-`unified` files are made once by `gpt4roi data convert` (--from osprey, --from coco, --from lvis).
+The `unified` files are made once, from the files as they are published:
+
+    for name in lvis/lvis_v1_train paco/paco_lvis_v1_train; do
+        gpt4roi data convert data/$name.json data/$name.unified.jsonl --from lvis --img-prefix data/coco_imgs
+    done
+    for name in conversation detail_description short_form part_level; do
+        name=osprey/osprey_$name
+        gpt4roi data convert data/$name.json data/$name.unified.jsonl --from osprey --img-prefix data/coco_imgs
+    done
+
+With `--masks` they hold masks, for a model that is trained with `--region_shape mask`. COCO by proposals: train on the
+categories as they are, and give a detector's proposals to `gpt4roi detect`.
 """
 
 datasets = [
@@ -17,6 +28,9 @@ datasets = [
     },
     # Objects of LVIS v1, 100,000 images of COCO, 1203 categories; annotations CC BY 4.0.
     {"type": "unified", "ann_file": "./data/lvis/lvis_v1_train.unified.jsonl"},
+    # Objects and their parts, as "cup handle". PACO-LVIS, 45,790 images of COCO, 75 objects and 456 parts; terms on its
+    # page.
+    {"type": "unified", "ann_file": "./data/paco/paco_lvis_v1_train.unified.jsonl"},
     # Phrases of objects. RefCOCO, RefCOCO+ and RefCOCOg by MDETR, 80,000 to 120,000 expressions each, on COCO's images.
     {
         "type": "RefCOCO",

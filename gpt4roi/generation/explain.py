@@ -135,7 +135,10 @@ def check_methods(model: Any, methods: Sequence[str] | None) -> tuple[str, ...]:
         InputError: One is unknown, or there are no attention weights.
     """
     if not model.packs_sequences:
-        raise InputError("explain reads GPT4RoI's own models; of a vision-language model with regions it cannot tell")
+        raise InputError(
+            "explain reads GPT4RoI's own models, which see an image as one square; a pretrained vision-language model "
+            "with regions has views of its own, and cannot be explained"
+        )
     has_weights = model.language_model.config._attn_implementation == "eager"
     if methods is None:
         return METHODS if has_weights else METHODS[:-1]

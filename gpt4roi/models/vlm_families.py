@@ -130,8 +130,25 @@ FAMILIES = (
 """The model_type of the bases that regions were tried on."""
 
 
+WITHOUT: Mapping[str, str] = {
+    "lfm2_vl": "its image processor cuts tiles into patches, so where they lie cannot be measured, and its decoder's "
+    "convolutions keep a state that answers cannot be branched from",
+    **dict.fromkeys(
+        ("qwen3_5", "qwen3_5_moe"),
+        "its decoder's linear attention keeps a state that answers cannot be branched from",
+    ),
+    **dict.fromkeys(
+        ("gemma3n", "gemma4"), "its decoder reads the ids of tokens in every layer, which the engine's rows do not hold"
+    ),
+    "mllama": "its images reach the decoder by cross-attention, and no token stands for them",
+}
+"""What is missing for regions on some families that are asked for."""
+
+
 def require_known_family(model_type: str, tower_type: str | None, name: str) -> None:
     """Raises InputError for a base that is not known, and says what is missing."""
+    if model_type in WITHOUT:
+        raise InputError(f"{name}: regions on {model_type!r} are not supported: {WITHOUT[model_type]}")
     if model_type not in FAMILIES:
         missing = f"model_type {model_type!r} is no family that regions were tried on; known are {', '.join(FAMILIES)}"
     elif tower_type not in (*TOWERS, None):  # a folder need not write its family's own tower down

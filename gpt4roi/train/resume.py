@@ -15,8 +15,9 @@ from transformers import Trainer
 from gpt4roi.checkpoint.lora import record_base
 from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.errors import InputError
-from gpt4roi.io.model_folders import ADAPTER_CONFIG
+from gpt4roi.io.model_folders import ADAPTER_CONFIG, REGIONS_ON_BASE, identify
 from gpt4roi.models.model_card import write_model_card
+from gpt4roi.models.vlm_base import open_regions_vlm
 from gpt4roi.train import saving
 from gpt4roi.train.sampler import StepSampler
 
@@ -128,6 +129,25 @@ class ResumableTrainer(Trainer):
             adapted: Any = self.accelerator.unwrap_model(self.model)
             record_base(folder, adapted.active_peft_config.base_model_name_or_path)
             write_model_card(folder, adapted.config.to_dict(), "adapter")
+
+    def _load_best_model(self) -> None:
+        if not self._load_base(str(self.state.best_model_checkpoint)):
+            super()._load_best_model()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._load_base(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_base(self, folder: str) -> bool:
+        """Loads a pretrained base and its region encoder from a checkpoint; returns False where it holds no such.
+
+        A base's tensors have other names in its files than in the model, by which the Trainer would find none of them.
+        """
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded or identify(folder).kind != REGIONS_ON_BASE:
+            return False
+        self.accelerator.unwrap_model(self.model).load_state_dict(open_regions_vlm(folder).state_dict())
+        return True
 
     def save_final_model(self) -> None:
         """Writes the trained model, unsharded, into the work directory, every file by a rename."""

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from recordings import DATA
 
 import gpt4roi
+from gpt4roi.cli import main
 from gpt4roi.data.base import RegionDataset
 from gpt4roi.data.mixture import Mixture
 from gpt4roi.data.registry import READERS, build_mixture
@@ -181,6 +183,39 @@ def test_the_lists_of_the_paper_open_on_a_tree_as_data_readme_has_it(tmp_path, m
     assert sets["stage1.py"] == ["CocoDetection", "RefCOCO", "RefCOCOP"]
     assert set(sets["stage1.py"] + sets["stage2.py"]) == set(sets["dataset_config.json"])
     assert len(sets["dataset_config.json"]) == len(READERS) - 1  # all but `unified`
+
+
+def test_the_list_for_a_pretrained_base_opens_on_such_a_tree_with_its_files_converted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DATA, tmp_path / "data")
+    shutil.move("data/coco_all", "data/coco_imgs")  # either name will do
+    photos = sorted((tmp_path / "data/coco_imgs").glob("*.jpg"))[:2]
+    sizes = [dict(zip(("width", "height"), Image.open(photo).size, strict=True)) for photo in photos]
+    images = [{"id": 1, "coco_url": f"http://images.cocodataset.org/train2017/{photos[0].name}"} | sizes[0]]
+    for name, category in (("lvis/lvis_v1_train", "coffee_maker"), ("paco/paco_lvis_v1_train", "cup:handle")):
+        rows = [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 20, 10]}]
+        table = {"images": images, "annotations": rows, "categories": [{"id": 7, "name": category}]}
+        convert(tmp_path / f"data/{name}", "lvis", table)
+    region = {"segmentation": [[1, 2, 9.5, 2, 9.5, 7]]}
+    described = {"description": ["<region1>: A cup."]}
+    asked = {"conversations": [{"from": "human", "value": "Is <region1> red?"}, {"from": "gpt", "value": "Yes."}]}
+    texts = {"conversation": asked, "detail_description": described, "short_form": asked, "part_level": asked}
+    for name, text in texts.items():
+        entry = {"file_name": photos[1].name, "annotation": [region]} | sizes[1] | text
+        convert(tmp_path / f"data/osprey/osprey_{name}", "osprey", [entry])
+    parts = build_mixture("gpt4roi/configs/vlm.py").parts
+    drawn = [part.sample(0, np.random.default_rng(0)) for part in parts]
+    assert all(sample.turns and Path(str(sample.image)).is_file() for sample in drawn)
+    said = [sample.turns[-1].text for sample in drawn if "unified" in str(sample.source)]
+    assert said == ["coffee maker", "cup handle", "Yes.", "A cup.", "Yes.", "Yes."]
+
+
+def convert(path, form, content):
+    """Writes a file as it is published and converts it as configs/vlm.py says."""
+    path.parent.mkdir(exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(content))
+    words = f"data convert {path}.json {path}.unified.jsonl --from {form} --img-prefix data/coco_imgs"
+    assert main(words.split()) == 0
 
 
 def test_a_python_list_is_never_run(tmp_path):

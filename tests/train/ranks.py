@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 import time
@@ -160,6 +161,23 @@ def losing(root: Path, parts: Path) -> dict:
         skipped.append([line.get("skipped") for line in state["log_history"]])
     stopped = together(2, root / "stopped", lambda folder: stopped_by(folder, parts, some))
     return {"skipped": skipped, "stopped": stopped}
+
+
+def base(root: Path, parts: Path) -> dict:
+    """A pretrained vision-language model in two processes, of which one may hold text alone, and in one process."""
+    from vlm.tiny_vlms import tiny_vlm
+
+    vlm, data = tiny_vlm("qwen2_5_vl"), parts / "base.jsonl"
+    vlm.base.save_pretrained(root / "base")
+    vlm.processor.base.save_pretrained(root / "base")
+    shutil.copy(parts / "train.jsonl", data)
+    without_regions(data, (), (1, 3, 5, 7, 9))
+    given = ("--model_name_or_path", str(root / "base"), "--dataset_config", str(data), "--region_noise", "0")
+    given += ("--global_batch_size", "2", "--max_steps", "4", "--save_steps", "4", "--logging_steps", "1")
+    return {
+        "two": together(2, root / "two", lambda folder: train(folder, parts, *given)),
+        "alone": together(1, root / "alone", lambda folder: train(folder, parts, *given)),
+    }
 
 
 def stopped_by(folder: Path, parts: Path, data: Path) -> str:
@@ -565,7 +583,7 @@ def run(argv: list[str]) -> None:
         place.mkdir(parents=True)
         write_parts(place, images=11)
     without_regions(mixed / "train.jsonl", boxless=(2, 6), text=(3, 8))
-    on_regions = {"losing": losing, "first": first}
+    on_regions = {"losing": losing, "first": first, "base": base}
     scenarios = on_regions | {"ddp": ddp, "shards": shards, "deepspeed": deepspeed}
     found = {name: scenarios[name](root / name, parts if name in on_regions else mixed) for name in names}
     sys.stdout.write("\n" + json.dumps(found) + "\n")

@@ -23,7 +23,7 @@ def together(folder, *names):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return together(tmp_path_factory.mktemp("ranks"), "ddp", "losing", "first", "shards")
+    return together(tmp_path_factory.mktemp("ranks"), "ddp", "losing", "first", "shards", "base")
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,14 @@ def test_the_first_process_alone_looks_and_aligns_and_all_have_what_one_would_ha
     assert [(rank["looked"], rank["aligned"]) for rank in (first, second, alone)] == [(1, 1), (0, 0), (0, 1)]
     assert first["digest"] == second["digest"] == alone["digest"]
     assert second["losses"] == first["losses"]
+
+
+def test_a_pretrained_base_trains_where_one_process_holds_text_alone(found):
+    two, (alone,) = found["base"]["two"], found["base"]["alone"]
+    steps = zip(*(rank["read"][-4:] for rank in two), strict=True)
+    assert any(len({index % 2 for _, index in step}) == 2 for step in steps)
+    assert two[0]["losses"] == two[1]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+    assert len(alone["losses"]) == 4 and len(set(alone["losses"])) == 4
 
 
 @pytest.fixture(scope="module")

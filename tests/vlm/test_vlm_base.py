@@ -277,5 +277,7 @@ def test_frames_of_a_crop_padding_and_tiles_are_what_the_sizes_say():
 def test_an_unknown_family_is_refused_with_what_is_missing():
     with pytest.raises(InputError, match=r"Blip2Model: model_type 'blip-2' is no family.*known are llava, vipllava"):
         require_known_family("blip-2", "blip_2_vision_model", "Blip2Model")
+    with pytest.raises(InputError, match=r"regions on 'lfm2_vl' are not supported: its image processor cuts tiles"):
+        require_known_family("lfm2_vl", None, "folder")
     with pytest.raises(InputError, match=r"patches of its vision tower .'hiera'. lie in the image is not known"):
         require_known_family("llava", "hiera", "LlavaForConditionalGeneration")

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from tiny_vlms import BUILDERS, tiny_vlm
 from train.squares import write_squares
 
-from gpt4roi import RegionChat
+from gpt4roi.cli import main as cli
 from gpt4roi.errors import InputError
 from gpt4roi.train import main
 
 QUICK = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--global_batch_size", "2"]
+LOGGED = ["--save_steps", "20", "--logging_steps", "1"]
 QUICK += ["--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--lr_scheduler_type", "constant"]
-BOX = [[2, 2, 28, 30]]
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,11 @@ def losses(folder):
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
-@pytest.mark.parametrize(
-    "name", [one if one == "qwen2_5_vl" else pytest.param(one, marks=pytest.mark.slow) for one in BUILDERS]
-)
+def of_families(*in_ci):
+    return [name if name in in_ci else pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS]
+
+
+@pytest.mark.parametrize("name", of_families("qwen2_5_vl"))
 def test_each_stage_trains_its_modules_of_a_base_and_a_run_resumes_to_the_bit(name, data, tmp_path):
     base = base_folder(name, tmp_path / "base")
     one = train(1, base, data, tmp_path / "one", "--max_steps", "4", "--save_steps", "2")
@@ -75,20 +77,52 @@ def test_each_stage_trains_its_modules_of_a_base_and_a_run_resumes_to_the_bit(na
     assert not [each for each in trained if any(part in each for part in tower) and "merger" not in each]
 
 
-@pytest.mark.slow
-def test_adapters_on_a_base_are_trained_and_opened_with_it(data, tmp_path):
+@pytest.fixture(scope="module", params=of_families("qwen2_5_vl"))
+def stage1(request, data, tmp_path_factory):
+    """A family's base and what 20 steps of stage 1 made of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base = base_folder(request.param, folder / "base")
+    return base, train(1, base, data, folder / "one", "--max_steps", "20", *LOGGED)
+
+
+@pytest.mark.heavy
+def test_the_loss_falls_in_stage_1_with_the_base_frozen_and_further_in_stage_2(stage1, data, tmp_path, record_property):
+    base, one = stage1
+    assert not changed(weights(base), weights(one))
+    two = train(2, one, data, tmp_path / "two", "--max_steps", "10", "--warmup_steps", "0", *LOGGED)
+    found = losses(one), losses(two)
+    start, middle, end = (sum(part) / 5 for part in (found[0][:5], found[0][-5:], found[1][-5:]))
+    record_property("loss", f"{start:.2f} → {middle:.2f} → {end:.2f}")
+    assert len(found[0]) == 20 and middle < 0.97 * start  # a random decoder that is frozen leaves little to gain
+    assert end < 0.5 * middle
+
+
+@pytest.mark.heavy
+def test_adapters_on_a_base_are_trained_and_both_are_described_from_the_command_line(stage1, data, tmp_path, capsys):
+    one, image = stage1[1], str(data.parent / "images" / "0.png")
+    lora = train(2, one, data, tmp_path / "lora", "--max_steps", "1", "--warmup_steps", "0", "--lora_r", "2")
+    adapter = load_file(lora / "adapter_model.safetensors")
+    assert all(value.any() for name, value in adapter.items() if "lora_B" in name)  # they begin at zero
+    assert any("region_encoder" in name for name in adapter)
+    capsys.readouterr()
+    for folder in (one, lora):
+        command = ["describe", image, "--box", "2,2,28,30", "--model", str(folder), "--device", "cpu"]
+        assert cli([*command, "--max-new-tokens", "4"]) == 0
+        assert capsys.readouterr().out.startswith("1\t2,2,28,30\t")
+
+
+@pytest.mark.heavy
+def test_the_best_checkpoint_is_restored_base_and_region_encoder(data, tmp_path, caplog):
+    given = ["--eval_dataset", str(data), "--eval_strategy", "steps", "--eval_steps", "1", "--save_steps", "1"]
+    given += ["--load_best_model_at_end", "true", "--metric_for_best_model", "eval_loss", "--learning_rate", "3"]
     one = train(1, base_folder("qwen2_5_vl", tmp_path / "base"), data, tmp_path / "one", "--max_steps", "1")
-    adapted = train(2, one, data, tmp_path / "lora", "--max_steps", "1", "--warmup_steps", "0", "--lora_r", "2")
-    chat = RegionChat.from_pretrained(adapted, device="cpu")
-    assert isinstance(chat.describe(str(data.parent / "images" / "0.png"), BOX, max_new_tokens=2)[0], str)
-
-
-@pytest.mark.slow
-def test_the_loss_of_a_tiny_qwen_falls(data, tmp_path):
-    base = base_folder("qwen2_5_vl", tmp_path / "base")
-    one = train(1, base, data, tmp_path / "one", "--max_steps", "40", "--save_steps", "40")
-    found = losses(one)
-    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+    two = train(2, one, data, tmp_path / "two", "--max_steps", "2", "--warmup_steps", "0", *given)
+    best = json.loads((two / "checkpoint-2" / "trainer_state.json").read_text())["best_global_step"]
+    assert best == 1
+    for file in ("model.safetensors", "region_encoder/model.safetensors"):
+        first, last, kept = (load_file(path / file) for path in (two / "checkpoint-1", two / "checkpoint-2", two))
+        assert changed(first, last) and not changed(first, kept)
+    assert "missing keys" not in caplog.text
 
 
 def test_choices_that_a_base_leaves_no_room_for_are_refused(data, tmp_path):

@@ -41,8 +41,9 @@ def objects_of_coco(
 ) -> Iterator[dict[str, Any]]:
     """Yields one object an image, with one question for each of its boxes.
 
-    The answer is the annotation's `caption`, or else its category's name. Images without `file_name`, as in LVIS, are
-    named by `coco_url`. The question has {region} for the box. Boxes of crowds are left out unless `crowds`.
+    The answer is the annotation's `caption`, or else its category's name, with blanks for `_` and PACO's `:`. Images
+    without `file_name`, as in LVIS, are named by `coco_url`. The question has {region} for the box. Boxes of crowds are
+    left out unless `crowds`.
 
     Raises:
         InputError: The file is not of this form.
@@ -50,7 +51,7 @@ def objects_of_coco(
     if "{region}" not in question:
         raise InputError(f"the question must hold {{region}}, got {question!r}")
     tables = read_tables(read_json(path, "a file in COCO's form"), path)
-    names = {key: name.replace("_", " ") for key, name in (tables.categories or {}).items()}
+    names = {key: name.replace("_", " ").replace(":", " ") for key, name in (tables.categories or {}).items()}
     of_image: dict[Id, list[int]] = {}
     for position, annotation in enumerate(tables.annotations):
         try:
