@@ -11,9 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tiny import tiny_text_config, tiny_tokenizer, tiny_vision_config
+from transformers import LlavaConfig
 from vllm_models import BOXES, IMAGE, MASKS, NUM_TOKENS, own_tokens, save, tiny_chat, vllm_prompts, vllm_tokens
 
 from gpt4roi import RegionChat
+from gpt4roi.errors import InputError
 from gpt4roi.serving.vllm.items import RegionItem
 
 pytest.importorskip("vllm")
@@ -126,6 +129,15 @@ def test_a_start_without_the_tokenizer_mode_says_which_one_is_needed(tmp_path, c
     with pytest.raises(Exception, match=r"tokenizer|Engine core"):
         open_llm(save(tiny_chat("clip"), tmp_path), tokenizer_mode="auto")
     assert "its prompts are written by its own processor; add --tokenizer-mode gpt4roi" in "".join(capfd.readouterr())
+
+
+def test_regions_on_another_base_are_refused_with_the_way_that_serves_them(tmp_path):
+    config = LlavaConfig(vision_config=tiny_vision_config(), text_config=tiny_text_config())
+    config.architectures = ["LlavaForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="not on a base of model_type 'llava'; use gpt4roi serve"):
+        open_llm(str(tmp_path))
 
 
 @pytest.mark.skipif(not (QUICKSTART / "stage2/config.json").is_file(), reason=f"no model in {QUICKSTART}/stage2")

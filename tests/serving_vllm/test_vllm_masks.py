@@ -40,28 +40,36 @@ def addresses(tmp_path_factory):
         yield found, own
 
 
-def ask(address: str, text: str = QUESTION, **fields) -> str:
-    """The answer, without half a character at which the length has cut it."""
-    status, found = post(address, {"messages": [message(text)], "max_tokens": 24, **fields})
+def ask(address: str, text: str = QUESTION, **fields) -> tuple[list[str], np.ndarray]:
+    """The tokens of an answer, without its end, and their log-probabilities.
+
+    Texts would not do: of bytes that are no text the servers show different parts.
+    """
+    asked = {"messages": [message(text)], "max_tokens": 24, "logprobs": True, **fields}
+    status, found = post(address, asked)
     assert status == 200, found
-    return found["choices"][0]["message"]["content"].rstrip("\ufffd")
+    content = [one for one in found["choices"][0]["logprobs"]["content"] if one["token"] != "<|end|>"]
+    return [one["token"] for one in content], np.array([one["logprob"] for one in content])
 
 
 def test_each_form_of_a_mask_gets_the_answer_of_our_own_server(addresses):
     server, own = addresses
-    expected = [ask(own, boxes=[region]) for region in FORMS.values()]
-    assert len(set(expected[:3])) == 3 and len(set(expected)) > 4
-    for _ in range(2):  # then all of it from the caches
-        assert [ask(server, boxes=[region]) for region in FORMS.values()] == expected
-    for region, text in zip(FORMS.values(), expected, strict=True):
-        assert ask(server, chat_template_kwargs={"boxes": [region]}) == text
+    expected = {form: ask(own, boxes=[region]) for form, region in FORMS.items()}
+    assert len({tuple(tokens) for tokens, _ in expected.values()}) > 4
+    for turn in ("computed", "cached"):
+        for form, region in FORMS.items():
+            tokens, log_probs = ask(server, boxes=[region])
+            assert tokens == expected[form][0], (turn, form)
+            np.testing.assert_allclose(log_probs, expected[form][1], atol=1e-3)
+    for form, region in FORMS.items():
+        assert ask(server, chat_template_kwargs={"boxes": [region]})[0] == expected[form][0]
 
 
 def test_masks_and_boxes_stand_together_in_one_question(addresses):
     text = "Is <region1> left of <region2>, or of <box>20,3,50,22</box>?"
-    found, expected = (ask(address, text, boxes=[MASKS[0], BOXES[3]]) for address in addresses)
+    found, expected = (ask(address, text, boxes=[MASKS[0], BOXES[3]])[0] for address in addresses)
     assert found == expected
-    assert found != ask(addresses[0], text, boxes=[MASKS[1], BOXES[3]])
+    assert found != ask(addresses[0], text, boxes=[MASKS[1], BOXES[3]])[0]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from vllm.renderers.base import BaseRenderer
 from vllm.utils.async_utils import make_async
 
 from gpt4roi.errors import InputError
+from gpt4roi.models import GPT4RoIConfig
 from gpt4roi.processing.uploads import Limits
 from gpt4roi.serving.images import ImageFetcher, prepare_upload
 from gpt4roi.serving.requests import ChatRequest, conversation_of, encode_conversation, validated
@@ -25,6 +26,12 @@ class GPT4RoIRenderer(BaseRenderer):
 
     def __init__(self, config: Any, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
+        kind = self.model_config.hf_config.model_type
+        if kind != GPT4RoIConfig.model_type:
+            raise InputError(
+                f"{self.model_config.model}: vLLM serves regions of GPT4RoI's own models, not on a base of model_type "
+                f"{kind!r}; use gpt4roi serve"
+            )
         self._fetcher = ImageFetcher(self.model_config.allowed_media_domains or (), option="--allowed-media-domains")
         self._render_async = make_async(self._render, executor=self._executor)
 
