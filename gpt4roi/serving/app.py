@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 64
 """Questions of one request for regions that are in the worker's queue at once."""
+IMAGES_AT_ONCE = 4
+"""Images that are decoded at once: each may need the memory of its limit of pixels."""
 LABELS_AT_ONCE = 64
 """Labels that are scored between two tokens of everybody else's answers, about."""
 
@@ -82,6 +84,7 @@ class ServingApp:
         self.started = int(time.time())
         self.processor = self.worker.processor
         self.max_body = self.images.limits.max_bytes * 4 // 3 + 2**18  # base64 needs a third more than the file
+        self._opening = asyncio.Semaphore(IMAGES_AT_ONCE)
         self._keys = [hashlib.sha256(key.encode()).digest() for key in self.api_keys]
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -153,7 +156,9 @@ class ServingApp:
             raise RefusedError(404, f"there is no model {name!r:.80}; it is {self.model_name!r}", "model_not_found")
 
     async def _open(self, url: str) -> OpenedImage:
-        return await run_in_threadpool(lambda: self.images.open(self.fetcher.data_of(url)))
+        data = await run_in_threadpool(self.fetcher.data_of, url)
+        async with self._opening:
+            return await run_in_threadpool(self.images.open, data)
 
     def _submit(self, make_prompt: Callable[[], Prompt], params: SamplingParams, news: News, **options: Any) -> Answer:
         return self.worker.submit(make_prompt, params, notify=news, **options)

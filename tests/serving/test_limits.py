@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -64,6 +65,24 @@ def test_images_are_bounded_in_bytes_and_pixels(api):
     response = connection.getresponse()
     assert response.status == 413 and response.headers["connection"] == "close"
     assert json.loads(response.read())["error"]["code"] == "request_too_large"
+
+
+def test_few_images_are_decoded_at_once_however_many_come(api, url, monkeypatch):
+    opened, most, now, lock = api.app.images.open, [0], [0], threading.Lock()
+
+    def slow(data: str):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        with lock:
+            now[0] -= 1
+        return opened(data)
+
+    monkeypatch.setattr(api.app.images, "open", slow)
+    with ThreadPoolExecutor(12) as pool:
+        statuses = [status for status, _, _ in pool.map(lambda _: ask(api, url, max_tokens=1), range(12))]
+    assert statuses == [200] * 12 and most == [4]
 
 
 @pytest.mark.parametrize(
