@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class VllmEngine:
             item = image_item(image)
             counts.append(len(boxes))
             for row in range(len(boxes)):
-                sample = RegionSample("the image", turns, boxes[row : row + 1])
+                sample = RegionSample("the image", turns, cast(Any, boxes[row : row + 1]))
                 encoded = self.processor.encode_text(sample, generation=True, image_size=image.size)
                 prompts.append(tokens_prompt(encoded, item))
         outputs = self.llm.generate(prompts, self._sampling(params), use_tqdm=False) if prompts else []
