@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     image, regions = open_with_regions(args, given)
     chat = open_chat(args)
-    if "attention" in methods:  # no other implementation gives its weights
+    if "attention" in methods and chat.model.packs_sequences:  # no other implementation gives its weights
         chat.model.language_model.set_attn_implementation("eager")
     found = chat.explain(regions, args.question, image, args.answer, methods, args.cells, args.batch_size, **settings)
     if drawn_to is not None:

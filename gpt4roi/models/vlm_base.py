@@ -47,6 +47,7 @@ class _Run:
         states: Of the tower's blocks, by level, until the tower has ended.
         views: What the tower saw, of all images.
         features: float[M * k, D], once computed.
+        samples: Of a generation, how many prompts it began with; beams and sequences to return are copies of them.
         rows: What the decoder gets in place of the tokens' embeddings, as of RegionMixin.decode.
         stops: Whether the run ends before the decoder, by raising _DecoderInputs.
     """
@@ -55,6 +56,7 @@ class _Run:
     boxes: list[torch.Tensor]
     frames: Frames = ()
     masks: list[torch.Tensor] | None = None
+    samples: int | None = None
     rows: dict[str, Any] | None = None
     stops: bool = False
     input_ids: torch.Tensor | None = None
@@ -179,15 +181,13 @@ class RegionMixin:
     def _rows_in_order(self, run: _Run, mask: torch.Tensor) -> torch.Tensor:
         """Returns float[N, D], a row for each `<bbox>` of the batch; beams repeat the rows of their sample."""
         rows = cast(torch.Tensor, run.features)
-        counts = mask.sum(1).tolist()
-        copies = sum(counts) // max(len(rows), 1)
-        if sum(counts) != copies * len(rows):
+        copies = len(mask) // (run.samples or len(mask))
+        counts = mask.sum(1).tolist()[::copies]
+        if sum(counts) != len(rows):
             each = self.region_config.tokens_per_region
             of_each = f" of {each} tokens each" if each > 1 else ""
             raise InputError(f"{sum(counts)} <bbox> tokens in the batch but {len(rows) // each} boxes{of_each}")
-        if copies < 2:
-            return rows
-        return torch.cat([part for part in rows.split(counts[::copies]) for _ in range(copies)])
+        return torch.cat([part for part in rows.split(counts) for _ in range(copies)])
 
     def token_types(self, input_ids: torch.Tensor, given: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Returns what the base's processor says about each token: int64[B, T], 1 where an image's token stands.
@@ -375,7 +375,7 @@ class RegionMixin:
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         if ids is not None:  # the base counts positions from these before its first forward
             kwargs = self.token_types(ids, {}) | kwargs
-        with self._running(_Run(self, list(boxes), view_frames, masks)):
+        with self._running(_Run(self, list(boxes), view_frames, masks, None if ids is None else len(ids))):
             return base.generate(*args, **kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:

@@ -139,6 +139,8 @@ def test_tokens_with_a_cache_are_those_without(vlm):
     assert torch.equal(cached, vlm.model.generate(**batch, **options, use_cache=False))
     beams = vlm.model.generate(**batch, **options, num_beams=2, num_return_sequences=2)
     assert len(beams) == 4
+    with pytest.raises(InputError, match="4 <bbox> tokens in the batch but 2 boxes"):
+        vlm.model(**batch | {"boxes": [rows[:1] for rows in batch["boxes"]]})
     other = batch | {"boxes": [rows.flip(0) / 2 for rows in batch["boxes"]]}
     assert not torch.equal(vlm.model(**batch).logits, vlm.model(**other).logits)
 

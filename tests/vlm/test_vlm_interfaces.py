@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from tiny_vlms import noise_image, tiny_vlm
 from gpt4roi import RegionChat
 from gpt4roi.checkpoint.lora import open_adapter
 from gpt4roi.cli import main
+from gpt4roi.errors import InputError
+from gpt4roi.models.vlm_base import add_regions
 from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.structures import RegionSample, Turn
 
@@ -37,8 +40,8 @@ def folder(tmp_path_factory):
     return root
 
 
-def model_words(folder, *more):
-    return ["--model", str(folder / "model"), "--device", "cpu", "--max-new-tokens", "4", *map(str, more)]
+def model_words(folder):
+    return ["--model", str(folder / "model"), "--device", "cpu", "--max-new-tokens", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,24 @@ def test_gradient_checkpointing_leaves_loss_and_gradients_as_they_are(name):
     assert all((rows[part] - others[part]).abs().max() < 1e-4 for part in rows)
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "smolvlm"])
+def test_several_tokens_a_region_are_counted_and_answered_as_generated(name):
+    vlm = tiny_vlm(name)
+    model = add_regions(copy.deepcopy(vlm.base), vlm.processor.region_token_id, tokens_per_region=3).eval()
+    processor = vlm.processor.with_settings(tokens_per_region=3)
+    question = "What are <region1> and <region2>?"
+    asked = RegionSample(noise_image(60, 90), (Turn("user", question),), np.array(BOXES, dtype=float))
+    batch = processor(asked, generation=True)
+    assert (batch["input_ids"] == processor.region_token_id).sum() == 6
+    greedy = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    tokens = model.generate(**batch, **FEW, **greedy)[0, batch["input_ids"].shape[1] :]
+    chat = RegionChat(model, processor)
+    chat.set_image(noise_image(60, 90))
+    assert chat.ask(question, BOXES, **FEW) == processor.decode(tokens)
+    with pytest.raises(InputError, match="6 <bbox> tokens in the batch but 1 boxes of 3 tokens each"):
+        model(**batch | {"boxes": [batch["boxes"][0][:1]]})
+
+
 def test_a_photograph_that_is_stored_turned_is_answered_as_it_is_seen(chat, expected, tmp_path):
     seen = noise_image(60, 90)
     exif = Image.Exif()
@@ -81,6 +102,25 @@ def test_a_photograph_that_is_stored_turned_is_answered_as_it_is_seen(chat, expe
     seen.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "stored.png", exif=exif)
     assert Image.open(tmp_path / "stored.png").size == (60, 90)
     assert chat.describe(tmp_path / "stored.png", BOXES, **FEW) == expected
+
+
+def test_captions_and_a_benchmark_give_what_describe_gives(folder, expected, tmp_path, capsys):
+    boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in BOXES]
+    rows = [{"id": number, "image_id": 0, "bbox": box} for number, box in enumerate(boxes)]
+    (tmp_path / "ann.json").write_text(
+        json.dumps({"images": [{"id": 0, "file_name": "photo.png"}], "annotations": rows})
+    )
+    out = tmp_path / "out.json"
+    words = ["caption", str(tmp_path / "ann.json"), "--images", str(folder), "--out", str(out)]
+    assert main([*words, *model_words(folder)]) == 0, capsys.readouterr().err
+    assert [row["caption"] for row in json.loads(out.read_text())["annotations"]] == expected
+    turns = [{"from": "human", "value": "What is <region1>?"}, {"from": "gpt", "value": "a thing"}]
+    lines = [{"image": str(folder / "photo.png"), "boxes": [box], "conversations": turns} for box in BOXES]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = f"evaluate --benchmark unified --data {tmp_path / 'data.jsonl'} --out {tmp_path / 'run'}".split()
+    assert main([*words, *model_words(folder)]) == 0, capsys.readouterr().err
+    saved = [json.loads(row) for row in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in saved] == [text.strip() for text in expected]
 
 
 def test_the_page_and_the_api_give_what_describe_gives(chat, expected):
@@ -122,3 +162,9 @@ def test_an_adapter_is_merged_into_a_folder_that_computes_the_same(folder, tmp_p
         merged = RegionChat.from_pretrained(tmp_path / "out", device="cpu", dtype="float32").model(**batch).logits
         together = open_adapter(copy.deepcopy(vlm.model), tmp_path / "adapter").eval()(**batch).logits
         assert (merged - together).abs().max() < 1e-3 < (merged - vlm.model(**batch).logits).abs().max()
+
+
+def test_what_a_base_leaves_out_is_refused_in_one_line(folder, capsys):
+    photo, box = str(folder / "photo.png"), ["--box", "3,5,40,50"]
+    assert main(["explain", photo, *box, *model_words(folder)]) == 2
+    assert "explain reads GPT4RoI's own models" in capsys.readouterr().err
