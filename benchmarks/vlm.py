@@ -2,9 +2,9 @@
 
     python benchmarks/vlm.py [--quick]
 
-The base has Qwen2.5-VL's shape at a fiftieth of its size, and random weights. The alternative is its own `generate`,
-image and all, for each box. `RegionChat.ask` encodes the image once; `describe` also prefills once what all prompts
-begin with, and decodes the answers together. All are in float32, 16 tokens an answer; --quick: 2 boxes.
+The base has Qwen2.5-VL's shape, with 52 million random weights. The alternative is its own `generate`, image and all,
+for each box. `RegionChat.ask` encodes the image once; `describe` also prefills once what all prompts begin with, and
+decodes the answers together. All are in float32, 16 tokens an answer; --quick: 2 boxes.
 """
 
 from __future__ import annotations

@@ -164,6 +164,15 @@ def test_an_adapter_is_merged_into_a_folder_that_computes_the_same(folder, tmp_p
         assert (merged - together).abs().max() < 1e-3 < (merged - vlm.model(**batch).logits).abs().max()
 
 
+@pytest.mark.parametrize(("quantize", "layer"), [("4bit", "Linear4bit"), ("8bit", "Linear8bitLt")])
+def test_a_base_that_is_quantized_answers_and_its_region_encoder_stays_whole(folder, quantize, layer):
+    pytest.importorskip("bitsandbytes", reason="needs the extra bitsandbytes")
+    opened = RegionChat.from_pretrained(folder / "model", device="cpu", dtype="float32", quantize=quantize)
+    assert type(opened.model.get_decoder().layers[0].self_attn.q_proj).__name__ == layer
+    assert {type(one).__name__ for one in opened.model.region_encoder.modules()}.isdisjoint({layer})
+    assert len(opened.describe(noise_image(60, 90), BOXES, **FEW)) == 2
+
+
 def test_what_a_base_leaves_out_is_refused_in_one_line(folder, capsys):
     photo, box = str(folder / "photo.png"), ["--box", "3,5,40,50"]
     assert main(["explain", photo, *box, *model_words(folder)]) == 2
