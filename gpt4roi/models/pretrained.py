@@ -84,7 +84,7 @@ class GPT4RoIPreTrainedModel(InPackage, PreTrainedModel):
         model.name_or_path = str(path)
         drawn_by_us = tolerant and not model.vision_tower.is_pyramid  # timm offers no way to draw single tensors
         if not drawn_by_us:
-            _check_missing_keys(str(path), info, TOWER_PREFIX if tolerant else "")
+            check_missing_keys(str(path), info, TOWER_PREFIX if tolerant else "")
         model.vision_tower.requires_grad_(False)
         kind = "the original's format" if is_original(values) else "our format"
         logger.info("opened %s, in %s: %s", path, kind, summarize_model(model))
@@ -123,7 +123,7 @@ def _lacks_tower(folder: Path, kwargs: dict[str, Any]) -> bool:
     return not any(name.startswith(TOWER_PREFIX) for name in tensor_names(folder))
 
 
-def _check_missing_keys(path: str, info: dict[str, Any], prefix: str = "") -> None:
+def check_missing_keys(path: str, info: dict[str, Any], prefix: str = "") -> None:
     """Raises InputError that lists missing, unexpected and mis-shaped tensors whose name begins with `prefix`."""
     problems = []
     for kind in ("missing_keys", "unexpected_keys"):

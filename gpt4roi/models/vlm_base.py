@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -27,11 +27,13 @@ from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import read_json_object
 from gpt4roi.io.model_folders import REGION_FOLDER
+from gpt4roi.io.weight_files import damaged_file_named, find_weight_files, read_tensors
 from gpt4roi.models.compat import CACHE, cached_length, execution_device_and_dtype
 from gpt4roi.models.frozen_prefix import ATTENTION_TYPES
 from gpt4roi.models.light_encoder import LightRegionEncoder, Standardise
 from gpt4roi.models.loss import cross_entropy, next_tokens
 from gpt4roi.models.placeholders import scatter, validate_unit_scale
+from gpt4roi.models.pretrained import check_missing_keys
 from gpt4roi.models.view_encoder import Frames, RegionConfig, ViewRegionEncoder
 from gpt4roi.models.vlm_families import TOWERS, View, blocks_of, default_levels, require_known_family, with_frames
 
@@ -486,12 +488,26 @@ def _extended(model: Any, config: RegionConfig) -> Any:
 
 
 def open_regions_vlm(folder: str | Path, **kwargs: Any) -> Any:
-    """Opens a folder that `save_pretrained` wrote, base and region encoder; kwargs: of from_pretrained."""
+    """Opens a folder that `save_pretrained` wrote, base and region encoder; kwargs: of from_pretrained.
+
+    Raises:
+        InputError: A file is missing or damaged, or the tensors are not those of the model.
+    """
     inside = Path(folder, REGION_FOLDER)
-    values = read_json_object(inside / CONFIG)
+    values, weights = read_json_object(inside / CONFIG), read_tensors(inside)
     base: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(AutoConfig.from_pretrained(str(folder)))]
-    model = _extended(
-        base.from_pretrained(str(folder), **kwargs), RegionConfig(**values | {"levels": tuple(values["levels"])})
-    )
-    model.region_encoder.load_state_dict(load_file(inside / WEIGHTS))
+    find_weight_files(Path(folder))
+    with damaged_file_named(folder):
+        model, info = base.from_pretrained(
+            str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    check_missing_keys(str(folder), info)
+    try:
+        model = _extended(model, RegionConfig(**values | {"levels": tuple(values["levels"])}))
+        model.region_encoder.load_state_dict(weights)
+    except (TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{inside}: {CONFIG} and {WEIGHTS} do not describe one region encoder ({reason}); copy both again"
+        ) from None
     return model

@@ -34,6 +34,7 @@ from gpt4roi.io.model_folders import (
     is_gpt4roi_folder,
     is_original,
 )
+from gpt4roi.io.weight_files import damaged_file_named
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
 from gpt4roi.models.classifier_head import read_classifier_head
 from gpt4roi.models.pretrained import find_tower
@@ -109,7 +110,8 @@ def _add_regions(source: Path, model_args: ModelArguments) -> tuple[Any, GPT4RoI
     options = {"dtype": torch.float32, "attn_implementation": model_args.attn_implementation}
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        model = AutoModelForImageTextToText.from_pretrained(str(source), trust_remote_code=False, **given)
+        with damaged_file_named(source):
+            model = AutoModelForImageTextToText.from_pretrained(str(source), trust_remote_code=False, **given)
         processor = RegionProcessor.from_pretrained(
             source,
             model_max_length=model_args.model_max_length,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from serving.api_client import as_data_url, post
 from tiny_vlms import noise_image, tiny_vlm
 
@@ -16,7 +18,7 @@ from gpt4roi import RegionChat
 from gpt4roi.checkpoint.lora import open_adapter
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
-from gpt4roi.models.vlm_base import add_regions
+from gpt4roi.models.vlm_base import add_regions, open_regions_vlm
 from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.structures import RegionSample, Turn
 
@@ -171,6 +173,34 @@ def test_a_base_that_is_quantized_answers_and_its_region_encoder_stays_whole(fol
     assert type(opened.model.get_decoder().layers[0].self_attn.q_proj).__name__ == layer
     assert {type(one).__name__ for one in opened.model.region_encoder.modules()}.isdisjoint({layer})
     assert len(opened.describe(noise_image(60, 90), BOXES, **FEW)) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "region_encoder/model.safetensors",
+            b"cut",
+            r"encoder/model.safetensors is cut off or damaged .3 bytes",
+        ),
+        ("region_encoder/model.safetensors", None, "region_encoder has no weights: expected one of model.safetensors"),
+        ("region_encoder/config.json", b'{"levels": [1], "depth": 2}', "do not describe one region encoder .*depth"),
+        ("model.safetensors", b"cut", r"model/model.safetensors is cut off or damaged"),
+        ("model.safetensors", "less", "the weights do not fit the configuration; 1 missing: "),
+    ],
+)
+def test_a_folder_of_which_a_file_is_damaged_is_refused_by_its_name(folder, tmp_path, file, content, message):
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    if content is None:
+        (model / file).unlink()
+    elif content == "less":
+        tensors = load_file(model / file)
+        del tensors[min(tensors)]
+        save_file(tensors, model / file, {"format": "pt"})
+    else:
+        (model / file).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        open_regions_vlm(model)
 
 
 def test_what_a_base_leaves_out_is_refused_in_one_line(folder, capsys):
