@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,3 +285,24 @@ def test_an_unknown_family_is_refused_with_what_is_missing():
         require_known_family("lfm2_vl", None, "folder")
     with pytest.raises(InputError, match=r"patches of its vision tower .'hiera'. lie in the image is not known"):
         require_known_family("llava", "hiera", "LlavaForConditionalGeneration")
+
+
+def test_the_table_of_families_is_made_of_the_reports_of_tests_that_are_there(tmp_path):
+    root = Path(__file__).parents[2]
+    table = runpy.run_path(str(root / "scripts" / "vlm_table.py"))
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert all(f"def test_{name}" in tests for name in table["COLUMNS"].values())
+    cases = [
+        f"test_{table['COLUMNS'][title]}[{rest}]"
+        for title, rest in (("ramp", "size0-llava"), ("cache, beams", "llava"))
+    ]
+    (tmp_path / "a.xml").write_text(
+        f'<testsuites><testcase name="{cases[0]}"><failure/></testcase><testcase name="{cases[1]}"/></testsuites>'
+    )
+    assert table["main"]([str(tmp_path / "a.xml")]).splitlines()[-1].split("|")[1:11] == [
+        " llava ",
+        *["  "] * 4,
+        " yes ",
+        *["  "] * 3,
+        " no ",
+    ]
