@@ -18,9 +18,12 @@ from gpt4roi import RegionChat
 from gpt4roi.checkpoint.lora import open_adapter
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
+from gpt4roi.evaluation import captions
 from gpt4roi.models.vlm_base import add_regions, open_regions_vlm
 from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.structures import RegionSample, Turn
+
+pytestmark = pytest.mark.heavy
 
 BOXES = [[3, 5, 40, 50], [30, 20, 60, 55]]
 FEW = {"max_new_tokens": 4}
@@ -106,7 +109,8 @@ def test_a_photograph_that_is_stored_turned_is_answered_as_it_is_seen(chat, expe
     assert chat.describe(tmp_path / "stored.png", BOXES, **FEW) == expected
 
 
-def test_captions_and_a_benchmark_give_what_describe_gives(folder, expected, tmp_path, capsys):
+def test_captions_and_a_benchmark_give_what_describe_gives(folder, expected, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(captions, "has_java", lambda: False)
     boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in BOXES]
     rows = [{"id": number, "image_id": 0, "bbox": box} for number, box in enumerate(boxes)]
     (tmp_path / "ann.json").write_text(
