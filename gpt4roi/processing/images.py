@@ -1,9 +1,11 @@
-"""Image preprocessing: loading, resizing and normalising, with boxes, in the two pipelines of the released models.
+"""Image preprocessing: loading, resizing and normalising in the two pipelines of the released models.
 
 detection: the image as shown, after its EXIF rotation, is resized straight to the square (bilinear); boxes are clipped
     to it.
 dialogue (also inference): the stored pixels, not rotated; CLIP's resize (bicubic) of the shorter side, then a resize
     of the float image to the square; boxes stay as they are.
+
+Boxes go the same way by geometry.boxes.boxes_in_frame.
 """
 
 from __future__ import annotations
