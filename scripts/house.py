@@ -40,7 +40,8 @@ def _target(node: ast.Assign) -> str:
     return getattr(node.targets[0], "id", "")
 
 
-def imports(source: str) -> list[tuple[int, str]]:
+@cache
+def imports(source: str) -> tuple[tuple[int, str], ...]:
     """Returns the line and the dotted name of every import, wherever it stands; import_module("…") counts too.
 
     `from package import name` gives `package.name`, which may be a module or a name in one.
@@ -56,7 +57,7 @@ def imports(source: str) -> list[tuple[int, str]]:
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if name in ("import_module", "__import__"):
                 found.append((node.lineno, str(node.args[0].value)))
-    return found
+    return tuple(found)
 
 
 def own_imports(source: str, known: Iterable[str]) -> list[tuple[int, str]]:
