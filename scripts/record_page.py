@@ -148,28 +148,28 @@ class Recorder:
 def one_region(page: Recorder) -> str:
     """Asks about one box."""
     page.pick("cat")
-    page.draw((0.233, 0.0, 0.534, 0.3))
+    page.draw((0.02, 0.01, 0.86, 0.99))
     page.type("What is <region1>?")
     return page.ask()
 
 
 def several_regions(page: Recorder) -> str:
-    """Asks about two boxes at once: a head and a helmet."""
-    page.pick("astronaut")
-    page.draw((0.30, 0.02, 0.66, 0.36))
-    page.draw((0.56, 0.55, 0.99, 0.99))
+    """Asks about two boxes at once: a cup and its saucer."""
+    page.pick("coffee")
+    page.draw((0.285, 0.03, 0.70, 0.66))
+    page.draw((0.12, 0.03, 0.81, 0.98))
     page.type("Which is larger, <region1> or <region2>?")
     return page.ask()
 
 
 def several_rounds(page: Recorder) -> str:
-    """Asks, and asks again about an old box and a new one: the flag."""
-    page.pick("astronaut")
-    page.draw((0.30, 0.02, 0.66, 0.36))
-    page.draw((0.56, 0.55, 0.99, 0.99))
-    page.type("Is <region1> above <region2>?")
+    """Asks about old boxes and a new one: a motorcycle, its front wheel and the door behind it."""
+    page.pick("motorcycle")
+    page.draw((0.16, 0.14, 0.93, 0.93))
+    page.draw((0.675, 0.52, 0.918, 0.91))
+    page.type("What is <region2>?")
     first = page.ask()
-    page.draw((0.0, 0.0, 0.25, 0.55))
+    page.draw((0.27, 0.0, 0.405, 0.3))
     page.type("Is <region3> left of region2?")
     return f"{first}; {page.ask()}"
 
@@ -181,9 +181,9 @@ PARTS = (".stage-image", ".stage-chips", ".stage-tools", ".example", "#question"
 def parts(page: Recorder) -> str:
     """Draws two boxes, types a question and puts a number on each part of the page; asks nothing."""
     page.pick("cat")
+    page.draw((0.02, 0.01, 0.86, 0.99))
     page.draw((0.233, 0.0, 0.534, 0.3))
-    page.draw((0.3, 0.28, 0.48, 0.5))
-    page.type("Is <region1> above <region2>?")
+    page.type("Is <region2> above <region1>?")
     for number, selector in enumerate(PARTS, start=1):
         area = page.page.locator(selector).first.bounding_box()
         page.page.evaluate(
@@ -246,10 +246,13 @@ def main() -> int:
     args = parser.parse_args()
 
     from gpt4roi import RegionChat
+    from gpt4roi.demo.examples import FILE_NAME, read_examples
     from gpt4roi.demo.server import ServerOptions, serve
     from gpt4roi.models.model_card import limitations
 
-    options = ServerOptions(limitations=limitations(Path(args.model)))
+    own = Path(args.model) / FILE_NAME
+    examples = read_examples(own) if own.is_file() else None
+    options = ServerOptions(limitations=limitations(Path(args.model)), examples=examples)
     chat = RegionChat.from_pretrained(args.model)
     running = serve(chat, Path(args.model).name, options)
     plays: dict[str, Callable[[Recorder], str]] = {
