@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ FILES = ("test_overlapping.jsonl", "test.jsonl")
 PARTS = ("region", "other", "box")
 
 
-def shares(chat: Any, file: Path, count: int, cells: int = 6) -> list[dict[str, Any]]:
-    """Returns of one region of each of the first images the parts of its occlusion, `right`, and what was said."""
-    rows = []
+def shares(chat: Any, file: Path, count: int, cells: int = 6) -> Iterator[dict[str, Any]]:
+    """Yields of one region of each of the first images the parts of its occlusion, `right`, and what was said."""
     for number, (_, record) in zip(range(count), read_objects(file), strict=False):
         masks = record.get("masks")
         regions = masks or record["boxes"]
@@ -41,8 +41,7 @@ def shares(chat: Any, file: Path, count: int, cells: int = 6) -> list[dict[str, 
         parts = {"region": found.inside("occlusion")[0], "other": heat.share_inside(elsewhere)}
         parts["box"] = heat.share_inside(found.boxes_px[0])
         right = exact_match(found.answer, caption)
-        rows.append({"image": record["image"], "caption": caption, "answer": found.answer, "right": right, **parts})
-    return rows
+        yield {"image": record["image"], "caption": caption, "answer": found.answer, "right": right, **parts}
 
 
 def main() -> None:
@@ -58,9 +57,10 @@ def main() -> None:
     file = next((args.data / name for name in names if (args.data / name).is_file()), None)
     if file is None:
         raise InputError(f"{args.data}: no {names[-1]}; make it: python -m quickstart --out {args.data}")
-    rows = shares(RegionChat.from_pretrained(args.model), file, args.regions, args.cells)
-    for row in rows:
-        print("  ".join(f"{part} {row[part]:.2f}" for part in PARTS), f" {row['caption']}: {row['answer']}")
+    rows = []
+    for row in shares(RegionChat.from_pretrained(args.model), file, args.regions, args.cells):
+        print("  ".join(f"{part} {row[part]:.2f}" for part in PARTS), f" {row['caption']}: {row['answer']}", flush=True)
+        rows.append(row)
     medians = {part: round(float(np.median([row[part] for row in rows])), 3) for part in PARTS}
     print(json.dumps({"file": file.name, "n": len(rows), "right": sum(row["right"] for row in rows), **medians}))
 

@@ -70,7 +70,7 @@ def test_occlusion_is_told_apart_between_the_two_things_of_a_pair(data):
     chat = RegionChat(model, tiny_processor(model.config))
     records = [json.loads(line) for line in (data / "test_overlapping.jsonl").read_text().splitlines()]
 
-    rows = occlusion.shares(chat, data / "test_overlapping.jsonl", 2, cells=1)
+    rows = list(occlusion.shares(chat, data / "test_overlapping.jsonl", 2, cells=1))
 
     assert [row["caption"] for row in rows] == [records[number]["objects"][number]["caption"] for number in (0, 1)]
     for number, row in enumerate(rows):
@@ -91,7 +91,7 @@ def test_the_embedded_model_of_masks_looks_at_the_region_that_is_asked_about():
     ):
         pytest.skip("no embedded model of masks: bash scripts/quickstart.sh --recipe quickstart/recipe_masks.json")
     chat = RegionChat.from_pretrained(str(EMBEDDED / "stage2"), "cpu")
-    rows = occlusion.shares(chat, EMBEDDED / "data" / "test_overlapping.jsonl", 10)
+    rows = list(occlusion.shares(chat, EMBEDDED / "data" / "test_overlapping.jsonl", 10))
 
     inside, other = (np.median([row[name] for row in rows]) for name in ("region", "other"))
     assert inside >= 0.8 and other <= 0.1
