@@ -12,18 +12,21 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt4roi.checkpoint.build import build_from_parts
+from gpt4roi.checkpoint.loading import load_model, load_processor
 from gpt4roi.data.registry import build_mixture
 from gpt4roi.data.training_dataset import EncodedDataset
 from gpt4roi.errors import InputError
 from gpt4roi.processing.batch import RegionCollator
 from gpt4roi.train.alignment import RegionTexts, align_regions, alignment_loss, load_region_texts
 from gpt4roi.train.training import set_regularisation
+from gpt4roi.train.work_dir import REGION_TEXTS
 from quickstart.recipe import data_sets
 
 TRAIN = {"train.jsonl": {"caption": 8}, "train_overlapping.jsonl": {"caption": 8}}
@@ -119,6 +122,28 @@ def compare(
     return results
 
 
+def measure(data: Path, trained: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """Returns the same shares of regions for trained models, folders of stage 1 or 2 with their texts, by folder."""
+    features: Features | None = None
+    results: dict[str, dict[str, float]] = {}
+    for folder in trained:
+        if not (folder / REGION_TEXTS).is_file():
+            raise InputError(
+                f"{folder}: no {REGION_TEXTS}; expected a folder of a training with --align_regions or align_weight"
+            )
+        model, processor = load_model(folder, dtype=torch.float32).eval(), load_processor(folder)
+        texts = RegionTexts.load(folder / REGION_TEXTS)
+        loss = alignment_loss(model, texts, processor.tokenizer, 1.0)
+        features = features or Features(model, processor)
+        found: dict[str, float] = {}
+        for name in TESTS:
+            mixture = build_mixture(data_sets({f"{name}.jsonl": {"caption": 8}}, data), 0)
+            dataset = EncodedDataset(mixture, processor, 0, features, texts.index)
+            found[name] = round(share_right(model, loss, dataset, processor), 4)
+        results[str(folder)] = found
+    return results
+
+
 def main() -> None:
     """Prints the shares as one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,17 +151,20 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path(__file__).with_name("recipe_one_token.json"))
     parser.add_argument("--epochs", type=int, default=8, help="of the alignment (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trained", type=Path, nargs="+", metavar="DIR", help="measure these models; train none")
     parser.add_argument("--quick", action="store_true", help="train and test on overlapping pairs alone")
     args = parser.parse_args()
     if not (args.data / "test_overlapping.jsonl").is_file():
         raise InputError(
             f"{args.data}: no test_overlapping.jsonl; make it: python -m quickstart.overlapping {args.data}"
         )
-    print(
-        json.dumps(
-            compare(args.data, json.loads(args.recipe.read_text()), args.epochs, args.seed, args.quick), indent=1
-        )
+    recipe = json.loads(args.recipe.read_text())
+    found = (
+        measure(args.data, args.trained)
+        if args.trained
+        else compare(args.data, recipe, args.epochs, args.seed, args.quick)
     )
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
