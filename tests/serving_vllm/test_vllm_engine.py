@@ -13,7 +13,19 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny import tiny_text_config, tiny_tokenizer, tiny_vision_config
 from transformers import LlavaConfig
-from vllm_models import BOXES, IMAGE, MASKS, NUM_TOKENS, own_tokens, save, tiny_chat, vllm_prompts, vllm_tokens
+from vllm_models import (
+    BOXES,
+    IMAGE,
+    MASKS,
+    NUM_TOKENS,
+    QUESTION,
+    own_tokens,
+    save,
+    tiny_chat,
+    vllm_prompts,
+    vllm_tokens,
+)
+from vllm_servers import message
 
 from gpt4roi import RegionChat
 from gpt4roi.errors import InputError
@@ -62,6 +74,8 @@ def test_tokens_of_the_light_encoder_are_equal_with_several_tokens_a_region(open
 
 @pytest.mark.parametrize("kind", ["clip", "pyramid"])
 def test_tokens_about_masks_are_equal_and_another_mask_of_the_same_box_is_another_region(opened, kind):
+    from vllm import SamplingParams as VllmParams
+
     chat = tiny_chat(kind, tokens_per_region=2, region_shape="mask")
     llm, expected = opened(chat), own_tokens(chat, IMAGE, MASKS)
     assert len({tuple(tokens) for tokens in expected}) == len(MASKS)
@@ -70,6 +84,10 @@ def test_tokens_about_masks_are_equal_and_another_mask_of_the_same_box_is_anothe
     found, cached = vllm_tokens(llm, vllm_prompts(chat, IMAGE, MASKS))
     assert found == expected
     assert min(cached[:3]) >= max(cached[3:]) > 0  # what was asked before, and the image alone
+    greedy = VllmParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+    asked = {"sampling_params": greedy, "use_tqdm": False}
+    talks = [llm.chat([message(QUESTION)], **asked, chat_template_kwargs={"boxes": [mask]}) for mask in MASKS]
+    assert [list(one[0].outputs[0].token_ids) for one in talks] == expected
 
 
 def test_without_the_mask_in_its_digest_a_region_gets_the_answer_of_another(opened, monkeypatch):
