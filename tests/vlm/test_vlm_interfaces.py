@@ -37,7 +37,7 @@ def chat():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model's folder, a photograph, and both as words of a command."""
+    """A folder with a model and a photograph."""
     vlm, root = tiny_vlm("qwen2_5_vl"), tmp_path_factory.mktemp("base")
     vlm.model.save_pretrained(root / "model")
     vlm.processor.save_pretrained(root / "model")
