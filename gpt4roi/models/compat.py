@@ -12,11 +12,18 @@ from dataclasses import fields
 import torch
 from accelerate.utils import align_module_device, has_offloaded_params
 from torch import nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 """Name of the KV cache in a language model's arguments and output: `cache` from transformers 5.24 on."""
+
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if hasattr(PreTrainedModel, "activation_checkpointing_enable")
+    else "gradient_checkpointing"
+)
+"""Name of activation checkpointing in the Trainer's arguments and, behind `is_`, of models: the first from 5.23 on."""
 
 
 def cached_length(cache: Cache | None) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from gpt4roi.models.compat import CACHE
+from gpt4roi.models.compat import CACHE, CHECKPOINTING
 
 
 class PrefixCache(DynamicCache):
@@ -68,7 +68,7 @@ def only_regions_trained(model: Any) -> bool:
 def _past_is_all_cached(language_model: nn.Module) -> bool:
     if getattr(language_model, "_is_stateful", False):
         return False
-    if getattr(language_model, "is_activation_checkpointing", False):
+    if getattr(language_model, f"is_{CHECKPOINTING}", False):
         # The checkpointed layers of transformers take no keys and values of others.
         return False
     return set(getattr(language_model.config, "layer_types", None) or ATTENTION_TYPES) <= ATTENTION_TYPES

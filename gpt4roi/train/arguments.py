@@ -17,6 +17,7 @@ from transformers.training_args import OptimizerNames
 
 from gpt4roi.devices import QUANTIZATIONS
 from gpt4roi.errors import InputError
+from gpt4roi.models.compat import CHECKPOINTING
 from gpt4roi.processing.templates import TEMPLATES
 from gpt4roi.train.param_groups import parse_modules, parse_rates
 
@@ -46,7 +47,7 @@ STAGE_DEFAULTS: dict[int, dict[str, Any]] = {
         "num_train_epochs": 1,
         "weight_decay": 0.0,
         "warmup_steps": 3000,
-        "activation_checkpointing": True,
+        CHECKPOINTING: True,
         "dataset_config": "gpt4roi/configs/stage2.py",
     },
 }

@@ -7,14 +7,17 @@ import difflib
 import logging
 import os
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from packaging.requirements import Requirement
 from transformers import HfArgumentParser, IntervalStrategy
 
 from gpt4roi.errors import InputError
+from gpt4roi.models.compat import CHECKPOINTING
 from gpt4roi.train import sharding, work_dir
 from gpt4roi.train.arguments import (
     STAGE_DEFAULTS,
@@ -48,6 +51,7 @@ def parse_arguments(flags: Flags, planning: bool = False) -> Arguments:
     With `planning` nothing will be trained, so that flags which this machine cannot carry out are taken. Raises
     InputError for unknown and impossible arguments, before anything is loaded.
     """
+    _check_packages()
     stage, _ = stage_and_folder(flags)
     if not flags.get("output_dir") and "help" not in flags and "-h" not in to_argv(flags):
         raise InputError("--output_dir is missing: the folder that the training writes to and resumes from")
@@ -110,7 +114,7 @@ def _for_the_parser(flags: Flags, planning: bool) -> list[str]:
             del given["deepspeed"]
     if not _processes():  # one alone has no backend
         given.pop("ddp_backend", None)
-    return to_argv(given)
+    return to_argv({name.replace("activation_checkpointing", CHECKPOINTING): words for name, words in given.items()})
 
 
 def _processes() -> int:
@@ -166,6 +170,25 @@ def _check_together(arguments: Arguments, planning: bool) -> None:
         )
 
 
+def _check_packages() -> None:
+    """Raises InputError where a package is older than the extra `train` says; to answer, older ones are enough."""
+    try:
+        wanted = [Requirement(line) for line in requires("gpt4roi") or ()]
+    except PackageNotFoundError:  # run from its files, without being installed
+        return
+    for one in wanted:
+        if one.marker is not None and not one.marker.evaluate({"extra": "train"}):
+            continue
+        try:
+            found = version(one.name)
+        except PackageNotFoundError:  # told by what needs it
+            continue
+        if not one.specifier.contains(found, prereleases=True):
+            raise InputError(
+                f"a training needs {one.name}{one.specifier}, and {found} is installed; pip install 'gpt4roi[train]'"
+            )
+
+
 def _check_device(flags: Flags, accelerated: bool) -> None:
     """Raises InputError for flags that this machine cannot carry out; accelerated: the training runs on GPUs."""
     for name in ("fp16", "tf32"):
@@ -214,31 +237,52 @@ def accumulation_steps(flags: Flags, stage: int, processes: int) -> int:
     return step_size // at_once
 
 
-REPLACED = {
-    "version": "--prompt_format",
-    "data_path": "--dataset_config",
-    "image_folder": "a file that names each data set's images: --dataset_config",
+_FROZEN_TOWER = "nothing: the vision tower stays frozen"
+_DEVICES = "nothing: train_stage1.sh and train_stage2.sh start a process for each GPU"
+_REPLACED = {
+    "version conv_mode template": "--prompt_format",
+    "data_path dataset dataset_dir train_file": "--dataset_config",
+    "image_folder image_root": "a file that names each data set's images: --dataset_config",
+    "validation_data_path val_size validation_file": "--eval_dataset",
+    "model model_path base_model model_base pretrained load_from": "--model_name_or_path",
+    "lr": "--learning_rate",
+    "epochs num_epochs": "--num_train_epochs",
+    "batch_size per_device_batch_size": "--per_device_train_batch_size",
+    "max_length max_seq_length cutoff_len": "--model_max_length",
     "mm_projector_lr": "--learning_rates mm_projector=2e-5",
     "freeze_backbone": "--trainable_modules region_encoder,mm_projector",
-    "tune_mm_mlp_adapter": "--trainable_modules mm_projector",
-    "lora_enable": "--lora_r 16",
-    "bits": "--quantization 4bit",
+    "tune_mm_mlp_adapter mm_tunable_parts": "--trainable_modules mm_projector",
+    "freeze_mm_mlp_adapter": "--trainable_modules region_encoder,language_model",
+    "lora_enable use_lora finetuning_type peft use_peft train_type": "--lora_r 16",
+    "lora_rank": "--lora_r",
+    "lora_target lora_modules": "--lora_target_modules",
+    "lora_bias": "nothing: adapters have no bias",
+    "bits quant_bits load_in_4bit": "--quantization 4bit",
+    "load_in_8bit": "--quantization 8bit",
     "double_quant": "--quantization 4bit alone",
     "quant_type": "--quantization 4bit, which is NF4",
+    "torch_dtype": "--bf16 or --fp16; --frozen_dtype for what is not trained",
+    "flash_attn use_flash_attn attn_impl": "--attn_implementation flash_attention_2",
     "group_by_modality_length": "nothing: the samples of a step are sorted by length by themselves",
-    "image_aspect_ratio": "nothing: how images are resized follows from the data set",
+    "image_aspect_ratio image_grid_pinpoints": "nothing: how images are resized follows from the data set",
     "is_multimodal": "nothing: samples with and without an image go together",
     "mm_vision_tower": "--vision_tower",
+    "mm_vision_select_feature mm_use_im_patch_token": "nothing: the image's tokens are its patches",
+    "unfreeze_mm_vision_tower freeze_vision_tower freeze_vit mm_vision_tower_lr vision_tower_lr": _FROZEN_TOWER,
     "mm_projector_type": "--region_encoder_type light for the small projector; the linear one is the default",
     "trust_remote_code": "nothing: code in a model's folder is never run",
-    "load_from": "--model_name_or_path",
+    "cache_dir": "nothing: the hub's cache is where HF_HOME says",
+    "no_cuda": "--use_cpu",
+    "n_gpu gpu_ids device_map": _DEVICES,
     "warmup_ratio": "--warmup_steps, which takes a fraction of all steps",
     "evaluation_strategy": "--eval_strategy",
     "fsdp_transformer_layer_cls_to_wrap": "nothing: the layers are found by themselves",
     "lazy_preprocess": "nothing: samples are always made when they are needed",
+    "logging_dir": "nothing: logs go to the folder of --output_dir",
     "overwrite_output_dir": "another folder",
-    "resume_from_checkpoint": "nothing: the folder alone resumes its run",
+    "resume resume_from_checkpoint": "nothing: the folder alone resumes its run",
 }
+REPLACED = {name: instead for names, instead in _REPLACED.items() for name in names.split()}
 """Flags of other trainings, and what does their work here."""
 
 

@@ -19,6 +19,7 @@ from transformers.training_args import OptimizerNames
 
 from gpt4roi.errors import InputError
 from gpt4roi.models import GPT4RoIForConditionalGeneration
+from gpt4roi.models.compat import CHECKPOINTING
 from gpt4roi.models.frozen_prefix import hidden_states, only_regions_trained
 from gpt4roi.models.placeholders import scatter
 from gpt4roi.train import sharding
@@ -123,7 +124,7 @@ def estimate_memory(model_args: ModelArguments, args: TrainingArguments, shape: 
     count_parameters(found, trained, model_args, args, factors)
     with runnable(model):
         fsdp_config: Any = args.fsdp_config or {}
-        checkpointing = args.activation_checkpointing or fsdp_config.get("activation_checkpointing", False)
+        checkpointing = getattr(args, CHECKPOINTING) or fsdp_config.get("activation_checkpointing", False)
         found.activations = activation_bytes(model, shape, args.bf16 or args.fp16, checkpointing)
     return found
 

@@ -27,14 +27,18 @@ OLD_REGION_TEXTS = "region_texts.safetensors"
 Flags = dict[str, tuple[str, ...]]
 """A command line as name -> values; words before the first flag stand under an empty name."""
 
-ALIASES = {"picture_features": "feature_cache"}
+ALIASES = {
+    "picture_features": "feature_cache",
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 """Former names of flags, which run.json of older runs and older scripts hold."""
 
 # fmt: off
 CHANGEABLE = frozenset((
     "per_device_train_batch_size", "per_device_eval_batch_size", "save_steps", "save_total_limit", "logging_steps",
     "eval_steps", "report_to", "run_name", "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor",
-    "ddp_backend", "ddp_timeout", "activation_checkpointing", "gradient_checkpointing",
+    "ddp_backend", "ddp_timeout", "activation_checkpointing",
 ))
 # fmt: on
 """Flags that a resumed run may be given anew: they change neither the samples of a step nor what is trained."""

@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_model
 
 from gpt4roi.models import modeling
+from gpt4roi.models.compat import CHECKPOINTING
 from gpt4roi.models.frozen_prefix import prefix_length
 
 EQUAL = 1e-6
@@ -148,7 +149,7 @@ def test_checkpointing_in_transformers_layers_switches_it_off_and_the_loss_stays
     model = learn_regions_alone(tiny_model())
     inputs = batch(model, [(WORDS, 2, [60, 61])])
     apart = loss_and_gradients(model, inputs)
-    model.activation_checkpointing_enable()
+    getattr(model, f"{CHECKPOINTING}_enable")()
     assert prefix_length(model, inputs["input_ids"], {}) == 0
     assert_equal(loss_and_gradients(model, inputs), apart)
 

@@ -7,7 +7,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from gpt4roi.errors import InputError
-from gpt4roi.train.command_line import parse
+from gpt4roi.models.compat import CHECKPOINTING
+from gpt4roi.train.command_line import parse, parse_arguments
 from gpt4roi.train.work_dir import is_on, parse_flags
 
 
@@ -83,3 +84,21 @@ def test_where_a_precision_is_named_nothing_is_said_of_another(a_gpu, tmp_path, 
     assert parsed(tmp_path, "--fp16", "true").fp16
     assert not parsed(tmp_path, "--bf16", "false").bf16
     assert "bfloat16" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_checkpointing_is_switched_off_by_both_of_its_names(tmp_path, name):
+    words = ["--stage", "2", "--output_dir", str(tmp_path), "--report_to", "none", "--use_cpu"]
+    assert getattr(parse(words)[-1], CHECKPOINTING) is True
+    flags = parse_flags([*words, f"--{name}", "false"])
+    assert getattr(parse_arguments(flags)[-1], CHECKPOINTING) is False
+    assert "activation_checkpointing" in flags
+
+
+def test_a_package_that_answers_but_is_too_old_to_train_is_one_line(tmp_path, monkeypatch):
+    about = tmp_path / "transformers-5.16.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.16.1\n")
+    monkeypatch.syspath_prepend(tmp_path)  # where the versions of installed packages are looked up first
+    with pytest.raises(InputError, match=r"needs transformers<6,>=5\.20, and 5\.16\.1 is installed; pip install 'gpt4"):
+        parsed(tmp_path / "out")
