@@ -39,10 +39,10 @@ def merge_adapter(
     """
     target = Path(target)
     parse_size(max_shard_size)
-    check_adapter_folder(Path(adapter))
     inputs = {"base": Path(base), "adapter": Path(adapter)}
     check_target(target, {role: path for role, path in inputs.items() if path.is_dir()}, overwrite)
     identify(local_folder(base, weights=False)).require_model().require_unquantized("merged with an adapter")
+    check_adapter_folder(Path(adapter))
     check_base(adapter, base)
     model = load_model(base, vision_tower=vision_tower)
     processor = with_settings(load_processor(base, vision_tower=vision_tower), **saved_settings(Path(adapter)))

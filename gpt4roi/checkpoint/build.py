@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
@@ -20,14 +21,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from gpt4roi.checkpoint.loading import (
     add_stop_tokens,
     image_norm,
-    load_failure,
     load_tokenizer,
     tower_image_size,
     warn_of_prompts,
 )
 from gpt4roi.constants import IMAGE_END_TOKEN, IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, REGION_TOKEN
 from gpt4roi.errors import InputError
-from gpt4roi.io.model_folders import ADAPTER, DELTA, LLAVA, UNFINISHED, identify
+from gpt4roi.io.model_folders import ADAPTER, DELTA, GGUF, LLAVA, UNFINISHED, identify, load_failure
 from gpt4roi.io.weight_files import damaged_file_named, read_tensor_file
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration
 from gpt4roi.models.classifier_head import read_classifier_head
@@ -38,6 +38,9 @@ from gpt4roi.processing.processor import GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
 
 V1_FORMATS = ("v1", "llava_v1")
+
+_STATE_TYPES = {"linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding"}
+"""Kinds of layers that keep a running state, as transformers names them."""
 
 _PROCESSOR_SETTINGS = ("prompt_format", "system_prompt", "model_max_length")
 
@@ -159,7 +162,7 @@ def decoder_config(location: str | Path) -> PreTrainedConfig:
     """
     if Path(location).is_dir():
         found = identify(location)
-        if found.kind in (ADAPTER, DELTA, LLAVA, UNFINISHED):
+        if found.kind in (ADAPTER, DELTA, LLAVA, UNFINISHED, GGUF):
             found.require_model()
         found.require_unquantized("trained")
     try:
@@ -171,7 +174,13 @@ def decoder_config(location: str | Path) -> PreTrainedConfig:
     decoder: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if decoder is None:
         raise InputError(f"language model {location}: {config.model_type} is no decoder language model of transformers")
-    if decoder._is_stateful:
+    is_causal = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not is_causal:
+        raise InputError(
+            f"language model {location}: {config.model_type} reads in both directions, so that it sees the answers "
+            "that it should learn; choose a decoder"
+        )
+    if decoder._is_stateful or _STATE_TYPES & {*(getattr(config, "layer_types", None) or ())}:
         raise InputError(
             f"language model {location}: {config.model_type} keeps a running state in place of attention to every "
             "token, which prompts that share an image cannot be branched from; choose a decoder with attention in "

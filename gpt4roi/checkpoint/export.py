@@ -23,16 +23,18 @@ from gpt4roi.io.model_folders import (
     DELTA,
     DELTA_RECORD,
     ORIGINAL,
+    REGION_FOLDER,
+    REGIONS_ON_BASE,
     ModelFolder,
     identify,
 )
 from gpt4roi.io.sizes import readable_size
 from gpt4roi.io.weight_files import INDEX_SUFFIX, WEIGHT_FILES, find_weight_files, is_without_base, tensor_names
-from gpt4roi.models.model_card import MODEL_CARD, is_written_by_user, model_card
+from gpt4roi.models.model_card import EMPTY_FIELD, MODEL_CARD, is_written_by_user, model_card
 from gpt4roi.models.original_format import tower_candidates
 
 _CARRIED = (
-    *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "chat_template.*"),
+    *("config.json", "generation_config.json", "*processor_config.json", "chat_template.*"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
     *(ADAPTER_CONFIG, BASE_RECORD, DELTA_RECORD, MODEL_CARD, "LICENSE*", "NOTICE*"),
 )
@@ -41,7 +43,6 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
 _LOCAL_PATH = re.compile(r"(?<![\w.:/\\~-])(?:~|[A-Za-z]:)?[/\\][\w.@+~-]+(?:[/\\][\w.@+~-]+)+[/\\]?")
 _ABSOLUTE = re.compile(r"(?:~|[A-Za-z]:)?[/\\][^\n]+")
 _LOCAL_ROOTS = ("home", "Users", "root", "tmp", "mnt", "media", "scratch", "workspace")
-_OF_PEFT = "[More Information Needed]"
 
 
 @dataclass
@@ -94,6 +95,8 @@ def export_folder(
         found.require_model()
     copy = _Copy()
     copy.add(folder, _weights(found))
+    if found.kind == REGIONS_ON_BASE:
+        copy.add(folder / REGION_FOLDER, find_weight_files(folder / REGION_FOLDER)[0], f"{REGION_FOLDER}/")
     if found.kind == ORIGINAL and is_without_base(folder):
         found = replace(found, kind=DELTA)
     opens = found.is_model and _add_tower(copy, found, vision_tower)
@@ -160,7 +163,7 @@ def _card(found: ModelFolder) -> str:
     """Returns the user's card, an adapter's of our training, or a new one; peft's is empty."""
     path = found.path / MODEL_CARD
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    if text and _OF_PEFT not in text and (found.kind == ADAPTER or is_written_by_user(path)):
+    if text and EMPTY_FIELD not in text and (found.kind == ADAPTER or is_written_by_user(path)):
         return text
     if found.kind != ADAPTER:
         return model_card(found.config, "delta" if found.kind == DELTA else "model")

@@ -32,7 +32,7 @@ from gpt4roi.devices import (
 from gpt4roi.errors import InputError
 from gpt4roi.io.hub import ACCESS, local_folder
 from gpt4roi.io.json_files import read_json_object
-from gpt4roi.io.model_folders import ADAPTER, OUR_MODEL_TYPE, REGIONS_ON_BASE, identify, is_original
+from gpt4roi.io.model_folders import ADAPTER, REGIONS_ON_BASE, identify, is_original, load_failure
 from gpt4roi.models import GPT4RoIForConditionalGeneration
 from gpt4roi.models.original_format import TOKEN_OF_ID
 from gpt4roi.models.pretrained import UNQUANTIZED, find_tower
@@ -41,7 +41,6 @@ from gpt4roi.processing.processor import SAVED_SETTINGS, GPT4RoIProcessor
 from gpt4roi.processing.tokenizer import add_special_tokens
 from gpt4roi.processing.vlm_processor import RegionProcessor
 
-_REASON_LENGTH = 200
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.*", "*.model", "*.tiktoken")
 
 logger = logging.getLogger(__name__)
@@ -279,16 +278,6 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: no tokenizer can be opened there ({load_failure(folder, error)})") from None
-
-
-def load_failure(location: str | Path, error: Exception) -> str:
-    """Returns why transformers could not open a folder, in one line; Python code in the folder is the first reason."""
-    for name in ("config.json", "tokenizer_config.json"):
-        path = Path(location) / name
-        values = read_json_object(path) if path.is_file() else {}
-        if values.get("auto_map") and values.get("model_type") != OUR_MODEL_TYPE:
-            return f"{name} asks for Python code of the folder, which is never run; choose a model of transformers' own"
-    return " ".join(str(error).split())[:_REASON_LENGTH]
 
 
 def vision_config(location: str) -> Any:

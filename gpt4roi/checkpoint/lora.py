@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from gpt4roi.io.atomic import atomic_write_text
 from gpt4roi.io.digests import sha256_of
 from gpt4roi.io.hub import local_folder
 from gpt4roi.io.json_files import read_json_object
-from gpt4roi.io.model_folders import ADAPTER_CONFIG, BASE_RECORD
+from gpt4roi.io.model_folders import ADAPTER_CONFIG, BASE_RECORD, folders_inside
+from gpt4roi.io.weight_files import read_tensor_file
 from gpt4roi.models.original_format import TOWER_PREFIX, portable_name, to_ours
 from gpt4roi.models.vocabulary import embedding_tables
 
@@ -36,11 +40,17 @@ def open_adapter(base: Any, folder: str | Path) -> Any:
         from peft import PeftModel
     except ImportError:
         raise InputError("adapters need peft; install it with pip install 'gpt4roi[train]'") from None
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import get_peft_model_state_dict, load_peft_weights
 
+    kind = read_json_object(folder / ADAPTER_CONFIG).get("peft_type")
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise InputError(
+            f"the adapter {folder} is of the kind {kind!r}, which peft {version('peft')} does not know; pip install -U "
+            "peft, or take an adapter such as LoRA"
+        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that becomes old
+        with quiet_peft():
             model = PeftModel.from_pretrained(base, folder)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -52,6 +62,8 @@ def open_adapter(base: Any, folder: str | Path) -> Any:
             f"the adapter {folder} is of the kind {model.active_peft_config.peft_type.value}, which adds tokens to the "
             "prompt and changes no weight; adapters such as LoRA can be used"
         )
+    # Of a base that was moved since, peft would ask the hub.
+    model.active_peft_config.base_model_name_or_path = str(getattr(base, "name_or_path", "") or folder)
     wanted, found = set(get_peft_model_state_dict(model)), set(load_peft_weights(str(folder), device="cpu"))
     if wanted != found:
         raise InputError(
@@ -60,6 +72,15 @@ def open_adapter(base: Any, folder: str | Path) -> Any:
             f"({', '.join(sorted(found - wanted)[:3]) or 'none'}); give the base it was made on"
         )
     return model
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Leaves out what peft warns of that is no news: a property's old name, and tensors that open_adapter checks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def merge(adapted: Any) -> Any:
@@ -77,15 +98,18 @@ def merge(adapted: Any) -> Any:
 
 
 def check_adapter_folder(folder: Path) -> None:
-    """Raises InputError where a folder is not what peft's save_pretrained wrote."""
+    """Raises InputError where a folder is not what peft's save_pretrained wrote, or its files are damaged."""
     if not folder.is_dir():
         raise InputError(f"there is no adapter folder {folder}; give the folder that peft's save_pretrained wrote")
     if not (folder / ADAPTER_CONFIG).is_file() or not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
         raise InputError(
             f"{folder} is not an adapter: expected {ADAPTER_CONFIG} and {' or '.join(ADAPTER_WEIGHTS)}, found {found}; "
-            "give the folder that peft's save_pretrained wrote"
+            f"give the folder that peft's save_pretrained wrote{folders_inside(folder)}"
         )
+    for name in ADAPTER_WEIGHTS:
+        if (folder / name).is_file():
+            read_tensor_file(folder / name)
 
 
 def record_base(folder: str | Path, base: str | Path) -> None:

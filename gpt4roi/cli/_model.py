@@ -64,6 +64,8 @@ def check_model_folder(path: str) -> str:
     folder = Path(path)
     if not folder.exists() and path != DEFAULT_MODEL and is_hub_name(path):
         return path
+    if folder.is_file():
+        raise InputError(f"no model in {path}, which is a file; give its folder: --model {folder.parent}")
     if not folder.is_dir():
         raise InputError(
             f"no model in {path}: no such folder; give --model DIR, or run scripts/quickstart.sh to make one"

@@ -45,8 +45,8 @@ class SentenceModel:
     def __init__(self, folder: str | Path) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        self.model = AutoModel.from_pretrained(str(folder)).eval().float()
+        self.tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        self.model = AutoModel.from_pretrained(str(folder), trust_remote_code=False).eval().float()
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> np.ndarray:

@@ -10,7 +10,12 @@ from gpt4roi.errors import InputError
 ACCESS = ("revision", "token", "cache_dir", "local_files_only")
 """Arguments of `from_pretrained` that concern the hub."""
 
+REGION_FOLDER = "region_encoder"
+"""Inside the folder of a pretrained vision-language model: what is added to it for regions."""
+
 _SMALL_FILES = ("*.json", "*.model", "*.jinja")
+_OTHER_FOLDERS = [f"{REGION_FOLDER[:i]}[!{letter}]*/*" for i, letter in enumerate(REGION_FOLDER)]
+"""Patterns of what lies in folders of any other name, one for each letter in which a name can differ."""
 
 
 def is_hub_name(name: str) -> bool:
@@ -29,6 +34,8 @@ def local_folder(path: str | Path, weights: bool = True, subfolder: str = "", **
         return Path(path, subfolder)
     name = str(path)
     if not is_hub_name(name):
+        if Path(name).is_file():
+            raise InputError(f"{name} is a file; give the folder that it lies in, {Path(name).parent}")
         raise InputError(f"{name}: no such folder")
     folder = _fetch(name, [*_SMALL_FILES, *(["*.safetensors"] if weights else [])], access, subfolder)
     if weights and not any(folder.glob("*.safetensors")):
@@ -56,7 +63,10 @@ def _fetch(name: str, patterns: list[str], access: dict[str, Any], subfolder: st
         inside = f"{subfolder.strip('/')}/" if subfolder else ""  # `*` of a pattern stands for `/` too
         patterns = [inside + pattern for pattern in patterns]
         return Path(
-            snapshot_download(name, allow_patterns=patterns, ignore_patterns=[f"{inside}*/*"], **wanted), subfolder
+            snapshot_download(
+                name, allow_patterns=patterns, ignore_patterns=[inside + other for other in _OTHER_FOLDERS], **wanted
+            ),
+            subfolder,
         )
     except LocalEntryNotFoundError:
         raise InputError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4roi.errors import InputError
+from gpt4roi.io.hub import REGION_FOLDER as REGION_FOLDER
 from gpt4roi.io.hub import is_hub_name
 from gpt4roi.io.json_files import read_json_object
 
@@ -19,16 +20,20 @@ ADAPTER_CONFIG, BASE_RECORD, DELTA_RECORD = "adapter_config.json", "base.json", 
 RUN, DONE = "run.json", "trained.json"
 """Of a training's work directory: what runs in it, and the mark that it is finished."""
 
+_QUANTIZED = ("quantization_config", "quantization", "compression_config")
+_QUANTIZED_FILES = ("quantize_config.json", "quant_config.json")
+"""Where tools say that weights are stored quantized: in config.json, and beside it (of AutoGPTQ and AutoAWQ)."""
+
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+
 _LFS_START = b"version https://git-lfs"
 _LFS_BYTES = 1024
+_REASON_LENGTH = 200
 
 OURS, ORIGINAL, ADAPTER, DELTA = "ours", "original", "adapter", "delta"
 REGIONS_ON_BASE = "vision-language model with regions"
 LLAVA, VISION_LANGUAGE, LANGUAGE_MODEL = "llava", "vision-language model", "language model"
-UNFINISHED, NOTHING = "unfinished", "nothing"
-
-REGION_FOLDER = "region_encoder"
-"""Inside the folder of a pretrained vision-language model: what is added to it for regions."""
+UNFINISHED, GGUF, NOTHING = "unfinished", "gguf", "nothing"
 
 _FROM_BASE = "to train regions on it: gpt4roi train --stage 1 --model_name_or_path {folder}"
 SENTENCES = {
@@ -50,15 +55,18 @@ SENTENCES = {
     ),
     REGIONS_ON_BASE: (
         "{folder} is a pretrained vision-language model ({type!r}) with regions, in its base's own format; this "
-        "command is for GPT4RoI's own models; to give the regions away, copy its folder region_encoder"
+        "command is for GPT4RoI's own models; to give it away: gpt4roi export {folder} OUT"
     ),
     LANGUAGE_MODEL: (
         "{folder}: model_type is {type!r}, expected 'gpt4roi' or the original's 'llava'; to start a training from a "
-        "language model, name it as --model_name_or_path"
+        "language model, name it as --model_name_or_path, and a vision tower as --vision_tower"
     ),
     UNFINISHED: (
         "{folder}: its training is not finished ({done} is missing); finish it, or start from one of its checkpoints, "
         "{folder}/checkpoint-…"
+    ),
+    GGUF: (
+        "{folder} holds weights of llama.cpp (.gguf), which are not read; take the model in the format of transformers"
     ),
     NOTHING: (
         "no model in {folder}: the folder has no config.json ({folder}/config.json: no such file); give the folder "
@@ -90,12 +98,16 @@ class ModelFolder:
     @property
     def quantization(self) -> str | None:
         """How the weights are stored where that is not as numbers, as `bitsandbytes, 4 bit`; else None."""
-        stored = self.config.get("quantization_config")
-        stored = stored or (self.config.get("text_config") or {}).get("quantization_config")
+        of_text = self.config.get("text_config") or {}
+        stored = next((part[name] for part in (self.config, of_text) for name in _QUANTIZED if part.get(name)), None)
+        beside = next((self.path / name for name in _QUANTIZED_FILES if (self.path / name).is_file()), None)
+        if stored is None and beside is not None:
+            stored = read_json_object(beside)
         if not isinstance(stored, dict):
             return None
         method = stored.get("quant_method", "quantized")
-        bits = stored.get("bits") or (4 if stored.get("load_in_4bit") else 8 if stored.get("load_in_8bit") else None)
+        bits = stored.get("bits") or stored.get("w_bit")
+        bits = bits or (4 if stored.get("load_in_4bit") else 8 if stored.get("load_in_8bit") else None)
         return f"{method}, {bits} bit" if bits else str(method)
 
     @property
@@ -128,7 +140,8 @@ class ModelFolder:
         """Returns itself; raises InputError where it is no GPT4RoI model in our format or the original's."""
         if self.kind not in (OURS, ORIGINAL):
             kind, base = self.config.get("model_type"), self.base
-            raise InputError(SENTENCES[self.kind].format(folder=self.path, type=kind, base=base, done=DONE))
+            told = SENTENCES[self.kind].format(folder=self.path, type=kind, base=base, done=DONE)
+            raise InputError(told + (folders_inside(self.path) if self.kind == NOTHING else ""))
         return self
 
     def require_adapter(self) -> ModelFolder:
@@ -165,13 +178,25 @@ def identify(path: str | Path) -> ModelFolder:
     folder = Path(path)
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         refuse_lfs_pointer(file)
-    name = next((name for name in ("config.json", ADAPTER_CONFIG) if (folder / name).is_file()), None)
+    names = ["config.json", ADAPTER_CONFIG]
+    if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):  # some trainings put the base's config.json beside
+        names.reverse()
+    name = next((name for name in names if (folder / name).is_file()), None)
     config = read_json_object(folder / name) if name else {}
     if (folder / RUN).is_file() and not (folder / DONE).is_file():
         return ModelFolder(folder, UNFINISHED, config)
     if name == ADAPTER_CONFIG:
         return ModelFolder(folder, ADAPTER, config)
-    return ModelFolder(folder, _kind(folder, config) if config else NOTHING, config)
+    if not config:
+        return ModelFolder(folder, GGUF if any(folder.glob("*.gguf")) else NOTHING, config)
+    return ModelFolder(folder, _kind(folder, config), config)
+
+
+def folders_inside(folder: Path) -> str:
+    """Returns the end of a sentence: which folders inside one hold a model or an adapter; empty where none does."""
+    files = (path for name in ("config.json", ADAPTER_CONFIG) for path in folder.glob(f"*/{name}"))
+    names = sorted({str(path.parent) for path in files})[:4]
+    return f"; there is one in {', '.join(names)}" if names else ""
 
 
 def _kind(folder: Path, config: dict[str, Any]) -> str:
@@ -207,3 +232,13 @@ def refuse_lfs_pointer(path: Path) -> None:
                 f"{path} is a pointer of Git LFS ({path.stat().st_size} bytes), not the weights; "
                 f"run `git lfs pull` in {path.parent}"
             )
+
+
+def load_failure(location: str | Path, error: Exception) -> str:
+    """Returns why transformers could not open a folder, in one line; Python code in the folder is the first reason."""
+    for name in ("config.json", "tokenizer_config.json"):
+        path = Path(location) / name
+        values = read_json_object(path) if path.is_file() else {}
+        if values.get("auto_map") and values.get("model_type") != OUR_MODEL_TYPE:
+            return f"{name} asks for Python code of the folder, which is never run; choose a model of transformers' own"
+    return " ".join(str(error).split())[:_REASON_LENGTH]

@@ -16,11 +16,11 @@ from transformers.utils import logging as transformers_logging
 from gpt4roi.errors import InputError
 from gpt4roi.io.auto_map import InPackage, write_auto_file
 from gpt4roi.io.hub import ACCESS, is_hub_name, local_folder
-from gpt4roi.io.model_folders import is_original
+from gpt4roi.io.model_folders import is_original, load_failure
 from gpt4roi.io.weight_files import damaged_file_named, read_tensors, tensor_names
 from gpt4roi.models import original_format
 from gpt4roi.models.configuration import GPT4RoIConfig
-from gpt4roi.models.model_card import write_model_card
+from gpt4roi.models.model_card import remove_empty_card, write_model_card
 from gpt4roi.models.original_format import TOWER_PREFIX, portable_name
 
 logger = logging.getLogger(__name__)
@@ -94,8 +94,16 @@ class GPT4RoIPreTrainedModel(InPackage, PreTrainedModel):
         """Saves the model as transformers does, with a model card and the file of its auto_map beside it."""
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
-            write_model_card(Path(save_directory), self.config.to_dict())
-            write_auto_file(Path(save_directory))
+            adapted = getattr(self, "_hf_peft_config_loaded", False)  # by add_adapter: the adapter alone was saved
+            write_model_card(Path(save_directory), self.config.to_dict(), "adapter" if adapted else "model")
+            if not adapted:
+                write_auto_file(Path(save_directory))
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        """Uploads for push_to_hub, with our card where transformers replaced it by an empty one."""
+        remove_empty_card(Path(working_dir))
+        write_model_card(Path(working_dir), self.config.to_dict())
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 def exclude_from_quantization(quantization: Any) -> Any:
@@ -245,7 +253,7 @@ def load_tower(location: str, round_to_half: bool = False) -> PreTrainedModel:
         raise
     except (OSError, ValueError) as error:
         raise InputError(
-            f"vision tower {location}: cannot be opened ({str(error).splitlines()[0]}); {HOW_TO_NAME}"
+            f"vision tower {location}: cannot be opened ({load_failure(location, error)}); {HOW_TO_NAME}"
         ) from None
     if missing:
         raise InputError(f"vision tower {location}: {len(missing)} tensors are missing: {_some(missing)}")

@@ -495,7 +495,8 @@ def open_regions_vlm(folder: str | Path, **kwargs: Any) -> Any:
     """
     inside = Path(folder, REGION_FOLDER)
     values, weights = read_json_object(inside / CONFIG), read_tensors(inside)
-    base: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(AutoConfig.from_pretrained(str(folder)))]
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    base: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     find_weight_files(Path(folder))
     with damaged_file_named(folder):
         model, info = base.from_pretrained(

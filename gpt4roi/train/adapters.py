@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from gpt4roi import devices
+from gpt4roi.checkpoint.lora import quiet_peft
 from gpt4roi.errors import InputError
 from gpt4roi.models.vision_tower import VisionTower
 from gpt4roi.train.arguments import DTYPES, AdapterArguments
@@ -102,7 +103,8 @@ def add_adapters(model: Any, given: AdapterArguments, modules: tuple[str, ...]) 
         fan_in_fan_out=bool(_linear_layers(model, Conv1D)),  # GPT-2's layers keep their weights transposed
         modules_to_save=beside or None,
     )
-    return get_peft_model(model, config)
+    with quiet_peft():
+        return get_peft_model(model, config)
 
 
 def _linear_layers(model: Any, kind: Any = (nn.Linear, Conv1D)) -> list[str]:

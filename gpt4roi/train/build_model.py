@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from gpt4roi.checkpoint.build import V1_FORMATS, build_from_parts, config_of_parts, decoder_config
 from gpt4roi.checkpoint.loading import (
     add_stop_tokens,
-    load_failure,
     load_model,
     load_processor,
     load_tokenizer,
@@ -33,6 +32,7 @@ from gpt4roi.io.model_folders import (
     identify,
     is_gpt4roi_folder,
     is_original,
+    load_failure,
 )
 from gpt4roi.io.weight_files import damaged_file_named
 from gpt4roi.models import GPT4RoIConfig, GPT4RoIForConditionalGeneration

@@ -72,10 +72,11 @@ def test_an_adapter_put_on_again_gives_the_logits_it_was_saved_with(trained):
     assert float((logits(load_model(place / "base")) - expected).abs().max()) > 0.1
 
 
-def test_merged_is_an_ordinary_folder_with_the_adapter_s_logits(trained, tmp_path, capsys):
+def test_merged_is_an_ordinary_folder_with_the_adapter_s_logits(trained, tmp_path, capsys, recwarn):
     place, expected = trained
     assert main(["merge-adapter", str(place / "base"), str(place / "adapter"), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 'out'}: ")
+    assert not [warning for warning in recwarn if warning.category is FutureWarning]
     merged = load_model(tmp_path / "out")
     # The bound for logits everywhere here: a merged weight is rounded once more than weight and adapter apart.
     torch.testing.assert_close(logits(merged), expected, atol=2e-5, rtol=0)
@@ -106,9 +107,45 @@ def without_config(adapter):
     (adapter / "adapter_config.json").unlink()
 
 
+def cut_off(adapter):
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def with_code(adapter):
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save({"weight": Code()}, adapter / "adapter_model.bin")
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("code of a file was run",)
+
+
+def of_another_kind(adapter):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "HOLOGRAPHIC"}))
+
+
+def with_a_list(adapter):
+    (adapter / "adapter_config.json").write_text("[]")
+
+
+def of_two_names(adapter):
+    for name in ("one", "two"):
+        shutil.copytree(adapter, adapter.parent / "both" / name)
+    shutil.rmtree(adapter)
+    (adapter.parent / "both").rename(adapter)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (cut_off, r"adapter_model.safetensors is cut off or damaged"),
+        (with_code, r"adapter_model.bin asks for .*print, which a file of weights does not need"),
+        (of_another_kind, r"is of the kind 'HOLOGRAPHIC', which peft [\d.]+ does not know"),
+        (with_a_list, r"adapter_config.json: expected an object, got a list"),
+        (of_two_names, r"is not an adapter: .*; there is one in .*adapter/one, .*adapter/two"),
         (without_a_tensor, r"does not fit the base: .*output_linear.bias"),
         (of_another_width, r"does not fit the base: .*size mismatch"),
         (of_other_modules, r"does not fit the base: "),
@@ -256,3 +293,29 @@ def test_an_adapter_of_tokens_before_the_prompt_is_refused_by_its_kind(tmp_path)
     peft.get_peft_model(base, settings).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match=r"is of the kind PREFIX_TUNING, which adds tokens to the prompt"):
         open_adapter(load_model(tmp_path / "base"), tmp_path / "adapter")
+
+
+def test_a_base_s_config_beside_an_adapter_makes_it_no_model(recorded):
+    shutil.copy(recorded / "base/config.json", recorded / "adapter")
+    assert RegionChat.from_pretrained(recorded / "adapter", dtype="float32").processor.prompt_format == "chat"
+    with pytest.raises(InputError, match=r"holds an adapter, not a model; .*gpt4roi merge-adapter BASE"):
+        load_model(recorded / "adapter")
+
+
+def test_an_adapter_of_transformers_own_add_adapter_is_saved_alone_and_answers_as_the_model(tmp_path):
+    model = tiny_model()
+    for owner in (model, tiny_processor(model.config)):
+        owner.save_pretrained(tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    try:
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=LORA["target_modules"], init_lora_weights=False))
+    except ValueError as error:
+        pytest.skip(str(error))  # transformers wants a newer peft for it than all else does
+    model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter/config.json").exists()
+    assert not (tmp_path / "adapter/gpt4roi_auto.py").exists()
+    assert "# GPT4RoI LoRA adapter" in (tmp_path / "adapter/README.md").read_text()
+    again = open_adapter(load_model(tmp_path / "base"), tmp_path / "adapter")
+    assert torch.equal(logits(again), logits(model))
+    merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    torch.testing.assert_close(logits(load_model(tmp_path / "out")), logits(model), atol=2e-5, rtol=0)

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from gpt4roi.checkpoint.build import decoder_config
 from gpt4roi.checkpoint.loading import add_stop_tokens, load_tokenizer, vision_config
 from gpt4roi.errors import InputError
+from gpt4roi.models.pretrained import load_tower
 
 
 def test_generate_stops_where_the_training_teaches_answers_to_end():
@@ -30,6 +31,25 @@ def test_a_decoder_without_attention_is_refused_in_one_line(tmp_path):
         decoder_config(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["lfm2", "minimax"])
+def test_a_decoder_with_a_state_in_some_layers_is_refused_in_one_line(tmp_path, kind):
+    types = ["conv" if kind == "lfm2" else "linear_attention", "full_attention"]
+    AutoConfig.for_model(kind, num_hidden_layers=2, layer_types=types).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=rf"{kind} keeps a running state in place of attention to every token"):
+        decoder_config(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+def test_an_encoder_that_reads_what_it_should_answer_is_refused_unless_it_is_made_a_decoder(tmp_path, kind):
+    config = AutoConfig.for_model(kind, hidden_size=8, num_hidden_layers=1, vocab_size=20)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=rf"{kind} reads in both directions, .*; choose a decoder"):
+        decoder_config(tmp_path)
+    config.is_decoder = True
+    config.save_pretrained(tmp_path)
+    assert decoder_config(tmp_path).model_type == kind
+
+
 def test_what_is_no_decoder_is_refused_by_its_kind(tmp_path):
     tiny_vision_config().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"clip_vision_model is no decoder language model of transformers"):
@@ -43,7 +63,7 @@ def test_python_code_in_a_folder_is_neither_run_nor_asked_about(tmp_path, monkey
     values = {"model_type": "x", "auto_map": {"AutoConfig": "configuration_x.X", "AutoTokenizer": ["t.T", None]}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T", **values}))
-    for look in (decoder_config, load_tokenizer, vision_config):
+    for look in (decoder_config, load_tokenizer, vision_config, load_tower):
         with pytest.raises(InputError, match=r"asks for Python code of the folder, which is never run"):
             look(tmp_path)
     assert not (tmp_path / "seen").exists()

@@ -11,6 +11,7 @@ from tiny import tiny_text_config
 
 from gpt4roi.cli import main
 from gpt4roi.errors import InputError
+from gpt4roi.io import model_folders
 from gpt4roi.io.model_folders import identify
 from gpt4roi.region_chat import RegionChat
 from gpt4roi.train import main as train
@@ -31,13 +32,18 @@ def quantized(tmp_path):
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, 8 bit"),
         ({"quant_method": "gptq", "bits": 3}, "gptq, 3 bit"),
         ({"quant_method": "fp8"}, "fp8"),
+        ({"group_size": 64, "bits": 4}, "quantized, 4 bit"),
     ],
 )
 def test_how_the_weights_are_stored_is_told_from_config_json(tmp_path, stored, told):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt4roi", "quantization_config": stored}))
     assert identify(tmp_path).quantization == told
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt4roi", "quantization": stored}))
+    assert identify(tmp_path).quantization == told  # as MLX names it
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt4roi", "text_config": {}}))
     assert identify(tmp_path).quantization is None
+    (tmp_path / "quantize_config.json").write_text(json.dumps(stored))  # as AutoGPTQ did
+    assert identify(tmp_path).quantization == told
 
 
 @pytest.mark.parametrize(
@@ -68,8 +74,8 @@ def test_what_needs_numbers_refuses_packed_weights_before_it_begins(quantized, t
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.skipif(HERE, reason="bitsandbytes is installed")
-def test_without_its_library_a_quantized_folder_is_refused_with_how_to_install_it(quantized, capsys):
+def test_without_its_library_a_quantized_folder_is_refused_with_how_to_install_it(quantized, capsys, monkeypatch):
+    monkeypatch.setattr(model_folders, "find_spec", lambda name: None)
     assert main(["describe", "image.png", "--box", "1,2,3,4", "--model", str(quantized)]) == 2
     assert "needs the package bitsandbytes; pip install 'gpt4roi[bitsandbytes]'" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"needs the package bitsandbytes"):

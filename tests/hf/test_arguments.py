@@ -161,21 +161,23 @@ def test_a_hub_name_fetches_the_model_and_not_the_checkpoints_beside_it(tmp_path
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
-    names = ["config.json", "model.safetensors", "checkpoint-5/model.safetensors", "checkpoint-5/config.json"]
+    names = ["config.json", "model.safetensors", "region_encoder/config.json", "region_encoder/model.safetensors"]
+    names += ["checkpoint-5/model.safetensors", "checkpoint-5/config.json", "rest/config.json", "a/b.json"]
     fetched = []
 
     def snapshot_download(name, allow_patterns, ignore_patterns):
         fetched.extend(filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
         (tmp_path / "checkpoint-5").mkdir(exist_ok=True)
         for one in fetched:
+            (tmp_path / one).parent.mkdir(exist_ok=True)
             (tmp_path / one).touch()
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert hub.local_folder("owner/name") == tmp_path and fetched == names[:2]
+    assert hub.local_folder("owner/name") == tmp_path and fetched == names[:4]  # the second two of a base with regions
     fetched.clear()
     assert hub.local_folder("owner/name", subfolder="checkpoint-5") == tmp_path / "checkpoint-5"
-    assert sorted(fetched) == sorted(names[2:])
+    assert sorted(fetched) == sorted(names[4:6])
 
 
 @pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])

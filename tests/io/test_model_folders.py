@@ -39,6 +39,7 @@ FOLDERS = {
         {"run.json": {}, "adapter_config.json": {}},
         r"its training is not finished \(trained.json is missing\); finish it, or start from one of its checkpoints",
     ),
+    "gguf": ({"model-q4.gguf": {}}, r"holds weights of llama.cpp \(.gguf\), which are not read"),
     "nothing": ({"notes.json": {}}, "no model in .*: the folder has no config.json"),
 }
 
@@ -56,6 +57,20 @@ def test_each_kind_is_told_from_its_small_files_and_has_its_sentence(tmp_path, k
     with pytest.raises(InputError, match=sentence) as error:
         found.require_model()
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_folder_around_models_names_them_and_a_file_its_folder(tmp_path, capsys):
+    for name in ("stage1/config.json", "lora/adapter_config.json", "data/train.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=rf"; there is one in {tmp_path}/lora, {tmp_path}/stage1$"):
+        identify(tmp_path).require_model()
+    file = tmp_path / "stage1/config.json"
+    assert main(["describe", "image.png", "--box", "1,2,3,4", "--model", str(file)]) == 2
+    assert main(["export", str(file), str(tmp_path / "out")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert f"no model in {file}, which is a file; give its folder: --model {file.parent}" in lines[0]
+    assert f"{file} is a file; give the folder that it lies in, {file.parent}" in lines[1]
 
 
 COMMANDS = {

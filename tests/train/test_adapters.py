@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_model
+from tiny import tiny_model, tiny_text_config
 from tiny_training import COMMON, FAST, stage1, tensors
 from transformers import AutoConfig
 
@@ -175,9 +175,17 @@ def test_a_run_that_is_resumed_without_its_base_says_that_the_folder_is_gone(tmp
         check_choices(parse_arguments(parse_flags(words.split())))
 
 
-def test_a_layer_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(InputError, match="no w_qkv in the language model; it has q_proj, k_proj, v_proj"):
-        add_adapters(tiny_model(), AdapterArguments(lora_r=2, lora_target_modules="w_qkv"), ALL)
+@pytest.mark.parametrize("asked", ["w_qkv", "lm_head", "q_proj,embed_tokens"])
+def test_a_layer_that_gets_no_adapter_is_refused_with_those_that_do(asked):
+    text = tiny_text_config(tie_word_embeddings=True)  # an adapter on a tied table would be merged into one of two
+    wrong = asked.split(",")[-1]
+    with pytest.raises(InputError, match=f"no {wrong} in the language model; it has q_proj, k_proj, v_proj"):
+        add_adapters(tiny_model(text_config=text), AdapterArguments(lora_r=2, lora_target_modules=asked), ALL)
+
+
+def test_peft_s_warning_about_a_name_of_transformers_is_not_shown(recwarn):
+    add_adapters(tiny_model(), AdapterArguments(lora_r=2), ALL)
+    assert not [warning for warning in recwarn if warning.category is FutureWarning]
 
 
 def test_a_quantized_language_model_learns_by_adapters(parts, base, tmp_path):
