@@ -31,7 +31,8 @@ def model_card(config: dict[str, Any], kind: str = "model") -> str:
     sizes = f"{text.get('num_hidden_layers')} layers, width {text.get('hidden_size')}"
     base = portable_name(text.get("_name_or_path") or None) if "text_config" in config else None
     is_ours = is_original(config) or config.get("model_type") == OUR_MODEL_TYPE
-    tower = portable_name(config.get("mm_vision_tower")) or ("not named" if is_ours else vision.get("model_type"))
+    tower = portable_name(config.get("mm_vision_tower")) or (not is_ours and vision.get("model_type")) or "not named"
+    written = "transformers' (`hf`)" if is_ours else f"that of its base, `{config.get('model_type')}`"
     side = config.get("image_size") or vision.get("image_size")
     environment = jinja2.Environment(loader=jinja2.PackageLoader("gpt4roi", "models"), undefined=jinja2.StrictUndefined)
     card = environment.get_template("model_card.md.jinja").render(
@@ -40,11 +41,7 @@ def model_card(config: dict[str, Any], kind: str = "model") -> str:
         language_model=", ".join([decoder, sizes, *([base] if base else [])]),
         vision_tower=f"{tower}, {side} px" if side else tower,
         region_encoder=config.get("region_encoder_type", "gpt4roi" if is_ours else f"folder `{REGION_FOLDER}`"),
-        checkpoint_format="the original's (`original`)"
-        if is_original(config)
-        else "transformers' (`hf`)"
-        if is_ours
-        else f"that of its base, `{config.get('model_type')}`, with a folder beside it",
+        checkpoint_format="the original's (`original`)" if is_original(config) else written,
     )
     return card + "\n"
 

@@ -238,7 +238,6 @@ def accumulation_steps(flags: Flags, stage: int, processes: int) -> int:
 
 
 _FROZEN_TOWER = "nothing: the vision tower stays frozen"
-_DEVICES = "nothing: train_stage1.sh and train_stage2.sh start a process for each GPU"
 _REPLACED = {
     "version conv_mode template": "--prompt_format",
     "data_path dataset dataset_dir train_file": "--dataset_config",
@@ -273,7 +272,7 @@ _REPLACED = {
     "trust_remote_code": "nothing: code in a model's folder is never run",
     "cache_dir": "nothing: the hub's cache is where HF_HOME says",
     "no_cuda": "--use_cpu",
-    "n_gpu gpu_ids device_map": _DEVICES,
+    "n_gpu gpu_ids device_map": "nothing: train_stage1.sh and train_stage2.sh start a process for each GPU",
     "warmup_ratio": "--warmup_steps, which takes a fraction of all steps",
     "evaluation_strategy": "--eval_strategy",
     "fsdp_transformer_layer_cls_to_wrap": "nothing: the layers are found by themselves",
