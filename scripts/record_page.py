@@ -69,7 +69,9 @@ class Recorder:
         self.click(f'.example[title*="{title}"]')
         self.page.wait_for_selector(".stage.has-image")
         self.page.wait_for_function("document.querySelector('.stage-image').complete")
-        self.page.wait_for_timeout(400)
+        area = None
+        while area != (area := self.page.locator(".stage-image").bounding_box()):  # until the page stands still
+            self.page.wait_for_timeout(500)
         self.keep(600)
 
     def draw(self, box: Box) -> None:
@@ -154,10 +156,10 @@ def one_region(page: Recorder) -> str:
 
 
 def several_regions(page: Recorder) -> str:
-    """Asks about two boxes at once: a cup and its saucer."""
-    page.pick("coffee")
-    page.draw((0.285, 0.03, 0.70, 0.66))
-    page.draw((0.12, 0.03, 0.81, 0.98))
+    """Asks about two boxes at once: a motorcycle and its front wheel."""
+    page.pick("motorcycle")
+    page.draw((0.16, 0.14, 0.93, 0.93))
+    page.draw((0.675, 0.52, 0.918, 0.91))
     page.type("Which is larger, <region1> or <region2>?")
     return page.ask()
 
@@ -182,8 +184,8 @@ def parts(page: Recorder) -> str:
     """Draws two boxes, types a question and puts a number on each part of the page; asks nothing."""
     page.pick("cat")
     page.draw((0.02, 0.01, 0.86, 0.99))
-    page.draw((0.233, 0.0, 0.534, 0.3))
-    page.type("Is <region2> above <region1>?")
+    page.draw((0.3, 0.28, 0.48, 0.5))
+    page.type("Is <region1> above <region2>?")
     for number, selector in enumerate(PARTS, start=1):
         area = page.page.locator(selector).first.bounding_box()
         page.page.evaluate(
@@ -246,13 +248,10 @@ def main() -> int:
     args = parser.parse_args()
 
     from gpt4roi import RegionChat
-    from gpt4roi.demo.examples import FILE_NAME, read_examples
     from gpt4roi.demo.server import ServerOptions, serve
     from gpt4roi.models.model_card import limitations
 
-    own = Path(args.model) / FILE_NAME
-    examples = read_examples(own) if own.is_file() else None
-    options = ServerOptions(limitations=limitations(Path(args.model)), examples=examples)
+    options = ServerOptions(limitations=limitations(Path(args.model)))
     chat = RegionChat.from_pretrained(args.model)
     running = serve(chat, Path(args.model).name, options)
     plays: dict[str, Callable[[Recorder], str]] = {
