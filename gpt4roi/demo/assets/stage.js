@@ -485,7 +485,8 @@ find('.add-point').onclick = () => {
 frame.onpointerdown = (event) => {
   if (!image || drag || event.button > 0) return;
   const start = point(event), region = event.target.closest('.stage-region');
-  if (tool() !== 'box' && !(region && event.target !== region && event.target.classList.contains('region-tag'))) {
+  const onTag = region && event.target !== region && event.target.classList.contains('region-tag');
+  if (tool() !== 'box' && !(onTag && !corners.length)) { // a number moves its region, but not amid a polygon
     event.preventDefault();
     frame.setPointerCapture(event.pointerId);
     if (tool() !== 'polygon') return startPainting(event, start);
