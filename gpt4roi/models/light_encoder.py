@@ -261,12 +261,15 @@ class LightRegionEncoder(RegionEncoderBase):
         """Returns what `discriminant` reads of pooled boxes, float[M, F]."""
         return F.adaptive_avg_pool2d(pooled.float(), min(self.output_size, DISCRIMINANT_SIDE)).flatten(1)
 
-    def set_texts(self, embeddings: torch.Tensor) -> None:
-        """Takes the texts that regions are compared with, in tokens: float[T, k, D]."""
+    def set_texts(self, embeddings: torch.Tensor, known: torch.Tensor | None = None) -> None:
+        """Takes the texts that regions are compared with.
+
+        Args:
+            embeddings: float[T, k, D], in tokens.
+            known: int64[T], which of those before each is, -1 for a new one; all are new by default.
+        """
         self.texts = embeddings.flatten(1).to(self.norm.weight)
-        means = self.discriminant.prototypes
-        if len(means) != len(self.texts):  # others, or more than before: it has to be fitted to them
-            self.discriminant.prototypes = means.new_zeros(len(self.texts), means.shape[1])
+        self.discriminant.keep(torch.full((len(self.texts),), -1) if known is None else known)
 
     def _last_level(self, pooled: torch.Tensor) -> torch.Tensor:
         """Returns the pooled cells of the last map as the tower made them."""

@@ -115,6 +115,13 @@ class LinearDiscriminant(nn.Module):
             whitened = (features.float() - self.mean.float()) @ self.whitening.float()
             return F.normalize(whitened, dim=1) @ self.prototypes.float().T
 
+    def keep(self, known: torch.Tensor) -> None:
+        """Changes the classes to int64[C], each the number that it had before, or -1, which has no mean."""
+        known = known.to(self.prototypes.device)
+        kept = self.prototypes.new_zeros(len(known), self.prototypes.shape[1])
+        kept[known >= 0] = self.prototypes[known[known >= 0]]
+        self.prototypes = kept
+
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], classes: int) -> None:
         """Measures means and what varies within classes; batches: float[N, F], int64[N], which is -1 where unknown."""

@@ -111,7 +111,9 @@ def alignment_loss(
         return AlignmentLoss(texts.targets, texts.centre)
     ids = [tokenizer(" " + text, add_special_tokens=False).input_ids for text in texts.texts]
     table = model.get_input_embeddings().weight.detach()
-    model.region_encoder.set_texts(embed_texts(ids, table, config.tokens_per_region, tokenizer.eos_token_id))
+    before = {text: number for number, text in enumerate(config.region_texts or ())}
+    known = torch.tensor([before.get(text, -1) for text in texts.texts])
+    model.region_encoder.set_texts(embed_texts(ids, table, config.tokens_per_region, tokenizer.eos_token_id), known)
     config.region_texts = texts.texts
     class_texts = torch.tensor([texts.index.get(name, -1) for name in config.class_names])
     return AlignmentLoss(texts.targets, texts.centre, class_texts, head_weight, outlier_weight)

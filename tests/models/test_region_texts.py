@@ -58,5 +58,14 @@ def test_the_encoder_weighs_texts_by_it_and_trusts_itself_more_where_both_agree(
     torch.testing.assert_close(after.of_texts, (before.of_texts.log() + weighed).softmax(-1))
     assert torch.equal(after.of_texts.argmax(1), torch.arange(6) % 3)
     assert (after.trust > before.trust).all()
-    encoder.set_texts(torch.randn(4, 2, 32, generator=generator))
-    assert not encoder.discriminant.prototypes.any() and len(encoder.discriminant.prototypes) == 4
+
+
+def test_texts_added_later_leave_the_means_of_those_before():
+    encoder = tiny_model("pyramid", tokens_per_region=2, class_names=["a fox", "a hen"]).region_encoder
+    encoder.set_texts(torch.zeros(2, 2, 32))
+    encoder.discriminant.fit([(torch.randn(8, 672), torch.arange(8) % 2)], 2)
+    before = encoder.discriminant.prototypes
+    assert before.any(dim=1).all()
+    encoder.set_texts(torch.zeros(3, 2, 32), torch.tensor([1, -1, 0]))
+    after = encoder.discriminant.prototypes
+    assert torch.equal(after[[2, 0]], before) and not after[1].any()
