@@ -159,7 +159,8 @@ def parse_floats(value: Any, count: int) -> list[float]:
         value = value.strip("[]() ").replace(",", " ").split()
     if not isinstance(value, (list, tuple)) or len(value) != count:
         raise InvalidAnnotationError(f"box that is not {count} numbers")
-    if _NUMBERS.issuperset(map(type, value)) and sum(map(abs, value)) <= MAX_COORDINATE:  # as nearly every file has it
+    # As nearly every file has it. Compared one by one: a sum of a fraction and an integer of any length overflows.
+    if _NUMBERS.issuperset(map(type, value)) and all(-MAX_COORDINATE <= one <= MAX_COORDINATE for one in value):
         return list(map(float, value))
     return [parse_float(one, "box with a value that is not a number of an image's size") for one in value]
 

@@ -171,9 +171,12 @@ def test_an_adapter_is_merged_into_a_folder_that_computes_the_same(folder, tmp_p
 
 
 @pytest.mark.parametrize(("quantize", "layer"), [("4bit", "Linear4bit"), ("8bit", "Linear8bitLt")])
-def test_a_base_that_is_quantized_answers_and_its_region_encoder_stays_whole(folder, quantize, layer):
+def test_a_base_that_is_quantized_answers_and_its_region_encoder_stays_whole(tmp_path, quantize, layer):
     pytest.importorskip("bitsandbytes", reason="needs the extra bitsandbytes")
-    opened = RegionChat.from_pretrained(folder / "model", device="cpu", dtype="float32", quantize=quantize)
+    vlm = tiny_vlm("qwen2_5_vl_wide")
+    vlm.model.save_pretrained(tmp_path)
+    vlm.processor.save_pretrained(tmp_path)
+    opened = RegionChat.from_pretrained(tmp_path, device="cpu", dtype="float32", quantize=quantize)
     assert type(opened.model.get_decoder().layers[0].self_attn.q_proj).__name__ == layer
     assert {type(one).__name__ for one in opened.model.region_encoder.modules()}.isdisjoint({layer})
     assert len(opened.describe(noise_image(60, 90), BOXES, **FEW)) == 2

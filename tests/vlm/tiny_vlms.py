@@ -159,6 +159,14 @@ def qwen2_5_vl() -> tuple:
     return _qwen("Qwen2_5_VL", windows, rope_parameters=_rope([1, 1, 2]))
 
 
+def qwen2_5_vl_wide() -> tuple:
+    """The same with layers that 4-bit kernels take: their inputs are multiples of a block of 64."""
+    widths = {"hidden_size": 64, "out_hidden_size": 64, "intermediate_size": 64}
+    windows = {"fullatt_block_indexes": [1, 3], "window_size": 56, **widths}
+    decoder = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
+    return _qwen("Qwen2_5_VL", windows, rope_parameters=_rope([2, 3, 3]), **decoder)
+
+
 QWEN3_VISION = {
     "out_hidden_size": 32, "intermediate_size": 48, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
 }  # fmt: skip
@@ -333,7 +341,7 @@ def _chat_template(mark: str) -> str:
 def _built(name: str) -> tuple:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        base, processor = BUILDERS[name]()
+        base, processor = (BUILDERS | {"qwen2_5_vl_wide": qwen2_5_vl_wide})[name]()
         for parameter in base.parameters():
             if parameter.ndim > 1:  # large enough that differences show
                 torch.nn.init.normal_(parameter, std=0.2)
