@@ -1,5 +1,7 @@
 """vLLM plugin: `vllm serve FOLDER --tokenizer-mode gpt4roi` opens our folders and takes the API's request forms."""
 
+import logging
+
 MODE = "gpt4roi"
 """Name of the plugin, and of the tokenizer mode that chooses the renderer."""
 
@@ -12,6 +14,8 @@ def register() -> None:
 
     from gpt4roi.checkpoint import auto_classes
 
+    # vLLM's server lets errors through alone; a mask that is taken as its box is a warning of ours.
+    logging.getLogger("gpt4roi").setLevel(logging.WARNING)
     architecture = auto_classes.GPT4RoIForConditionalGeneration.__name__
     if architecture not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(architecture, f"{__name__}.model:{architecture}")
