@@ -78,7 +78,8 @@ def judge(near: torch.Tensor, of_classes: torch.Tensor, gate: nn.Linear) -> Judg
     """
     of_texts, of_classes = (near / TEXT_TEMPERATURE).softmax(-1), of_classes.softmax(-1)
     with torch.no_grad():
-        first, second = near.topk(2).values.unbind(1)
+        highest = near.topk(min(2, near.shape[1])).values
+        first, second = highest[:, 0], highest[:, -1]  # of a single text the lead is 0
         facts = [of_classes.amax(1), _entropy(of_classes), first, first - second, of_texts.amax(1), _entropy(of_texts)]
         scaled = torch.stack(facts, dim=1) / torch.tensor(TRUST_SCALES, device=near.device)
     trust = F.linear(scaled, gate.weight.float(), gate.bias.float())[:, 0]

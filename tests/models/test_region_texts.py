@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tiny import tiny_model
 
-from gpt4roi.models.region_texts import DISCRIMINANT_WEIGHT, TEXT_TEMPERATURE, LinearDiscriminant
+from gpt4roi.models.region_texts import DISCRIMINANT_WEIGHT, TEXT_TEMPERATURE, LinearDiscriminant, judge
 
 
 def features_of_two_classes(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,3 +69,10 @@ def test_texts_added_later_leave_the_means_of_those_before():
     encoder.set_texts(torch.zeros(3, 2, 32), torch.tensor([1, -1, 0]))
     after = encoder.discriminant.prototypes
     assert torch.equal(after[[2, 0]], before) and not after[1].any()
+
+
+def test_where_all_regions_of_the_training_have_one_text_a_region_is_judged_too():
+    gate = torch.nn.Linear(6, 1)
+    one = judge(torch.tensor([[0.3], [0.9]]), torch.zeros(2, 5), gate)
+    assert one.of_texts.tolist() == [[1.0], [1.0]] and one.facts[:, 3].tolist() == [0.0, 0.0]
+    assert one.trust[0] != one.trust[1]
