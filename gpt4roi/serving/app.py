@@ -54,6 +54,8 @@ WINDOW = 64
 """Questions of one request for regions that are in the worker's queue at once."""
 IMAGES_AT_ONCE = 4
 """Images that are decoded at once: each may need the memory of its limit of pixels."""
+BODY_SECONDS = 120
+"""A request that is not whole by then is refused: who sends a byte a minute holds nothing."""
 LABELS_AT_ONCE = 64
 """Labels that are scored between two tokens of everybody else's answers, about."""
 
@@ -140,6 +142,13 @@ class ServingApp:
             raise RefusedError(401, "this server asks for an API key: Authorization: Bearer KEY", "invalid_api_key")
 
     async def _body(self, request: Request) -> bytes:
+        try:
+            return await asyncio.wait_for(self._read(request), BODY_SECONDS)
+        except asyncio.TimeoutError:
+            message = f"the request did not arrive within {BODY_SECONDS} s"
+            raise RefusedError(408, message, "request_timeout") from None
+
+    async def _read(self, request: Request) -> bytes:
         length = request.headers.get("content-length", "0")
         body = bytearray()
         if length.isdigit() and int(length) <= self.max_body:

@@ -199,6 +199,6 @@ def error_body(status: int, message: str, code: str | None = None) -> dict[str, 
 def error_response(status: int, message: str, code: str | None = None) -> JSONResponse:
     """Returns an error as a response."""
     headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
-    if status == 413:
+    if status in (408, 413):
         headers["connection"] = "close"  # the rest of the body is not read
     return JSONResponse(error_body(status, message, code), status, headers)

@@ -100,6 +100,19 @@ def test_a_body_of_another_form_is_a_bad_request(api, body):
     assert "\n" not in found["error"]["message"] and len(found["error"]["message"]) < 500
 
 
+def test_a_request_that_does_not_arrive_is_refused_and_its_connection_closed(api, monkeypatch):
+    monkeypatch.setattr("gpt4roi.serving.app.BODY_SECONDS", 0.2)
+    connection = http.client.HTTPConnection(api.url.removeprefix("http://"), timeout=60)
+    connection.putrequest("POST", "/v1/chat/completions")
+    for header in ({"Content-Length": "1000", "Authorization": f"Bearer {KEY}"}).items():
+        connection.putheader(*header)
+    connection.endheaders(b'{"model":')
+    response = connection.getresponse()
+    message = json.loads(response.read())["error"]["message"]
+    assert (response.status, message) == (408, "the request did not arrive within 0.2 s")
+    assert response.headers["connection"] == "close"
+
+
 def test_paths_and_methods_that_are_not_there_are_errors_in_the_same_form(api):
     assert post(api, "/v1/embeddings", {})[1]["error"]["message"] == "there is nothing at POST /v1/embeddings"
     status, found, _ = post(api, "/health", {})
