@@ -53,7 +53,9 @@ class Recorder:
 
     def click(self, selector: str, number: int = 0) -> None:
         """Moves the mouse to the middle of a part of the page and clicks."""
-        area = self.page.locator(selector).nth(number).bounding_box()
+        part = self.page.locator(selector).nth(number)
+        part.scroll_into_view_if_needed()
+        area = part.bounding_box()
         self.go_to(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
         self.keep(250)
         self.page.mouse.click(*self.pointer)

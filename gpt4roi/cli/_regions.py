@@ -188,13 +188,13 @@ def drawing_target(path: str | None, flag: str = "--draw") -> Path | None:
 
 
 def save_drawing(
-    image: Any, boxes_px: Any, target: Path, flag: str = "--draw", heatmaps: Any = None, labels: Any = None
+    image: Any, regions: Any, target: Path, flag: str = "--draw", heatmaps: Any = None, labels: Any = None
 ) -> None:
-    """Saves the image with its numbered (or labelled) boxes, once for each heatmap where there are some."""
+    """Saves the image with its numbered (or labelled) regions, once for each heatmap where there are some."""
     from gpt4roi.report.drawing import draw_boxes, draw_heatmaps
 
     try:
-        drawn = draw_heatmaps(image, boxes_px, heatmaps) if heatmaps else draw_boxes(image, boxes_px, labels)
+        drawn = draw_heatmaps(image, regions, heatmaps) if heatmaps else draw_boxes(image, regions, labels)
         drawn.save(target)
     except (OSError, ValueError) as error:  # the latter where the format has no images of this size
         raise InputError(f"{flag} {target}: cannot be written: {error}") from None

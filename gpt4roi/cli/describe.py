@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
     chat = open_chat(args)
     if drawn_to is not None:
-        save_drawing(image, boxes_px, drawn_to)
+        save_drawing(image, regions, drawn_to)
     boxes, asked = boxes_px.tolist(), questions or [chat.default_question]
     if labels:
         found = chat.classify(regions, labels, asked[0], image, pairs=pairs)

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         atomic_write_text(Path(args.out), as_json(results) + "\n")
     if drawn_to is not None:
         labels = [f"{one.query} {one.score:.2f}" for one in found]
-        save_drawing(image, [one.box for one in found], drawn_to, labels=labels)
+        save_drawing(image, regions.take([one.region - 1 for one in found]), drawn_to, labels=labels)
     counts = {query: sum(one.query == query for one in found) for query in queries}
     if args.json:
         shown = [

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         chat.model.language_model.set_attn_implementation("eager")
     found = chat.explain(regions, args.question, image, args.answer, methods, args.cells, args.batch_size, **settings)
     if drawn_to is not None:
-        save_drawing(image, regions.boxes_px, drawn_to, heatmaps=found.heatmaps)
+        save_drawing(image, regions, drawn_to, heatmaps=found.heatmaps)
     if args.report is not None:
         _write_report(args, image, found)
     if args.json:
@@ -92,7 +92,7 @@ def _write_report(args: argparse.Namespace, image: Any, found: Any) -> None:
     said = [Answer(found.question, found.answer)]
     items, rows = [], []
     for method, heat in found.heatmaps.items():
-        items.append(GalleryItem(draw_heatmaps(image, found.boxes_px, {method: heat}), (), method, said))
+        items.append(GalleryItem(draw_heatmaps(image, found, {method: heat}), (), method, said))
         rows += [[method, number, round(share, 3)] for number, share in enumerate(found.inside(method), 1)]
     page = Report("Where an answer looked", f"{args.image}, {args.model}").gallery("Heatmaps", items)
     if rows:

@@ -250,7 +250,7 @@ class Session:
         if self.image is None:
             raise IncompleteQuestionError([NO_IMAGE])
         image, found = self.image, self._chat.explain()
-        return found, draw_heatmaps(image, found.boxes_px, found.heatmaps)
+        return found, draw_heatmaps(image, found, found.heatmaps)
 
     def _require(self, image_id: Any) -> None:
         if self.image is None or image_id != self.image_id:

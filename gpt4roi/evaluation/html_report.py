@@ -92,7 +92,7 @@ def worst_heatmaps(
         except InputError as error:
             failed.append(f"{item.id}: {error}")
             continue
-        drawn = draw_heatmaps(open_image(item.query.image), item.query.boxes_px, found.heatmaps)
+        drawn = draw_heatmaps(open_image(item.query.image), found, found.heatmaps)
         parts = found.inside("occlusion")
         part = max(parts) if item.shown is None else parts[item.shown]
         answer = to_answer(item, scores, row, None, None)

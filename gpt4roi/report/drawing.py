@@ -1,14 +1,14 @@
-"""Boxes drawn on an image with their numbers, and heatmaps; images as JPEG data URLs."""
+"""Regions drawn on an image with their numbers, and heatmaps; images as JPEG data URLs."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
@@ -32,14 +32,12 @@ def jpeg_data_url(image: Image.Image, max_side: int, quality: int = 82) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def draw_boxes(
-    image: Image.Image, boxes_px: Iterable[Sequence[float]], labels: Sequence[str] | None = None
-) -> Image.Image:
-    """Returns a copy of the image, RGB, with every box in its colour and its number (or label) in a corner.
+def draw_boxes(image: Image.Image, regions: Any, labels: Sequence[str] | None = None) -> Image.Image:
+    """Returns a copy of the image, RGB, with every region in its colour and its number (or label) in a corner.
 
     Args:
         image: any mode.
-        boxes_px: N boxes, xyxy in pixels of the image.
+        regions: N boxes, xyxy in pixels of the image; or Regions, or an Explanation: of a mask the outline is drawn.
         labels: N texts; by default "1", "2", …
     """
     drawn = image.convert("RGB")
@@ -47,21 +45,36 @@ def draw_boxes(
     shorter = min(drawn.size)
     line_width = max(2, round(shorter / 160))
     font = ImageFont.load_default(size=max(11, round(shorter / 22)))
-    for index, box in enumerate(boxes_px):
+    masks = getattr(regions, "masks", ())
+    for index, box in enumerate(getattr(regions, "boxes_px", regions)):
         x1, y1, x2, y2 = (float(value) for value in box)
         color = region_color(index)
-        pen.rectangle((x1, y1, x2, y2), outline=color, width=line_width)
+        if masks and masks[index] is not None:
+            drawn.paste(color, mask=_outline(masks[index], (x1, y1, x2, y2), drawn.size, line_width))
+        else:
+            pen.rectangle((x1, y1, x2, y2), outline=color, width=line_width)
         text = str(index + 1) if labels is None else str(labels[index])
         _draw_label(pen, (x1, y1), text, font, color, drawn.size)
     return drawn
 
 
-def draw_heatmaps(
-    image: Image.Image, boxes_px: Iterable[Sequence[float]], heatmaps: Mapping[str, Any], max_side: int = 720
+def _outline(
+    mask: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int], width: int
 ) -> Image.Image:
-    """Returns the image, in grey, once for each heatmap side by side, with its name, what counts in red, and the boxes.
+    """Returns what lies around the mask of a box, as of structures.Regions, on an image of this (width, height)."""
+    left, top, right, bottom = map(round, box)
+    inside = Image.fromarray((255 * mask / mask.max()).astype(np.uint8))
+    inside = inside.resize((max(right - left, 1), max(bottom - top, 1)), Image.Resampling.BILINEAR)
+    shape = Image.new("L", size)
+    shape.paste(inside.point(lambda value: 255 * (value > 127)), (left, top))
+    return ImageChops.subtract(shape.filter(ImageFilter.MaxFilter(2 * width + 1)), shape)
 
-    heatmaps: as of generation.explain, by name; each on a scale of its own. max_side: of one of the images, in pixels.
+
+def draw_heatmaps(image: Image.Image, regions: Any, heatmaps: Mapping[str, Any], max_side: int = 720) -> Image.Image:
+    """Returns the image, in grey, once for each heatmap side by side, with its name, what counts in red, and regions.
+
+    regions: as of draw_boxes. heatmaps: as of generation.explain, by name; each on a scale of its own. max_side: of one
+    of the images, in pixels.
     """
     grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float64)
     panels = []
@@ -70,7 +83,7 @@ def draw_heatmaps(
         rows, columns = (np.diff(edges.round().astype(int)) for edges in (heat.y, heat.x))
         alpha = 0.75 * strength.repeat(rows, 0).repeat(columns, 1)[..., None]
         blended = (1 - alpha) * grey + alpha * np.array([255.0, 40.0, 0.0])
-        panel = draw_boxes(Image.fromarray(blended.round().astype(np.uint8)), boxes_px)
+        panel = draw_boxes(Image.fromarray(blended.round().astype(np.uint8)), regions)
         panel.thumbnail((max_side, max_side))
         font = ImageFont.load_default(size=max(11, round(min(panel.size) / 22)))
         _draw_label(ImageDraw.Draw(panel), (0, panel.height), name, font, "#1b1f24", panel.size)

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from gpt4roi.report.drawing import PALETTE, draw_boxes, draw_heatmaps, region_color
+from gpt4roi.structures import Regions
 
 
 def rgb(color: str) -> tuple[int, ...]:
@@ -21,6 +22,19 @@ def test_each_box_is_outlined_in_its_own_colour_and_the_image_itself_stays_as_it
     assert drawn.getpixel((140, 140)) == rgb(region_color(1))
     assert drawn.getpixel((140, 90)) == (255, 255, 255)
     assert image.getcolors() == [(200 * 160, (255, 255, 255))]
+
+
+def test_of_a_mask_its_outline_is_drawn_and_of_a_box_beside_it_the_box():
+    lower_left = np.tri(28, dtype=np.float32)
+    regions = Regions(np.array([[20.0, 20, 160, 160], [170, 20, 190, 60]]), (lower_left, None))
+
+    drawn = draw_boxes(Image.new("RGB", (200, 180), "white"), regions)
+
+    outline, box = rgb(region_color(0)), rgb(region_color(1))
+    assert drawn.getpixel((90, 161)) == drawn.getpixel((19, 100)) == outline  # around the shape
+    assert any(drawn.getpixel((90 + step, 90 - step)) == outline for step in range(8))  # along the diagonal
+    assert drawn.getpixel((60, 120)) == drawn.getpixel((120, 20)) == (255, 255, 255)  # inside, and the box's edge
+    assert drawn.getpixel((180, 60)) == box
 
 
 def test_the_number_of_a_box_at_the_border_stays_inside_the_image():
