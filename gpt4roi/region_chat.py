@@ -14,7 +14,7 @@ from PIL import Image
 from gpt4roi.checkpoint.loading import load_processor, open_model
 from gpt4roi.errors import InputError
 from gpt4roi.generation.batching import Answer, BatchingWorker
-from gpt4roi.generation.detect import Detection, check_queries, query_scores, select
+from gpt4roi.generation.detect import Detection, check_limits, check_queries, query_scores, select
 from gpt4roi.generation.encoded_image import EncodedImage, PreparedImage, Prompt, encode_images, prepare_image
 from gpt4roi.generation.engine import PromptCache, stream
 from gpt4roi.generation.explain import Explanation, explain
@@ -359,8 +359,7 @@ class RegionChat:
             batch_size: Answers scored at once.
         """
         asked, checked = self._region_question(question), check_queries(queries)
-        if not (0 <= threshold <= 1 and 0 <= nms_iou <= 1):
-            raise InputError(f"threshold and nms_iou are from 0 to 1, got {threshold} and {nms_iou}")
+        check_limits(threshold, nms_iou, batch_size)
         encoded = self._encoded(image)
         regions = self._validated(boxes_px, encoded.size)
         scores = query_scores(self.model, self.processor, encoded, regions, checked, asked, batch_size)

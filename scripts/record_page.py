@@ -4,7 +4,7 @@
 
 Serves the page, draws with the mouse on photographs that scikit-image carries, asks, and writes demo1.gif (one
 region), demo2.gif (several regions), fig1.png (several rounds) and parts.png (the parts of the page, numbered); with a
-model that reads masks, only masks.png: a brushed region, a polygon, and below where the answer looked.
+model that reads masks, only masks.jpg: a brushed region, a polygon, one being clicked, and where the answer looked.
 """
 
 from __future__ import annotations
@@ -194,11 +194,12 @@ def parts(page: Recorder) -> str:
 
 BRUSHED = ((0.52, 0.80), (0.57, 0.86), (0.63, 0.80), (0.58, 0.80))
 CLICKED = ((0.66, 0.47), (0.70, 0.37), (0.79, 0.35), (0.83, 0.45), (0.78, 0.55), (0.70, 0.56))
-"""The nose and an eye of the cat, in shares of the image."""
+OTHER_EYE = ((0.31, 0.35), (0.36, 0.28), (0.44, 0.33), (0.47, 0.46))
+"""The nose and the eyes of the cat, in shares of the image."""
 
 
 def masks(page: Recorder) -> str:
-    """Paints a nose, clicks a polygon around an eye, asks, and shows where the answer looked."""
+    """Paints a nose, clicks a polygon around an eye, asks, shows where the answer looked, and begins another one."""
     page.pick("cat")
     page.tool("brush")
     page.page.mouse.move(*page.at(*BRUSHED[0]))
@@ -213,6 +214,9 @@ def masks(page: Recorder) -> str:
     said = page.ask()
     page.click("#explain")
     page.page.wait_for_selector("#explained img", timeout=600_000)
+    page.page.locator(".stage-image").scroll_into_view_if_needed()
+    for place in OTHER_EYE:
+        page.page.mouse.click(*page.at(*place))
     return said
 
 
@@ -237,7 +241,7 @@ def main() -> int:
         "parts.png": parts,
     }
     if chat.processor.region_shape == "mask":
-        plays = {"masks.png": masks}
+        plays = {"masks.jpg": masks}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, play in plays.items():

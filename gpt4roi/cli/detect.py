@@ -64,13 +64,15 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--out {args.out}: the folder {Path(args.out).parent} does not exist; make it first")
     check_model_folder(args.model)
 
-    from gpt4roi.generation.detect import check_queries, coco_results
+    from gpt4roi.generation.detect import check_limits, check_queries, coco_results
     from gpt4roi.io.atomic import atomic_write_text
     from gpt4roi.io.json_files import as_json
 
     queries = check_queries(args.queries)
+    check_limits(args.threshold, args.nms, args.batch_size)
     image, regions = open_with_regions(args, proposals)
-    found = open_chat(args).detect(regions, queries, args.question, image, args.threshold, args.nms, args.batch_size)
+    scored = open_chat(args).detect(regions, queries, args.question, image, 0.0, args.nms, args.batch_size)
+    found = [one for one in scored if one.score >= args.threshold]  # NMS is the same: likelier boxes alone drop others
     name = Path(args.image).stem if args.image_id is None else args.image_id
     results = coco_results(found, queries, int(name) if name.isdecimal() else name)
     if args.out is not None:
@@ -79,6 +81,10 @@ def run(args: argparse.Namespace) -> int:
         labels = [f"{one.query} {one.score:.2f}" for one in found]
         save_drawing(image, regions.take([one.region - 1 for one in found]), drawn_to, labels=labels)
     counts = {query: sum(one.query == query for one in found) for query in queries}
+    for query in (query for query, count in counts.items() if not count):
+        best = max((one.score for one in scored if one.query == query), default=0.0)
+        hint = "word it as the model answers (gpt4roi describe), or lower --threshold"
+        output.note(f"nothing reaches {args.threshold:g} for {query!r}; the highest is {best:.2g}: {hint}")
     if args.json:
         shown = [
             {"query": one.query, "region": one.region, "box": one.box.tolist(), "score": one.score} for one in found

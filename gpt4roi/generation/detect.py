@@ -37,6 +37,14 @@ def check_queries(queries: Sequence[str]) -> tuple[str, ...]:
     return cleaned
 
 
+def check_limits(threshold: float, nms_iou: float, batch_size: int) -> None:
+    """Raises InputError where a probability or an overlap is outside of [0, 1], or a batch is empty."""
+    if not (0 <= threshold <= 1 and 0 <= nms_iou <= 1):
+        raise InputError(f"threshold and nms_iou are from 0 to 1, got {threshold} and {nms_iou}")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+
+
 def query_scores(
     model: Any,
     processor: Any,

@@ -47,11 +47,28 @@ def test_what_is_found_is_written_counted_drawn_and_saved_as_coco_has_it(detect,
     assert Image.open(tmp_path / "found.png").size == (96, 64)
 
 
-def test_nothing_found_is_a_count_of_0_in_json(detect):
-    code, out, _ = detect("--query", "a cup", "--threshold", "1", "--json")
+def test_nothing_found_is_a_count_of_0_and_stderr_has_the_highest_score_and_what_to_do(detect, model_folder, image):
+    code, out, err = detect("--query", "a cup", "--threshold", "1", "--json")
 
     assert code == 0
     assert json.loads(out)["counts"] == {"a cup": 0}
+    chat = RegionChat.from_pretrained(model_folder, "cpu", "float32")
+    best = chat.detect(BOXES, ["a cup"], image=image, threshold=0)[0].score
+    assert f"nothing reaches 1 for 'a cup'; the highest is {best:.2g}: word it as the model answers" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--threshold", "-1"], "threshold and nms_iou are from 0 to 1, got -1.0 and 1.0"),
+    ],
+)
+def test_limits_are_checked_before_the_model_is_opened(detect, words, message):
+    code, _, err = detect("--query", "a cup", *words)
+
+    assert code == 2
+    assert err == f"gpt4roi detect: error: {message}\n"
 
 
 def test_a_question_about_no_region_is_refused(detect):
