@@ -386,7 +386,7 @@ class RegionChat:
             image: As of set_image; None: the image of the conversation.
             answer: The answer to explain; by default the model's own.
             methods: Some of generation.explain.METHODS; by default occlusion, gradient and, where the attention is
-                eager, attention.
+                eager, attention; of a pretrained vision-language model occlusion alone.
             cells: Occluded cells along each side of the image, about.
             batch_size: Occluded images at once.
             sampling: As of SamplingParams, where the model answers.
@@ -405,12 +405,11 @@ class RegionChat:
             turns = (Turn("user", clean_question(self.default_question if question is None else question)),)
             said = as_plain_text(answer or "").strip()
         sample = RegionSample("the image", turns, regions.boxes_px, masks=regions.masks)
-        prepared = prepare_image(self.processor, shown)
         if answer is None and not said:
-            (encoded,) = encode_images(self.model, [prepared])
+            (encoded,) = encode_images(self.model, [prepare_image(self.processor, shown)])
             prompts = encoded.prompts(self.processor, [sample])
             said = as_plain_text(answer_all(self.model, self.processor, prompts, SamplingParams(**sampling))[0])
-        return explain(self.model, self.processor, prepared, sample, said, **settings)
+        return explain(self.model, self.processor, shown, sample, said, **settings)
 
     def describe_many(
         self,

@@ -23,6 +23,7 @@ COLUMNS = {
     "ramp": "boxes_on_a_ramp_pool_the_coordinates_of_their_centers",
     "engine": "the_engine_answers_token_by_token_as_the_base_generates",
     "many boxes": "describe_answers_many_boxes_as_each_alone",
+    "explain": "an_explanation_is_what_the_likelihood_loses",
     "stages 1 and 2, resumed to the bit": "each_stage_trains_its_modules_of_a_base",
     "loss falls": "the_loss_falls_in_stage_1",
     "LoRA step, `describe`": "adapters_on_a_base_are_trained_and_both_are_described",

@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         metavar="A,B,…",
-        default="occlusion,gradient,attention",
-        help="some of %(default)s (default: all); occlusion measures what the answer depends on",
+        help="some of occlusion,gradient,attention (default: all, of a pretrained vision-language model occlusion); "
+        "occlusion measures what the answer depends on",
     )
     parser.add_argument(
         "--cells",
@@ -64,11 +64,13 @@ def run(args: argparse.Namespace) -> int:
     drawn_to = drawing_target(args.draw)
     check_model_folder(args.model)
     settings: dict[str, Any] = sampling_settings(args)
-    methods = [name.strip() for name in args.methods.split(",")]
+    methods = None if args.methods is None else [name.strip() for name in args.methods.split(",")]
 
     image, regions = open_with_regions(args, given)
     chat = open_chat(args)
-    if "attention" in methods and chat.model.packs_sequences:  # no other implementation gives its weights
+    if chat.model.packs_sequences and (
+        methods is None or "attention" in methods
+    ):  # no other implementation gives its weights
         chat.model.language_model.set_attn_implementation("eager")
     found = chat.explain(regions, args.question, image, args.answer, methods, args.cells, args.batch_size, **settings)
     if drawn_to is not None:

@@ -104,8 +104,7 @@ class ModelPredictor:
 
     def explain(self, query: Query, answer: str) -> Explanation:
         """Returns which cells of the image an answer depends on, by occlusion."""
-        prepared = prepare_image(self.processor, open_image(query.image))
-        return explain(self.model, self.processor, prepared, query.sample(), answer, ["occlusion"])
+        return explain(self.model, self.processor, open_image(query.image), query.sample(), answer, ["occlusion"])
 
     def _answered(self, query: Query, choice: str) -> AnsweredPrompt:
         where = f"{query.id or query.image}: "

@@ -2,24 +2,27 @@
 
 Occlusion (Zeiler and Fergus, arXiv 1311.2901) is the measurement: a cell counts by how much less likely the answer
 becomes where the cell shows the image's mean colour. Gradient x activation and attention say what the computation looks
-at; they may differ from what the answer depends on.
+at; they may differ from what the answer depends on. A pretrained vision-language model with regions has occlusion
+alone, of the user's image: it has no feature maps and tokens of one square, as GPT4RoI's own models have them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from gpt4roi.constants import IGNORE_INDEX
 from gpt4roi.errors import InputError
-from gpt4roi.generation.encoded_image import PreparedImage, encode_images
+from gpt4roi.generation.encoded_image import PreparedImage, encode_images, prepare_image
+from gpt4roi.generation.likelihood import AnsweredPrompt, answer_log_probabilities
 from gpt4roi.structures import RegionSample, Turn
 
 METHODS = ("occlusion", "gradient", "attention")
@@ -120,9 +123,19 @@ class Explanation:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question with its answer, encoded; targets: int64[T], the answer's ids; places: where each is predicted."""
+    """A question with its answer, encoded.
 
-    image: PreparedImage
+    Attributes:
+        pixels: [3, H, W], what is occluded: the model's own pixel values, or the user's image where it has others.
+        prepare: Turns such pixels into the model's inputs.
+        size: (height, width) of the user's image.
+        targets: int64[T], the answer's ids.
+        places: int64[T], where each is predicted.
+    """
+
+    pixels: torch.Tensor
+    prepare: Callable[[torch.Tensor], PreparedImage]
+    size: tuple[int, int]
     encoded: Mapping[str, Any]
     targets: torch.Tensor
     places: torch.Tensor
@@ -134,17 +147,18 @@ def check_methods(model: Any, methods: Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         InputError: One is unknown, or there are no attention weights.
     """
-    if not model.packs_sequences:
-        raise InputError(
-            "explain reads GPT4RoI's own models, which see an image as one square; a pretrained vision-language model "
-            "with regions has views of its own, and cannot be explained"
-        )
-    has_weights = model.language_model.config._attn_implementation == "eager"
+    is_base = not model.packs_sequences
+    has_weights = not is_base and model.language_model.config._attn_implementation == "eager"
     if methods is None:
-        return METHODS if has_weights else METHODS[:-1]
+        return METHODS if has_weights else METHODS[: 1 if is_base else 2]
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise InputError(f"methods are some of {', '.join(METHODS)}; got {', '.join(map(str, unknown)) or 'none'}")
+    if is_base and set(methods) != {"occlusion"}:
+        raise InputError(
+            f"a pretrained vision-language model with regions is explained by occlusion, got {', '.join(methods)}; "
+            "gradient and attention need GPT4RoI's own models, which see an image as one square"
+        )
     if "attention" in methods and not has_weights:
         raise InputError(
             "only the eager attention gives its weights; call model.language_model.set_attn_implementation('eager')"
@@ -155,7 +169,7 @@ def check_methods(model: Any, methods: Sequence[str] | None) -> tuple[str, ...]:
 def explain(
     model: Any,
     processor: Any,
-    image: PreparedImage,
+    image: Image.Image,
     question: RegionSample,
     answer: str,
     methods: Sequence[str] | None = None,
@@ -165,9 +179,9 @@ def explain(
     """Computes heatmaps of an answer to a question about an image.
 
     Args:
-        model: A GPT4RoI model.
+        model: A GPT4RoI model, or a pretrained vision-language model with regions.
         processor: Its processor.
-        image: The prepared image.
+        image: The opened image, RGB.
         question: A conversation up to the question, with the image's boxes in pixels; with their masks, windows of
             occlusion end at these, whether the model reads masks or not.
         answer: The answer to explain, the model's own or any other.
@@ -183,15 +197,19 @@ def explain(
         raise InputError(f"cells and batch_size must be at least 1, got {cells} and {batch_size}")
     if not answer.strip():
         raise InputError("there is no answer to explain: the model said nothing; give one")
+    size = image.height, image.width
     encoded = processor.encode_text(
-        replace(question, turns=(*question.turns, Turn("assistant", answer))), image_size=image.size
+        replace(question, turns=(*question.turns, Turn("assistant", answer))), image_size=size
     )
     if encoded["n_cut_answers"] or encoded["n_dropped_rounds"]:
         raise InputError(f"the question is too long for the model: {question.turns[-1].text!r:.80}")
     supervised = (encoded["labels"] != IGNORE_INDEX).nonzero()[:, 0]
+    # Earlier answers of the conversation are supervised too.
+    supervised = supervised.tensor_split((supervised.diff() > 1).nonzero()[:, 0] + 1)[-1]
     last = encoded["input_ids"][: supervised[-1] + 1]
-    asked = _Asked(image, {**encoded, "input_ids": last}, last[supervised], supervised - 1)
-    plain = _log_probabilities(model, asked, [image.pixel_values])[0]
+    pixels, prepare = _occludable(model, processor, image)
+    asked = _Asked(pixels, prepare, size, {**encoded, "input_ids": last}, last[supervised], supervised - 1)
+    plain = _log_probabilities(model, asked, iter([pixels]), 1)[0]
     compute = {
         "occlusion": lambda: _occlusion(model, asked, question.masks, plain, cells, batch_size),
         "gradient": lambda: _gradient(model, asked),
@@ -208,47 +226,56 @@ def explain(
     )
 
 
-@torch.inference_mode()
-def _log_probabilities(model: Any, asked: _Asked, images: Sequence[torch.Tensor]) -> np.ndarray:
-    """Returns the log-probability of each of the answer's tokens, float64[N, T], with other pixel values each."""
-    prepared = [PreparedImage({"pixel_values": values}, asked.image.size) for values in images]
-    encoded = encode_images(model, prepared, batch_size=len(prepared))
-    embedded = torch.stack([one.prompt(asked.encoded).embed(model) for one in encoded])
-    return _of_targets(model, asked, embedded).double().cpu().numpy()
+def _occludable(
+    model: Any, processor: Any, image: Image.Image
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], PreparedImage]]:
+    """Returns the pixels that are occluded, [3, H, W], and what turns them into the model's inputs."""
+    if not model.packs_sequences:  # whose inputs may be tiles, or patches in some order
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels, lambda shown: prepare_image(processor, Image.fromarray(shown.permute(1, 2, 0).numpy()))
+    prepared = prepare_image(processor, image)
+    return prepared.pixel_values, lambda shown: PreparedImage({"pixel_values": shown}, prepared.size)
 
 
-def _of_targets(model: Any, asked: _Asked, embedded: torch.Tensor) -> torch.Tensor:
-    """Returns float32[N, T]: the log-probability of the targets after prompts' embeddings float[N, L, D]."""
-    places, targets = asked.places.to(embedded.device), asked.targets.to(embedded.device)
-    logits = model.language_model(inputs_embeds=embedded, use_cache=False, logits_to_keep=places).logits
-    logits = logits.float()
-    return logits.gather(2, targets[None, :, None].expand(len(logits), -1, 1))[..., 0] - logits.logsumexp(-1)
+def _log_probabilities(model: Any, asked: _Asked, images: Iterator[torch.Tensor], batch_size: int) -> np.ndarray:
+    """Returns the log-probability of each of the answer's tokens, float64[N, T], with other pixels each."""
+    supervised = torch.zeros(len(asked.encoded["input_ids"]), dtype=torch.bool)
+    supervised[asked.places + 1] = True
+    encoded = encode_images(model, map(asked.prepare, images), batch_size)
+    answered = [AnsweredPrompt(one.prompt(asked.encoded), supervised) for one in encoded]
+    found = answer_log_probabilities(model, [[one] for one in answered])
+    return torch.stack([row for (row,) in found]).double().cpu().numpy()
 
 
 def _occlusion(
     model: Any, asked: _Asked, masks: Sequence[np.ndarray | None], plain: np.ndarray, cells: int, batch_size: int
 ) -> Heatmap:
-    pixels = asked.image.pixel_values
-    side = pixels.shape[-1]
-    boxes = asked.encoded["boxes"].numpy() * side
+    pixels = asked.pixels
+    sides = pixels.shape[2], pixels.shape[1]
+    boxes = asked.encoded["boxes"].numpy() * (sides * 2)
     shown = [masks[number] if masks else None for number in asked.encoded["box_indices"].tolist()]
-    (x, across), (y, down) = (_cells(boxes[:, [axis, axis + 2]], side, cells) for axis in (0, 1))
+    (x, across), (y, down) = (_cells(boxes[:, [axis, axis + 2]], sides[axis], cells) for axis in (0, 1))
     if any(mask is not None for mask in shown):
         (x, across), (y, down) = _divided(x, across), _divided(y, down)
     windows = _windows(down, across, _inside(boxes, shown, x, y))
     totals, count = np.zeros((len(plain), len(y) - 1, len(x) - 1)), np.zeros((len(y) - 1, len(x) - 1))
-    areas, mean = np.outer(np.diff(y), np.diff(x)), pixels.mean(dim=(1, 2))[:, None]
+    areas, mean = np.outer(np.diff(y), np.diff(x)), pixels.float().mean(dim=(1, 2)).to(pixels.dtype)[:, None]
+
+    def occluded(window: np.ndarray) -> torch.Tensor:
+        one = pixels.clone()
+        one[:, torch.from_numpy(window.repeat(np.diff(y), 0).repeat(np.diff(x), 1))] = mean
+        return one
+
     for start in range(0, len(windows), batch_size):
         batch = windows[start : start + batch_size]
-        occluded = [pixels.clone() for _ in batch]
-        for one, window in zip(occluded, batch, strict=True):
-            one[:, torch.from_numpy(window.repeat(np.diff(y), 0).repeat(np.diff(x), 1))] = mean
-        for window, found in zip(batch, _log_probabilities(model, asked, occluded), strict=True):
+        changed = _log_probabilities(model, asked, map(occluded, batch), batch_size)
+        for window, found in zip(batch, changed, strict=True):
             part = areas * window
             totals += (plain - found)[:, None, None] * (part / part.sum())
             count += window
     drops = totals / count
-    return Heatmap(drops.sum(0), *_in_image(asked, x, y, side), drops)
+    height, width = asked.size
+    return Heatmap(drops.sum(0), x * (width / sides[0]), y * (height / sides[1]), drops)
 
 
 def _windows(down: Sequence[slice], across: Sequence[slice], inside: np.ndarray) -> list[np.ndarray]:
@@ -315,15 +342,9 @@ def _cells(spans: np.ndarray, side: int, cells: int) -> tuple[np.ndarray, list[s
     return np.asarray(edges), windows
 
 
-def _in_image(asked: _Asked, x: np.ndarray, y: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns edges in the model's square as edges in the user's image, which it shows stretched."""
-    height, width = asked.image.size
-    return x * (width / side), y * (height / side)
-
-
 def _uniform(asked: _Asked, values: torch.Tensor, tokens: np.ndarray | None = None, **more: Any) -> Heatmap:
     x, y = (np.arange(length + 1.0) for length in (values.shape[1], values.shape[0]))
-    height, width = asked.image.size
+    height, width = asked.size
     x, y = x * (width / x[-1]), y * (height / y[-1])
     return Heatmap(values.double().cpu().numpy(), x, y, tokens, **more)
 
@@ -334,13 +355,16 @@ def _gradient(model: Any, asked: _Asked) -> Heatmap:
     A cell of a coarse level is spread evenly over those of the finest.
     """
     with torch.inference_mode(False), torch.no_grad():
-        _, maps = model.encode_image(asked.image.pixel_values[None].clone().to(model.device))
+        _, maps = model.encode_image(asked.pixels[None].clone().to(model.device))
     with torch.inference_mode(False), torch.enable_grad():
         levels = [level.detach().clone().requires_grad_() for level in maps]
         names = [name for name in ("input_ids", "boxes", "masks") if name in asked.encoded]
         ids, *regions = (asked.encoded[name].clone().to(model.device)[None] for name in names)
         embedded, *_ = model.embed(ids, feature_maps=levels, **dict(zip(names[1:], regions, strict=True)))
-        found = torch.autograd.grad(_of_targets(model, asked, embedded).sum(), levels, allow_unused=True)
+        places, targets = asked.places.to(embedded.device), asked.targets.to(embedded.device)
+        logits = model.language_model(inputs_embeds=embedded, use_cache=False, logits_to_keep=places).logits
+        likelihood = -F.cross_entropy(logits[0].float(), targets, reduction="sum")
+        found = torch.autograd.grad(likelihood, levels, allow_unused=True)
     finest = max((level.shape[-2:] for level in levels), key=math.prod)
     total = torch.zeros(finest, device=levels[0].device)
     for level, gradient in zip(levels, found, strict=True):
@@ -354,7 +378,7 @@ def _gradient(model: Any, asked: _Asked) -> Heatmap:
 @torch.inference_mode()
 def _attention(model: Any, asked: _Asked, num_regions: int) -> Heatmap:
     """Attention, the mean over layers and heads, of the positions that predict the answer's tokens."""
-    (image,) = encode_images(model, [asked.image])
+    (image,) = encode_images(model, [asked.prepare(asked.pixels)])
     embedded = image.prompt(asked.encoded).embed(model)[None]
     layers = model.language_model(inputs_embeds=embedded, use_cache=False, output_attentions=True).attentions
     rows = torch.stack([layer[0, :, asked.places].float().mean(0) for layer in layers]).mean(0).cpu()

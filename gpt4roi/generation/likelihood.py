@@ -93,7 +93,6 @@ def _shared_length(answers: Sequence[AnsweredPrompt]) -> int:
     return min(common_prefix_length(rows), min(map(len, rows)) - 1, begins)
 
 
-@torch.inference_mode()
 def log_likelihoods(
     model: Any, questions: Sequence[Sequence[AnsweredPrompt]], batch_size: int = 64
 ) -> list[list[float]]:
@@ -106,7 +105,16 @@ def log_likelihoods(
         questions: For each at least one answered prompt; those of a question are the same before the answer.
         batch_size: Answers at once.
     """
-    results: list[list[float]] = [[] for _ in questions]
+    found = answer_log_probabilities(model, questions, batch_size)
+    return [[float(tokens.sum()) for tokens in answers] for answers in found]
+
+
+@torch.inference_mode()
+def answer_log_probabilities(
+    model: Any, questions: Sequence[Sequence[AnsweredPrompt]], batch_size: int = 64
+) -> list[list[torch.Tensor]]:
+    """Returns what log_likelihoods sums up: the log-probabilities float32[T] of each answer's supervised tokens."""
+    results: list[list[torch.Tensor]] = [[] for _ in questions]
     by_length: dict[int, list[int]] = {}
     for number, answers in enumerate(questions):
         by_length.setdefault(_shared_length(answers), []).append(number)
@@ -119,7 +127,7 @@ def log_likelihoods(
     return results
 
 
-def _of_batch(model: Any, questions: Sequence[Sequence[AnsweredPrompt]], shared: int) -> list[list[float]]:
+def _of_batch(model: Any, questions: Sequence[Sequence[AnsweredPrompt]], shared: int) -> list[list[torch.Tensor]]:
     answers = [one for question in questions for one in question]
     embedded = [one.prompt.embed(model) for one in answers]
     firsts = [sum(map(len, questions[:row])) for row in range(len(questions))]
@@ -132,10 +140,10 @@ def _of_batch(model: Any, questions: Sequence[Sequence[AnsweredPrompt]], shared:
     suffixes = torch.nn.utils.rnn.pad_sequence([rows[shared:] for rows in embedded], batch_first=True)
     following = model.decode(suffixes, branch, logits_to_keep=0)
     logits = torch.cat([prefilled[of_question], following[:, :-1]], dim=1).float().log_softmax(dim=-1)
-    totals = []
+    found = []
     for row, one in zip(logits, answers, strict=True):
         tokens = one.prompt.input_ids[shared:].to(row.device)
         supervised = one.supervised[shared:].to(row.device)
-        totals.append(float(row[: len(tokens)].gather(1, tokens[:, None])[:, 0][supervised].sum()))
-    rest = iter(totals)
+        found.append(row[: len(tokens)].gather(1, tokens[:, None])[:, 0][supervised])
+    rest = iter(found)
     return [[next(rest) for _ in question] for question in questions]

@@ -175,6 +175,18 @@ def test_without_arguments_the_last_round_is_explained_and_the_conversation_stay
     )
 
 
+def test_of_a_later_round_the_last_answer_alone_is_explained(chat, image):
+    chat.set_image(image)
+    chat.ask(chat.default_question, [LEFT], max_new_tokens=2)
+    chat.correct(1, "a cat")
+    chat.ask("And <region2>?", [RIGHT], max_new_tokens=2)
+    chat.correct(2, "a dog")
+
+    found = chat.explain(cells=1, methods=["occlusion"])
+
+    assert "".join(found.tokens).startswith("a dog") and "cat" not in "".join(found.tokens)
+
+
 def test_edges_of_boxes_are_edges_of_cells_and_windows_inside_of_them_overlap():
     edges, windows = _cells(np.array([[10.2, 30.0], [20.0, 60.0]]), 100, 10)
 

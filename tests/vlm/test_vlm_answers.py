@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_vlms import BUILDERS, COMMON, noise_image, tiny_vlm
 
 from gpt4roi import RegionChat
@@ -57,6 +58,28 @@ def test_describe_answers_many_boxes_as_each_alone_and_the_next_round_reads_the_
     assert second == fresh.ask("And <region2>?", BOXES[1:2], max_new_tokens=4)
     shares = chat.classify(BOXES[:1], ["cat", "dog"])
     assert sum(shares[0].values()) == pytest.approx(1)
+
+
+@families
+@torch.no_grad()
+def test_an_explanation_is_what_the_likelihood_loses_where_the_image_is_occluded(vlm):
+    image, box = noise_image(60, 90), [60, 40, 90, 60]
+    found = RegionChat(vlm.model, vlm.processor).explain([box], "What is <region1>?", image, "a cat", cells=1)
+    pixels = np.array(image)
+    pixels[:40, :60] = pixels.mean((0, 1))  # the corner cell, which is one window
+
+    def likelihood(shown):
+        turns = (Turn("user", "What is <region1>?"), Turn("assistant", "a cat"))
+        batch = vlm.processor([RegionSample(shown, turns, np.array([box], dtype=float))])
+        batch.pop("attention_mask")
+        return -float(vlm.model(**batch).loss * (batch["labels"] != -100).sum())
+
+    plain, hidden = likelihood(image), likelihood(Image.fromarray(pixels))
+    assert found.log_likelihood == pytest.approx(plain, abs=1e-3)
+    heat = found.heatmaps["occlusion"]
+    assert heat.x[[0, 1, -1]].tolist() == [0, 60, 90] and heat.y[[0, 1, -1]].tolist() == [0, 40, 60]
+    assert abs(plain - hidden) > 1e-3 and heat.values[0, 0] == pytest.approx(plain - hidden, abs=1e-3)
+    assert heat.token_values.sum(0) == pytest.approx(heat.values)
 
 
 def test_the_worker_of_page_and_api_answers_as_the_chat_does():

@@ -146,6 +146,7 @@ def test_the_page_and_the_api_give_what_describe_gives(chat, expected):
         session.show(scaled(noise_image(60, 90)))
         *_, said = session.ask("What is <region1>?", BOXES[:1], SamplingParams(4))
         assert said == expected[0]
+        assert [*session.explain()[0].heatmaps] == ["occlusion"]
     finally:
         running.close()
         thread.join(30)
@@ -210,7 +211,10 @@ def test_a_folder_of_which_a_file_is_damaged_is_refused_by_its_name(folder, tmp_
         open_regions_vlm(model)
 
 
-def test_what_a_base_leaves_out_is_refused_in_one_line(folder, capsys):
-    photo, box = str(folder / "photo.png"), ["--box", "3,5,40,50"]
-    assert main(["explain", photo, *box, *model_words(folder)]) == 2
-    assert "explain reads GPT4RoI's own models" in capsys.readouterr().err
+def test_an_answer_is_explained_from_the_command_line_by_occlusion_alone(folder, capsys):
+    words = ["explain", str(folder / "photo.png"), "--box", "3,5,40,50", "--cells", "1", "--answer", "a cat"]
+    assert main([*words, *model_words(folder)]) == 0
+    answer, part = capsys.readouterr().out.splitlines()
+    assert answer == "a cat" and part.startswith("occlusion\t1\t0.")
+    assert main([*words, "--methods", "occlusion,gradient", *model_words(folder)]) == 2
+    assert "is explained by occlusion, got occlusion, gradient; gradient and att" in capsys.readouterr().err
