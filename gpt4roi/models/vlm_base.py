@@ -37,6 +37,7 @@ from gpt4roi.models.pretrained import check_missing_keys
 from gpt4roi.models.view_encoder import Frames, RegionConfig, ViewRegionEncoder
 from gpt4roi.models.vlm_families import TOWERS, View, blocks_of, default_levels, require_known_family, with_frames
 
+OF_PIXELS = ("pixel_values", "pixel_attention_mask")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """Inside REGION_FOLDER, where loaders of the base do not look."""
 
@@ -67,30 +68,8 @@ class _Run:
     features: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class ImageOutputs:
-    """What a base made of an image (its mm_encoder_outputs), and what else its forward wants to know about it."""
-
-    outputs: Any
-    inputs: dict[str, Any]
-
-
-@functools.cache
-def _base_parameters(base: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(base.forward).parameters)
-
-
-def _base_of(model: Any) -> Any:
-    """Returns the class of the base that a model was extended from."""
-    return type(model).__mro__[2]
-
-
 class _DecoderInputs(Exception):  # noqa: N818 (no error: the way out of a base's forward)
     """What a base would have called its decoder with."""
-
-    def __init__(self, inputs: dict[str, Any]) -> None:
-        super().__init__()
-        self.inputs = inputs
 
 
 _RUN: ContextVar[_Run | None] = ContextVar("gpt4roi_regions", default=None)
@@ -135,7 +114,7 @@ class RegionMixin:
             cast(Any, super())._init_weights(module)
 
     def __reduce__(self) -> tuple:
-        return _blank, (_base_of(self),), self.__dict__  # the class itself can be found under no name
+        return _blank, (type(self).__mro__[2],), self.__dict__  # the class itself can be found under no name
 
     def _current_run(self) -> _Run | None:
         run = _RUN.get()
@@ -202,8 +181,8 @@ class RegionMixin:
             labels = given.get("labels")
             answers = torch.zeros_like(is_image) if labels is None else (labels != IGNORE_INDEX).long().cumsum(1) > 0
             return {"token_type_ids": answers.long()}
-        names = _base_parameters(_base_of(self))
-        return {name: is_image for name in ("token_type_ids", "mm_token_type_ids") if name in names}
+        known = inspect.signature(cast(Any, super()).forward).parameters
+        return {name: is_image for name in ("token_type_ids", "mm_token_type_ids") if name in known}
 
     @contextmanager
     def _running(self, run: _Run) -> Iterator[_Run]:
@@ -260,14 +239,17 @@ class RegionMixin:
     """Whether tokens of several sequences may stand in one row of the decoder; see generation.packed."""
 
     def encode_prepared(self, inputs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, list[list[View]]]]:
-        """Yields what the base made of each image, and its views; inputs: RegionProcessor.image_inputs of each."""
+        """Yields what the base's forward wants to know of each image instead of its pixels, and its views.
+
+        inputs: RegionProcessor.image_inputs of each.
+        """
         for one in inputs:
             given = {name: value.to(cast(Any, self).device) for name, value in one.items() if name != "view_frames"}
             if given["pixel_values"].is_floating_point():
                 given["pixel_values"] = given["pixel_values"].to(cast(Any, self).dtype)
             outputs, views = self.encode_views([one["view_frames"]], **given)
-            pixels = ("pixel_values", "pixel_attention_mask")
-            yield ImageOutputs(outputs, {name: value for name, value in given.items() if name not in pixels}), views
+            rest = {name: value for name, value in given.items() if name not in OF_PIXELS}
+            yield rest | {"mm_encoder_outputs": {"image": outputs}}, views
 
     def prompt_rows(self, input_ids: torch.Tensor, image: Any, region_features: torch.Tensor | None) -> torch.Tensor:
         """Returns what the decoder reads of each token of a prompt, float32[T, R].
@@ -278,18 +260,16 @@ class RegionMixin:
 
         Args:
             input_ids: int64[T].
-            image: ImageOutputs, or None.
+            image: As of encode_prepared, or None.
             region_features: float[M * k, D].
         """
-        base: Any = self
-        ids = input_ids[None].to(base.device)
-        given = {} if image is None else image.inputs | {"mm_encoder_outputs": {"image": image.outputs}}
-        given = self.token_types(ids, {}) | given
+        ids = input_ids[None].to(cast(Any, self).device)
+        given = self.token_types(ids, {}) | (image or {})
         try:
             with self._running(_Run(self, [], stops=True)):
-                _base_of(self).forward(self, input_ids=ids, use_cache=False, **given)
+                cast(Any, super()).forward(input_ids=ids, use_cache=False, **given)
         except _DecoderInputs as found:
-            inputs = found.inputs
+            (inputs,) = found.args
         embeds = inputs["inputs_embeds"]
         if region_features is not None and len(region_features):
             embeds = scatter(embeds, ids == self.region_token_id, region_features)
@@ -340,11 +320,11 @@ class RegionMixin:
             cache: A KV cache.
             logits_to_keep: As of transformers' language models.
         """
-        base, width = cast(Any, self), self.region_config.hidden_size
-        dtype = base.get_input_embeddings().weight.dtype
+        base: Any = super()
+        width, dtype = self.region_config.hidden_size, base.get_input_embeddings().weight.dtype
         replaced: dict[str, Any] = {"inputs_embeds": rows[..., :width].to(dtype)}
         given: dict[str, Any] = {}
-        if "token_type_ids" in _base_parameters(_base_of(self)) and not cached_length(cache):
+        if "token_type_ids" in inspect.signature(base.forward).parameters and not cached_length(cache):
             given["token_type_ids"] = rows[..., width].long()
         start = width + 1
         if self._counts_in_three:
@@ -357,10 +337,8 @@ class RegionMixin:
             replaced["deepstack_visual_embeds"] = [levels[:, :, level][mask] for level in range(self._num_deepstack)]
         ids = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
         with self._running(_Run(self, [], rows=replaced)):
-            output = _base_of(self).forward(
-                self, input_ids=ids, use_cache=True, logits_to_keep=logits_to_keep, **{CACHE: cache}, **given
-            )
-        return output.logits
+            options = {CACHE: cache, "logits_to_keep": logits_to_keep}
+            return base.forward(input_ids=ids, use_cache=True, **options, **given).logits
 
     @torch.no_grad()
     def calibrate(self, feature_maps: list[list[View]], boxes: list[torch.Tensor] | None = None) -> None:
@@ -426,8 +404,8 @@ def region_class(base: Any) -> Any:
 
     added = {"boxes": None, "masks": None, "view_frames": (), "logits_at_targets_only": False}
     own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in added.items()]
-    by_kind = [[p for p in known.parameters.values() if (p.kind is p.VAR_KEYWORD) == rest] for rest in (False, True)]
-    cast(Any, forward).__signature__ = known.replace(parameters=[*by_kind[0], *own, *by_kind[1]])
+    *named, rest = known.parameters.values()  # **kwargs, which transformers asks of every model, come last
+    cast(Any, forward).__signature__ = known.replace(parameters=[*named, *own, rest])
     return type(base.__name__, (RegionMixin, base), {"__module__": base.__module__, "forward": forward})
 
 

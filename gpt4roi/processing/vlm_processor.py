@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,13 +58,10 @@ _PLAIN_TEMPLATE = (
 """For bases without a chat template, as PaliGemma: the image, the question on a line, the answer."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageLayout:
-    """What a base's processor makes of an image of some size.
+class ImageLayout(NamedTuple):
+    """What a base's processor makes of an image of some size; text: what stands for it in the prompt.
 
-    Attributes:
-        frames: float32[V, 4], where each view lies in the image: xyxy in sides of it, beyond [0, 1] where it is padded.
-        text: What stands for the image in the prompt.
+    frames: float32[V, 4], where each view lies in the image: xyxy in sides of it, beyond [0, 1] where it is padded.
     """
 
     frames: torch.Tensor
@@ -156,7 +153,6 @@ class RegionProcessor(GPT4RoIProcessor):
     prompt_format = "chat"
     image_size = 1
     use_image_start_end = image_first = False
-    region_shape, n_masks_left_out = "box", 0
 
     def __init__(
         self,
