@@ -90,7 +90,7 @@ _MOVED = {
     "models.vision": "models.vision_tower", "models.winograd": "models.kernels.winograd",
     "padding": "processing.batch", "pictures": "processing.images", "processor": "processing.processor",
     "prompts": "processing.prompts", "ranks": "distributed", "recall": "generation.engine",
-    "regions_file": "processing.user_input", "report_gallery": "report.report", "report_style": "report.rendering",
+    "regions_file": "processing.region_files", "report_gallery": "report.report", "report_style": "report.rendering",
     "sampling": "generation.sampling", "serve": "demo", "serve.gate": "demo.request_filter",
     "tokenization": "processing.tokenizer", "train.checks": "train.sanity_checks",
     "train.defaults": "train.arguments", "train.features": "train.feature_cache", "train.grouping": "train.sampler",

@@ -96,7 +96,7 @@ def given_regions(args: argparse.Namespace) -> list[tuple[list[Any], FrameClues]
         InputError: A box or the file cannot be read.
     """
     from gpt4roi.geometry.frames import FrameClues
-    from gpt4roi.processing.user_input import read_framed_regions
+    from gpt4roi.processing.region_files import read_framed_regions
 
     boxes = [parse_region(text, number) for number, text in enumerate(args.boxes, start=1)]
     groups: list[tuple[list[Any], FrameClues]] = [(boxes, FrameClues(frame="upright"))]

@@ -7,7 +7,7 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +25,20 @@ class ColumnsError(Exception):
     """The file is not one that `Columns.save` wrote to its end."""
 
 
-class Columns(Mapping[str, np.ndarray]):
+class Columns(dict[str, np.ndarray]):
     """Arrays by name, and metadata; a column of texts is two arrays (UTF-8 bytes, and where each ends).
 
     Opened from a file, the arrays are read-only views of its pages; sent to another process, only the path is.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any], path: Path | None = None) -> None:
-        self._arrays, self.metadata, self.path = dict(arrays), dict(metadata), path
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
+        super().__init__(arrays)
+        self.metadata, self.path = dict(metadata), path
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
             return Columns.open, (self.path, False)
-        return Columns, (self._arrays, self.metadata)
+        return Columns, (dict(self), self.metadata)
 
     def text(self, name: str, index: int) -> str:
         """Returns one text of a column."""
@@ -54,19 +46,19 @@ class Columns(Mapping[str, np.ndarray]):
 
     def texts(self, name: str, rows: slice) -> list[str]:
         """Returns the texts of some rows of a column."""
-        limits = self._arrays[f"{name}.limits"][rows.start : rows.stop + 1].tolist()
+        limits = self[f"{name}.limits"][rows.start : rows.stop + 1].tolist()
         first = limits[0]
-        joined = self._arrays[f"{name}.utf8"][first : limits[-1]].tobytes()
+        joined = self[f"{name}.utf8"][first : limits[-1]].tobytes()
         return [joined[a - first : b - first].decode() for a, b in itertools.pairwise(limits)]
 
     def all_texts(self, name: str) -> list[str]:
         """Returns a whole column of texts; none where there is no such column."""
-        limits = self._arrays.get(f"{name}.limits")
+        limits = self.get(f"{name}.limits")
         return [] if limits is None else self.texts(name, slice(0, len(limits) - 1))
 
     def rows(self, offsets: str, index: int) -> slice:
         """Returns which rows belong to an item; offsets: the column that `make_offsets` made."""
-        first, end = self._arrays[offsets][index : index + 2].tolist()
+        first, end = self[offsets][index : index + 2].tolist()
         return slice(first, end)
 
     @classmethod
@@ -102,7 +94,7 @@ class Columns(Mapping[str, np.ndarray]):
         """Writes the file atomically; raises OSError and leaves nothing."""
         layout: dict[str, tuple[str, list[int], int]] = {}
         offset = 0
-        for name, array in self._arrays.items():
+        for name, array in self.items():
             layout[name] = (array.dtype.str, list(array.shape), offset)
             offset += -(-array.nbytes // _ALIGN) * _ALIGN
         # The header's length shifts the offsets, whose digits change its length: leave room for both.
@@ -114,7 +106,7 @@ class Columns(Mapping[str, np.ndarray]):
         checksum = _checksum(header, len(header))
         with replacing(path) as beside, beside.open("wb") as file:
             file.write(bytes(_START) + header)
-            for array in self._arrays.values():
+            for array in self.values():
                 data = np.ascontiguousarray(array)
                 for block in (data.data.cast("B") if data.size else b"", bytes(-data.nbytes % _ALIGN)):
                     file.write(block)

@@ -203,5 +203,5 @@ def _samples(one: SetResult, estimator: LengthEstimator, share: int) -> Iterator
         if sample.box_frame == "unit":
             boxes = boxes * [image.width, image.height, image.width, image.height]
         read = [encoded[key] for key in ("input_ids", "labels", "segment_ids") if key in encoded]
-        passages = estimator.processor.supervision_spans(*read)
-        yield _card(image, boxes, f"{sample.source.rpartition('/')[2]} · {tokens:,} tokens", passages=passages)
+        spans = estimator.processor.supervision_spans(*read)
+        yield _card(image, boxes, f"{sample.source.rpartition('/')[2]} · {tokens:,} tokens", spans=spans)

@@ -11,7 +11,8 @@ import gradio as gr
 
 from gpt4roi.demo.api import add_api
 from gpt4roi.demo.examples import Examples
-from gpt4roi.demo.handlers import MAX_NEW_TOKENS, Handlers, ask_again
+from gpt4roi.demo.handlers import MAX_NEW_TOKENS, Handlers
+from gpt4roi.demo.page_values import ask_again
 from gpt4roi.report.drawing import PALETTE, jpeg_data_url
 
 QUESTIONS, IMAGES = "questions", "images"

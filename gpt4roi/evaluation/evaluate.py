@@ -153,7 +153,7 @@ def with_usable_boxes(items: Sequence[Item], source: Source) -> list[Item]:
             source.leave_out(f"{item.id} ({image}): {error}")
             continue
         boxes_px = np.asarray([box for box, _ in cuts], dtype=np.float64).reshape(-1, 4)
-        source.cut.extend(f"{item.id} ({image})" for _, is_cut in cuts if is_cut)
+        source.clipped.extend(f"{item.id} ({image})" for _, is_cut in cuts if is_cut)
         if placed is not None:
             boxes_px, masks = placed.upright(boxes_px), tuple(map(placed.upright_mask, masks))
             source.frames.add(() if image in counted else placed.remarks(), image.name)
@@ -174,9 +174,9 @@ def box_notes(source: Source) -> list[str]:
     """Returns what was done to boxes before they were asked about: the frames of their images, cuts at the border."""
     notes = [source.frames.text()] * bool(source.frames.text())
     notes += [f"left out by the benchmark's rules: {what}: {count}" for what, count in source.filtered.items()]
-    if source.cut:
+    if source.clipped:
         what = "boxes reached out of their image and were cut at its border"
-        notes.append(f"{len(source.cut)} {what}, such as {source.cut[0]}")
+        notes.append(f"{len(source.clipped)} {what}, such as {source.clipped[0]}")
     return notes
 
 
@@ -222,7 +222,7 @@ def assemble(name: str, benchmark: Benchmark, source: Source, items: Sequence[It
         "references_per_item": count_references(items),
         "unanswered": len(unanswered),
         "left_out": len(source.left_out),
-        "cut": len(source.cut),
+        "cut": len(source.clipped),
         "frames": source.frames.as_dict(),
         **scores.details,
         "notes": notes,

@@ -37,7 +37,7 @@ class Source:
         judge: Gives verdicts on answers, where a benchmark asks for some.
         left_out: What cannot be asked, and why; filled as a benchmark is read, as are the following.
         filtered: What a rule of the benchmark leaves out, reason -> number.
-        cut: Boxes cut at their image's border.
+        clipped: Boxes cut at their image's border.
         frames: What was decided about the frames of boxes.
     """
 
@@ -52,14 +52,14 @@ class Source:
     judge: Judge | None = None
     left_out: list[str] = field(default_factory=list, init=False, compare=False)
     filtered: Counter[str] = field(default_factory=Counter, init=False, compare=False)
-    cut: list[str] = field(default_factory=list, init=False, compare=False)
+    clipped: list[str] = field(default_factory=list, init=False, compare=False)
     frames: FrameCounts = field(default_factory=FrameCounts, init=False, compare=False)
 
     def restart(self) -> None:
         """Forgets what an earlier reading noted."""
         self.left_out.clear()
         self.filtered.clear()
-        self.cut.clear()
+        self.clipped.clear()
         self.frames.counts.clear()
 
     def leave_out(self, what: str) -> None:

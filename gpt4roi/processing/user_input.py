@@ -1,4 +1,4 @@
-"""User input: validates images, boxes, masks, JSON files of regions and questions; errors name the next step."""
+"""User input: validates images, boxes, masks and questions; errors name the next step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,26 +17,11 @@ from PIL import Image
 
 from gpt4roi.constants import REGION_TOKEN
 from gpt4roi.errors import InputError
-from gpt4roi.geometry.frames import Frame, FrameClues, FrameRule, ImageHeader, frame_of_exporter
-from gpt4roi.geometry.masks import size_of, size_of_runs, stroke_polygons, to_box, to_raster
-from gpt4roi.io.coco import (
-    NO_AREA,
-    OUTSIDE,
-    InvalidAnnotationError,
-    annotation_box_inside,
-    annotation_xywh,
-    frame_clues,
-    image_file_name,
-    image_size,
-    is_placeholder,
-    read_tables,
-    refuse_ignored,
-)
-from gpt4roi.io.json_files import read_json
-from gpt4roi.io.labelling_tools import as_coco
-from gpt4roi.io.region_forms import LISTS, box_format, mask_of, regions_of, stated_size
+from gpt4roi.geometry.frames import ImageHeader
+from gpt4roi.geometry.masks import size_of, stroke_polygons, to_box, to_raster
 from gpt4roi.processing.images import load_image, read_header
 from gpt4roi.processing.mentions import region_numbers
+from gpt4roi.processing.region_files import MAX_LOGGED_REGIONS, read_regions  # noqa: F401 - read_regions was here
 from gpt4roi.structures import Regions
 
 logger = logging.getLogger(__name__)
@@ -49,15 +34,11 @@ _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base6
 BORDER_SLACK_PX = 1.0
 """How far a box may reach over the image's border: annotation files round."""
 
-MAX_LOGGED_MASKS = 5
-
 MAX_BOXES = 1000
 """Boxes that one call takes; more are a mistake, such as a mask given as boxes, more often than a wish."""
 
 STROKE_RADIUS = 0.02
 """Of points and strokes that state none, as a share of the image's longer side."""
-
-_EXPECTED = "a list of [x1, y1, x2, y2], of masks, or of objects with box, bbox or segmentation"
 
 
 def open_image(image: Any) -> Image.Image:
@@ -226,8 +207,8 @@ def _log_mask_conversion(masks: Sequence, boxes: list[list[float]], first_number
     """Warns in one line, which users without a log configuration see too, that masks are used as boxes only."""
     pairs = enumerate(zip(masks, boxes, strict=True), start=first_number)
     converted = [f"region {number}: {_as_text(box)}" for number, (mask, box) in pairs if mask is not None]
-    more = f"; and {len(converted) - MAX_LOGGED_MASKS} more" if len(converted) > MAX_LOGGED_MASKS else ""
-    logger.warning("masks became their bounding boxes: %s%s", "; ".join(converted[:MAX_LOGGED_MASKS]), more)
+    more = f"; and {len(converted) - MAX_LOGGED_REGIONS} more" if len(converted) > MAX_LOGGED_REGIONS else ""
+    logger.warning("masks became their bounding boxes: %s%s", "; ".join(converted[:MAX_LOGGED_REGIONS]), more)
 
 
 def is_mask(region: Any) -> bool:
@@ -278,129 +259,6 @@ def _validate_box(box: list[float], number: int, image_size: tuple[int, int]) ->
 
 def _as_text(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
-
-
-def read_regions(path: str | Path, image: str | Path = "") -> list[Any]:
-    """Returns the regions of a file as `read_framed_regions`, without what it says about their frame.
-
-    Raises InputError also where the file is for an image of another size than this one, if it is there.
-    """
-    regions, clues = read_framed_regions(path, image)
-    if image and Path(image).is_file():
-        FrameRule().place(read_header(str(image)), clues, str(image), f"{path}: ")
-    return regions
-
-
-def read_framed_regions(path: str | Path, image: str | Path = "", masks: bool = False) -> tuple[list[Any], FrameClues]:
-    """Reads the boxes (xyxy in pixels) and masks of a JSON file, in its order, as `validate_regions` takes them.
-
-    Of an entry that has a box and a mask the box is taken; with `masks`, the mask inside of the box.
-
-    The file holds a list, or an object with one, such as `regions`, `annotations`, `boxes` or `bboxes`; it may state
-    `box_format` (xyxy, xywh, cxcywh) and `img_width`, `img_height`. An entry is four numbers, a mask, or an object with
-    one of: `box` or `bbox_2d` (xyxy), `bbox` (x, y, width, height, as COCO writes it, unless another format is stated),
-    corners by name, a mask as `segmentation`, `mask`, `rle` or `polygon`. Entries without a region are left out, which
-    is logged. Of a COCO file of several images, or one of VIA, those of `image`, by file name; also a file of labelme.
-
-    Returns:
-        The regions, and what the file says about the image that they are on.
-
-    Raises:
-        InputError: There are none, or one is of another form; it names file and entry.
-    """
-    content = as_coco(read_json(path))
-    row: dict[str, Any] = {}
-    entries, stated = content, ""
-    if isinstance(content, dict):
-        name = next((name for name in LISTS if isinstance(content.get(name), list)), None)
-        if name is None:
-            raise InputError(f"{path}: expected {_EXPECTED}; got an object with {', '.join(content) or 'nothing'}")
-        if content.get("images"):
-            row, entries = _of_image(content, image, path)
-        else:
-            row, entries, stated = content, content[name], box_format(content, str(path))
-    if not isinstance(entries, list):
-        raise InputError(f"{path}: expected {_EXPECTED}; got {entries!r:.60}")
-    if not entries:
-        raise InputError(f"{path}: holds no region; expected {_EXPECTED}")
-    images = {str(entry["image_id"]) for entry in entries if isinstance(entry, dict) and "image_id" in entry}
-    if len(images) > 1:
-        raise InputError(
-            f"{path}: its regions are on {len(images)} images, by image_id; expected those of one, or the names of "
-            "all under images, or use `gpt4roi caption`"
-        )
-    regions = _regions(entries, stated, path, masks)
-    return regions, _clues(content, row, entries)
-
-
-def _regions(entries: list[Any], stated: str, path: str | Path, masks: bool) -> list[Any]:
-    regions, without = [], []
-    for number, entry in enumerate(entries):
-        found = regions_of(entry, f"{path}#{number}", stated, masks)
-        regions += found
-        without += [] if found else [number]
-    if not regions:
-        got = ", ".join(map(str, entries[0]))
-        raise InputError(f"{path}#0: expected an object with box, bbox or segmentation; got {got}")
-    if without:
-        named = ", ".join(f"#{number}" for number in without[:MAX_LOGGED_MASKS])
-        more = f" and {len(without) - MAX_LOGGED_MASKS} more" if len(without) > MAX_LOGGED_MASKS else ""
-        logger.warning("%s: %d entries have no region and are left out: %s%s", path, len(without), named, more)
-    return regions
-
-
-def _clues(content: Any, row: dict[str, Any], entries: list[Any]) -> FrameClues:
-    """Returns what a file says about the frame of its regions: in the image's row, at the top, or in run lengths."""
-    picture = row.get("picture")
-    size = image_size(row) or stated_size(content) or (image_size(picture) if isinstance(picture, dict) else None)
-    frame = frame_clues(row, frame_of_exporter(content)).frame
-    default: Frame = "stored" if "conversations" in row else "upright"  # the unified format, as training reads it
-    return FrameClues(size or size_of_runs(map(mask_of, entries)), frame, default)
-
-
-def _of_image(content: dict[str, Any], image_file: str | Path, path: str | Path) -> tuple[dict[str, Any], list[Any]]:
-    """Returns the row and the annotations of one image of a COCO file."""
-    read_tables({**content, "annotations": content.get("annotations") or []}, path)  # writes ids and boxes in one way
-    images = [image for image in content["images"] if isinstance(image, dict)]
-    wanted = PurePath(image_file).name
-    found = [image for image in images if PureWindowsPath(image_file_name(image)).name == wanted]
-    if len(images) == 1 and not found:
-        found = images
-    if len(found) != 1:
-        raise InputError(f"{path}: {len(found)} of its {len(images)} images are called {wanted!r}, expected one")
-    identity = found[0].get("id")
-    entries = content.get("annotations") or []
-    entries = [entry for entry in entries if isinstance(entry, dict) and entry.get("image_id") == identity]
-    size = None if frame_of_exporter(content) else image_size(found[0])  # may be of the other frame
-    return found[0], list(_inside(entries, size, path))
-
-
-def _inside(
-    entries: Sequence[dict[str, Any]], size: tuple[int, int] | None, path: str | Path
-) -> Iterator[dict[str, Any]]:
-    """Yields COCO annotations whose boxes are cut at the border of an image of size (height, width).
-
-    Says which were cut, and which are left out: without area inside, or of crowds.
-    """
-    for number, entry in enumerate(entries):
-        if not entry.get("bbox") and not entry.get("segmentation"):
-            yield entry  # of another form
-            continue
-        try:
-            refuse_ignored(entry)
-            (x1, y1, x2, y2), is_cut = annotation_box_inside(entry, size)
-        except InvalidAnnotationError as error:
-            if error.fault and error.reason not in (OUTSIDE, NO_AREA):
-                raise InputError(f"{path}#{number}: {error}") from None
-            logger.warning("%s#%d is left out: %s", path, number, error)
-            continue
-        if is_cut:
-            logger.warning("%s#%d reaches out of the image and was cut at its border", path, number)
-            yield {**entry, "bbox": [x1, y1, x2 - x1, y2 - y1]}
-        elif entry.get("segmentation") and is_placeholder(entry.get("bbox")):
-            yield {key: value for key, value in entry.items() if key != "bbox"}
-        else:
-            yield {**entry, "bbox": annotation_xywh(entry)}
 
 
 def mentioned_regions(question: str) -> list[int]:

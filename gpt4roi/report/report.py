@@ -103,14 +103,14 @@ class GalleryItem:
     Attributes:
         image: a PIL image, or a path or an encoded file's bytes, which are turned upright.
         boxes_px: N boxes, xyxy, in its pixels; numbered from 1.
-        passages: a longer text to show below, as (text, whether it is highlighted); it counts as an answer of task "".
+        spans: a longer text to show below, as (text, whether it is highlighted); it counts as an answer of task "".
     """
 
     image: Any
     boxes_px: Sequence[Sequence[float]] | np.ndarray = ()
     title: str = ""
     answers: Sequence[Answer] = ()
-    passages: Sequence[tuple[str, bool]] = ()
+    spans: Sequence[tuple[str, bool]] = ()
 
     @property
     def quality(self) -> float:

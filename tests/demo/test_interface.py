@@ -310,13 +310,13 @@ def test_a_question_that_does_not_fit_any_more_goes_back_where_it_was_typed(runn
 
 
 def test_a_clock_that_is_set_back_does_not_make_the_browser_pass_over_what_is_new(worker, monkeypatch):
-    from gpt4roi.demo import handlers
+    from gpt4roi.demo import page_values
     from gpt4roi.demo.session import Session
 
     session = Session(worker)
-    first = handlers.conversation(session)["version"]
-    monkeypatch.setattr(handlers.time, "time_ns", lambda: 0)
-    assert first < handlers.conversation(session)["version"] < handlers.conversation(session)["version"]
+    first = page_values.conversation(session)["version"]
+    monkeypatch.setattr(page_values.time, "time_ns", lambda: 0)
+    assert first < page_values.conversation(session)["version"] < page_values.conversation(session)["version"]
 
 
 @pytest.fixture

@@ -192,7 +192,7 @@ def test_a_record_has_the_names_and_says_which_are_the_users(session):
 
 @pytest.mark.parametrize("names", [[None], [{"text": 1, "corrected": True}], [{"corrected": True}], ["a"], 3])
 def test_names_that_fit_no_boxes_are_refused(names):
-    from gpt4roi.demo.handlers import names_of
+    from gpt4roi.demo.page_values import names_of
 
     assert names_of({"boxes": [[1, 2, 3, 4]], "names": [None]}) == names_of(None) == {}
     said = [{"text": " a cup ", "corrected": True}]

@@ -8,7 +8,7 @@ import pytest
 from gpt4roi.captioning.source import read_source
 from gpt4roi.io.coco import InvalidAnnotationError, annotation_box, read_tables, stated_category
 from gpt4roi.io.labelling_tools import as_coco
-from gpt4roi.processing.user_input import read_framed_regions
+from gpt4roi.processing.region_files import read_framed_regions
 
 
 def boxes(content):

@@ -173,8 +173,8 @@ def test_a_tag_is_a_word_on_a_coloured_plate():
     assert '<td><span class="tag bad">&lt;error&gt;</span></td>' in html
 
 
-def test_passages_stand_below_the_image_with_their_marked_parts():
-    item = GalleryItem(image(), passages=[("Human: <bbox>?", False), ("a <cat>", True)])
+def test_spans_stand_below_the_image_with_their_marked_parts():
+    item = GalleryItem(image(), spans=[("Human: <bbox>?", False), ("a <cat>", True)])
     html = Report("T").gallery("Prompts", [item]).html()
     assert "<pre>Human: &lt;bbox&gt;?<mark>a &lt;cat&gt;</mark></pre>" in html
 

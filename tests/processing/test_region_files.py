@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from gpt4roi import InputError
-from gpt4roi.processing.user_input import read_regions
+from gpt4roi.processing.region_files import read_regions
 
 BOX = [1, 2, 31, 42]
 RUNS = {"size": [4, 4], "counts": [0, 16]}
