@@ -43,6 +43,7 @@ def whole(chat, source, tmp_path):
     return tmp_path / "whole.json"
 
 
+@pytest.mark.heavy
 def test_every_box_gets_the_text_that_describe_gives_and_the_rest_stays(chat, whole, images):
     content = json.loads(whole.read_text())
     before = tables()

@@ -87,6 +87,7 @@ def test_paths_of_the_machine_are_their_last_part_in_configurations_and_the_card
     assert f"the path {SECRET}/vicuna of this machine is written as vicuna" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_shards_and_a_tower_beside_the_weights_go_along(work, tmp_path, capsys):
     plan_convert(work, tmp_path / "original", "original", max_shard_size="100kB").write()
     assert main(["export", str(tmp_path / "original"), str(tmp_path / "out")]) == 0

@@ -28,6 +28,7 @@ def detect(model_folder, image, tmp_path, capsys):
     return run
 
 
+@pytest.mark.heavy
 def test_what_is_found_is_written_counted_drawn_and_saved_as_coco_has_it(detect, model_folder, image, tmp_path):
     files = ["--draw", str(tmp_path / "found.png"), "--out", str(tmp_path / "results.json"), "--image-id", "7"]
 

@@ -111,6 +111,7 @@ def export(tmp_path, name, orientation):
     return folder / "export.json", own if own.exists() else folder / "phone.jpg", rule
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("command", [describe, caption, convert, evaluate], ids=lambda command: command.__name__)
 @pytest.mark.parametrize("name", EXPORTS)
 def test_the_annotated_thing_is_looked_at_or_the_file_refused(tmp_path, name, command, processor):

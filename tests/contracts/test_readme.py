@@ -148,6 +148,7 @@ def test_the_python_of_a_page_runs_as_it_stands(page, number, checkout, monkeypa
     exec(compile(blocks(page_text(page), "python")[number], page, "exec"), {})
 
 
+@pytest.mark.heavy
 def test_the_python_of_the_readme_prints_one_answer_a_box(checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
     (code,) = blocks(README, "python")

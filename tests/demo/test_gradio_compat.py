@@ -39,6 +39,7 @@ def test_an_answer_that_ends_while_it_is_cancelled_is_no_error(running):
     assert (answer.status_code, answer.text) == (200, '{"success":true}')
 
 
+@pytest.mark.heavy
 def test_what_gradio_keeps_of_a_session_goes_with_it(running):
     """Else the images and answers of every user would stay in memory for as long as the server runs."""
     kept = running.page.state_holder.session_data

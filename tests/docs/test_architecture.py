@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scripts.architecture import MARKER, PAGE, whole_page
 
 
+@pytest.mark.heavy
 def test_the_list_of_modules_is_what_their_docstrings_say():
     page = PAGE.read_text(encoding="utf-8")
     assert MARKER in page
