@@ -95,13 +95,16 @@ def given_regions(args: argparse.Namespace) -> list[tuple[list[Any], FrameClues]
     Raises:
         InputError: A box or the file cannot be read.
     """
-    from gpt4roi.geometry.frames import FrameClues
-    from gpt4roi.processing.region_files import read_framed_regions
-
     boxes = [parse_region(text, number) for number, text in enumerate(args.boxes, start=1)]
+
+    from gpt4roi.geometry.frames import FrameClues
+
     groups: list[tuple[list[Any], FrameClues]] = [(boxes, FrameClues(frame="upright"))]
     if args.regions is None:
         return groups
+
+    from gpt4roi.processing.region_files import read_framed_regions  # imports torch, which a wrong box does without
+
     masks = reads_masks(getattr(args, "model", ""))
     return [*groups, read_framed_regions(args.regions, image=args.image, masks=masks)]
 

@@ -46,6 +46,18 @@ def test_no_help_imports_torch():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("command", ["describe", "explain"])
+def test_a_wrong_box_is_told_before_torch_is_imported(command):
+    program = "import sys; from gpt4roi.cli import main\n"
+    program += f"assert main([{command!r}, 'photo.jpg', '--box', '1,2,3']) == 2\n"
+    program += "assert 'torch' not in sys.modules"
+
+    done = subprocess.run([*PYTHON, program], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert "box 1: expected four numbers" in done.stderr
+
+
 def test_the_version_is_printed(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"gpt4roi {__version__}\n"
