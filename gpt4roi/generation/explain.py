@@ -145,7 +145,7 @@ def check_methods(model: Any, methods: Sequence[str] | None) -> tuple[str, ...]:
     """Returns the methods to use; by default all, attention only where the implementation gives its weights.
 
     Raises:
-        InputError: One is unknown, or there are no attention weights.
+        InputError: One is unknown, or the model has none such, or there are no attention weights.
     """
     is_base = not model.packs_sequences
     has_weights = not is_base and model.language_model.config._attn_implementation == "eager"

@@ -123,10 +123,13 @@ def test_captions_and_a_benchmark_give_what_describe_gives(folder, expected, tmp
     turns = [{"from": "human", "value": "What is <region1>?"}, {"from": "gpt", "value": "a thing"}]
     lines = [{"image": str(folder / "photo.png"), "boxes": [box], "conversations": turns} for box in BOXES]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    words = f"evaluate --benchmark unified --data {tmp_path / 'data.jsonl'} --out {tmp_path / 'run'}".split()
+    words = (
+        f"evaluate --benchmark unified --data {tmp_path / 'data.jsonl'} --out {tmp_path / 'run'} --explain 1".split()
+    )
     assert main([*words, *model_words(folder)]) == 0, capsys.readouterr().err
     saved = [json.loads(row) for row in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in saved] == [text.strip() for text in expected]
+    assert "Red: what the answer depends on, by occlusion" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_page_and_the_api_give_what_describe_gives(chat, expected):
