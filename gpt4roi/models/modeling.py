@@ -131,7 +131,7 @@ class GPT4RoIForConditionalGeneration(GPT4RoIPreTrainedModel, GenerationMixin):
         super().initialize_weights()
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        """Visits every module of ours; torch.nn.init, by which they draw, leaves alone what was loaded."""
+        """Goes over every module of ours; torch.nn.init, by which they draw, leaves alone what was loaded."""
         super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
