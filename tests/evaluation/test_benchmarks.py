@@ -377,6 +377,7 @@ class SaysCat(ModelPredictor):
         yield list(range(len(queries))), ["Cat."] * len(queries), [0.5] * len(queries)
 
 
+@pytest.mark.heavy
 def test_the_report_shows_where_the_worst_answers_looked(tmp_path):
     (tmp_path / "animals.py").write_text(benchmark_of_the_documentation(), encoding="utf-8")
     names = ["cat", "cow", "cat", "dog"]

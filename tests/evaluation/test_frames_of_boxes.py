@@ -82,6 +82,7 @@ def test_boxes_for_another_size_are_refused_with_both_sizes_or_scaled(tmp_path):
     assert is_red(found) and source.frames.counts["scaled"] == 1
 
 
+@pytest.mark.heavy
 def test_the_command_says_what_it_did_to_boxes_and_repeats_its_switches(tmp_path, capsys):
     save_photo(tmp_path / "a.jpg", 3, SQUARE)
     content = coco("a.jpg", (HEIGHT, WIDTH), (-30, 0, *SQUARE[2:]))

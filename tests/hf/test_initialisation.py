@@ -39,6 +39,7 @@ def check_drawn(model, fresh, names):
         assert std == pytest.approx(fresh_std, rel=1.0 if ours[name].numel() < 60 else 0.3, abs=1e-6), name
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_of_another_shape_are_drawn_and_the_others_kept(kind, tmp_path):
     saved = tiny_model(kind)
