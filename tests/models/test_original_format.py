@@ -191,6 +191,7 @@ def test_without_added_tokens_the_last_rows_are_taken_in_the_original_s_order(fo
     assert (config.image_start_token_id, config.image_end_token_id) == (604, 605)
 
 
+@pytest.mark.heavy
 def test_the_tower_is_rounded_to_half_precision_once(folder):
     path = folder / "clip" / "pytorch_model.bin"
     tensors = torch.load(path, weights_only=True)

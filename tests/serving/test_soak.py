@@ -26,6 +26,7 @@ def known(soak, chat, picture, url):
     return [soak.Known(url, box, answer) for box, answer in zip(BOXES, answers, strict=True)]
 
 
+@pytest.mark.heavy
 def test_every_hostile_request_is_refused_in_one_line(soak, api, known):
     service = soak.Api(f"{api.url}/v1", KEY)
     for path, body in soak.hostile(known[0]):
@@ -39,6 +40,7 @@ def test_every_hostile_request_is_refused_in_one_line(soak, api, known):
     assert service.answer(known[0], "chat") == known[0].answer
 
 
+@pytest.mark.heavy
 def test_nobody_gets_another_s_answer_while_some_go_away_and_some_are_hostile(soak, api, known, monkeypatch):
     monkeypatch.setattr(soak, "HOSTILE", 0.2)
     seen, threads = soak.crowd(soak.Api(f"{api.url}/v1", KEY), known, 6, time.monotonic() + 2)
