@@ -4,7 +4,7 @@
 
 Serves the page, draws with the mouse on photographs that scikit-image carries, asks, and writes demo1.gif (one
 region), demo2.gif (several regions), fig1.png (several rounds) and parts.png (the parts of the page, numbered); with a
-model that reads masks, only masks.jpg: a brushed region, a polygon, one being clicked, and where the answer looked.
+model that reads masks, only masks.jpg: a brushed region, where its answer looked, a polygon and one being clicked.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ OTHER_EYE = ((0.31, 0.35), (0.36, 0.28), (0.44, 0.33), (0.47, 0.46))
 
 
 def masks(page: Recorder) -> str:
-    """Paints a nose, clicks a polygon around an eye, asks, shows where the answer looked, and begins another one."""
+    """Paints a nose, asks, shows where the answer looked, and clicks a polygon around an eye and half of another."""
     page.pick("cat")
     page.tool("brush")
     page.page.mouse.move(*page.at(*BRUSHED[0]))
@@ -207,15 +207,13 @@ def masks(page: Recorder) -> str:
     for place in BRUSHED[1:]:
         page.page.mouse.move(*page.at(*place), steps=6)
     page.page.mouse.up()
-    page.tool("polygon")
-    for place in (*CLICKED, CLICKED[-1]):
-        page.page.mouse.click(*page.at(*place))
-    page.type("Is <region1> left of <region2>?")
+    page.type("What is <region1>?")
     said = page.ask()
     page.click("#explain")
     page.page.wait_for_selector("#explained img", timeout=600_000)
     page.page.locator(".stage-image").scroll_into_view_if_needed()
-    for place in OTHER_EYE:
+    page.tool("polygon")
+    for place in (*CLICKED, CLICKED[-1], *OTHER_EYE):
         page.page.mouse.click(*page.at(*place))
     return said
 
