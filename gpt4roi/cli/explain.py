@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     ):  # no other implementation gives its weights
         chat.model.language_model.set_attn_implementation("eager")
     found = chat.explain(regions, args.question, image, args.answer, methods, args.cells, args.batch_size, **settings)
+    if found.remark:
+        output.note(found.remark)
     if drawn_to is not None:
         save_drawing(image, regions, drawn_to, heatmaps=found.heatmaps)
     if args.report is not None:

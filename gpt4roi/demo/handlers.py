@@ -251,7 +251,8 @@ class Handlers:
 
         def work() -> tuple:
             found, drawn = self._session_with_image(stage, request).explain()
-            text = escape(f"Where “{found.answer}” looked ({', '.join(found.heatmaps)}): {found.question}")
+            text = f"Where “{found.answer}” looked ({', '.join(found.heatmaps)}): {found.question}"
+            text = escape(f"{text} ({found.remark})" if found.remark else text)
             source = jpeg_data_url(drawn, max_side=2160)
             return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>', no_hints()
 

@@ -28,6 +28,8 @@ from gpt4roi.structures import RegionSample, Turn
 METHODS = ("occlusion", "gradient", "attention")
 CELLS_IN_A_BOX = 4
 """Cells that a box is wide and high at least, so that there is something to see inside of it."""
+LEAST_CHANGE = 0.1
+"""Of the log-likelihood, by all windows together, below which occlusion says little."""
 PARTS_OF_A_CELL = 7
 """Parts that a cell of a masked region is wide and high: windows end at the mask's edge."""
 
@@ -102,6 +104,13 @@ class Explanation:
         size = int(heat.y[-1].round()), int(heat.x[-1].round())
         pairs = zip(self.boxes_px, masks, strict=True)
         return [heat.share_inside(box if mask is None else _pixels(box, mask, size)) for box, mask in pairs]
+
+    @property
+    def remark(self) -> str:
+        """What must be known before the occlusion is read: that it changed next to nothing; else empty."""
+        total = self.heatmaps["occlusion"].values.clip(0).sum() if "occlusion" in self.heatmaps else LEAST_CHANGE
+        hardly = "occlusion hardly changes this answer (its log-likelihood by {:.2g}, all windows together)"
+        return "" if total >= LEAST_CHANGE else f"{hardly.format(total)}: its heatmap and its share say little"
 
     def as_record(self) -> dict[str, Any]:
         """Returns it as JSON can hold it; `inside`: the share of the heatmap in each region."""

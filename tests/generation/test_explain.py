@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from gpt4roi import InputError, RegionChat, RegionSample, Turn
 from gpt4roi.constants import IGNORE_INDEX
-from gpt4roi.generation.explain import CELLS_IN_A_BOX, Heatmap, _cells
+from gpt4roi.generation.explain import CELLS_IN_A_BOX, Explanation, Heatmap, _cells
 
 LEFT, RIGHT = [0, 16, 56, 44], [64, 8, 120, 36]
 """Boxes of an image of 128 x 64 pixels, seen as a square of 64: 7 x 7 cells of the first map, each pooled by itself."""
@@ -107,6 +107,15 @@ def test_the_same_box_is_not_where_a_model_looks_that_sees_image_tokens_alone(im
     )
 
     assert max(heat.share_inside(LEFT) for heat in found.heatmaps.values()) < 0.5
+
+
+@pytest.mark.parametrize(("values", "remark"), [([[0.0005, -3.0]], "by 0.0005, all windows"), ([[0.06, 0.05]], "")])
+def test_an_occlusion_that_changes_next_to_nothing_says_so(values, remark):
+    heat = Heatmap(np.array(values), np.arange(3.0), np.arange(2.0))
+    found = Explanation("What is <region1>?", "a cat", -0.01, (), np.zeros((1, 4)), {"occlusion": heat})
+
+    assert remark in found.remark and bool(remark) == bool(found.remark)
+    assert not Explanation("", "a cat", -0.01, (), found.boxes_px, {"gradient": heat}).remark
 
 
 def log_likelihood(chat: RegionChat, image: Image.Image, boxes, hidden=None) -> float:
