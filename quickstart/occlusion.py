@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def shares(chat: Any, file: Path, count: int, cells: int = 6) -> Iterator[dict[s
 
 
 def main() -> None:
-    """Prints one line a region, and the medians as one JSON object."""
+    """Prints one line a region, and the medians, of all answers and of the right ones, as one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of python -m quickstart")
     parser.add_argument("model", help="folder of a model")
@@ -61,8 +61,15 @@ def main() -> None:
     for row in shares(RegionChat.from_pretrained(args.model), file, args.regions, args.cells):
         print("  ".join(f"{part} {row[part]:.2f}" for part in PARTS), f" {row['caption']}: {row['answer']}", flush=True)
         rows.append(row)
-    medians = {part: round(float(np.median([row[part] for row in rows])), 3) for part in PARTS}
-    print(json.dumps({"file": file.name, "n": len(rows), "right": sum(row["right"] for row in rows), **medians}))
+    right = [row for row in rows if row["right"]]
+    print(
+        json.dumps({"file": file.name, "n": len(rows), **medians(rows), "right": {"n": len(right), **medians(right)}})
+    )
+
+
+def medians(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Returns the median of each part; of no rows nothing."""
+    return {part: round(float(np.median([row[part] for row in rows])), 3) for part in PARTS if rows}
 
 
 if __name__ == "__main__":

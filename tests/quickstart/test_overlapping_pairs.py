@@ -82,6 +82,12 @@ def test_occlusion_is_told_apart_between_the_two_things_of_a_pair(data):
         assert row["other"] == pytest.approx(heat.share_inside(other), abs=1e-6) and row["region"] <= row["box"] + 0.05
 
 
+def test_the_medians_of_an_occlusion_are_of_each_part_and_of_no_answers_there_are_none():
+    rows = [{"region": 0.1 * one, "other": 0.0, "box": 0.5, "right": True} for one in (9, 8, 1)]
+
+    assert occlusion.medians(rows) == {"region": 0.8, "other": 0.0, "box": 0.5} and occlusion.medians([]) == {}
+
+
 @pytest.mark.slow
 def test_the_embedded_model_of_masks_looks_at_the_region_that_is_asked_about():
     config = EMBEDDED / "stage2" / "config.json"
