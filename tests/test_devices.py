@@ -43,6 +43,7 @@ def test_the_default_is_what_the_machine_can_do():
     assert choose_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("bits", "kind", "most"), [("8bit", torch.int8, 0.1), ("4bit", torch.uint8, 0.6)])
 def test_the_language_model_alone_is_quantized(folder, bits, kind, most, caplog):
     pytest.importorskip("bitsandbytes")

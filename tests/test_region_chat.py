@@ -43,6 +43,7 @@ def fresh_answer(chat: RegionChat, turns, boxes, new_tokens: int = 12) -> str:
     return chat.processor.decode(ids[0, batch["input_ids"].shape[1] :])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["clip", "pyramid"])
 @pytest.mark.parametrize("prompt_format", ["chat", "v0", "v1"])
 def test_many_regions_are_answered_as_each_by_itself(kind, prompt_format):
@@ -187,6 +188,7 @@ def test_a_fork_is_about_the_same_image_and_leaves_the_conversation_as_it_is():
         chat_with().fork().ask(QUESTION, BOXES[:1])
 
 
+@pytest.mark.heavy
 def test_a_failed_question_leaves_the_conversation_as_it_was():
     chat = chat_with(image=True)
     chat.ask(QUESTION, BOXES[:1], max_new_tokens=4)
@@ -455,6 +457,7 @@ def test_what_is_no_image_is_refused(image, message):
         chat_with().set_image(image)
 
 
+@pytest.mark.heavy
 def test_a_saved_model_opens_with_its_processor_and_answers_the_same(tmp_path):
     chat = chat_with("pyramid")
     chat.model.save_pretrained(tmp_path)

@@ -224,6 +224,7 @@ def test_the_processor_takes_masks_beside_boxes_or_in_their_place():
         processor(images=make_image(), text=question, boxes=[BOX, BOX], masks=[left_half()])
 
 
+@pytest.mark.heavy
 @KINDS
 @pytest.mark.parametrize("count", [1, 4])
 def test_permuted_masks_permute_the_answers_and_a_batch_changes_none(kind, count):

@@ -151,6 +151,7 @@ def model_folder(chat, tmp_path_factory):
     return folder
 
 
+@pytest.mark.heavy
 def test_the_command_line_takes_masks_and_points_beside_boxes(photo, model_folder, chat, expected, capsys):
     Image.fromarray(left_half()).save(photo / "mask.png")
     given = ["--mask", str(photo / "mask.png"), "--point", "50,30", "--box", "10,20,66,48"]

@@ -57,6 +57,7 @@ def test_one_process_sees_one_gpu_and_several_see_all(tmp_path, processes, visib
     assert ("--nproc_per_node 2 -m gpt4roi.train" in said) == (processes == 2)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("newest", "limits"), [("", "scripts/constraints.txt"), ("1", "/dev/null")])
 def test_the_environment_has_no_newer_packages_than_were_tried_unless_asked_for(tmp_path, newest, limits):
     (tmp_path / "scripts").mkdir()
@@ -89,6 +90,7 @@ while :; do sleep 0.1; done
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("kind", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
 def test_a_signal_to_the_script_ends_the_training_and_its_last_words_are_in_the_log(tmp_path, kind, to_all):
     (tmp_path / "scripts").mkdir()

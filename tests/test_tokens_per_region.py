@@ -26,6 +26,7 @@ def sample(*texts: str) -> RegionSample:
     return RegionSample(make_image(), turns, TWO)
 
 
+@pytest.mark.heavy
 @KINDS
 @COUNTS
 def test_permuted_boxes_permute_the_answers_and_a_batch_changes_none(kind, count):

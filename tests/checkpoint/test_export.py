@@ -64,6 +64,7 @@ def test_a_work_directory_is_packed_without_states_logs_caches_and_photographs(w
     assert not list(tmp_path.glob("out.*"))
 
 
+@pytest.mark.heavy
 def test_the_copy_answers_as_the_source_does(work, tmp_path):
     assert main(["export", str(work), str(tmp_path / "out")]) == 0
     assert max(compare_models(work, tmp_path / "out").values()) == 0

@@ -159,6 +159,7 @@ def check_quantized(folder, inputs, tmp_path, bits: int, device: str) -> None:
     torch.testing.assert_close(logits(again, moved), quantized, atol=1e-4, rtol=0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_model_keeps_our_modules_and_opens_again(folder, inputs, tmp_path, bits):
     pytest.importorskip("bitsandbytes", reason="needs the extra bitsandbytes")

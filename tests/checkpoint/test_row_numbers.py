@@ -61,6 +61,7 @@ def test_a_table_keeps_every_row_it_came_with_whatever_the_tokenizer_counts(tmp_
     assert model.config.region_token_id == processor.region_token_id == counted - 4
 
 
+@pytest.mark.heavy
 def test_a_trained_folder_whose_tokenizer_lost_its_tokens_gets_them_back_at_their_rows(folder):
     (folder / "added_tokens.json").unlink()
     model, processor = load_model(folder), load_processor(folder)
@@ -105,6 +106,7 @@ def test_rows_that_no_addition_of_tokens_explains_are_refused_with_both_numbers(
         load_processor(folder)
 
 
+@pytest.mark.heavy
 def test_a_tokenizer_that_numbers_the_region_token_otherwise_is_refused(folder, tmp_path):
     load_model(folder).save_pretrained(tmp_path / "ours")
     load_processor(folder).save_pretrained(tmp_path / "ours")

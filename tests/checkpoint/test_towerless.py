@@ -60,6 +60,7 @@ def test_a_folder_without_its_tower_opens_with_the_tower_wherever_it_lies(towerl
     assert (processor.image_size, processor.image_seq_length, processor.region_token_id) == (224, 256, 602)
 
 
+@pytest.mark.heavy
 def test_the_tower_that_is_named_decides_the_image_s_size(towerless):
     tower = towerless.parent / "elsewhere"
     config = json.loads((tower / "config.json").read_text())

@@ -34,6 +34,7 @@ def test_every_subcommand_explains_itself_with_an_example(capsys):
         assert f"\n  gpt4roi {name} " in explained, f"{name} --help shows no example"
 
 
+@pytest.mark.heavy
 def test_no_help_imports_torch():
     program = "import sys; from gpt4roi.cli import main, subcommand_names\n"
     program += (

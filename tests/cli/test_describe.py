@@ -37,6 +37,7 @@ def pixels(boxes=BOXES) -> list[list[float]]:
     return [[float(number) for number in box.split(",")] for box in boxes]
 
 
+@pytest.mark.heavy
 def test_every_box_gets_a_line_with_its_number_its_corners_and_its_answer(describe, chat, image):
     answers = chat.describe(image, pixels(), max_new_tokens=8)
 
@@ -77,6 +78,7 @@ def test_another_question_about_one_region_is_asked_about_each_box(describe, cha
     assert [region["answer"] for region in regions] == chat.describe(image, pixels(), question, max_new_tokens=8)
 
 
+@pytest.mark.heavy
 def test_a_question_about_several_regions_is_asked_once_about_all_boxes(describe, chat, image):
     question = "Which is larger, <region1> or <region2>?"
     chat.set_image(image)
@@ -89,6 +91,7 @@ def test_a_question_about_several_regions_is_asked_once_about_all_boxes(describe
     assert describe("--question", question) == " ".join(answer.split()) + "\n"
 
 
+@pytest.mark.heavy
 def test_several_questions_have_a_column_each_and_json_is_one_line(describe, chat, image):
     questions = ["What is <region1>?", "Which colour is <region1>?"]
     words = [word for one in questions for word in ("--question", one)]
@@ -102,6 +105,7 @@ def test_several_questions_have_a_column_each_and_json_is_one_line(describe, cha
     assert [region["answers"] for region in json.loads(written)["regions"]] == expected
 
 
+@pytest.mark.heavy
 def test_pairs_are_asked_about_by_their_numbers(describe, chat, image):
     question, pairs = "Is <region1> left of <region2>?", [[1, 2], [2, 1]]
     words = ["--question", question, "--pair", "1,2", "--pair", "2,1"]

@@ -23,6 +23,7 @@ def explain(model_folder, image, capsys):
     return run
 
 
+@pytest.mark.heavy
 def test_shares_inside_of_each_box_are_lines_and_all_numbers_are_json_a_drawing_and_a_page(explain, tmp_path):
     drawing, page = tmp_path / "out.png", tmp_path / "out.html"
 

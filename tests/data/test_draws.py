@@ -72,6 +72,7 @@ def test_every_question_of_a_bank_is_drawn_and_every_order_of_boxes():
     assert len(orders) == 2 and min(orders.values()) > 150
 
 
+@pytest.mark.heavy
 def test_half_of_the_samples_of_a_dialogue_list_the_detections():
     listed = [len(sample.boxes_px) for sample in draws("det_llava", 0)]
     assert set(listed) == {0, 2} and abs(np.mean(listed) / 2 - 0.5) < 0.05

@@ -47,6 +47,7 @@ def check(told, path, what):
         assert "Traceback" not in message
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_annotation_file_gives_only_readable_messages(tmp_path, name):
     path = Path(ENTRIES[name]["ann_file"])
@@ -63,6 +64,7 @@ def test_a_damaged_annotation_file_gives_only_readable_messages(tmp_path, name):
     assert unreadable >= (2 if lines else 5)
 
 
+@pytest.mark.heavy
 def test_a_damaged_file_of_an_image_s_boxes_costs_only_its_items(tmp_path):
     folder = Path(ENTRIES["vcr"]["img_prefix"])
     content = json.loads((folder / "movie/1.json").read_text())

@@ -58,6 +58,7 @@ def test_two_processes_find_the_same_in_the_same_order_as_one(faulty, estimator)
     assert len(reports[0][0]["findings"]) == 16
 
 
+@pytest.mark.heavy
 def test_a_process_that_is_killed_is_one_readable_error(faulty, estimator, monkeypatch):
     monkeypatch.setattr(examination.images, "examine", lambda *_: os.kill(os.getpid(), 9))
     with pytest.raises(InputError, match=r"a process that read the data was killed; .* try --workers 1"):
@@ -108,6 +109,7 @@ def test_losses_within_the_allowed_share_are_remarks(tmp_path, estimator):
     assert verdict.reason.endswith("cannot be used (16.7 %; one, or 10 %, is allowed)")
 
 
+@pytest.mark.heavy
 def test_losses_of_every_kind_count_together(tmp_path, estimator):
     path = good_set(tmp_path, count=20)
     rows = path.read_text().splitlines()
@@ -122,6 +124,7 @@ def test_losses_of_every_kind_count_together(tmp_path, estimator):
     assert judge(results, 0.1).ready
 
 
+@pytest.mark.heavy
 def test_losses_of_all_training_sets_count_together(tmp_path, estimator):
     entries = [unified(good_set(tmp_path / name)) for name in "ab"]
     (tmp_path / "a" / "3.png").unlink()
@@ -261,6 +264,7 @@ def samples_of(path, *arguments):
     return [(re.search(r'<p class="soft">(.*?)</p>', part)[1], re.findall(r"(\w+\.jsonl#\d+)", part)) for part in page]
 
 
+@pytest.mark.heavy
 def test_the_page_shows_every_sample_in_its_order_and_fewer_where_that_is_asked_for(tmp_path):
     path = good_set(tmp_path)
     ((note, titles),) = samples_of(path)

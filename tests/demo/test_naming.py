@@ -60,6 +60,7 @@ def names_by_itself(chat, seed: int = 0) -> list[str]:
     return [name.strip() for name in said]
 
 
+@pytest.mark.heavy
 def test_each_box_is_named_as_the_model_answers_about_it_alone(tiny_chat, session):
     session.want_names(session.image_id, BOXES[:2], 1)
     assert [len(session.names.known) for _ in session.names.compute()] == [1, 2]
@@ -82,6 +83,7 @@ def test_a_box_that_is_moved_or_deleted_meanwhile_gets_no_name_and_the_next_one_
     assert session.names.known == [(moved, said.strip()), (BOXES[1], names_by_itself(tiny_chat)[1])]
 
 
+@pytest.mark.heavy
 def test_no_name_of_one_image_lands_on_another(tiny_chat, worker, session, before_each_token):
     def show_another() -> None:
         session.show(scaled(image(1)))

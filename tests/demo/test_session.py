@@ -100,6 +100,7 @@ def test_the_answer_grows_until_it_is_whole(session):
     assert session.rounds[0].answer == grown[-1]
 
 
+@pytest.mark.heavy
 def test_boxes_are_in_pixels_of_the_persons_own_image(worker):
     large = scaled(image(size=(4096, 2048)))
     session = Session(worker)

@@ -83,6 +83,7 @@ def test_there_are_tiny_files_for_every_benchmark():
     assert set(WRITERS) == set(BENCHMARKS)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_model_that_returns_the_reference_gets_the_maximum(run, name):
     metrics = run(name, ORACLE)

@@ -187,6 +187,7 @@ def test_a_long_prompt_is_read_in_parts_beside_which_others_are_answered(served,
     assert found == [alone(served, long, SamplingParams(5))] * 2
 
 
+@pytest.mark.heavy
 def test_memory_is_bounded_by_a_number_of_tokens(served):
     draw = random.Random(4)
     prompts = [prompt_of(served, draw.choice(served.images), draw.choice(QUESTIONS), draw) for _ in range(12)]
@@ -267,6 +268,7 @@ def test_log_probabilities_are_those_of_the_model_whatever_the_sampling(served):
     assert [[token for token, _ in top] for top in answer.top_log_probs] == expected.topk(3).indices.tolist()
 
 
+@pytest.mark.heavy
 def test_several_answers_to_one_question_have_random_sequences_of_their_own(served):
     prompt = prompt_of(served, served.images[0], QUESTIONS[0], random.Random(0))
     worker = BatchingWorker(served.model, served.processor)

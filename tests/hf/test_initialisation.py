@@ -55,6 +55,7 @@ def test_tensors_of_another_shape_are_drawn_and_the_others_kept(kind, tmp_path):
     assert [name for name in before if name not in wrong and not torch.equal(before[name], after[name])] == []
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_tensors_are_drawn_for_those_who_ask_and_an_error_for_others(kind, tmp_path):
     tiny_model(kind).save_pretrained(tmp_path)

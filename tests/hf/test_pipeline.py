@@ -61,6 +61,7 @@ def test_a_chat_is_answered_and_goes_on(pipe, folder, image):
     pipe(text=said["generated_text"] + [{"role": "user", "content": "And what else?"}], max_new_tokens=2)
 
 
+@pytest.mark.heavy
 def test_several_questions_are_answered_in_one_batch(pipe, folder, image):
     said = pipe(images=[image, image], text=[QUESTION, "A <region1>, or what?"], boxes=[BOXES, BOXES], **SETTINGS)
     assert [one["generated_text"] for one in said] == [

@@ -89,6 +89,7 @@ def test_half_precision_folders_open_in_half_precision_or_as_asked(folder):
     assert torch.equal(model.get_output_embeddings().weight, expected)
 
 
+@pytest.mark.heavy
 def test_the_tower_is_found_in_the_working_directory(folder, recorded, tmp_path, monkeypatch):
     shutil.move(folder / "clip", tmp_path / "clip")
     monkeypatch.chdir(tmp_path)

@@ -134,6 +134,7 @@ def test_images_of_one_pixel_and_of_thirty_thousand_are_loaded(size, pipeline, t
     np.testing.assert_allclose(values[:, 4, 4], (10, 200, 30), atol=1)
 
 
+@pytest.mark.heavy
 def test_damaged_files_of_every_kind_are_loaded_or_refused_in_one_line(tmp_path):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))

@@ -146,6 +146,7 @@ def test_a_model_that_does_not_look_at_boxes_is_caught_by_every_control(data, tm
     assert summary["permuted_given"] == summary["relations_swapped"] == 0.0
 
 
+@pytest.mark.heavy
 def test_a_constant_answer_scores_the_chance_level(data, tmp_path):
     metrics = evaluate_answerer(lambda queries: ["yes"] * len(queries), data, tmp_path / "out")
 
@@ -259,6 +260,7 @@ def test_photographs_are_right_where_an_accepted_name_is_said_and_stand_beside_t
     assert about[1]["references"] == ["cup", "mug"]
 
 
+@pytest.mark.heavy
 def test_the_report_shows_photographs_before_scenes_and_the_wrong_ones_first(photographs, tmp_path):
     answer = answer_photographs("an owl", "a cup", "a cat")
     evaluate_answerer(answer, photographs, tmp_path / "out")
@@ -296,6 +298,7 @@ def test_regions_that_answers_name_are_scored_as_sets():
     assert scores._which(asked[3:]) == {}
 
 
+@pytest.mark.heavy
 def test_things_never_shown_are_accepted_by_any_name_of_their_category(data, tmp_path):
     lines = [json.loads(line) for line in (data / "test_unseen.jsonl").read_text().splitlines()]
     for line in lines:
@@ -366,6 +369,7 @@ def test_blank_regions_all_look_the_same(data):
     assert len(set(query(blank=True))) == 1
 
 
+@pytest.mark.heavy
 def test_a_tiny_model_runs_through_everything(data, tmp_path):
     model = tiny_model("pyramid")
 

@@ -67,6 +67,7 @@ def test_centres_of_pairs_lie_at_near_and_far_distances():
     assert inside.min() / len(distances) > 0.1
 
 
+@pytest.mark.heavy
 def test_a_box_is_the_tight_bound_of_the_pixels_that_its_stamp_changes():
     for seed in range(10):
         scene = lay_out(seed)

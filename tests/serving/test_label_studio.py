@@ -102,6 +102,7 @@ def test_the_backend_is_up_and_takes_the_interface_that_it_comes_with(backend):
     assert call(backend, "/webhook", {"action": "PROJECT_UPDATED"}) == (200, {"status": "ok"})
 
 
+@pytest.mark.heavy
 def test_boxes_of_annotations_of_predictions_and_of_the_data_get_the_model_s_text(backend, chat, picture):
     boxes = [rectangle("a", BOXES[0]), rectangle("b", BOXES[1])]
     tasks = [
@@ -122,6 +123,7 @@ def test_boxes_of_annotations_of_predictions_and_of_the_data_get_the_model_s_tex
     assert {one["from_name"] for one in listed["result"]} == {"box", "text"}
 
 
+@pytest.mark.heavy
 def test_a_box_drawn_just_now_is_the_only_one_that_is_described(backend, chat, picture):
     turned = rectangle("c", [40, 4, 66, 39], rotation=90)  # about its corner: 35 to the left, 26 down
     task = {"id": 1, "data": IMAGE, "annotations": [{"result": [rectangle("a", BOXES[0])]}]}

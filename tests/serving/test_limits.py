@@ -231,6 +231,7 @@ def test_an_allowed_host_is_fetched_from_within_its_limits(image_host, picture):
         ImageFetcher(["localhost"], is_public=lambda _: True).fetch(f"{root}/image.png")
 
 
+@pytest.mark.heavy
 def test_a_host_that_sends_byte_after_byte_is_left_when_the_time_is_over(image_host, monkeypatch):
     root, trust = image_host
     monkeypatch.setattr("gpt4roi.serving.images.FETCH_SECONDS", 0.5)

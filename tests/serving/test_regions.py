@@ -120,6 +120,7 @@ def test_a_stream_that_cannot_go_on_ends_with_an_error(api, chat, url, monkeypat
     assert "ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.heavy
 def test_a_model_of_masks_reads_them(api, picture, url):
     from gpt4roi.serving.server import RunningApi, ServingOptions
 

@@ -62,6 +62,7 @@ def test_a_folder_without_a_whole_checkpoint_has_none(tmp_path):
     assert saving.last_checkpoint(tmp_path) is None
 
 
+@pytest.mark.heavy
 def test_large_files_are_checked_at_places_all_over_them(tmp_path):
     path = tmp_path / "large.bin"
     with path.open("wb") as file:

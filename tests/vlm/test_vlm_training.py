@@ -56,6 +56,7 @@ def of_families(*in_ci):
     return [name if name in in_ci else pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", of_families("qwen2_5_vl"))
 def test_each_stage_trains_its_modules_of_a_base_and_a_run_resumes_to_the_bit(name, data, tmp_path):
     base = base_folder(name, tmp_path / "base")

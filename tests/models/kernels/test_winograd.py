@@ -51,6 +51,7 @@ def test_single_precision_is_within_1e_5_of_the_largest_value():
         assert (result - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
+@pytest.mark.heavy
 def test_gradients_in_single_precision_are_within_1e_5_of_the_largest_value():
     maps, weight = draw(torch.float32, 256, 64)
     gradients = []
