@@ -25,7 +25,7 @@ from quickstart import fetch, questions
 from quickstart.accepted import names_of_category
 from quickstart.class_names import class_names
 from quickstart.region_classifier import RegionClassifier
-from quickstart.splits import PHOTOGRAPHS
+from quickstart.splits import NAMES, PHOTOGRAPHS
 
 TRAIN, TEST = PHOTOGRAPHS
 
@@ -38,6 +38,8 @@ SMALLEST_AREA = 0.02
 """Of the image."""
 SURE = 0.5
 """Probability from which the head's class is taken as a region's name."""
+LIKELY = 0.15
+"""Probability from which the head's class is a name of NAMES."""
 REGIONS_OF_VIEW, REGIONS_OF_CLASS_IN_VIEW, REGIONS_OF_CLASS = 8, 2, 40
 CARDS = frozenset(
     {
@@ -127,7 +129,7 @@ def _is_wanted(name: str, source: Source) -> bool:
 
 
 def write_training(out: Path, downloads: Path, head: RegionClassifier, seed: int, notes: list[str]) -> dict:
-    """Writes images and a file in the unified format of regions that the head is sure of; returns what they hold."""
+    """Writes images, a file in the unified format of regions that the head is sure of, and NAMES; returns counts."""
     file, folder = out / f"{TRAIN}.jsonl", out / "images" / TRAIN
     photographs = [path for source in TRAINING for path in _unpacked(source, downloads, notes)]
     if not file.exists():
@@ -135,7 +137,11 @@ def write_training(out: Path, downloads: Path, head: RegionClassifier, seed: int
         folder.mkdir(parents=True)
         records = list(_training_records(photographs, folder, head, seed))
         atomic_write_text(file, "".join(json.dumps(record) + "\n" for record in records))
-    return {"photographs": len(photographs), **describe(file)}
+    names = out / f"{NAMES}.jsonl"
+    if not names.exists():
+        records = list(_likely_records(file, head, seed))
+        atomic_write_text(names, "".join(json.dumps(record) + "\n" for record in records))
+    return {"photographs": len(photographs), **describe(file), "likely_names": describe(names)["names"]}
 
 
 def write_benchmark(out: Path, downloads: Path, head: RegionClassifier, notes: list[str]) -> dict:
@@ -200,6 +206,24 @@ def _training_records(photographs: Sequence[Path], folder: Path, head: RegionCla
                 yield _record(TRAIN, file, shown, [box for box, _, _ in found], things)
             else:
                 file.unlink()
+
+
+def _likely_records(file: Path, head: RegionClassifier, seed: int) -> Iterator[dict]:
+    """Yields the records of NAMES: up to REGIONS_OF_VIEW regions of each image of file, one of a class."""
+    names, taken = class_names(), Counter[str]()
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+        path = file.parent / json.loads(line)["image"]
+        image = load_image(path, "detection")
+        boxes = _random_boxes(image, np.random.default_rng([seed, 5, number]))
+        values, classes = head.probabilities(image, boxes).max(dim=1)
+        # Of each class the box that the head is surest of.
+        likely = dict(sorted((value, index) for index, value in enumerate(values.tolist()) if value >= LIKELY))
+        best = {names[int(classes[index])]: (index, value) for value, index in likely.items()}
+        rare_first = sorted(best.keys() - CARDS, key=lambda name: (taken[name], -best[name][1]))[:REGIONS_OF_VIEW]
+        taken.update(rare_first)
+        things = [{"caption": name, "probability": round(best[name][1], 4)} for name in rare_first]
+        if things:
+            yield _record(TRAIN, path, image, [boxes[best[name][0]] for name in rare_first], things)
 
 
 def _view(image: Image.Image, view: int, rng: np.random.Generator) -> Image.Image:

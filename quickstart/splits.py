@@ -24,6 +24,11 @@ FORMAT = 7
 SPLITS = ("train", "val", "test", "test_unseen")
 PHOTOGRAPHS = ("train_photographs", "test_photographs")
 """Files of regions of photographs, beside those of the splits."""
+NAMES = "train_names"
+"""File of regions of the training's photographs by the classifier's likeliest class, sure or not, rare ones first.
+
+From these, stage 2 learns to say what a region's tokens say, which takes more names than those that are sure.
+"""
 PASTED = "train_pasted"
 """File of scenes on backgrounds with things of their own (copy-paste augmentation): a stamp on a cat is the stamp."""
 PASTED_SCENES = 240
@@ -83,7 +88,7 @@ def write_splits(out: Path, arguments: StampArguments, material: Material, worke
     asked_for = {"format": FORMAT, "arguments": settings, "stamps": material.stamps_from}
     begun = out / "scenes.json"
     if not begun.exists() or json.loads(begun.read_text(encoding="utf-8")) != asked_for:
-        for split in (*SPLITS, *PHOTOGRAPHS, PASTED):
+        for split in (*SPLITS, *PHOTOGRAPHS, NAMES, PASTED):
             (out / f"{split}.jsonl").unlink(missing_ok=True)
             shutil.rmtree(out / "images" / split, ignore_errors=True)
         atomic_write_text(begun, json.dumps(asked_for, indent=1) + "\n")

@@ -82,6 +82,27 @@ def written(out):
     return [json.loads(line) for line in lines]
 
 
+def likely(out):
+    return [json.loads(line) for line in (out / "train_names.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_names_are_the_likeliest_class_of_a_region_sure_or_not_and_differ_within_an_image(
+    toy_source, tmp_path, head, monkeypatch
+):
+    monkeypatch.setattr(photographs, "SURE", 0.9)
+    photographs.write_training(tmp_path / "out", toy_source, head, 0, [])
+
+    names, least = class_names(), 1.0
+    assert likely(tmp_path / "out")
+    for record in likely(tmp_path / "out"):
+        said = [thing["caption"] for thing in record["objects"]]
+        least = min(least, *(thing["probability"] for thing in record["objects"]))
+        assert len(set(said)) == len(said) <= 8 and not photographs.CARDS & set(said)
+        image = Image.open(tmp_path / "out" / record["image"]).convert("RGB")
+        assert said == [names[number] for number in head.probabilities(image, record["boxes"]).argmax(1)]
+    assert photographs.LIKELY <= least < photographs.SURE
+
+
 def test_training_regions_are_those_that_the_head_is_sure_of_and_few_of_one_name(toy_source, tmp_path, head):
     counts = photographs.write_training(tmp_path / "out", toy_source, head, 0, [])
 
@@ -92,6 +113,7 @@ def test_training_regions_are_those_that_the_head_is_sure_of_and_few_of_one_name
         "images": len(records),
         "regions": len(things),
         "names": len({thing["caption"] for thing in things}),
+        "likely_names": len({thing["caption"] for record in likely(tmp_path / "out") for thing in record["objects"]}),
     }
     assert counts["regions"] >= 6 and min(thing["probability"] for thing in things) >= 0.5
     assert {record["image"].split("/")[-1].split("-")[0] for record in records} == {"owl", "pier"}
