@@ -31,7 +31,7 @@ From these, stage 2 learns to say what a region's tokens say, which takes more n
 """
 PASTED = "train_pasted"
 """File of scenes on backgrounds with things of their own (copy-paste augmentation): a stamp on a cat is the stamp."""
-PASTED_SCENES = 240
+PASTED_SCENES = 480
 SEEDS = {"train": 0, "val": 1, "test": 2, "test_unseen": 3, PASTED: 9}
 RELATIONS_IN_TEST = 400
 """Questions of each relation in the test split."""
