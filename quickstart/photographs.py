@@ -217,8 +217,8 @@ def _likely_records(file: Path, head: RegionClassifier, seed: int) -> Iterator[d
         boxes = _random_boxes(image, np.random.default_rng([seed, 5, number]))
         values, classes = head.probabilities(image, boxes).max(dim=1)
         # Of each class the box that the head is surest of.
-        likely = dict(sorted((value, index) for index, value in enumerate(values.tolist()) if value >= LIKELY))
-        best = {names[int(classes[index])]: (index, value) for value, index in likely.items()}
+        likely = sorted((value, index) for index, value in enumerate(values.tolist()) if value >= LIKELY)
+        best = {names[int(classes[index])]: (index, value) for value, index in likely}
         rare_first = sorted(best.keys() - CARDS, key=lambda name: (taken[name], -best[name][1]))[:REGIONS_OF_VIEW]
         taken.update(rare_first)
         things = [{"caption": name, "probability": round(best[name][1], 4)} for name in rare_first]
