@@ -224,7 +224,8 @@ class TrainingArguments(HFTrainingArguments):
     stage: int = _argument(1, "1: region encoder; 2: everything but the vision tower")
     trainable_modules: str = _argument(
         "region_encoder",
-        "comma-separated: region_encoder, mm_projector, language_model, or a part (region_encoder.place)",
+        "comma-separated: region_encoder, mm_projector, language_model, or parts (region_encoder.place, "
+        "language_model.model.layers.*.self_attn)",
     )
     learning_rates: str | None = _argument(None, "learning rates that differ, as region_encoder=5e-4,mm_projector=5e-4")
     weight_decays: str | None = _argument(None, "weight decays that differ, as region_encoder=0.01,language_model=0")

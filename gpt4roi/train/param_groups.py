@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,8 @@ PARTS = ("vision_tower", *MODULES)
 
 def parse_modules(text: str) -> tuple[str, ...]:
     """Parses a comma-separated list of modules, or parts of them by their path, as `region_encoder.place`.
+
+    A `*` in a path stands for anything: `language_model.model.layers.*.self_attn`.
 
     Raises InputError for a name that neither is one of MODULES nor lies in one.
     """
@@ -73,15 +76,16 @@ def set_trainable(model: nn.Module, modules: Sequence[str]) -> None:
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(module_of(name) in modules)
-    for name in modules:
-        if "." not in name:
+    for pattern in modules:
+        if "." not in pattern:
             continue
-        try:
-            model.get_submodule(name).requires_grad_(True)
-        except AttributeError as error:
-            module = name.partition(".")[0]
-            parts = ", ".join(f"{module}.{part}" for part, _ in getattr(model, module).named_children())
-            raise InputError(f"--trainable_modules: this model has no {name}; expected {module} or {parts}") from error
+        parts = [part for name, part in model.named_modules() if fnmatchcase(name, pattern)]
+        if not parts:
+            module = pattern.partition(".")[0]
+            known = ", ".join(f"{module}.{name}" for name, _ in getattr(model, module).named_children())
+            raise InputError(f"--trainable_modules: this model has no {pattern}; expected {module} or {known}")
+        for part in parts:
+            part.requires_grad_(True)
 
 
 def param_groups(

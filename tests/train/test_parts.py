@@ -21,6 +21,15 @@ def test_a_part_of_a_module_can_learn_alone(pyramid_model):
         set_trainable(pyramid_model, ("region_encoder.plaec",))
 
 
+def test_a_star_in_a_path_names_the_same_part_of_every_layer(pyramid_model):
+    set_trainable(pyramid_model, parse_modules("language_model.model.layers.*.self_attn"))
+    learns = {name for name, p in pyramid_model.named_parameters() if p.requires_grad}
+    layers = range(len(pyramid_model.language_model.model.layers))
+    assert {name.partition("self_attn.")[0] for name in learns} == {f"language_model.model.layers.{i}." for i in layers}
+    with pytest.raises(InputError, match=r"has no language_model\.\*\.attention; expected language_model or"):
+        set_trainable(pyramid_model, ("language_model.*.attention",))
+
+
 def test_each_learning_rate_and_decay_has_its_group_and_decay_falls_on_all(clip_model):
     set_trainable(clip_model, ("region_encoder", "mm_projector"))
     rates = parse_rates("mm_projector=1e-4")
