@@ -1,4 +1,7 @@
-"""What every test may use."""
+"""What every test may use.
+
+The process that hands tests to its workers loads this file too, and runs none: torch is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import random
 
 import numpy
 import pytest
-import torch
-from tiny import tiny_model, tiny_processor, tiny_tokenizer
 
 
 def pytest_collection_modifyitems(config, items):
     """Leaves out what is slow unless it is asked for by mark or by name, and what needs a GPU where there is none."""
+    import torch
+
     asked = "slow" in config.getoption("-m") or any("::" in argument for argument in config.args)
     for item in items:
         if item.get_closest_marker("slow") and not asked:
@@ -23,6 +26,8 @@ def pytest_collection_modifyitems(config, items):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Every test, and the fixtures made for it, draw the same numbers whatever ran before in its process."""
+    import torch
+
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
@@ -31,6 +36,8 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Two cores are all there is, and results must not depend on them."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -57,28 +64,38 @@ def no_proxies():
 @pytest.fixture
 def clip_model():
     """A tiny LLaMA under the original's region encoder on a tiny CLIP (32 px, 16 image tokens)."""
+    from tiny import tiny_model
+
     return tiny_model("clip")
 
 
 @pytest.fixture
 def pyramid_model():
     """A tiny LLaMA under the light region encoder on a tiny timm pyramid (64 px, 4 image tokens)."""
+    from tiny import tiny_model
+
     return tiny_model("pyramid")
 
 
 @pytest.fixture
 def tokenizer():
     """A tokenizer of bytes with the region tokens."""
+    from tiny import tiny_tokenizer
+
     return tiny_tokenizer()
 
 
 @pytest.fixture
 def clip_processor(clip_model):
     """The processor of clip_model, in chat format."""
+    from tiny import tiny_processor
+
     return tiny_processor(clip_model.config)
 
 
 @pytest.fixture
 def pyramid_processor(pyramid_model):
     """The processor of pyramid_model, in chat format."""
+    from tiny import tiny_processor
+
     return tiny_processor(pyramid_model.config)
