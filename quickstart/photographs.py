@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -40,6 +41,8 @@ SURE = 0.5
 """Probability from which the head's class is taken as a region's name."""
 LIKELY = 0.15
 """Probability from which the head's class is a name of NAMES."""
+NAMES_READ = 8
+"""Class names that the questions of one image of NAMES spell out, for its answer to say again."""
 REGIONS_OF_VIEW, REGIONS_OF_CLASS_IN_VIEW, REGIONS_OF_CLASS = 8, 2, 40
 CARDS = frozenset(
     {
@@ -209,8 +212,13 @@ def _training_records(photographs: Sequence[Path], folder: Path, head: RegionCla
 
 
 def _likely_records(file: Path, head: RegionClassifier, seed: int) -> Iterator[dict]:
-    """Yields the records of NAMES: up to REGIONS_OF_VIEW regions of each image of file, one of a class."""
+    """Yields the records of NAMES: up to REGIONS_OF_VIEW regions of each image of file, one of a class.
+
+    Few classes are likely anywhere in the photographs. So that the language model learns to say any name that stands in
+    a question, as a region's tokens do, other questions spell names out: "What is a minibus?"; all classes in turn.
+    """
     names, taken = class_names(), Counter[str]()
+    to_read = cycle(np.random.default_rng([seed, 6]).permutation(names).tolist())
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
         path = file.parent / json.loads(line)["image"]
         image = load_image(path, "detection")
@@ -223,7 +231,11 @@ def _likely_records(file: Path, head: RegionClassifier, seed: int) -> Iterator[d
         taken.update(rare_first)
         things = [{"caption": name, "probability": round(best[name][1], 4)} for name in rare_first]
         if things:
-            yield _record(TRAIN, path, image, [boxes[best[name][0]] for name in rare_first], things)
+            record = _record(TRAIN, path, image, [boxes[best[name][0]] for name in rare_first], things)
+            spelt = [questions.ask_spelt(name) for name in islice(to_read, NAMES_READ)]
+            record["conversations"] += questions.conversations(spelt)
+            record["tasks"] += [question.task for question in spelt]
+            yield record
 
 
 def _view(image: Image.Image, view: int, rng: np.random.Generator) -> Image.Image:

@@ -2,8 +2,9 @@
 
 Tasks: `caption`, `larger`, `left`, `above`, `near` (left or above, of near pairs), `count` (all things of the picture),
 `animals` (how many of some regions are animals), `which` (which of them show animals, or one thing: an answer that
-names regions). Regions are named by their 0-based index here and as <region1>, … in the text. A pair of regions is only
-asked about where the answer is plain (see `is_plain`).
+names regions), `spelt` (a name that the question spells out, to be said again). Regions are named by their 0-based
+index here and as <region1>, … in the text. A pair of regions is only asked about where the answer is plain (see
+`is_plain`).
 """
 
 from __future__ import annotations
@@ -109,6 +110,11 @@ def ask(task: str, boxes: Sequence[Box], captions: Sequence[str], regions: Seque
     if task in RELATIONS:
         pair = {"regions": [region + 1 for region in regions], **measure(task, *(boxes[r] for r in regions))}
     return Question(task, text, answer(task, boxes, captions, regions), pair)
+
+
+def ask_spelt(name: str) -> Question:
+    """Builds a caption's question that spells the name out in place of the region; the answer says it again."""
+    return Question("spelt", WORDING["caption"].format(name), name)
 
 
 def conversations(asked: Sequence[Question]) -> list[dict]:

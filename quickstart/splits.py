@@ -19,7 +19,7 @@ from gpt4roi.io.atomic import atomic_write_text
 from quickstart import questions, scenes
 from quickstart.library import Photograph, Stamp
 
-FORMAT = 7
+FORMAT = 8
 """Bump when the same arguments give other files."""
 SPLITS = ("train", "val", "test", "test_unseen")
 PHOTOGRAPHS = ("train_photographs", "test_photographs")

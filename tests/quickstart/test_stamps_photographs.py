@@ -103,6 +103,21 @@ def test_names_are_the_likeliest_class_of_a_region_sure_or_not_and_differ_within
     assert photographs.LIKELY <= least < photographs.SURE
 
 
+def test_names_of_all_classes_are_spelt_in_turn_and_said_again(toy_source, tmp_path, head):
+    photographs.write_training(tmp_path / "out", toy_source, head, 0, [])
+
+    spelt = []
+    for record in likely(tmp_path / "out"):
+        assert len(record["conversations"]) == 2 * len(record["tasks"])
+        pairs = zip(record["conversations"][::2], record["conversations"][1::2], record["tasks"], strict=True)
+        for question, answer, task in pairs:
+            if task == "spelt":
+                assert question["value"] == f"What is {answer['value']}?"
+                spelt.append(answer["value"])
+    assert len(spelt) == len(set(spelt)) == photographs.NAMES_READ * len(likely(tmp_path / "out"))
+    assert set(spelt) <= set(class_names())
+
+
 def test_training_regions_are_those_that_the_head_is_sure_of_and_few_of_one_name(toy_source, tmp_path, head):
     counts = photographs.write_training(tmp_path / "out", toy_source, head, 0, [])
 
