@@ -156,13 +156,13 @@ def several_regions(page: Recorder) -> str:
 
 
 def several_rounds(page: Recorder) -> str:
-    """Asks about old boxes and a new one: a motorcycle, its front wheel and the door behind it."""
+    """Asks about old boxes and a new one: a motorcycle, the door behind it and the shelf beside that."""
     page.pick("motorcycle")
     page.draw((0.16, 0.14, 0.93, 0.93))
-    page.draw((0.675, 0.52, 0.918, 0.91))
+    page.draw((0.27, 0.0, 0.405, 0.3))
     page.type("What is <region2>?")
     first = page.ask()
-    page.draw((0.27, 0.0, 0.405, 0.3))
+    page.draw((0.78, 0.18, 0.99, 0.5))
     page.type("Is <region3> left of region2?")
     return f"{first}; {page.ask()}"
 
@@ -224,6 +224,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="NAME", help="record one of the files, such as parts.png")
     parser.add_argument("--out", type=Path, default=Path("figs"), metavar="DIR")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
 
     from gpt4roi import RegionChat
     from gpt4roi.demo.server import ServerOptions, serve
