@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt4roi.cli import output
 from gpt4roi.cli._model import reads_masks
 from gpt4roi.errors import InputError
 
@@ -182,12 +183,9 @@ def drawing_target(path: str | None, flag: str = "--draw") -> Path | None:
     """Checks where a drawing goes. Raises InputError on another kind of file, and where there is no such folder."""
     if path is None:
         return None
-    target = Path(path)
-    if target.suffix.lower() not in IMAGE_ENDINGS:
+    if Path(path).suffix.lower() not in IMAGE_ENDINGS:
         raise InputError(f"{flag} {path}: expected a file name that ends in .png, .jpg or .webp")
-    if not target.parent.is_dir():
-        raise InputError(f"{flag} {path}: the folder {target.parent} does not exist; make it first")
-    return target
+    return output.target_file(flag, path, "drawn.png")
 
 
 def save_drawing(

@@ -71,15 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads and checks the file, opens the model, captions what is not there yet, and writes the result."""
-    out = Path(args.out)
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a folder; give a file name such as {out / 'captions.json'}")
-    if out.exists() and not out.is_file():
-        raise InputError(f"--out {out} is no file; give a file name such as captions.json")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {out}: the folder {out.parent} does not exist; make it first")
+    out = output.target_file("--out", args.out, "captions.json")
     from gpt4roi.captioning.source import annotation_files, read_source
 
     annotation_files(args.annotations)

@@ -15,7 +15,6 @@ from gpt4roi.cli._regions import (
     open_with_regions,
     save_drawing,
 )
-from gpt4roi.errors import InputError
 
 HELP = "find and count what is asked for among proposed boxes"
 EXAMPLE = """
@@ -60,23 +59,25 @@ def run(args: argparse.Namespace) -> int:
     """Checks everything that is quick to check, then opens the model, scores the proposals and writes what it found."""
     proposals = given_regions(args)
     drawn_to = drawing_target(args.draw)
-    if args.out is not None and not Path(args.out).parent.is_dir():
-        raise InputError(f"--out {args.out}: the folder {Path(args.out).parent} does not exist; make it first")
+    out = None if args.out is None else output.target_file("--out", args.out, "results.json")
     check_model_folder(args.model)
 
     from gpt4roi.generation.detect import check_limits, check_queries, coco_results
     from gpt4roi.io.atomic import atomic_write_text
     from gpt4roi.io.json_files import as_json
+    from gpt4roi.processing.user_input import one_region_question
 
     queries = check_queries(args.queries)
     check_limits(args.threshold, args.nms, args.batch_size)
+    if args.question is not None:
+        one_region_question(args.question)
     image, regions = open_with_regions(args, proposals)
     scored = open_chat(args).detect(regions, queries, args.question, image, 0.0, args.nms, args.batch_size)
     found = [one for one in scored if one.score >= args.threshold]  # NMS is the same: likelier boxes alone drop others
     name = Path(args.image).stem if args.image_id is None else args.image_id
     results = coco_results(found, queries, int(name) if name.isdecimal() else name)
-    if args.out is not None:
-        atomic_write_text(Path(args.out), as_json(results) + "\n")
+    if out is not None:
+        atomic_write_text(out, as_json(results) + "\n")
     if drawn_to is not None:
         labels = [f"{one.query} {one.score:.2f}" for one in found]
         save_drawing(image, regions.take([one.region - 1 for one in found]), drawn_to, labels=labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from gpt4roi.cli import output
@@ -65,7 +66,12 @@ def run(args: argparse.Namespace) -> int:
     check_model_folder(args.model)
     settings: dict[str, Any] = sampling_settings(args)
     methods = None if args.methods is None else [name.strip() for name in args.methods.split(",")]
+    if args.report is not None and Path(args.report).is_dir():
+        raise InputError(f"--report {args.report}: is a folder; give a file name such as explained.html")
 
+    from gpt4roi.generation.explain import check_settings
+
+    check_settings(methods, args.cells, args.batch_size)
     image, regions = open_with_regions(args, given)
     chat = open_chat(args)
     if chat.model.packs_sequences and (

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
+from gpt4roi.errors import InputError
 from gpt4roi.io.json_files import as_json
 
 
@@ -40,6 +42,18 @@ def error(command: str, message: str) -> None:
     """Writes one line `COMMAND: error: MESSAGE` to stderr."""
     sys.stderr.write(f"{command}: error: {' '.join(message.split())}\n")
     sys.stderr.flush()
+
+
+def target_file(flag: str, path: str, example: str) -> Path:
+    """Returns where a file will be written; example: a name for it. Raises InputError where none can be."""
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"{flag} {path}: is a folder; give a file name such as {target / example}")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{flag} {path} is no file; give a file name such as {example}")
+    if not target.parent.is_dir():
+        raise InputError(f"{flag} {path}: the folder {target.parent} does not exist; make it first")
+    return target
 
 
 class _Stderr(logging.Handler):

@@ -150,19 +150,25 @@ class _Asked:
     places: torch.Tensor
 
 
-def check_methods(model: Any, methods: Sequence[str] | None) -> tuple[str, ...]:
+def check_settings(methods: Sequence[str] | None, cells: int, batch_size: int) -> None:
+    """Raises InputError where a method is unknown, or there is no cell or an empty batch; needs no model."""
+    unknown = [method for method in methods or () if method not in METHODS]
+    if unknown or (methods is not None and not methods):
+        raise InputError(f"methods are some of {', '.join(METHODS)}; got {', '.join(map(str, unknown)) or 'none'}")
+    if cells < 1 or batch_size < 1:
+        raise InputError(f"cells and batch_size must be at least 1, got {cells} and {batch_size}")
+
+
+def _methods_of(model: Any, methods: Sequence[str] | None) -> tuple[str, ...]:
     """Returns the methods to use; by default all, attention only where the implementation gives its weights.
 
     Raises:
-        InputError: One is unknown, or the model has none such, or there are no attention weights.
+        InputError: The model has none such, or there are no attention weights.
     """
     is_base = not model.packs_sequences
     has_weights = not is_base and model.language_model.config._attn_implementation == "eager"
     if methods is None:
         return METHODS if has_weights else METHODS[: 1 if is_base else 2]
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown or not methods:
-        raise InputError(f"methods are some of {', '.join(METHODS)}; got {', '.join(map(str, unknown)) or 'none'}")
     if is_base and set(methods) != {"occlusion"}:
         raise InputError(
             f"a pretrained vision-language model with regions is explained by occlusion, got {', '.join(methods)}; "
@@ -201,9 +207,8 @@ def explain(
     Raises:
         InputError: The answer is empty or too long, or the arguments are wrong.
     """
-    chosen = check_methods(model, methods)
-    if cells < 1 or batch_size < 1:
-        raise InputError(f"cells and batch_size must be at least 1, got {cells} and {batch_size}")
+    check_settings(methods, cells, batch_size)
+    chosen = _methods_of(model, methods)
     if not answer.strip():
         raise InputError("there is no answer to explain: the model said nothing; give one")
     size = image.height, image.width

@@ -63,17 +63,18 @@ def test_nothing_found_is_a_count_of_0_and_stderr_has_the_highest_score_and_what
     [
         (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["--threshold", "-1"], "threshold and nms_iou are from 0 to 1, got -1.0 and 1.0"),
+        (["--out", "."], "--out .: is a folder; give a file name such as results.json"),
+        (["--out", "/dev/null"], "--out /dev/null is no file; give a file name such as results.json"),
+        (
+            ["--question", "Is there {}?"],
+            "the question mentions no region: 'Is there {}?'; write <region1> where the region is meant",
+        ),
     ],
 )
-def test_limits_are_checked_before_the_model_is_opened(detect, words, message):
+def test_wrong_arguments_are_refused_before_the_model_is_opened(detect, monkeypatch, words, message):
+    monkeypatch.setattr("gpt4roi.cli.detect.open_chat", lambda args: pytest.fail("the model was opened"))
+
     code, _, err = detect("--query", "a cup", *words)
 
     assert code == 2
     assert err == f"gpt4roi detect: error: {message}\n"
-
-
-def test_a_question_about_no_region_is_refused(detect):
-    code, _, error = detect("--query", "a cup", "--question", "Is there {}?")
-
-    assert code == 2
-    assert "the question mentions no region: 'Is there {}?'" in error

@@ -46,8 +46,19 @@ def test_shares_inside_of_each_box_are_lines_and_all_numbers_are_json_a_drawing_
     assert all(f"{float(share):g}" in written for _, _, share in shares)
 
 
-def test_a_method_that_there_is_not_is_named(explain):
-    code, _, error = explain("--methods", "occlusion,shap")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "occlusion,shap"], "methods are some of occlusion, gradient, attention; got shap"),
+        (["--cells", "0"], "cells and batch_size must be at least 1, got 0 and 16"),
+        (["--report", "."], "--report .: is a folder; give a file name such as explained.html"),
+        (["--draw", "nowhere/a.png"], "--draw nowhere/a.png: the folder nowhere does not exist; make it first"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_model_is_opened(explain, monkeypatch, words, message):
+    monkeypatch.setattr("gpt4roi.cli.explain.open_chat", lambda args: pytest.fail("the model was opened"))
+
+    code, _, error = explain(*words)
 
     assert code == 2
-    assert error.endswith("error: methods are some of occlusion, gradient, attention; got shap\n")
+    assert error == f"gpt4roi explain: error: {message}\n"
