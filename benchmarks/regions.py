@@ -145,10 +145,10 @@ def text_about(processor: GPT4RoIProcessor, box_px: np.ndarray) -> dict[str, Any
 
 
 def encode(model: Any, image: PreparedImage, boxes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Encodes the image once; returns the image's and the region's embeddings for each box."""
+    """Encodes the image once; returns the image's and the region's embeddings (a row a token) for each box."""
     (encoded,) = encode_images(model, [image])
     regions = encoded.region_features(boxes)
-    return [encoded.image_features] * len(boxes), list(regions[:, None])
+    return [encoded.image_features] * len(boxes), list(regions.unflatten(0, (len(boxes), -1)))
 
 
 def encode_each(model: Any, image: PreparedImage, boxes: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
