@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes or reuses the environment, then runs the linters and the test suite.
 #   bash scripts/test.sh [PYTEST ARGUMENTS]          everything, in two processes; `-n 8` after it takes eight
-#   bash scripts/test.sh --fast [PYTEST ARGUMENTS]   for every change, in under a minute: ruff, and what is not marked heavy
+#   bash scripts/test.sh --fast [PYTEST ARGUMENTS]   for every change, in about a minute: ruff, and what is not marked heavy
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fast=0
@@ -10,8 +10,10 @@ bash scripts/environment.sh train,eval,demo,serve,dev,docs
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 pytest=(.venv/bin/python -m pytest -n 2 --dist loadfile)
+unset PYTHONDONTWRITEBYTECODE # some container images set it; each process would compile all tests anew
 if [[ $fast == 1 ]]; then
-    exec "${pytest[@]}" -m "not heavy and not slow and not browser and not gpu" "$@"
+    mapfile -t heavy < <(grep -rlE '^pytestmark = .*(heavy|browser)' tests) # whole files, which are not even imported
+    exec "${pytest[@]}" -m "not heavy and not slow and not browser and not gpu" "${heavy[@]/#/--ignore=}" "$@"
 fi
 .venv/bin/mypy
 bash scripts/browser.sh

@@ -30,7 +30,10 @@ def pytest_runtest_setup(item):
 
     random.seed(0)
     numpy.random.seed(0)
-    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.manual_seed(0)
+    else:  # each call of the former notes where it was made for every kind of accelerator: milliseconds a test
+        torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="session")

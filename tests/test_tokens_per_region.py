@@ -41,6 +41,7 @@ def test_permuted_boxes_permute_the_answers_and_a_batch_changes_none(kind, count
     assert len(set(straight)) > 1
 
 
+@pytest.mark.heavy
 @KINDS
 @COUNTS
 def test_cached_rounds_answer_as_the_whole_history_does(kind, count):

@@ -247,6 +247,7 @@ def test_a_folder_that_is_not_there_is_refused(path):
         load_model(path)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("part", ["lm", "clip"])
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize(

@@ -118,6 +118,7 @@ def test_an_automatic_device_map_never_splits_a_decoder_layer_or_the_region_enco
     assert not [name for name in inside if not name.startswith("vision_tower")]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_both_names_of_the_dtype_are_understood(folder, name, dtype):

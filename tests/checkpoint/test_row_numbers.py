@@ -37,6 +37,7 @@ def folder(tmp_path):
     return Path(shutil.copytree(RECORDED, tmp_path / "model"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("with_pad", [True, False], ids=["tokenizer of five more", "tokenizer of six more"])
 @pytest.mark.parametrize("rows", [5, 6, 8])
 def test_a_table_keeps_every_row_it_came_with_whatever_the_tokenizer_counts(tmp_path, with_pad, rows):
@@ -71,6 +72,7 @@ def test_a_trained_folder_whose_tokenizer_lost_its_tokens_gets_them_back_at_thei
     assert processor.tokenizer.pad_token_id == 600
 
 
+@pytest.mark.heavy
 def test_without_a_padding_token_there_are_605_rows_and_the_same_tokens_one_row_earlier(folder):
     (folder / "added_tokens.json").unlink()
     known = json.loads((folder / "special_tokens_map.json").read_text())

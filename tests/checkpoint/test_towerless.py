@@ -92,6 +92,7 @@ def cache_as_hub(folder: Path, cache: Path) -> Path:
     return cache
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("form", ["original", "ours"])
 def test_a_hub_name_opens_from_the_cache_in_both_formats(tmp_path, model, form, caplog):
     folder = RECORDED

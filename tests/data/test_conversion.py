@@ -73,6 +73,7 @@ def coco_file(path, **changes):
     return path
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", [*TEN, "det_llava"])
 def test_each_of_the_ten_sets_reads_as_the_same_samples_after_conversion(name, tmp_path, pyramid_processor):
     objects = convert_entry(name, tmp_path / "out" / "train.jsonl")

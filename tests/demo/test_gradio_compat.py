@@ -11,6 +11,8 @@ import pytest
 
 from gpt4roi.demo import gradio_compat
 
+pytestmark = pytest.mark.heavy  # importing Gradio is
+
 
 def test_the_second_check_of_a_started_page_can_still_be_left_out():
     """Without it a loaded machine, on which the page needs three seconds to answer, could not start it."""
@@ -24,7 +26,6 @@ def test_what_the_browser_sends_with_an_event_is_read_whatever_it_is(sent, value
     assert gradio_compat.event_value(event, "image") == value
 
 
-@pytest.mark.heavy
 def test_an_answer_that_ends_while_it_is_cancelled_is_no_error(running):
     """Gradio deletes its iterator at both; the second deletion would be an error of the server in the browser."""
     answers = running.page.app.iterators
@@ -39,7 +40,6 @@ def test_an_answer_that_ends_while_it_is_cancelled_is_no_error(running):
     assert (answer.status_code, answer.text) == (200, '{"success":true}')
 
 
-@pytest.mark.heavy
 def test_what_gradio_keeps_of_a_session_goes_with_it(running):
     """Else the images and answers of every user would stay in memory for as long as the server runs."""
     kept = running.page.state_holder.session_data

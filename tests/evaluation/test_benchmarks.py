@@ -112,6 +112,7 @@ def test_a_model_that_returns_the_reference_gets_the_maximum(run, name):
     assert metrics["unanswered"] == 0 and metrics["command"].startswith(f"gpt4roi evaluate --benchmark {name} ")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_constant_answer_is_near_chance(run, name):
     measured = run(name, CONSTANT)["summary"]

@@ -50,6 +50,7 @@ def figures(name, items, source):
     return {key.partition(" (judge stub, prompt ")[0]: one.value for key, one in scores.measures.items()}, scores
 
 
+@pytest.mark.heavy
 def test_dlc_scores_what_a_description_says_and_denies_where_it_recognizes_the_object(source_of):
     source = source_of(dlc_bench)
     items = read_items("dlc-bench", source)

@@ -85,6 +85,7 @@ def hub(monkeypatch, tmp_path):
     server.server_close()
 
 
+@pytest.mark.heavy
 def test_what_is_pushed_opens_and_says_how(hub, tmp_path):
     model = tiny_model()
     model.push_to_hub("me/model", private=True, token="hf_none")

@@ -48,6 +48,7 @@ TOWERS = ["clip", "siglip", "dinov2", "dinov2_with_registers", "pyramid"]
 DECODERS = ["llama", "qwen2", "qwen3", "mistral", "gemma2"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("kind", "text_type"), [(kind, "llama") for kind in TOWERS] + [("clip", decoder) for decoder in DECODERS[1:]]
 )

@@ -124,6 +124,7 @@ def test_jpegs_in_cmyk_and_images_with_a_palette_keep_their_colours(tmp_path):
         np.testing.assert_allclose(load_image(path).getpixel((8, 8)), (230, 120, 20), atol=3, err_msg=path.name)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("pipeline", ["detection", "dialogue"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 150), (30_000, 160), (160, 30_000)])
 def test_images_of_one_pixel_and_of_thirty_thousand_are_loaded(size, pipeline, tmp_path):

@@ -17,6 +17,8 @@ from quickstart.examples import write_examples
 from quickstart.region_classifier import RegionClassifier
 from quickstart.splits import StampArguments
 
+pytestmark = pytest.mark.heavy
+
 TOY = fetch.DebianPackage("toy", "toy_1_all.deb", "0" * 64)
 
 
@@ -154,7 +156,6 @@ def test_training_regions_are_read_as_captions_of_the_unified_format(toy_source,
     ]
 
 
-@pytest.mark.heavy
 def test_the_same_seed_draws_the_same_regions_and_a_finished_file_is_left_alone(toy_source, tmp_path, head):
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         photographs.write_training(tmp_path / out, toy_source, head, seed, [])

@@ -183,6 +183,7 @@ def test_it_is_said_before_any_model_is_opened(parts, wrong, tmp_path, monkeypat
     assert_one_line(said(arguments, parts, wrong, tmp_path), message)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("arguments", "message"), WHILE_OPENING)
 def test_it_is_said_while_the_parts_are_opened(parts, wrong, tmp_path, arguments, message):
     assert_one_line(said(arguments, parts, wrong, tmp_path), message)

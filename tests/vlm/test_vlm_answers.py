@@ -60,6 +60,7 @@ def test_describe_answers_many_boxes_as_each_alone_and_the_next_round_reads_the_
     assert sum(shares[0].values()) == pytest.approx(1)
 
 
+@pytest.mark.heavy
 @families
 @torch.no_grad()
 def test_an_explanation_is_what_the_likelihood_loses_where_the_image_is_occluded(vlm):

@@ -77,6 +77,7 @@ def features(vlm, batch):
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 
+@pytest.mark.heavy
 @families
 @torch.no_grad()
 def test_without_boxes_logits_and_tokens_are_the_bases_to_the_bit(vlm):
@@ -159,6 +160,7 @@ def test_a_batch_of_sizes_and_numbers_of_boxes_is_as_each_sample_alone(vlm):
         assert (vlm.model(**single).logits[0] - logits[row, :length]).abs().max() < 1e-3
 
 
+@pytest.mark.heavy
 @families
 @torch.no_grad()
 def test_a_saved_folder_is_the_bases_with_a_region_encoder_beside_it(vlm, tmp_path):
