@@ -113,7 +113,6 @@ def test_every_gradient_norm_equals_the_recording_and_the_tower_has_none(step, f
     assert norms == pytest.approx(facts["grad_norms"], rel=1e-3)
 
 
-@pytest.mark.heavy
 def test_gradient_slices_equal_the_recording(step, recorded):
     ours = {original_format.to_original(name): value for name, value in step[1].items()}
     names = [name.removeprefix("grad_slice.") for name in recorded if name.startswith("grad_slice.")]

@@ -1,0 +1,1 @@
+"""Tests on recordings. A package, so that its folder `datasets` is not found as the library of that name."""
